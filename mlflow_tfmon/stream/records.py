@@ -1,0 +1,273 @@
+"""What flows from a training to MLflow: plain data, known to the trainer and to the delivery process alike.
+
+A *recording* is all that was measured within one MLflow run. It is an ordered list of records. Each record has a
+kind (the class below), a JSON body (the dataclass's fields) and, for blocks of numbers, raw float64 bytes.
+Nothing in here knows TensorFlow or MLflow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Whose run takes the recording; always the first record.
+
+    Attributes:
+        tracking_uri: MLflow tracking URI.
+        registry_uri: MLflow model registry URI.
+        experiment_id: experiment of the run.
+        run_id: the run, or None if no run could be made yet (the store was away): then delivery makes it.
+        run_name: name for a run that delivery makes, or None.
+        tags: tags to set on the run.
+        start_time: Unix time of the start, seconds.
+        owned: whether this recording made the run, and so must end it if the trainer dies.
+        max_points: bound on the points of one series in MLflow.
+        max_variables: how many variables get series of their own in MLflow.
+    """
+
+    tracking_uri: str
+    registry_uri: str
+    experiment_id: str
+    run_id: str | None
+    run_name: str | None
+    tags: dict[str, str]
+    start_time: float
+    owned: bool
+    max_points: int = 320
+    max_variables: int = 50
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A trainable variable: its name (path with '.' for '/'), its shape, and whether it is a kernel."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_kernel: bool
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class StreamOpened:
+    """The layout of one stream (one optimizer's steps); repeated under the same id if the layout changes.
+
+    Attributes:
+        stream: number of the stream within the recording.
+        prefix: what precedes the names of its series: "" or, where there are several, "generator." and the like.
+        variables: the variables it trains, in the order of the blocks' per-variable columns.
+        columns: scalar columns of a `Steps` block, of "step", "time", "input_time", "input_wait", "examples",
+            "loss", "learning_rate", "grad_norm", "grad_norm_clipped". A thing that is not measured has no column.
+        variable_columns: quantities of a `Steps` block per variable: after the scalars come, for each of these
+            ("grad_norm", "grad_norm_clipped"), one column a variable.
+        deep_columns: quantities of a `DeepSteps` block per variable: after the scalar "step" come, for each of
+            these ("weight_norm", "update_ratio", "grad_zero_fraction"), one column a variable.
+        total_steps: how many steps are expected in all, or None if unknown.
+        model: name of the model.
+    """
+
+    stream: int
+    prefix: str
+    variables: tuple[Variable, ...]
+    columns: tuple[str, ...]
+    variable_columns: tuple[str, ...]
+    deep_columns: tuple[str, ...]
+    total_steps: int | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A block of consecutive optimizer steps: values has shape (steps, columns), float64, as `StreamOpened` says.
+
+    Column "time" is Unix time in seconds at which the step's update had been done; where it could not be measured
+    in the graph, the layout lacks it, and `seen` (when the block was drained) stands in for the points' timestamps.
+    """
+
+    stream: int
+    seen: float
+    values: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DeepSteps:
+    """A block of deep rows (every N steps): values has shape (rows, 1 + deep quantities * variables), float64.
+
+    A NaN in "update_ratio" means that the ratio is not defined (the weights were all zero before the step).
+    """
+
+    stream: int
+    seen: float
+    values: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Figures of the user's own at a step, from `Monitor.log(name=value)`."""
+
+    stream: int
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """Metrics at an epoch's end.
+
+    Attributes:
+        epoch: number of the epoch within the run, from 0.
+        step: optimizer steps done by then.
+        time: Unix time, seconds.
+        metrics: as Keras names them; a non-finite value is kept here and never sent to its series.
+        prefix: as in `StreamOpened`.
+    """
+
+    epoch: int
+    step: int
+    time: float
+    metrics: dict[str, float]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Paused:
+    """From `start` to `end` (Unix time, seconds) nothing was trained (validation, between fits): no step time spans it."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Steps first to last of a stream were overwritten before they could be read."""
+
+    stream: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Params, tags and single metrics of the run.
+
+    Attributes:
+        params: logged where the run has no other value for them yet; a clash is kept as first logged.
+        tags: set.
+        metrics: (key, value, step).
+        time: Unix time, seconds.
+    """
+
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: tuple[tuple[str, float, int], ...] = ()
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """A small text artifact."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DatasetUsed:
+    """A dataset input: `dataset` is `mlflow.data.Dataset.to_dict()`; context is "train" or "eval"."""
+
+    dataset: dict[str, str]
+    context: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSaved:
+    """A model in MLflow format in the folder `path` (within the recording's folder), to become a logged model.
+
+    Attributes:
+        path: folder, relative to the recording's.
+        name: name of the logged model.
+        step: the step (epoch) it is of.
+        metrics: metrics to link to it.
+        registered_model_name: where to register it, or None.
+        tags: tags of the logged model.
+    """
+
+    path: str
+    name: str
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    registered_model_name: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """All that was measured until now has been recorded: bring MLflow up to date, files included."""
+
+    time: float
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The recording is over.
+
+    Attributes:
+        status: "FINISHED", "FAILED" or "KILLED"; set on the run by delivery if `set_status`.
+        set_status: whether the run is still to be ended (False if its owner does that, or has done it).
+        reason: why it failed, "" if it did not.
+    """
+
+    time: float
+    status: str
+    set_status: bool
+    reason: str = ""
+
+
+Record = Union[
+    RunStarted, StreamOpened, Steps, DeepSteps, Logged, EpochEnded, Paused, Lost, Facts, Text, DatasetUsed,
+    ModelSaved, Flushed, RunEnded,
+]  # fmt: skip
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
+
+
+def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
+    """Splits a record into kind, JSON body and raw block.
+
+    Example:
+        >>> encode(Lost(stream=0, first=3, last=5))
+        ('Lost', {'stream': 0, 'first': 3, 'last': 5}, None)
+    """
+    if isinstance(record, (Steps, DeepSteps)):
+        values = np.ascontiguousarray(record.values, dtype="<f8")
+        return type(record).__name__, {
+            "stream": record.stream, "seen": record.seen, "width": int(values.shape[1])
+        }, values.tobytes()  # fmt: skip
+    return type(record).__name__, dataclasses.asdict(record), None
+
+
+def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
+    """Puts together again what `encode` split."""
+    cls = KINDS[kind]
+    if cls in (Steps, DeepSteps):
+        values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
+        result: Record = cls(stream=body["stream"], seen=body["seen"], values=values)
+        return result
+    if cls is StreamOpened:
+        variables = tuple(Variable(v["name"], tuple(v["shape"]), v["is_kernel"]) for v in body["variables"])
+        body = {**body, "variables": variables} | {
+            key: tuple(body[key]) for key in ("columns", "variable_columns", "deep_columns")
+        }
+    if cls is Facts:
+        body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
+    record: Record = cls(**body)
+    return record
