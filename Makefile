@@ -1,0 +1,49 @@
+# make demo and make test need Python 3.11 (or 3.10, 3.12, 3.13), make and git; the rest they install into .venv.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+OLDEST := .venv-oldest
+STORE := sqlite:///mlflow.db
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+export MLFLOW_TRACKING_URI ?= $(STORE)
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test test-oldest ui clean
+
+demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
+	@echo
+	@echo "Both runs are in mlflow.db. To see them:  make ui   then open http://127.0.0.1:5000/#/experiments/0"
+
+test: $(VENV)/test.stamp  ## Lint, types, and all tests; the quick runs of the demos are among them.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest
+
+test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
+	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest
+
+ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.
+	$(VENV)/bin/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --port 5000
+
+clean:  ## Remove the environments and caches; runs (mlflow.db, mlruns) are kept.
+	rm -rf $(VENV) $(OLDEST) dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+$(VENV)/bin/python $(OLDEST)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(@:/bin/python=)
+
+$(VENV)/demos.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[demos]'
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[test,demos]'
+	@touch $@ $(VENV)/demos.stamp
+
+$(OLDEST)/test.stamp: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
+	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e '.[test,demos]'
+	@touch $@
