@@ -1,0 +1,65 @@
+"""What is traced into the user's graph. These are the only rooms that touch TensorFlow's and Keras's internals.
+
+`install` puts the probes into Keras, TensorFlow's tape and its dataset iterator; `remove` takes them out again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes.optimizer import all_rings, rings_of
+from mlflow_tfmon.stream.ring import Ring
+
+__all__ = ["all_rings", "install", "installed", "remove", "rings_of"]
+
+_originals: list[tuple[Any, str, Any]] = []
+
+
+def install(deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None]) -> None:
+    """Puts the probes in; what is traced from now on is watched.
+
+    Args:
+        deep_every: tells every how many steps the weights are measured.
+        on_ring: told of each new ring and its optimizer, on the thread that trains.
+    """
+    if _originals:
+        return
+    import tensorflow as tf
+    from keras.src.backend.tensorflow.optimizer import TFOptimizer
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+    from tensorflow.python.data.ops.iterator_ops import OwnedIterator
+
+    from mlflow_tfmon.probes import inputs, optimizer, tape
+
+    watch_apply = functools.partial(optimizer.watch_apply, deep_every=deep_every, on_ring=on_ring)
+    for owner, name, wrap, loss in (
+        (BaseOptimizer, "_backend_apply_gradients", watch_apply, "no step is recorded"),
+        (TFOptimizer, "_backend_update_step", optimizer.watch_update, "clipped gradients are not recorded"),
+        (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
+        (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
+    ):
+        with contained(f"putting a probe into {owner.__name__}.{name}", loss):
+            _patch(owner, name, wrap)
+
+
+def _patch(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    wrapped = functools.wraps(original)(wrap(original))
+    # As if it were TensorFlow's own: autograph must neither convert it nor change its state (TF 2.16 to 2.21).
+    wrapped.autograph_info__ = {}
+    _originals.append((owner, name, original))
+    setattr(owner, name, wrapped)
+
+
+def installed() -> bool:
+    return bool(_originals)
+
+
+def remove() -> None:
+    """Takes the probes out; functions traced with them go on writing into their rings, unheard."""
+    while _originals:
+        owner, name, original = _originals.pop()
+        setattr(owner, name, original)

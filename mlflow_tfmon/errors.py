@@ -1,0 +1,75 @@
+"""Containment: an error of ours is said once, in one line, and the training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+
+logger = logging.getLogger("mlflow_tfmon")
+_said: set[str] = set()
+_lock = threading.Lock()
+
+
+class SettingError(ValueError):
+    """A setting has a value that it can't have; the message names setting, value and remedy."""
+
+
+def raises() -> bool:
+    """Whether errors of ours are raised instead of contained (environment `MLFLOW_TFMON_RAISE_ERRORS=1`, for tests)."""
+    return os.environ.get("MLFLOW_TFMON_RAISE_ERRORS") == "1"
+
+
+def say_once(key: str, message: str, level: int = logging.WARNING) -> None:
+    """Logs a message, unless one with the same key was logged before in this process."""
+    with _lock:
+        if key in _said:
+            return
+        _said.add(key)
+    logger.log(level, message)
+
+
+@contextlib.contextmanager
+def contained(part: str, consequence: str) -> Iterator[None]:
+    """Keeps an error of one of our parts from the user's training.
+
+    Args:
+        part: the part that failed, as the log line names it.
+        consequence: what is no longer watched, as a clause.
+
+    Example:
+        >>> with contained("the example", "nothing"):
+        ...     pass
+    """
+    try:
+        yield
+    except Exception as error:
+        if raises():
+            raise
+        say_once(
+            f"{part}: {consequence}",
+            f"mlflow_tfmon: {part} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            f"the training goes on, but {consequence}.",
+        )
+
+
+def quiet(silent: bool) -> None:
+    """Turns the package's own log lines off or on (`silent=True` says nothing at all)."""
+    logger.setLevel(logging.CRITICAL + 1 if silent else logging.INFO)
+
+
+def _set_up_handler() -> None:
+    """Shows our lines even where the application configures no logging, as MLflow does with its own."""
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y/%m/%d %H:%M:%S"))
+    logger.addHandler(handler)
+    logger.propagate = False
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
+_set_up_handler()

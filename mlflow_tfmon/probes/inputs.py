@@ -1,0 +1,93 @@
+"""The input probe: how long each step waited for its batch, and how many examples the batch holds."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes import graph
+from mlflow_tfmon.stream.ring import lasting_variable
+
+_PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
+
+# (Unix time, seconds waited, examples) of the last batches that eager code took from a dataset, by thread.
+_taken: dict[int, collections.deque[tuple[float, float, float]]] = {}
+
+
+def watch_next(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `OwnedIterator._next_internal`, by which eager code and Keras's train function take the next batch."""
+
+    def _next_internal(self: Any) -> Any:
+        function = graph.tracing()
+        if function is None:
+            return _take(original, self) if tf.executing_eagerly() else original(self)
+        start = None
+        with contained(_PART, _LOSS):
+            start = tf.timestamp()
+        with tf.control_dependencies([] if start is None else [start]):
+            element = original(self)
+        with contained(_PART, _LOSS):
+            if start is not None:
+                _clock(function).assign(_reading(start, element))
+        return element
+
+    return _next_internal
+
+
+def _take(original: Callable[..., Any], iterator: Any) -> Any:
+    start = time.perf_counter()
+    element = original(iterator)
+    waited = time.perf_counter() - start
+    with contained(_PART, _LOSS):
+        thread = threading.get_ident()
+        taken = _taken.get(thread)
+        if taken is None:
+            taken = _taken[thread] = collections.deque(maxlen=65536)
+        first = element
+        while isinstance(first, (tuple, list, dict)):
+            first = next(iter(first.values() if isinstance(first, dict) else first))
+        shape = getattr(first, "shape", ())
+        taken.append((time.time(), waited, float(shape[0]) if len(shape) and shape[0] else float("nan")))
+    return element
+
+
+def taken_until(thread: int, end: float) -> list[tuple[float, float, float]]:
+    """Takes out what a thread's eager code took from datasets until a Unix time."""
+    taken = _taken.get(thread)
+    result = []
+    while taken and taken[0][0] <= end:
+        result.append(taken.popleft())
+    return result
+
+
+def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
+    tensors = [t for t in tf.nest.flatten(element) if tf.is_tensor(t)]
+    with graph.after(tensors):
+        now = tf.timestamp()
+    known = tensors and tensors[0].shape.rank not in (None, 0)
+    examples = tf.cast(tf.shape(tensors[0])[0], tf.float64) if known else tf.constant(float("nan"), tf.float64)
+    return tf.stack([now, now - start, examples])
+
+
+def _clock(function: Any) -> tf.Variable:
+    """The variable (time, wait, examples) that belongs to the function which takes the batches."""
+    clock = getattr(function, "_mlflow_tfmon_clock", None)
+    if clock is None:
+        clock = function._mlflow_tfmon_clock = lasting_variable(3)
+        graph.keep_alive(clock)
+    return clock
+
+
+def clock_in_reach() -> tf.Variable | None:
+    """The clock of the function that feeds what is being traced, or None if its batches come from elsewhere."""
+    for function in graph.enclosing(graph.tracing()):
+        clock = getattr(function, "_mlflow_tfmon_clock", None)
+        if clock is not None:
+            return clock
+    return None

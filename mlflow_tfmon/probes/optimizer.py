@@ -1,0 +1,185 @@
+"""The optimizer probe: writes the row of a step where Keras hands the final gradients to the backend."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.probes import graph, inputs, quantities, tape
+from mlflow_tfmon.stream.records import Variable
+from mlflow_tfmon.stream.ring import INPUT, LOSS, TIME, Ring, RingLayout
+
+_PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
+_probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
+_underway = threading.local()
+
+
+class StepProbe:
+    """Measures the steps of one optimizer over one set of variables."""
+
+    def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
+        self.ring = Ring(layout)
+        self._variables = list(variables)
+        # Eager code pays for each op: there, one call of a traced function does the lot.
+        self._snapshot_traced = tf.function(self._snapshot, autograph=False)
+        self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
+
+    def before(self) -> list[tf.Tensor]:
+        """Before the update: copies of the weights, at a deep step."""
+        graph.keep_alive(self.ring)
+        return self._snapshot_traced() if tf.executing_eagerly() else self._snapshot()
+
+    def after(
+        self, before: list[tf.Tensor], gradients: Sequence[Any], clipped: Sequence[Any] | None, learning_rate: Any
+    ) -> None:
+        """After the update: the row."""
+        record = self._record_traced if tf.executing_eagerly() else self._record
+        record(before, list(gradients), None if clipped is None else list(clipped), learning_rate)
+
+    def _snapshot(self) -> list[tf.Tensor]:
+        return quantities.snapshot(self.ring.is_deep(self.ring.count + 1), self._variables)
+
+    def _record(self, before: Any, gradients: Any, clipped: Any, learning_rate: Any) -> None:
+        ring = self.ring
+        step = ring.count + 1
+        dense = [quantities.dense_values(g) for g in gradients]
+        norms = quantities.half_squares(dense)
+        unknown = tf.constant(float("nan"), tf.float64)
+        measured = 0
+        if graph.in_xla():  # has no clock
+            time = unknown
+        else:
+            measured |= TIME
+            with graph.after(norms):  # with no input, it would tell when the function began
+                time = tf.timestamp()
+        clock = inputs.clock_in_reach()
+        reading: Any = [unknown] * 3
+        if clock is not None:
+            measured |= INPUT
+            reading = tf.unstack(clock)
+        loss = tape.loss_of(ring.layout.keys)
+        if loss is not None:
+            measured |= LOSS
+            graph.keep_alive(loss)
+        head = [
+            tf.cast(step, tf.float64),
+            tf.constant(float(measured), tf.float64),
+            time,
+            *reading,
+            unknown if loss is None else tf.convert_to_tensor(loss),
+            tf.cast(learning_rate, tf.float64),
+        ]
+        row = [tf.stack(head), norms]
+        if ring.layout.clipped:
+            row.append(quantities.half_squares([quantities.dense_values(g) for g in clipped]))
+        deep = ring.is_deep(step)
+
+        def write_deep() -> tf.Tensor:
+            ring.write_deep(step, quantities.deep_row(step, self._variables, before, dense))
+            return tf.constant(0)
+
+        graph.rarely(deep, write_deep, lambda: tf.constant(0))
+        ring.write(step, tf.concat(row, axis=0))
+
+
+def watch_apply(
+    original: Callable[..., Any], deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None]
+) -> Callable[..., Any]:
+    """Wraps `Optimizer._backend_apply_gradients`, which is given the final gradients, unscaled and before clipping.
+
+    Args:
+        original: the method.
+        deep_every: tells every how many steps weights are measured; asked when a training is traced.
+        on_ring: told of each new ring and its optimizer, on the thread that trains.
+    """
+
+    def _backend_apply_gradients(self: Any, grads: Any, trainable_variables: Any) -> Any:
+        probe, before = None, []
+        with contained(_PART, _LOSS):
+            probe = _probe(self, trainable_variables, deep_every, on_ring)
+            if probe is not None:
+                before = probe.before()
+        _underway.update = None
+        result = original(self, grads, trainable_variables)
+        with contained(_PART, _LOSS):
+            if probe is not None:
+                _finish(self, probe, before, grads)
+        return result
+
+    return _backend_apply_gradients
+
+
+def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Optimizer._backend_update_step`, which is given the clipped gradients and the learning rate in force."""
+
+    def _backend_update_step(self: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> Any:
+        _underway.update = (graph.tracing(), grads, learning_rate)
+        return original(self, grads, trainable_variables, learning_rate)
+
+    return _backend_update_step
+
+
+def _finish(optimizer: Any, probe: StepProbe, before: list[tf.Tensor], gradients: Any) -> None:
+    function, clipped, learning_rate = _underway.update or (None, None, None)
+    if learning_rate is None or function is not graph.tracing():
+        # The update was made in a branch of a cond (gradient accumulation), whose tensors do not exist out here.
+        learning_rate = optimizer.learning_rate
+    probe.after(before, gradients, clipped if probe.ring.layout.clipped else None, graph.raw(learning_rate))
+
+
+def _probe(
+    optimizer: Any, variables: Any, deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None]
+) -> StepProbe | None:
+    if not graph.can_record():
+        return None
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        say_once("replicas", "mlflow_tfmon: a training on several replicas is not watched step by step.")
+        return None
+    keys = frozenset(graph.key(v) for v in variables)
+    clipped = _clips(optimizer)
+    probes = _probes.setdefault(optimizer, [])
+    for probe in probes:
+        if probe.ring.layout.keys == keys and probe.ring.layout.clipped == clipped:
+            return probe
+    described = tuple(
+        Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)
+        for name, v in zip(_names(variables), variables, strict=True)
+    )
+    with tf.init_scope():
+        probe = StepProbe(RingLayout(described, keys, clipped, deep_every()), [graph.raw(v) for v in variables])
+        probes.append(probe)
+        on_ring(probe.ring, optimizer)
+    return probe
+
+
+def _names(variables: Sequence[Any]) -> list[str]:
+    """Names of variables; two that have one name are told apart by a number."""
+    seen: dict[str, int] = {}
+    names = []
+    for variable in variables:
+        name = graph.name(variable)
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
+
+
+def _clips(optimizer: Any) -> bool:
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        return False  # clipped within a branch of a cond, out of reach
+    return any(getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue"))
+
+
+def rings_of(keys: frozenset[str]) -> list[Ring]:
+    """The rings of all optimizers that train any of these variables."""
+    return [p.ring for probes in list(_probes.values()) for p in probes if p.ring.layout.keys & keys]
+
+
+def all_rings() -> list[Ring]:
+    return [p.ring for probes in list(_probes.values()) for p in probes]
+
+

@@ -1,0 +1,57 @@
+"""The tape probe: keeps the loss that `tf.GradientTape.gradient` differentiates, for the row of the step it leads to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes import graph
+from mlflow_tfmon.stream.ring import lasting_variable
+
+# One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
+# functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
+_slots: dict[frozenset[str], tf.Variable] = {}
+
+
+def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `tf.GradientTape.gradient`."""
+
+    def gradient(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, target, sources, *args, **kwargs)
+        with contained("the tape probe", "the loss of each step is not recorded"):
+            _note(target, sources)
+        return result
+
+    return gradient
+
+
+def _note(target: Any, sources: Any) -> None:
+    if not graph.can_record() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return
+    # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
+    variables = [v for v in tf.nest.flatten(sources) if isinstance(graph.raw(v), tf.Variable)]
+    if not variables:
+        return
+    slot = _slot(variables)
+    graph.keep_alive(slot)
+    # What is minimized is the sum of all that was given as target.
+    losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in tf.nest.flatten(target) if t is not None]
+    slot.assign(losses[0] if len(losses) == 1 else tf.add_n(losses))
+
+
+def _slot(variables: list[Any]) -> tf.Variable:
+    keys = frozenset(graph.key(v) for v in variables)
+    if keys not in _slots:
+        _slots[keys] = lasting_variable()
+        weakref.finalize(graph.raw(variables[0]), _slots.pop, keys, None)
+    return _slots[keys]
+
+
+def loss_of(keys: frozenset[str]) -> tf.Variable | None:
+    """The slot of the loss whose gradients go to these variables (most of them shared), or None."""
+    best = max(_slots, key=lambda slot: (len(slot & keys), -len(slot)), default=frozenset[str]())
+    return _slots[best] if best & keys else None

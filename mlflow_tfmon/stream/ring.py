@@ -1,0 +1,117 @@
+"""The ring: where traced ops leave a row per optimizer step, and from where a thread of ours takes it.
+
+A ring lives in `tf.Variable`s on the device where the training runs, so writing a row is one op in the user's own
+graph: no Python, no I/O and no host synchronisation on the training thread. A ring outlives a recording: a
+`tf.function` that was traced with it goes on writing into it, whoever listens.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
+
+from mlflow_tfmon.stream.records import Variable
+
+# A row in the ring begins with these; after them, per variable, half the squared norm of its gradient (before
+# clipping; then, where clipping is on, after it). "measured" is a sum of the flags below: what this trace measures.
+HEAD = ("step", "measured", "time", "input_time", "input_wait", "examples", "loss", "learning_rate")
+TIME, INPUT, LOSS = 1, 2, 4
+DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
+_ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
+_MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
+_DEEP_ROWS = 256
+
+
+def lasting_variable(*shape: int, dtype: tf.DType = tf.float64) -> tf.Variable:
+    """A variable of zeros that can be made at any time, also while a function is traced, and belongs to no function.
+
+    `tf.Variable` asks the traced function's variable creators even within `init_scope`, and a second trace forbids
+    new variables; the class itself does not ask (TF 2.16 to 2.21).
+    """
+    with tf.init_scope():
+        return ResourceVariable(tf.zeros(shape, dtype), trainable=False)
+
+
+@dataclass(frozen=True)
+class RingLayout:
+    """What the rows of a ring hold."""
+
+    variables: tuple[Variable, ...]
+    keys: frozenset[str]
+    clipped: bool
+    deep_every: int
+
+
+class Ring:
+    """Rows of the last steps of one optimizer over one set of variables.
+
+    Args:
+        layout: what a row holds.
+    """
+
+    def __init__(self, layout: RingLayout) -> None:
+        self.layout = layout
+        self.thread = threading.get_ident()  # the user's thread that traced it
+        count = len(layout.variables)
+        self.width = len(HEAD) + count * (2 if layout.clipped else 1)
+        self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
+        deep_width = 1 + count * len(DEEP)
+        self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))
+
+        self.count = lasting_variable(dtype=tf.int64)
+        self.rows = lasting_variable(self.capacity, self.width)
+        self.deep_rows = lasting_variable(self.deep_capacity, deep_width)
+
+    # -- traced into the user's graph ------------------------------------------------------------------------------
+    def is_deep(self, step: tf.Tensor) -> tf.Tensor:
+        return tf.logical_or(tf.equal(step, 1), tf.equal(step % self.layout.deep_every, 0))
+
+    def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
+        # Step 1 has slot 0; step k * deep_every has slot k.
+        slot = (step // self.layout.deep_every) % self.deep_capacity
+        self.deep_rows.scatter_nd_update([[slot]], [row])
+
+    def write(self, step: tf.Tensor, row: tf.Tensor) -> None:
+        # scatter_nd_update takes the variable's lock, so that a reader never sees half a row (TF 2.16 to 2.21).
+        # The counter moves last: what it counts has been written.
+        self.rows.scatter_nd_update([[step % self.capacity]], [row])
+        self.count.assign(step)
+
+    # -- called by the drain ---------------------------------------------------------------------------------------
+    def written(self) -> int:
+        """How many steps have been written so far."""
+        return int(self.count.numpy())
+
+    def read(self, after: int, upto: int) -> tuple[np.ndarray, int]:
+        """Reads the rows of steps after+1 to upto.
+
+        Returns:
+            The rows (oldest first) and how many of those asked for had been overwritten.
+        """
+        first = max(after + 1, upto - self.capacity + 1)
+        rows = self._gather(self.rows, np.arange(first, upto + 1) % self.capacity)
+        # A row that was overwritten while we read carries a later step; only the oldest can have been.
+        whole = rows[:, 0] == np.arange(first, upto + 1)
+        return rows[whole], upto - after - int(whole.sum())
+
+    def read_deep(self, after: int, upto: int) -> np.ndarray:
+        """Reads the deep rows of steps after+1 to upto; column 0 is the step."""
+        every = self.layout.deep_every
+        steps = np.unique(np.r_[1, np.arange(every, upto + 1, every)])
+        steps = steps[(steps > after) & (steps <= upto)][-self.deep_capacity :]
+        if not len(steps):
+            return np.empty((0, 1 + len(self.layout.variables) * len(DEEP)))
+        rows = self._gather(self.deep_rows, (steps // every) % self.deep_capacity)
+        return rows[rows[:, 0] == steps]
+
+    @staticmethod
+    def _gather(variable: tf.Variable, indices: np.ndarray) -> np.ndarray:
+        # Copies the rows asked for, not the whole ring.
+        return np.asarray(
+            tf.raw_ops.ResourceGather(resource=variable.handle, indices=indices.astype(np.int64), dtype=variable.dtype)
+        )
