@@ -1,0 +1,151 @@
+"""The datasets of a fit, as MLflow's dataset inputs describe them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.digest_utils import MAX_ROWS, compute_numpy_digest, get_normalized_md5_digest
+from mlflow.data.schema import TensorDatasetSchema
+from mlflow.data.tensorflow_dataset import from_tensorflow
+from mlflow.tracking.context.registry import resolve_tags
+
+from mlflow_tfmon.facts import pipelines
+from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.facts.specs import schema, spec_of
+from mlflow_tfmon.stream.records import DatasetUsed
+
+_logger = logging.getLogger(__name__)
+# MLflow's digest of a tf.data pipeline runs the pipeline; below these bounds that takes some 20 ms.
+_MAX_NUMBERS = 500_000
+_MAX_ELEMENTS = 64
+
+
+def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
+    """Describes the training and validation data of a fit without using them up.
+
+    Args:
+        arguments: the call.
+
+    Returns:
+        One record for the training data ("train") and one for `validation_data` ("eval"), each with name, digest,
+        source, schema and profile as `mlflow.tensorflow.autolog` gives them. Data that MLflow has no description for
+        (generators, PyDatasets, lists, data frames) are left out.
+
+    Example:
+        >>> [used.context for used in datasets(bind_fit(keras.Model.fit, model, (x, y), {}))]
+        ['train']
+    """
+    source = CodeDatasetSource(tags=resolve_tags())
+    data = [("train", arguments.x, arguments.y)]
+    validation = arguments.validation_data
+    if isinstance(validation, (tuple, list)):
+        data.append(("eval", validation[0], validation[1] if len(validation) > 1 else None))
+    elif validation is not None:
+        data.append(("eval", validation, None))
+    found = []
+    for context, features, targets in data:
+        try:
+            description = describe(features, targets, source)
+        except Exception:
+            _logger.debug("The %s data could not be described.", context, exc_info=True)
+            continue
+        if description is None:
+            _logger.debug("There is no description of %s data of type %s.", context, type(features).__name__)
+        else:
+            found.append(DatasetUsed(dataset=description, context=context))
+    return tuple(found)
+
+
+def describe(features: Any, targets: Any, source: DatasetSource) -> dict[str, str] | None:
+    """What `mlflow.data.Dataset.to_dict()` says of arrays, tensors or a pipeline; None for anything else."""
+    if isinstance(features, tf.data.Dataset):
+        profile: dict[str, Any] = {"features_cardinality": int(features.cardinality())}
+        return _entry(source, _pipeline_digest(features), features.element_spec, None, profile)
+    given = [features] if targets is None else [features, targets]
+    if all(tf.is_tensor(part) and hasattr(part, "numpy") for part in given):
+        profile = {
+            f"{name}_cardinality": int(np.prod(part.shape, dtype=np.int64))
+            for name, part in zip(("features", "targets"), given, strict=False)
+        }
+    elif all(_is_arrays(part) for part in given):
+        profile = {
+            f"{name}_{what}": {key: getattr(array, what) for key, array in part.items()}
+            if isinstance(part, dict)
+            else getattr(part, what)
+            for name, part in zip(("features", "targets"), given, strict=False)
+            for what in ("shape", "size", "nbytes")
+        }
+    else:
+        return None
+    digest = compute_numpy_digest(*(_heads(part) for part in given))
+    specs = [spec_of(part) for part in given]
+    return _entry(source, digest, specs[0], specs[1] if targets is not None else None, profile)
+
+
+def _entry(source: DatasetSource, digest: str, features: Any, targets: Any, profile: Any) -> dict[str, str]:
+    entry = {
+        "name": "dataset",
+        "digest": digest,
+        "source": source.to_json(),
+        "source_type": source._get_source_type(),
+        "profile": json.dumps(profile),
+    }
+    features_schema = schema(features)
+    if features_schema is not None:
+        targets_schema = None if targets is None else schema(targets)
+        entry["schema"] = json.dumps(TensorDatasetSchema(features_schema, targets_schema).to_dict())
+    return entry
+
+
+def _is_arrays(data: Any) -> bool:
+    parts = list(data.values()) if isinstance(data, dict) else [data]
+    return bool(parts) and all(isinstance(part, np.ndarray) for part in parts)
+
+
+class _Head:
+    """Stands in for an array in MLflow's digest, which looks at its shape and its first numbers only.
+
+    MLflow itself copies the whole array for these few, which takes as much memory again and, at 300 MB, 80 ms.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.shape = tuple(array.shape)
+        self._array = array
+
+    def flatten(self) -> np.ndarray:
+        head = self._array
+        if self.shape:
+            head = head[: -(-MAX_ROWS // max(int(np.prod(self.shape[1:], dtype=np.int64)), 1))]
+        return np.asarray(head).flatten()
+
+
+def _heads(data: Any) -> Any:
+    return {key: _Head(array) for key, array in data.items()} if isinstance(data, dict) else _Head(data)
+
+
+def _pipeline_digest(dataset: tf.data.Dataset) -> str:
+    """MLflow's own digest where running the pipeline is quick and has no effect; else one of what is known of it.
+
+    MLflow runs every pipeline to its end before the training: that never ends for one that repeats, takes as long as an
+    epoch's input, and changes the training, since a `shuffle` goes on in its random numbers and a generator in its
+    state. So other pipelines are told apart by the structure of their elements, their length, the kinds of their steps
+    and the first numbers of the tensors that they start from.
+    """
+    if (
+        pipelines.is_repeatable(dataset)
+        and 0 < int(dataset.cardinality()) <= _MAX_ELEMENTS
+        and pipelines.cost(dataset) <= _MAX_NUMBERS
+    ):
+        return str(from_tensorflow(dataset, source=CodeDatasetSource(tags={})).digest)
+    known = [repr(dataset.element_spec), str(int(dataset.cardinality()))]
+    known += [pipelines.kind(step) for step in pipelines.steps(dataset)]
+    known += [compute_numpy_digest(_Head(tensor)) for tensor in pipelines.tensors(dataset)]
+    return str(get_normalized_md5_digest([text.encode() for text in known]))
+
+

@@ -1,0 +1,63 @@
+"""Metrics of an epoch, and what early stopping did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from mlflow_tfmon.stream.records import Facts
+
+
+def epoch_metrics(logs: dict[str, Any] | None) -> dict[str, float]:
+    """Keras's logs of an epoch as plain numbers.
+
+    Args:
+        logs: what Keras gives to `on_epoch_end`.
+
+    Returns:
+        The metrics as Keras names them, and each `val_<name>` a second time as `validation_<name>`, the name under
+        which `mlflow.tensorflow.autolog` logs it. What is not a single number is left out.
+
+    Example:
+        >>> epoch_metrics({"loss": 0.5, "val_loss": 0.7})
+        {'loss': 0.5, 'val_loss': 0.7, 'validation_loss': 0.7}
+    """
+    metrics: dict[str, float] = {}
+    for name, value in (logs or {}).items():
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            continue
+        if array.size == 1:
+            metrics[name] = float(array.reshape(()))
+    twins = {"validation_" + name.removeprefix("val_"): v for name, v in metrics.items() if name.startswith("val_")}
+    return {**metrics, **twins}
+
+
+def early_stopping_facts(callbacks: list[Any], *, epoch_offset: int = 0) -> Facts:
+    """What `EarlyStopping` did, to be asked after fit's end.
+
+    Args:
+        callbacks: the callbacks of the fit.
+        epoch_offset: what is to be added to Keras's number of an epoch to get the run's.
+
+    Returns:
+        Metric `stopped_epoch` if one of them stopped the training, `restored_epoch` if weights of an earlier epoch
+        were put back; value and step are that epoch. Else an empty record.
+
+    Example:
+        >>> early_stopping_facts([stopped_at_7_best_at_4]).metrics
+        (('stopped_epoch', 7.0, 7), ('restored_epoch', 4.0, 4))
+    """
+    found: dict[str, int] = {}
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.EarlyStopping):
+            continue
+        # Keras leaves 0 where the training was not stopped, and never stops it after epoch 0.
+        if callback.stopped_epoch > 0:
+            found["stopped_epoch"] = int(callback.stopped_epoch) + epoch_offset
+        if callback.restore_best_weights and callback.best_weights is not None:
+            found["restored_epoch"] = int(callback.best_epoch) + epoch_offset
+    return Facts(metrics=tuple((name, float(epoch), epoch) for name, epoch in found.items()))

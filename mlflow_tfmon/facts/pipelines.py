@@ -1,0 +1,80 @@
+"""What a tf.data pipeline tells of itself without being run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# Kinds of steps after which an element still is the batch that `batch` made.
+_KEEPS_BATCHES = frozenset(
+    "Prefetch Cache Map ParallelMap Repeat Take Skip Shuffle Options Shard Filter TakeWhile AssertCardinality Model "
+    "Enumerate Ignore_Errors IgnoreErrors Snapshot Save".split()
+)
+# Kinds that give the same elements every time, run no code of the user's and keep no state: running such a pipeline
+# once more changes nothing. `shuffle` is not one: every run of it takes numbers that the training's runs would get.
+_REPEATABLE = frozenset(
+    "TensorSlice Tensor Range Batch ParallelBatch Prefetch Take Skip Options Zip Concatenate Shard".split()
+)
+
+
+def kind(dataset: tf.data.Dataset) -> str:
+    """The kind of a pipeline's last step: "Batch", "Shuffle", "TensorSlice", …"""
+    return type(dataset).__name__.lstrip("_").removesuffix("Dataset").rstrip("V12")
+
+
+def inputs(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    """The pipelines that the last step of a pipeline reads."""
+    return list(dataset._inputs())
+
+
+def steps(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
+    """All steps of a pipeline, the last one first."""
+    waiting = [dataset]
+    while waiting:
+        step = waiting.pop()
+        yield step
+        waiting.extend(inputs(step))
+
+
+def batch_size(dataset: tf.data.Dataset) -> int | None:
+    """Rows per element: from the element's static shape, or else as the last `batch` was told; None if unknown."""
+    shape = getattr(tf.nest.flatten(dataset.element_spec)[0], "shape", None)
+    if shape is not None and shape.rank and shape[0] is not None:
+        return int(shape[0])
+    step = dataset
+    while not hasattr(step, "_batch_size"):
+        before = inputs(step)
+        if kind(step) not in _KEEPS_BATCHES or len(before) != 1:
+            return None
+        step = before[0]
+    size = int(np.max(step._batch_size))
+    return size if size > 0 else None
+
+
+def is_repeatable(dataset: tf.data.Dataset) -> bool:
+    """Whether a pipeline may be run without any effect on later runs of it."""
+    return all(kind(step) in _REPEATABLE for step in steps(dataset))
+
+
+def tensors(dataset: tf.data.Dataset) -> list[Any]:
+    """The tensors in memory that a pipeline starts from; empty if it reads anything else."""
+    sources = [step for step in steps(dataset) if not inputs(step)]
+    if not all(kind(source) in ("TensorSlice", "Tensor") for source in sources):
+        return []
+    return [tensor for source in sources for tensor in source._tensors]
+
+
+def cost(dataset: tf.data.Dataset) -> float:
+    """Numbers that running the whole pipeline would bring forth; infinite if that is unknown."""
+    cardinality, rows = int(dataset.cardinality()), batch_size(dataset)
+    if cardinality < 0 or rows is None:
+        return float("inf")
+    row = 0
+    for spec in tf.nest.flatten(dataset.element_spec):
+        if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank or None in spec.shape[1:]:
+            return float("inf")
+        row += spec.shape[1:].num_elements()
+    return float(cardinality * rows * row)

@@ -1,0 +1,30 @@
+"""The model's summary as a text artifact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflow_tfmon.stream.records import Text
+
+
+def can_summarize(model: Any) -> bool:
+    """Whether the model is built, so that a summary would show its shapes and parameters."""
+    return bool(getattr(model, "built", False)) and all(layer.built for layer in model.layers)
+
+
+def model_summary(model: Any) -> Text:
+    """The table that `model.summary()` prints.
+
+    Args:
+        model: a Keras model. Before it is built (`can_summarize`), the table has question marks for shapes.
+
+    Returns:
+        The record of the artifact `model_summary.txt`.
+
+    Example:
+        >>> model_summary(model).path
+        'model_summary.txt'
+    """
+    lines: list[str] = []
+    model.summary(print_fn=lambda line, *_, **__: lines.append(line))
+    return Text("model_summary.txt", "\n".join(lines))
