@@ -13,7 +13,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes.optimizer import all_rings, rings_of
 from mlflow_tfmon.stream.ring import Ring
 
-__all__ = ["all_rings", "install", "installed", "remove", "rings_of"]
+__all__ = ["all_rings", "also", "install", "installed", "remove", "rings_of"]
 
 _originals: list[tuple[Any, str, Any]] = []
 
@@ -41,17 +41,27 @@ def install(deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None])
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
     ):
-        with contained(f"putting a probe into {owner.__name__}.{name}", loss):
-            _patch(owner, name, wrap)
+        also(owner, name, wrap, loss)
 
 
-def _patch(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    wrapped = functools.wraps(original)(wrap(original))
-    # As if it were TensorFlow's own: autograph must neither convert it nor change its state (TF 2.16 to 2.21).
-    wrapped.autograph_info__ = {}
-    _originals.append((owner, name, original))
-    setattr(owner, name, wrapped)
+def also(owner: Any, name: str, wrap: Callable[[Any], Any], loss: str) -> None:
+    """Wraps one more method for as long as the probes are in.
+
+    Args:
+        owner: class that has the method.
+        name: the method's name.
+        wrap: makes the wrapper, given the original.
+        loss: what is no longer watched if that fails, as a clause.
+    """
+    if any((owner, name) == (known, method) for known, method, _ in _originals):
+        return
+    with contained(f"putting a probe into {owner.__name__}.{name}", loss):
+        original = getattr(owner, name)
+        wrapped = functools.wraps(original)(wrap(original))
+        # As if it were TensorFlow's own: autograph must neither convert it nor change its state (TF 2.16 to 2.21).
+        wrapped.autograph_info__ = {}
+        _originals.append((owner, name, original))
+        setattr(owner, name, wrapped)
 
 
 def installed() -> bool:

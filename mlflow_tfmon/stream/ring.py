@@ -57,6 +57,7 @@ class Ring:
     def __init__(self, layout: RingLayout) -> None:
         self.layout = layout
         self.thread = threading.get_ident()  # the user's thread that traced it
+        self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         count = len(layout.variables)
         self.width = len(HEAD) + count * (2 if layout.clipped else 1)
         self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))

@@ -1,0 +1,42 @@
+"""The training monitor and debugger for TensorFlow that lives inside MLflow.
+
+Nothing is imported until it is used: the delivery process needs parts of this package and no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.integration import autolog
+    from mlflow_tfmon.callback import MonitorCallback
+    from mlflow_tfmon.errors import SettingError
+    from mlflow_tfmon.loops import end_run
+    from mlflow_tfmon.monitor import Monitor
+    from mlflow_tfmon.recorded import load_run
+
+__version__ = "0.1.0"
+__all__ = ["Monitor", "MonitorCallback", "SettingError", "autolog", "end_run", "load_run"]
+
+_HOMES = {
+    "autolog": "integration",
+    "MonitorCallback": "callback",
+    "SettingError": "errors",
+    "end_run": "loops",
+    "Monitor": "monitor",
+    "load_run": "recorded",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,92 @@
+"""MonitorCallback: tells a Monitor of fit's epochs and end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import keras
+from mlflow.utils.autologging_utils import ExceptionSafeClass
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.monitor import Monitor
+
+_LOSS = "this training's epochs are not recorded"
+
+
+class MonitorCallback(keras.callbacks.Callback, metaclass=ExceptionSafeClass):
+    """Watches one `model.fit`, where autologging is not wanted.
+
+    Args:
+        monitor: a `Monitor` that is on; by default one is made for the fit and ended with it.
+        **settings: any of `mlflow_tfmon.settings.Settings`, for the monitor that is made.
+
+    Raises:
+        SettingError: for an unknown setting, or a value that it can't have.
+
+    Example:
+        ```python
+        model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor="val_accuracy")])
+        ```
+    """
+
+    def __init__(self, monitor: Monitor | None = None, **settings: Any) -> None:
+        super().__init__()
+        self._monitor = monitor
+        self._settings = settings
+        self._own = monitor is None
+        if self._own:
+            Monitor(None, **settings)  # so that a bad setting is told here, not in the middle of fit
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Starts the monitor and has the train function built anew if it was traced unwatched."""
+        if self._own:
+            self._monitor = Monitor(self.model, **self._settings)
+            self._monitor.total_steps = _total_steps(self.params)
+            self._monitor.start()
+        with contained("rebuilding the train function", "no step of this training is recorded"):
+            watch_train_function(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ends the pause before the epoch."""
+        if self._monitor is not None:
+            self._monitor.paused(None)
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Notes that validation has begun."""
+        if self._monitor is not None:
+            self._monitor.paused(time.time())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Records the epoch's metrics."""
+        if self._monitor is not None:
+            with contained("the epoch callback", _LOSS):
+                from mlflow_tfmon.facts.metrics import epoch_metrics
+
+                self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
+                self._monitor.paused(time.time())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Ends the monitor that was made for this fit."""
+        if self._own and self._monitor is not None:
+            self._monitor.end()
+            self._monitor = None
+
+
+def watch_train_function(model: Any) -> None:
+    """Builds a model's train function anew if it was compiled before the probes were put in."""
+    if model.train_function is not None and getattr(model, "_mlflow_tfmon_function", None) is not model.train_function:
+        model.make_train_function(force=True)
+    # Kept apart from Keras's own tracking of attributes, which would look into a function it finds.
+    object.__setattr__(model, "_mlflow_tfmon_function", model.train_function)
+
+
+def unwatch_train_function(model: Any) -> None:
+    """Lets go of a train function that was traced with the probes in."""
+    if model.train_function is not None and getattr(model, "_mlflow_tfmon_function", None) is model.train_function:
+        model.train_function = None
+
+
+def _total_steps(params: dict[str, Any] | None) -> int | None:
+    epochs, steps = (params or {}).get("epochs"), (params or {}).get("steps")
+    return int(epochs) * int(steps) if epochs and steps else None

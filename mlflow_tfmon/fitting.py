@@ -1,0 +1,123 @@
+"""A watched `fit`: the monitor around it, and the facts of the call that MLflow's own autologging records as well."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from mlflow_tfmon import loops
+from mlflow_tfmon.callback import MonitorCallback
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
+from mlflow_tfmon.facts.datasets import datasets
+from mlflow_tfmon.facts.geometry import total_steps
+from mlflow_tfmon.facts.metrics import early_stopping_facts
+from mlflow_tfmon.facts.params import fit_params
+from mlflow_tfmon.facts.saving import save_model
+from mlflow_tfmon.facts.summary import can_summarize, model_summary
+from mlflow_tfmon.monitor import Monitor, autolog_settings, watching
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records
+
+_LOSS = "this fit is not recorded"
+
+
+def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for `keras.Model.fit`: the same training, watched."""
+    fit: _Fit | None = None
+    with contained("watching fit", _LOSS):
+        fit = _Fit.of(original, model, args, kwargs)
+        if fit is not None:
+            args, kwargs = fit.begin()
+    try:
+        history = original(model, *args, **kwargs)
+    except BaseException as error:
+        if fit is not None:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            with contained("ending the watch of fit", "its end is not recorded"):
+                fit.monitor.end(status, f"{type(error).__name__}: {error}")
+        raise
+    if fit is not None:
+        with contained("ending the watch of fit", "its end is not recorded"):
+            fit.finish()
+    return history
+
+
+class _Fit:
+    def __init__(self, arguments: FitArguments, monitor: Monitor, own: bool, settings: Settings) -> None:
+        self.arguments = arguments
+        self.monitor = monitor
+        self._own = own
+        self._settings = settings
+        self._summarized = False
+
+    @classmethod
+    def of(cls, original: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Fit | None:
+        """The fit to be watched, or None where a `MonitorCallback` of the user's does it."""
+        arguments = bind_fit(original, model, args, kwargs)
+        if any(isinstance(callback, MonitorCallback) for callback in arguments.callback_list):
+            return None
+        settings = autolog_settings()
+        monitor = watching(model)
+        if monitor is not None:
+            return cls(arguments, monitor, False, settings)
+        loops.end_run()
+        monitor = Monitor.with_settings(model, settings)
+        return cls(arguments, monitor, True, settings)
+
+    def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Starts watching; returns the arguments to call fit with."""
+        with contained("counting the steps to come", "the curves in MLflow may be thinned more than they need be"):
+            self.monitor.total_steps = total_steps(self.arguments)
+        if self._own:
+            self.monitor.start()
+        with contained("reading the arguments of fit", "the params of this fit are not recorded"):
+            self.monitor.record(records.Facts(params=fit_params(self.arguments)))
+        self._summarize()
+        if self._settings.log_datasets:
+            with contained("describing the datasets", "they are not recorded"):
+                self.monitor.record(*datasets(self.arguments))
+        return self.arguments.with_callbacks([MonitorCallback(self.monitor)])
+
+    def _summarize(self) -> None:
+        with contained("the model summary", "it is not recorded"):
+            if not self._summarized and can_summarize(self.arguments.model):
+                self._summarized = True
+                self.monitor.record(model_summary(self.arguments.model))
+
+    def finish(self) -> None:
+        """After a fit that went well: what can be told only now, and the model."""
+        self._summarize()
+        with contained("reading what EarlyStopping did", "it is not recorded"):
+            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.first_epoch)
+            if facts.metrics:
+                self.monitor.record(facts)
+        if self._settings.log_models and self.monitor.folder is not None:
+            with contained("saving the model", "it is not logged"):
+                self._log_model()
+        if self._own:
+            self.monitor.end()
+
+    def _log_model(self) -> None:
+        path = f"models/{uuid.uuid4().hex}"
+        settings = self._settings
+        saved = save_model(
+            self.arguments.model,
+            self.monitor.folder / path,
+            self.arguments,
+            log_input_examples=settings.log_input_examples,
+            log_model_signatures=settings.log_model_signatures,
+            saved_model_kwargs=dict(settings.saved_model_kwargs or {}) or None,
+            keras_model_kwargs=dict(settings.keras_model_kwargs or {}) or None,
+        )
+        if saved:
+            self.monitor.record(
+                records.ModelSaved(
+                    path=path,
+                    name="model",
+                    step=self.monitor.last_epoch,
+                    metrics=self.monitor.last_metrics,
+                    registered_model_name=settings.registered_model_name,
+                )
+            )

@@ -1,0 +1,147 @@
+"""autolog(): the MLflow autologging integration; puts the probes in and takes them out."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import mlflow
+import tensorflow as tf
+from mlflow.utils.autologging_utils import autologging_integration, safe_patch
+from packaging.version import Version
+
+from mlflow_tfmon import fitting, loops, monitor, peers, probes
+from mlflow_tfmon.callback import unwatch_train_function
+from mlflow_tfmon.errors import contained, logger, quiet
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.tracking.process import DeliveryProcess
+from mlflow_tfmon.tracking.runs import INTEGRATION
+
+OLDEST = {"tensorflow": "2.16.1", "keras": "3.0.5", "mlflow": "3.0.0"}
+_NOT_NEEDED = {
+    "log_every_epoch": "the metrics of every epoch are always logged",
+    "log_every_n_steps": "every step is always recorded",
+}
+_fitted: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def autolog(
+    log_models: bool = True,
+    log_datasets: bool = True,
+    disable: bool = False,
+    exclusive: bool = False,
+    disable_for_unsupported_versions: bool = False,
+    silent: bool = False,
+    registered_model_name: str | None = None,
+    log_input_examples: bool = False,
+    log_model_signatures: bool = True,
+    saved_model_kwargs: Mapping[str, Any] | None = None,
+    keras_model_kwargs: Mapping[str, Any] | None = None,
+    extra_tags: Mapping[str, str] | None = None,
+    log_every_epoch: bool = True,
+    log_every_n_steps: int | None = None,
+    monitor: str = "val_loss",
+    mode: str = "auto",
+    deep_every: int = 50,
+    max_points: int = 320,
+    max_variables: int = 50,
+    delivery_wait: float = 15.0,
+) -> None:
+    """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
+
+    What is recorded, and under which names, is in the README. An active MLflow run takes the training; else one is
+    made. `mlflow.tensorflow.autolog` is set aside while this is on. A custom loop is watched if its step is traced
+    (first called) after this call; `fit` is watched in any case.
+
+    Args:
+        log_models: whether the model is logged at the end of `fit`.
+        log_datasets: whether the datasets given to `fit` are described in the run.
+        disable: whether to put everything back as it was.
+        exclusive: whether to leave runs that the user made alone.
+        disable_for_unsupported_versions: whether to do nothing on versions older than those that are tested.
+        silent: whether to say nothing, neither log lines nor warnings.
+        registered_model_name: registered model of which each trained model becomes a version.
+        log_input_examples: whether the logged model carries an input example.
+        log_model_signatures: whether the logged model carries a signature.
+        saved_model_kwargs: further arguments for `tf.saved_model.save`.
+        keras_model_kwargs: further arguments for `keras.Model.save`.
+        extra_tags: tags for each run that is made.
+        log_every_epoch: accepted so that a script moved over from MLflow runs; epochs are always logged.
+        log_every_n_steps: accepted for the same reason; every step is always recorded.
+        monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
+        mode: "min", "max" or "auto" (by the metric's name).
+        deep_every: every how many optimizer steps the weights are measured.
+        max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
+        max_variables: how many variables (the largest kernels) get series of their own in MLflow.
+        delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+
+    Raises:
+        SettingError: a setting has a value that it can't have.
+
+    Example:
+        ```python
+        import mlflow_tfmon
+
+        mlflow_tfmon.autolog()
+        model.fit(x, y, epochs=3)
+        ```
+    """
+    given = locals()
+    names = Settings.__dataclass_fields__
+    settings = Settings.make(**{name: value for name, value in given.items() if name in names})
+    quiet(silent)
+    if disable:
+        _integration(disable=True)
+        _disable()
+        return
+    if (log_every_epoch, log_every_n_steps) != (True, None):
+        for name, reason in _NOT_NEEDED.items():
+            logger.info("mlflow_tfmon: %s=%r has no effect: %s.", name, given[name], reason)
+    old = [f"{name} {version}" for name, version in _too_old()]
+    if old and disable_for_unsupported_versions:
+        logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))
+        return
+    if old:
+        logger.warning("mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST)
+    _integration(disable=False, exclusive=exclusive, silent=silent)
+    _enable(settings)
+
+
+@autologging_integration(INTEGRATION)
+def _integration(disable: bool = False, silent: bool = False, exclusive: bool = False) -> None:
+    """What MLflow knows of us: its switch, and its patch of `fit`."""
+    safe_patch(INTEGRATION, keras.Model, "fit", _fit)
+
+
+def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    with contained("noting the model", "it keeps its probes when autologging is disabled"):
+        _fitted.add(model)
+    return fitting.watched_fit(original, model, *args, **kwargs)
+
+
+def _enable(settings: Settings) -> None:
+    monitor.set_autolog_settings(settings)
+    peers.set_aside()
+    probes.install(monitor.deep_every, monitor.claim)
+    probes.also(mlflow.MlflowClient, "set_terminated", loops.watch_run_end, "a run's last steps may be missing")
+    loops.begin()
+    with contained("starting the delivery process", "what is recorded waits on this machine"):
+        DeliveryProcess.shared()  # by the time that a training starts, it has loaded MLflow
+
+
+def _disable() -> None:
+    loops.stop()
+    monitor.set_autolog_settings(None)
+    probes.remove()
+    peers.bring_back()
+    for model in list(_fitted):
+        with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
+            unwatch_train_function(model)
+    _fitted.clear()
+
+
+def _too_old() -> list[tuple[str, str]]:
+    found = {"tensorflow": tf.__version__, "keras": keras.__version__, "mlflow": mlflow.__version__}
+    return [(name, version) for name, version in found.items() if Version(version) < Version(OLDEST[name])]

@@ -1,0 +1,349 @@
+"""Monitor: one watched training, from its first step to its last."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_tfmon import pipeline as pipelines
+from mlflow_tfmon import probes
+from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
+from mlflow_tfmon.pipeline import Pipeline
+from mlflow_tfmon.probes import graph
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.tracking import runs
+
+_active: list[Monitor] = []
+
+
+class Monitor:
+    """Watches one training: its steps, its epochs, and what it was made of.
+
+    Every optimizer step that is made while the monitor is on is recorded, also within a `tf.function`, provided that
+    the function is traced (called for the first time) after the monitor was started or autologging enabled.
+
+    Args:
+        model: the Keras model that is trained. Without it, whatever this thread trains is taken.
+        run_id: MLflow run that takes the training. Default: the active run, else one is made.
+        **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
+
+    Raises:
+        SettingError: for an unknown setting, or a value that it can't have.
+
+    Example:
+        ```python
+        with mlflow_tfmon.Monitor(model, monitor="val_loss") as monitor:
+            for epoch in range(epochs):
+                for x, y in train_ds:
+                    train_step(x, y)
+                monitor.log_epoch(epoch, {"val_loss": validate(model)})
+        ```
+    """
+
+    def __init__(self, model: Any = None, *, run_id: str | None = None, **settings: Any) -> None:
+        if model is not None and not hasattr(model, "trainable_variables"):
+            raise SettingError(f"model={model!r}: model must be a Keras model, or None for whatever is trained.")
+        self.model = model
+        self.settings = Settings.make(**settings)
+        self.total_steps: int | None = None  # how many steps are expected, if that is known
+        self._run_id = run_id
+        self._thread = threading.get_ident()
+        self._pipeline: Pipeline | None = None
+        self._own_probes = False
+        self._rings: list[Ring] = []
+        self.first_epoch = 0
+        self._best: tuple[float, int] | None = None
+        self._monitored: str | None = None
+        self._metrics_seen: list[str] = []
+        self._paused_since: float | None = None
+        self.last_epoch = 0
+        self.last_metrics: dict[str, float] = {}
+
+    @classmethod
+    def with_settings(cls, model: Any, settings: Settings) -> Monitor:
+        """A monitor with settings that have been checked."""
+        monitor = cls(model)
+        monitor.settings = settings
+        return monitor
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run, or None before the start or while the tracking server is away."""
+        return None if self._pipeline is None else self._pipeline.run.run_id
+
+    # -- from start to end -----------------------------------------------------------------------------------------
+    def start(self, *, stay_active: bool = True, thread: int | None = None) -> Monitor:
+        """Starts watching.
+
+        Args:
+            stay_active: whether a run made for the training becomes the active MLflow run.
+            thread: the thread that trains; default: this one.
+        """
+        if self.settings.silent:
+            quiet(True)
+        self._thread = thread or threading.get_ident()
+        run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
+        with contained("starting the monitor", "this training is not recorded"):
+            if run is None:
+                run = runs.start(self.settings.extra_tags, stay_active)
+            if not probes.installed():
+                probes.install(deep_every, claim)
+                self._own_probes = True
+            self._pipeline = Pipeline.of(run, self.settings)
+            self.first_epoch = self._pipeline.recording.epochs_done(self._prefix)
+            _active.append(self)
+            for ring in probes.rings_of(self._keys()):
+                ring.taken = ring.written()  # what it did before was another training
+                self.attach(ring)
+        return self
+
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """Stops watching, and waits a little until MLflow has everything; a run made for the training ends.
+
+        Args:
+            status: "FINISHED", "FAILED" or "KILLED".
+            reason: why it failed.
+        """
+        if self in _active:
+            _active.remove(self)
+        pipeline = self._pipeline
+        if self._own_probes:
+            probes.remove()
+        if pipeline is None:
+            return
+        with contained("ending the monitor", "what was recorded last may come late"):
+            pipeline.release()
+            self._say_what_is_missing(failed=status != "FINISHED")
+            if pipeline.run.owned:
+                pipeline.close(status, reason)
+            else:
+                pipeline.flush()
+        self._pipeline = None
+
+    def __enter__(self) -> Monitor:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.end()
+        else:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self.end(status, f"{type(error).__name__}: {error}")
+
+    # -- what the user tells ---------------------------------------------------------------------------------------
+    def log(self, **values: float) -> None:
+        """Records figures of your own at the current step, as `batch/<name>`.
+
+        Args:
+            **values: numbers, or tensors of one number (reading one waits for the device).
+
+        Raises:
+            SettingError: a value is not a number.
+
+        Example:
+            ```python
+            monitor.log(temperature=0.7)
+            ```
+        """
+        numbers = _numbers(values, "log")
+        if self._pipeline is not None:
+            with contained("Monitor.log", "these figures are not recorded"):
+                self._pipeline.drain()
+                self._pipeline.recording.logged(numbers, self._keys())
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
+
+        Args:
+            epoch: number of the epoch in this training, from 0.
+            metrics: numbers by name, such as `{"val_loss": 0.3}`.
+
+        Raises:
+            SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
+        """
+        if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
+            raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
+        numbers = _numbers(metrics or {}, "log_epoch")
+        if self._pipeline is None:
+            return
+        with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
+            self._pipeline.drain()
+            number = self.first_epoch + int(epoch)
+            recording = self._pipeline.recording
+            recording.epoch_ended(number, numbers, self._keys(), self._prefix)
+            self.last_epoch, self.last_metrics = number, numbers
+            self._metrics_seen += [name for name in numbers if name not in self._metrics_seen]
+            self._note_best(number, numbers)
+            now = time.time()
+            recording.append(records.Paused(self._paused_since or now, now))
+            self._paused_since = None
+
+    def record(self, *out: records.Record) -> None:
+        """Puts records of other parts of the package (facts of the fit, models) into the journal."""
+        if self._pipeline is not None:
+            self._pipeline.recording.append(*out)
+
+    @property
+    def owns_run(self) -> bool:
+        """Whether the run was made for this training."""
+        return self._pipeline is not None and self._pipeline.run.owned
+
+    @property
+    def folder(self) -> Any:
+        """Folder of the recording, where files wait for delivery; None before the start."""
+        return None if self._pipeline is None else self._pipeline.folder
+
+    def paused(self, since: float | None) -> None:
+        """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
+        if since is not None:
+            self._paused_since = self._paused_since or since
+        elif self._pipeline is not None:
+            now = time.time()
+            self.record(records.Paused(self._paused_since or now, now))
+            self._paused_since = None
+
+    # -- rings -----------------------------------------------------------------------------------------------------
+    def claims(self, ring: Ring) -> bool:
+        """Whether the steps of a ring belong to this training."""
+        if self.model is None:
+            return ring.thread == self._thread
+        return bool(ring.layout.keys & self._keys())
+
+    def attach(self, ring: Ring) -> None:
+        """Records the steps of a ring."""
+        if self._pipeline is not None and not any(known is ring for known in self._rings):
+            self._rings.append(ring)
+            self._pipeline.attach(ring, _trained(ring), self._model_name(ring), self.total_steps)
+
+    def trains(self, keys: frozenset[str]) -> bool:
+        """Whether any of these variables is being trained."""
+        return any(ring.layout.keys & keys for ring in self._rings)
+
+    def steps(self) -> int:
+        """How many optimizer steps have been made so far in the run's recording."""
+        if self._pipeline is None:
+            return 0
+        self._pipeline.drain()
+        return self._pipeline.recording.steps_of(self._keys())
+
+    def _keys(self) -> frozenset[str]:
+        if self.model is None:
+            return frozenset[str]().union(*(ring.layout.keys for ring in self._rings))
+        return frozenset(graph.key(v) for v in self.model.trainable_variables)
+
+    def _model_name(self, ring: Ring) -> str:
+        return str(self.model.name) if self.model is not None else _trained(ring)
+
+    @property
+    def _prefix(self) -> str:
+        if self._pipeline is None or self.model is None:
+            return ""
+        return self._pipeline.recording.prefix_of(str(self.model.name))
+
+    # -- best so far -----------------------------------------------------------------------------------------------
+    def _note_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        wanted = self.settings.monitor
+        if self._monitored is None:
+            if wanted in metrics:
+                self._monitored = wanted
+            elif wanted == "val_loss" and "loss" in metrics and not any(name.startswith("val_") for name in metrics):
+                self._monitored = "loss"
+                say_once("no val_loss", "mlflow_tfmon: monitor='val_loss', but there is no validation data: 'loss' is used.")
+        name = self._monitored
+        if name is None or name not in metrics or not math.isfinite(metrics[name]):
+            return
+        value = metrics[name]
+        more = self.settings.maximizes(name)
+        if self._best is None or (value > self._best[0] if more else value < self._best[0]):
+            self._best = (value, epoch)
+            key = self._prefix
+            self.record(
+                records.Facts(
+                    metrics=((f"{key}best/{name}", value, epoch), (f"{key}best/epoch", float(epoch), epoch)),
+                    time=time.time(),
+                )
+            )
+
+    def _say_what_is_missing(self, failed: bool) -> None:
+        if failed:
+            return
+        if not any(ring.written() for ring in self._rings):
+            say_once(f"no steps {id(self)}", f"mlflow_tfmon: no optimizer step was seen: {self._why_no_steps()}")
+        if self._metrics_seen and self._monitored is None:
+            say_once(
+                f"never came {id(self)}",
+                f"mlflow_tfmon: monitor={self.settings.monitor!r} never came, so no epoch counts as the best; "
+                f"metrics that came: {', '.join(self._metrics_seen)}. Set monitor to one of them.",
+            )
+
+    def _why_no_steps(self) -> str:
+        if self.model is not None and not self.model.trainable_variables:
+            return "the model has no trainable weights (or was not built); unfreeze a layer."
+        if self.model is not None and getattr(self.model, "optimizer", True) is None:
+            return "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
+        return (
+            "no Keras optimizer was applied, or the training step had been traced before watching began; call "
+            "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
+        )
+
+
+def deep_every() -> int:
+    """Every how many steps the weights are measured, for what is traced now."""
+    return _active[-1].settings.deep_every if _active else autolog_settings().deep_every
+
+
+def autolog_settings() -> Settings:
+    """Settings of `autolog()`, or the defaults while it is off."""
+    return _autolog_settings or Settings()
+
+
+_autolog_settings: Settings | None = None
+
+
+def set_autolog_settings(settings: Settings | None) -> None:
+    global _autolog_settings
+    _autolog_settings = settings
+
+
+def claim(ring: Ring, optimizer: Any) -> None:
+    """Gives a new ring to the training it belongs to; a custom loop that nobody watches yet may get a monitor."""
+    monitor = claimant(ring)
+    if monitor is not None:
+        monitor.attach(ring)
+    else:
+        for adopt in unclaimed:
+            adopt(ring)
+
+
+unclaimed: list[Any] = []  # autolog's, for custom loops
+
+
+def claimant(ring: Ring) -> Monitor | None:
+    """The monitor whose training a ring belongs to: the one that was started last."""
+    return next((monitor for monitor in reversed(_active) if monitor.claims(ring)), None)
+
+
+def watching(model: Any) -> Monitor | None:
+    """The monitor that was started for a model and is still on."""
+    return next((monitor for monitor in reversed(_active) if monitor.model is model), None)
+
+
+def _trained(ring: Ring) -> str:
+    """What an optimizer trains: the first part of its variables' names if they share it."""
+    heads = {variable.name.split(".")[0] for variable in ring.layout.variables}
+    return heads.pop() if len(heads) == 1 else f"{sorted(heads)[0]}_etc" if heads else "model"
+
+
+def _numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
+    numbers = {}
+    for name, value in values.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError):
+            raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
+    return numbers

@@ -1,0 +1,64 @@
+"""Side by side with MLflow's own autologging of `fit`: one of the two records a training, never both, never half.
+
+Ours does, in either order of the two calls, since it records all that MLflow's does. MLflow's comes back, with the
+arguments that it was given, when ours is disabled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS, autologging_is_disabled
+from mlflow.utils.autologging_utils.safety import revert_patches
+
+from mlflow_tfmon.errors import contained, say_once
+
+# Integration and the module whose `autolog` patches `keras.Model.fit` by its global `safe_patch` (MLflow 3.0 to 3.17).
+_PEERS = {"tensorflow": "mlflow.tensorflow", "keras": "mlflow.keras.autologging"}
+_originals: dict[str, Any] = {}
+
+
+def set_aside() -> None:
+    """Takes the peers' patches of `fit` out, and keeps those from being put in that are enabled later."""
+    for integration, module_name in _PEERS.items():
+        with contained(f"setting mlflow.{integration}.autolog aside", "a fit may be recorded twice"):
+            if not autologging_is_disabled(integration):
+                revert_patches(integration)
+                _say(integration)
+            module = importlib.import_module(module_name)
+            if integration not in _originals:
+                _originals[integration] = module.safe_patch
+                module.safe_patch = _instead(integration, module.safe_patch)  # type: ignore[attr-defined]
+
+
+def _instead(integration: str, safe_patch: Any) -> Any:
+    def keep_out(name: str, destination: Any, function: str, *args: Any, **kwargs: Any) -> Any:
+        if function != "fit":
+            return safe_patch(name, destination, function, *args, **kwargs)
+        return _say(integration)
+
+    return keep_out
+
+
+def _say(integration: str) -> None:
+    say_once(
+        f"peer {integration}",
+        f"mlflow_tfmon: watches fit in place of mlflow.{integration}.autolog, and records what it would record; "
+        "to have MLflow's own, call mlflow_tfmon.autolog(disable=True).",
+    )
+
+
+def bring_back() -> None:
+    """Undoes `set_aside`; a peer that is enabled watches `fit` again."""
+    for integration, module_name in _PEERS.items():
+        safe_patch = _originals.pop(integration, None)
+        if safe_patch is None:
+            continue
+        module = sys.modules[module_name]
+        module.safe_patch = safe_patch  # type: ignore[attr-defined]
+        if not autologging_is_disabled(integration):
+            with contained(f"bringing mlflow.{integration}.autolog back", "it must be enabled anew"):
+                arguments = dict(AUTOLOGGING_INTEGRATIONS[integration])
+                module.autolog(**arguments)  # type: ignore[attr-defined]

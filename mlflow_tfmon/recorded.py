@@ -1,0 +1,204 @@
+"""Everything that was recorded of a run, as pandas."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TELEMETRY = "tfmon/telemetry"
+PROBLEMS = "tfmon/problems.json"
+_METADATA_KEY = b"tfmon"
+_LISTS = "variables."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that went wrong in a training.
+
+    Attributes:
+        kind: what, such as "nan_or_inf".
+        severity: how bad it is.
+        first_step: the optimizer step at which it was seen first.
+        variables: the variables concerned.
+        evidence: what was seen, with numbers and steps.
+        advice: what to do about it.
+    """
+
+    kind: str
+    severity: str
+    first_step: int
+    variables: tuple[str, ...]
+    evidence: str
+    advice: str
+
+
+class RecordedRun:
+    """A watched run; each table is read when it is first asked for.
+
+    Where a run had several streams (a GAN's two optimizers), the columns of `steps` and the variables of `layers` begin
+    with the stream's prefix, as its metrics in MLflow do: `generator.loss`, `generator.dense.kernel`.
+
+    Attributes:
+        run_id: the run.
+        complete: whether all that was recorded has arrived in MLflow.
+    """
+
+    def __init__(self, run_id: str, complete: bool, folder: Path, problems: list[Problem]) -> None:
+        self.run_id = run_id
+        self.complete = complete
+        self.problems = problems
+        self._folder = folder
+
+    def __repr__(self) -> str:
+        return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, complete={self.complete})"
+
+    @cached_property
+    def streams(self) -> list[str]:
+        """The prefixes of the streams, in the order of their numbers: [""] where there is only one."""
+        return list({about["stream"]: about["prefix"] for _, about in self._parts("steps-*")}.values())
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """A row per optimizer step, index "step" (1, 2, 3, …).
+
+        Columns, each where it was measured: loss, learning_rate, grad_norm, grad_norm_clipped, time (Unix seconds),
+        step_time_ms, examples_per_second, input_wait_share (0 to 1), and the user's own figures.
+        """
+        tables: dict[str, list[pd.DataFrame]] = {}
+        for path, about in self._parts("steps-*"):
+            columns = [name for name in pq.read_schema(path).names if not name.startswith(_LISTS)]
+            frame = pq.read_table(path, columns=columns).to_pandas().set_index("step")
+            tables.setdefault(about["prefix"], []).append(frame)
+        logged: dict[str, list[pd.DataFrame]] = {}
+        for path, about in self._parts("logged-*"):
+            logged.setdefault(about["prefix"], []).append(pq.read_table(path).to_pandas())
+        frames = []
+        for prefix in dict.fromkeys([*tables, *logged]):
+            frame = pd.concat(tables[prefix]) if prefix in tables else pd.DataFrame(index=pd.Index([], name="step"))
+            if prefix in logged:
+                frame = frame.join(_wide(pd.concat(logged[prefix]), "step"), how="outer", rsuffix="_logged")
+            frames.append(frame.add_prefix(prefix))
+        return pd.concat(frames, axis=1).sort_index() if frames else pd.DataFrame(index=pd.Index([], name="step"))
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """A row per step and variable: step, variable, grad_norm, weight_norm, update_ratio, grad_zero_fraction, …
+
+        What is only measured every few steps is NaN at the others.
+        """
+        frames = []
+        for stem in ("steps", "deep"):
+            parts = [_long(pq.read_table(path), about) for path, about in self._parts(f"{stem}-*")]
+            parts = [part for part in parts if len(part.columns) > 2]
+            if parts:
+                frames.append(pd.concat(parts, ignore_index=True))
+        if not frames:
+            return pd.DataFrame(columns=["step", "variable"])
+        if len(frames) == 2:
+            frame = frames[0].merge(frames[1], on=["step", "variable"], how="outer", sort=False)
+        else:
+            frame = frames[0]
+        order = {name: at for at, name in enumerate(dict.fromkeys(frame["variable"]))}
+        frame["variable"] = pd.Categorical(frame["variable"], categories=list(order))
+        return frame.sort_values(["step", "variable"], kind="stable", ignore_index=True)
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row per epoch, index "epoch" (0, 1, …): the epoch's metrics as Keras names them."""
+        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("epochs-*")]
+        if not tables:
+            return pd.DataFrame(index=pd.Index([], name="epoch"))
+        table = pd.concat(tables, ignore_index=True)
+        table["name"] = table["prefix"].astype(str) + table["name"].astype(str)
+        return _wide(table, "epoch")
+
+    @cached_property
+    def histograms(self) -> pd.DataFrame:
+        """A row per histogram: step, variable, kind ("weight" or "gradient"), edges, counts."""
+        return pd.DataFrame(columns=["step", "variable", "kind", "edges", "counts"])
+
+    def _parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for path in sorted(self._folder.glob(f"{pattern}.parquet")):
+            yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
+
+
+def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
+    """Loads everything that was recorded of a watched run.
+
+    Args:
+        run_id: the MLflow run.
+        tracking_uri: where the run is; default MLflow's current tracking URI.
+
+    Raises:
+        ValueError: the run was not watched, or nothing of it has arrived yet.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> run = mlflow_tfmon.load_run(mlflow.last_active_run().info.run_id)
+        >>> run.steps["loss"].plot()
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri)
+    run = client.get_run(run_id)
+    state = run.data.tags.get("tfmon.delivery")
+    if not client.list_artifacts(run_id, TELEMETRY):
+        if state is None:
+            raise ValueError(
+                f"run {run_id} has no recording: it was not watched. Call mlflow_tfmon.autolog() before the training, "
+                "or train within mlflow_tfmon.Monitor(model)."
+            )
+        raise ValueError(
+            f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
+            "load it when its training has ended, or deliver what a crash left behind with `mlflow-tfmon sync`."
+        )
+    # The files live as long as the object: they are read when a table is asked for.
+    holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
+    folder = Path(client.download_artifacts(run_id, TELEMETRY, holder.name))
+    recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
+    recorded._holder = holder  # type: ignore[attr-defined]
+    return recorded
+
+
+def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
+    if not any(item.path == PROBLEMS for item in client.list_artifacts(run_id, "tfmon")):
+        return []
+    found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
+    known = {item.name for item in fields(Problem)}
+    return [
+        Problem(**{**{name: one[name] for name in known if name in one}, "variables": tuple(one.get("variables", ()))})
+        for one in found
+    ]
+
+
+def _wide(table: pd.DataFrame, index: str) -> pd.DataFrame:
+    """Rows of (index, name, value) as one column a name, in the order of appearance; of doubles, the last counts."""
+    names = list(dict.fromkeys(table["name"].astype(str)))
+    table = table.assign(name=table["name"].astype(str)).drop_duplicates([index, "name"], keep="last")
+    wide = table.pivot(index=index, columns="name", values="value")[names]
+    wide.columns.name = None
+    return wide
+
+
+def _long(table: pa.Table, about: dict[str, Any]) -> pd.DataFrame:
+    """A file's list columns as a row per step and variable."""
+    variables = [about.get("prefix", "") + name for name, _, _ in about.get("variables", [])]
+    quantities = [name for name in table.column_names if name.startswith(_LISTS)]
+    steps = table["step"].to_numpy()
+    columns: dict[str, Any] = {
+        "step": np.repeat(steps, len(variables)),
+        "variable": pd.Categorical.from_codes(np.tile(np.arange(len(variables)), len(steps)), categories=variables),
+    }
+    for name in quantities:
+        columns[name.removeprefix(_LISTS)] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return pd.DataFrame(columns)

@@ -1,0 +1,113 @@
+"""The drain: the one thread that takes rows out of the rings and hands them to whoever records them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.stream.ring import Ring
+
+_INTERVAL = 0.05  # s between two looks at the rings: at 1 ms a step a fraction of what the smallest ring holds
+
+
+@dataclass(frozen=True)
+class Block:
+    """What was read of a ring at once.
+
+    Attributes:
+        ring: where it comes from.
+        rows: array (steps, ring.width), oldest first.
+        deep_rows: array (deep steps, ...); column 0 is the ring's own step.
+        first: the ring's own number of the first step asked for.
+        lost: how many steps from `first` on were overwritten before they could be read.
+        seen: Unix time of the reading.
+    """
+
+    ring: Ring
+    rows: np.ndarray = field(repr=False)
+    deep_rows: np.ndarray = field(repr=False)
+    first: int
+    lost: int
+    seen: float
+
+
+@dataclass
+class _Tap:
+    ring: Ring
+    sink: Callable[[Block], None]
+
+
+class Drain:
+    """Reads rings in a background thread; sinks are called one at a time, in order.
+
+    Args:
+        on_idle: called after each look at the rings, in the drain's thread.
+    """
+
+    def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
+        self._taps: list[_Tap] = []
+        self._lock = threading.RLock()
+        self._on_idle = on_idle
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._stopped = threading.Event()
+
+    def attach(self, ring: Ring, sink: Callable[[Block], None]) -> None:
+        """Hands a ring's steps to a sink, from the first on that was not taken yet; a ring has one sink."""
+        with self._lock:
+            if self.has(ring):
+                return
+            self._taps.append(_Tap(ring, sink))
+            self.keep_running()
+
+    def has(self, ring: Ring) -> bool:
+        return any(tap.ring is ring for tap in self._taps)
+
+    def detach(self, rings: Iterable[Ring]) -> None:
+        """Takes what is left in these rings, then lets go of them."""
+        rings = list(rings)
+        with self._lock:
+            self.flush(rings)
+            self._taps = [tap for tap in self._taps if not any(tap.ring is ring for ring in rings)]
+
+    def flush(self, rings: Iterable[Ring] | None = None) -> None:
+        """Takes all rows that have been written by now, on the caller's thread."""
+        wanted = None if rings is None else list(rings)
+        with self._lock:
+            for tap in list(self._taps):
+                if wanted is None or any(tap.ring is ring for ring in wanted):
+                    self._take(tap)
+
+    def _take(self, tap: _Tap) -> None:
+        ring = tap.ring
+        after, upto = ring.taken, ring.written()
+        if upto <= after:
+            return
+        rows, lost = ring.read(after, upto)
+        block = Block(ring, rows, ring.read_deep(after, upto), after + 1, lost, time.time())
+        ring.taken = upto
+        tap.sink(block)
+
+    def stop(self) -> None:
+        """Ends the thread (the interpreter must not go while it is inside TensorFlow)."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
+
+    def keep_running(self) -> None:
+        """Starts the thread unless it runs."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="mlflow_tfmon-drain", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while os.getpid() == self._pid and not self._stopped.wait(_INTERVAL):
+            with contained("the drain", "some steps are not recorded"):
+                self.flush()
+                self._on_idle()

@@ -1,0 +1,172 @@
+"""Whose run it is: finds the MLflow run that takes a training, or makes one, and ends what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlflow_tfmon.errors import SettingError, say_once
+
+INTEGRATION = "mlflow_tfmon"
+_REACH = 2.0  # s to wait for a tracking server before the training starts without it
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that takes a training.
+
+    Attributes:
+        run_id: None if the store was away, so that delivery makes the run later.
+        owned: whether it was made for the training, and so ends with it.
+        active: whether it is (or was made) the active run of the training's thread.
+    """
+
+    run_id: str | None
+    experiment_id: str
+    name: str | None
+    tracking_uri: str
+    registry_uri: str
+    start_time: float
+    owned: bool
+    active: bool
+    tags: Mapping[str, str]
+
+
+def of_id(run_id: str) -> Run:
+    """A run that the user names.
+
+    Raises:
+        SettingError: there is no such run.
+    """
+    import mlflow
+
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except Exception as error:
+        raise SettingError(
+            f"run_id={run_id!r}: no such run in {mlflow.get_tracking_uri()} ({type(error).__name__}); "
+            "give the id of a run there, or none to have one made."
+        ) from error
+    return _run(run.info.run_id, run.info.experiment_id, run.info.run_name, owned=False, active=False)
+
+
+def active(thread: int | None = None) -> Run | None:
+    """The active run of a thread (by default this one), or None."""
+    run = _active_run(thread)
+    if run is None:
+        return None
+    return _run(run.info.run_id, run.info.experiment_id, run.info.run_name, owned=False, active=True)
+
+
+def active_id(thread: int | None = None) -> str | None:
+    """Id of the active run of a thread (by default this one), or None."""
+    run = _active_run(thread)
+    return None if run is None else str(run.info.run_id)
+
+
+def _active_run(thread: int | None) -> Any:
+    from mlflow.tracking import fluent
+
+    if thread is None or thread == threading.get_ident():
+        stack = fluent._active_run_stack.get()
+    else:  # MLflow 3.0 to 3.17 keeps a stack a thread
+        stack = fluent._active_run_stack.get_all_thread_values().get(thread)
+    return stack[-1] if stack else None
+
+
+def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
+    """Makes a run for a training, as MLflow's autologging does.
+
+    Args:
+        extra_tags: further tags.
+        stay_active: whether the run becomes the thread's active run. A custom loop's does not, for nobody would end
+            it before the user's own `mlflow.start_run()`, which then would fail.
+    """
+    import mlflow
+    from mlflow.tracking import fluent
+    from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING
+
+    tags = {**(extra_tags or {}), MLFLOW_AUTOLOGGING: INTEGRATION}
+    uri = mlflow.get_tracking_uri()
+    if not _reachable(uri):
+        say_once(
+            f"away {uri}",
+            f"mlflow_tfmon: the tracking server {_host(uri)} does not answer; the training is recorded on this "
+            "machine and delivered when the server is back.",
+        )
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+        return _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags)
+    _prepare_store(uri)
+    run = mlflow.start_run(tags=tags)
+    if not stay_active:
+        with contextlib.suppress(Exception):
+            fluent._active_run_stack.get().pop()
+    return _run(run.info.run_id, run.info.experiment_id, run.info.run_name, owned=True, active=stay_active, tags=tags)
+
+
+def leave(run: Run) -> None:
+    """Makes a run that was made for a training no longer the active one; delivery ends it once all has arrived.
+
+    `mlflow.end_run` would also tell the store, which may be away, and would call the run finished before its data
+    are there.
+    """
+    from mlflow.tracking import fluent
+
+    if run.owned and run.active and active_id() == run.run_id:
+        fluent._active_run_stack.get().pop()  # thread-local, MLflow 3.0 to 3.17
+        fluent._last_active_run_id.set(run.run_id)
+    if run.owned:
+        monitor = fluent.run_id_to_system_metrics_monitor.pop(run.run_id, None)
+        if monitor is not None:
+            monitor.finish()
+
+
+def _run(
+    run_id: str | None,
+    experiment_id: str,
+    name: str | None,
+    *,
+    owned: bool,
+    active: bool,
+    tags: Mapping[str, str] | None = None,
+) -> Run:
+    import mlflow
+
+    return Run(
+        run_id, experiment_id, name, mlflow.get_tracking_uri(), mlflow.get_registry_uri(), time.time(), owned, active,
+        tags or {},
+    )  # fmt: skip
+
+
+def _prepare_store(uri: str) -> None:
+    """Has a fresh SQLite store made by one process at a time."""
+    from mlflow_tfmon.tracking.store import open_store
+
+    open_store(uri)
+
+
+def _host(uri: str) -> str:
+    parts = urlsplit(uri)
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _reachable(uri: str) -> bool:
+    """Whether something answers at a server's address: MLflow itself would retry for minutes."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return True
+    if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
+        return True  # the way there is not ours to try
+    try:
+        address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        with socket.create_connection(address, timeout=_REACH):
+            return True
+    except OSError:
+        return False
