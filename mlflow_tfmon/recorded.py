@@ -84,15 +84,23 @@ class RecordedRun:
             logged.setdefault(about["prefix"], []).append(pq.read_table(path).to_pandas())
         frames = []
         for prefix in dict.fromkeys([*tables, *logged]):
-            frame = pd.concat(tables[prefix]) if prefix in tables else pd.DataFrame(index=pd.Index([], name="step"))
+            frame = (
+                pd.concat(tables[prefix])
+                if prefix in tables
+                else pd.DataFrame(index=pd.Index([], name="step"))
+            )
             if prefix in logged:
                 frame = frame.join(_wide(pd.concat(logged[prefix]), "step"), how="outer", rsuffix="_logged")
             frames.append(frame.add_prefix(prefix))
-        return pd.concat(frames, axis=1).sort_index() if frames else pd.DataFrame(index=pd.Index([], name="step"))
+        return (
+            pd.concat(frames, axis=1).sort_index()
+            if frames
+            else pd.DataFrame(index=pd.Index([], name="step"))
+        )
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """A row per step and variable: step, variable, grad_norm, weight_norm, update_ratio, grad_zero_fraction, …
+        """A row per step and variable: step, variable, grad_norm, weight_norm, update_ratio, grad_zero_fraction.
 
         What is only measured every few steps is NaN at the others.
         """
@@ -176,7 +184,12 @@ def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
     found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
     known = {item.name for item in fields(Problem)}
     return [
-        Problem(**{**{name: one[name] for name in known if name in one}, "variables": tuple(one.get("variables", ()))})
+        Problem(
+            **{
+                **{name: one[name] for name in known if name in one},
+                "variables": tuple(one.get("variables", ())),
+            }
+        )
         for one in found
     ]
 
@@ -197,8 +210,12 @@ def _long(table: pa.Table, about: dict[str, Any]) -> pd.DataFrame:
     steps = table["step"].to_numpy()
     columns: dict[str, Any] = {
         "step": np.repeat(steps, len(variables)),
-        "variable": pd.Categorical.from_codes(np.tile(np.arange(len(variables)), len(steps)), categories=variables),
+        "variable": pd.Categorical.from_codes(
+            np.tile(np.arange(len(variables)), len(steps)), categories=variables
+        ),
     }
     for name in quantities:
-        columns[name.removeprefix(_LISTS)] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        columns[name.removeprefix(_LISTS)] = (
+            table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        )
     return pd.DataFrame(columns)

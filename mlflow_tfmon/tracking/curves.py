@@ -1,0 +1,113 @@
+"""From rows to the points that MLflow gets: thinned, with finite values, under names that MLflow takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mlflow_tfmon.tracking.names import Names
+from mlflow_tfmon.tracking.series import Rows
+from mlflow_tfmon.tracking.thinning import Thinner
+
+MAX_NONFINITE = 100
+
+
+class Point(NamedTuple):
+    """A point of a metric; `time` in milliseconds since 1970."""
+
+    key: str
+    value: float
+    step: int
+    time: int
+
+
+class Curves:
+    """All curves of a recording.
+
+    Args:
+        max_points: bound on the points of one curve.
+        names: gives keys that MLflow accepts.
+    """
+
+    def __init__(self, max_points: int, names: Names) -> None:
+        self._max_points = max_points
+        self._names = names
+        self._groups: dict[object, tuple[tuple[str, ...], Thinner]] = {}
+        self._waiting: dict[object, list[tuple[float, int, float]]] = {}
+        self._nonfinite: dict[str, int] = {}
+
+    def open(self, group: object, keys: Sequence[str], total_steps: int | None) -> list[Point]:
+        """Sets the keys and the horizon of a group of series that share their rows.
+
+        Returns:
+            The last points of the series that the group had before, if they change.
+        """
+        keys = tuple(keys)
+        known = self._groups.get(group)
+        if known is None:
+            self._groups[group] = keys, Thinner(len(keys), self._max_points, total_steps)
+        elif known[0] == keys:
+            known[1].expect(total_steps)
+        else:
+            points = self._points(group, known[1].flush(final=True))
+            self._groups[group] = keys, known[1].reopened(len(keys), total_steps)
+            return points
+        return []
+
+    def rows(self, group: object, rows: Rows) -> list[Point]:
+        """The points that a block of a group's rows gives."""
+        keys, thinner = self._groups[group]
+        found = self._points(group, thinner.add(rows.steps, rows.times, rows.values))
+        bad = rows.measured & ~np.isfinite(rows.values)
+        if bad.any():
+            for column in np.flatnonzero(bad.any(axis=0)):
+                at = np.flatnonzero(bad[:, column])[:MAX_NONFINITE]
+                for step, time in zip(rows.steps[at], rows.times[at], strict=True):
+                    found += self._not_finite(keys[column], int(step), float(time))
+        return found
+
+    def value(self, key: str, value: float, step: int, time: float, total_steps: int | None) -> None:
+        """Takes a single value of a thinned series; `settle` gives its points."""
+        if key not in self._groups:
+            self._groups[key] = (key,), Thinner(1, self._max_points, total_steps)
+        self._waiting.setdefault(key, []).append((value, step, time))
+
+    def settle(self) -> list[Point]:
+        """The points that the values taken since the last call give."""
+        found: list[Point] = []
+        for key, waiting in self._waiting.items():
+            values, steps, times = (np.array(column) for column in zip(*waiting, strict=True))
+            column = values.astype(np.float64)[:, None]
+            found += self.rows(key, Rows(steps, times, column, np.ones(column.shape, bool)))
+        self._waiting.clear()
+        return found
+
+    def exact(self, key: str, value: float, step: int, time: float) -> list[Point]:
+        """A point that is never thinned."""
+        if not math.isfinite(value):
+            return self._not_finite(key, step, time)
+        return [Point(self._names(key), float(value), int(step), int(time * 1e3))]
+
+    def flush(self, final: bool = False) -> list[Point]:
+        """Brings every series up to its last row."""
+        found = self.settle()
+        for group, (_, thinner) in self._groups.items():
+            found += self._points(group, thinner.flush(final))
+        return found
+
+    def _points(self, group: object, points: tuple[np.ndarray, ...]) -> list[Point]:
+        keys = [self._names(key) for key in self._groups[group][0]]
+        series, steps, times, values = (array.tolist() for array in points)
+        return [
+            Point(keys[one], value, step, int(time * 1e3))
+            for one, step, time, value in zip(series, steps, times, values, strict=True)
+        ]
+
+    def _not_finite(self, key: str, step: int, time: float) -> list[Point]:
+        count = self._nonfinite[key] = self._nonfinite.get(key, 0) + 1
+        if count > MAX_NONFINITE:
+            return []
+        return [Point(self._names(f"nonfinite/{key}"), float(step), step, int(time * 1e3))]

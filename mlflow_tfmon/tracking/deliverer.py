@@ -1,0 +1,214 @@
+"""Delivery of one recording: reads its journal and brings MLflow up to it.
+
+The journal alone says what is to be delivered. After a restart it is read again from the start: what was delivered
+is translated (so that thinning and files go on exactly as they were) but not sent again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import IO
+
+from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
+from mlflow_tfmon.tracking.curves import Point
+from mlflow_tfmon.tracking.journal import JournalReader
+from mlflow_tfmon.tracking.outbox import Outbox
+from mlflow_tfmon.tracking.status import Ledger, Status
+from mlflow_tfmon.tracking.store import AwayError, fcntl
+from mlflow_tfmon.tracking.translation import Translation
+
+_BACK_OFF = (0.5, 15.0)  # s
+_SLICE_SECONDS = 2.0
+_BATCH = 1000
+
+
+class Deliverer:
+    """Delivers one recording, a bit at each call of `advance`.
+
+    Attributes:
+        folder: of the recording.
+        done: whether nothing is left to do here.
+
+    Args:
+        folder: of the recording.
+        tracking_uri: store, with credentials; default as the journal says, which has none.
+        registry_uri: the same for the registry.
+    """
+
+    def __init__(
+        self, folder: Path, tracking_uri: str | None = None, registry_uri: str | None = None
+    ) -> None:
+        self.folder = folder
+        self.done = False
+        self._ledger = Ledger(folder)
+        self._outbox = Outbox(folder, (tracking_uri, registry_uri), self._ledger)
+        self._reader = JournalReader(folder)
+        self._lock: IO[str] | None = None
+        self._started: RunStarted | None = None
+        self._translation: Translation | None = None
+        self._resumed = 0  # last record that an earlier delivery has delivered
+        self._seq = 0  # last record that was read
+        self._time = 0.0  # of the last record that says it
+        self._ended = False
+        self._waits = 0.0
+        self._next_try = 0.0
+
+    @property
+    def status(self) -> Status:
+        """How far it has come."""
+        return self._ledger.status
+
+    @property
+    def progressed(self) -> float:
+        """When something was delivered last, monotonic seconds."""
+        return self._outbox.sent
+
+    @property
+    def where(self) -> str:
+        """The store, for messages: without credentials."""
+        return self._started.tracking_uri if self._started else "MLflow"
+
+    def advance(self, trainer_gone: bool = False, hurry: bool = False) -> None:
+        """Delivers what there is, for a few seconds at most; never raises.
+
+        Args:
+            trainer_gone: whether no more records can come: then a recording that was not ended is ended.
+            hurry: try now, even if the store was away a moment ago.
+        """
+        if self.done or (time.monotonic() < self._next_try and not hurry) or not self._claimed():
+            return
+        try:
+            self._deliver(trainer_gone)
+            error = self._reader.error
+        except AwayError as away:
+            error = str(away)
+        except Exception as unexpected:  # a fault of ours: said in the status, and tried again
+            error = f"{type(unexpected).__name__}: {unexpected}"
+        if not self.done:
+            self._waits = min(_BACK_OFF[1], max(_BACK_OFF[0], 2 * self._waits)) if error else 0.0
+            self._next_try = time.monotonic() + self._waits
+            self._ledger.note(error=error, waiting=max(0, self._reader.last() - self.status.delivered))
+
+    def close(self) -> None:
+        """Lets the recording go, so that another delivery may take it."""
+        self._reader.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _claimed(self) -> bool:
+        """Takes the recording, unless another process delivers it."""
+        if self._lock is not None:
+            return True
+        try:
+            file = (self.folder / "lock").open("a")
+        except FileNotFoundError:
+            self.done = True  # another delivery has completed it
+            return False
+        except OSError:
+            return False
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._lock = file
+        self._ledger.reload()
+        self._resumed = self.status.delivered
+        if self.status.complete:
+            self._finish()
+        return not self.done
+
+    def _deliver(self, trainer_gone: bool) -> None:
+        until = time.monotonic() + _SLICE_SECONDS
+        while True:
+            self._outbox.send()
+            if self._seq > self.status.delivered:
+                self._ledger.note(delivered=self._seq, error=None)
+            if self._ended:
+                self._finish()
+                return
+            if time.monotonic() > until:
+                return
+            # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
+            sent = self._resumed - self._seq
+            batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
+            if batch:
+                self._translate(batch)
+            elif trainer_gone and not self._reader.error:
+                self._end_abandoned()
+            else:
+                return
+
+    def _translate(self, batch: list[tuple[int, Record]]) -> None:
+        points: list[Point] = []
+        for seq, record in batch:
+            self._seq = seq
+            self._outbox.muted = seq <= self._resumed
+            self._time = max(self._time, *(getattr(record, name, 0.0) for name in ("seen", "time", "end")))
+            if isinstance(record, RunStarted):
+                self._start(record)
+            if self._translation is None:
+                continue
+            if not isinstance(record, (RunStarted, Flushed, RunEnded)):
+                self._outbox.state("streaming")
+            try:
+                found = self._translation.take(record)
+            except Exception as error:  # one bad record must not hold up all that follow
+                self._ledger.reject({type(record).__name__: f"record {seq}: {type(error).__name__}: {error}"})
+                continue
+            points += found
+            if isinstance(record, EpochEnded):
+                self._outbox.linkable(found)
+            elif isinstance(record, Flushed):
+                self._flush(points, final=False)
+                points = []
+            elif isinstance(record, RunEnded):
+                self._flush(points, final=True)
+                self._outbox.end(record)
+                self._ended = True
+                return
+            self._outbox.record(seq, record, self._time)
+        if self._translation is not None:
+            self._outbox.points(points + self._translation.settle())
+            self._outbox.files(self._translation.telemetry.finished())
+
+    def _start(self, started: RunStarted) -> None:
+        self._started = started
+        telemetry = self.folder / "telemetry"
+        shutil.rmtree(telemetry, ignore_errors=True)
+        telemetry.mkdir()
+        self._translation = Translation(started, telemetry)
+        self._outbox.begin(started)
+
+    def _flush(self, points: list[Point], final: bool) -> None:
+        translation = self._translation
+        assert translation is not None
+        self._outbox.points(points + translation.flush(final))
+        self._outbox.files(translation.telemetry.finished())
+        self._outbox.flushed(self._seq, translation.lost)
+
+    def _end_abandoned(self) -> None:
+        """Ends a recording whose trainer is gone without a word."""
+        self._ended = True
+        if self._translation is None or self._started is None:
+            return  # nothing was ever recorded
+        self._outbox.muted = False
+        self._flush([], final=True)
+        if self._started.owned:
+            when = self._time or time.time()
+            moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
+            reason = (
+                "mlflow_tfmon: the training process ended without notice, killed or crashed. "
+                f"Last recorded: step {self._translation.last_step}, {moment}."
+            )
+            self._outbox.end(RunEnded(when, "FAILED", True, reason))
+
+    def _finish(self) -> None:
+        self._ledger.note(complete=True, waiting=0, error=None)
+        self.done = True
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,124 @@
+"""The delivery process: `python -m mlflow_tfmon.tracking.delivery [PID of the trainer]`.
+
+Reads commands from stdin, a JSON object a line:
+
+    {"watch": "/folder/of/a/recording", "tracking_uri": "...", "registry_uri": "..."}   deliver this recording
+    {"wake": true}                                                                     look for new records now
+
+The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlflow_tfmon.tracking.deliverer import Deliverer
+from mlflow_tfmon.tracking.store import be_quick
+
+PAUSE_SECONDS = 1.0
+GIVE_UP_SECONDS = 60.0
+
+
+class Delivery:
+    """Delivers recordings until no more come and all have arrived.
+
+    Args:
+        trainer: process id of the trainer; None if stdin alone tells of its end.
+        give_up: seconds without any success, after the trainer's end, after which what is left is left on the disk.
+    """
+
+    def __init__(self, trainer: int | None = None, give_up: float = GIVE_UP_SECONDS) -> None:
+        self._trainer = trainer
+        self._give_up = give_up
+        self._lock = threading.Lock()
+        self._deliverers: dict[Path, Deliverer] = {}
+        self._wake = threading.Event()
+        self._hurry = False
+        self._closed = False
+
+    def listen(self, lines: Iterable[str]) -> None:
+        """Takes commands until there are no more; meant for a thread of its own."""
+        for line in lines:
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                command = json.loads(line)
+                if "watch" in command:
+                    folder = Path(command["watch"])
+                    with self._lock:
+                        if folder not in self._deliverers:
+                            uris = command.get("tracking_uri"), command.get("registry_uri")
+                            self._deliverers[folder] = Deliverer(folder, *uris)
+                self._hurry = self._hurry or "wake" in command
+            self._wake.set()
+        self._closed = True
+        self._wake.set()
+
+    def run(self) -> int:
+        """Delivers; returns the number of recordings that had to be left on the disk."""
+        gone_at: float | None = None
+        while True:
+            self._wake.clear()
+            gone = self._closed or (self._trainer is not None and os.getppid() != self._trainer)
+            hurry, self._hurry = self._hurry, False
+            if gone and gone_at is None:
+                gone_at, hurry = time.monotonic(), True
+            for one in self._watched():
+                one.advance(trainer_gone=gone, hurry=hurry)
+                if one.done:
+                    with self._lock:
+                        del self._deliverers[one.folder]
+            left = self._watched()
+            if gone_at is not None and (not left or all(self._hopeless(one, gone_at) for one in left)):
+                return self._leave(left)
+            self._wake.wait(PAUSE_SECONDS if gone_at is None else PAUSE_SECONDS / 4)
+
+    def _watched(self) -> list[Deliverer]:
+        with self._lock:
+            return list(self._deliverers.values())
+
+    def _hopeless(self, one: Deliverer, gone_at: float) -> bool:
+        return time.monotonic() - max(gone_at, one.progressed) > self._give_up
+
+    def _leave(self, left: list[Deliverer]) -> int:
+        for one in left:
+            one.close()
+            run = one.status.run_id or "(not made yet)"
+            why = one.status.error or "another process delivers it"
+            with contextlib.suppress(OSError):
+                print(
+                    f"mlflow_tfmon: {one.status.waiting} records of run {run} could not be delivered to {one.where} "
+                    f"({why}); they are kept in {one.folder} until `mlflow-tfmon sync` delivers them.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return len(left)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the delivery process; exit status 1 if something had to be left on the disk."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the training, not the delivery of what it did
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(10)
+    be_quick()
+    warnings.simplefilter("ignore")
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    delivery = Delivery(int(arguments[0]) if arguments else None)
+    threading.Thread(target=delivery.listen, args=(sys.stdin,), daemon=True).start()
+    return 1 if delivery.run() else 0
+
+
+if __name__ == "__main__":
+    # The thread that reads stdin may be blocked in it for ever: leave without waiting for it.
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,56 @@
+"""Names that MLflow accepts, for whatever a user calls a metric, a param or a tag."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+MAX_LENGTH = 250
+_REFUSED = re.compile(r"[^/\w.\- :]")
+
+
+def clean(name: str) -> str:
+    """The nearest name that MLflow accepts: the name itself wherever it can be.
+
+    MLflow takes letters, digits and `_ . - : space /`, at most 250 of them, and no name that reads as another path
+    ("a//b", "../a"). What it refuses becomes "_"; a name that is too long ends in a hash of the whole.
+
+    Example:
+        >>> clean("acc@5")
+        'acc_5'
+    """
+    parts = _REFUSED.sub("_", name).split("/")
+    cleaned = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    return cleaned if len(cleaned) <= MAX_LENGTH else _marked(cleaned, name)
+
+
+class Names:
+    """Gives each name its clean form; two names never share one.
+
+    The first to need a form gets it, a later one gets a hash of its own added, so the same names in the same order
+    always give the same forms.
+
+    Example:
+        >>> names = Names()
+        >>> names("acc@5"), names("acc#5")
+        ('acc_5', 'acc_5-2ef7bde6')
+    """
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        given = self._given.get(name)
+        if given is None:
+            given = clean(name)
+            while given in self._taken:
+                given = _marked(given, name + given)
+            self._given[name] = given
+            self._taken.add(given)
+        return given
+
+
+def _marked(cleaned: str, name: str) -> str:
+    mark = "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return cleaned[: MAX_LENGTH - len(mark)] + mark

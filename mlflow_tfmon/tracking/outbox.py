@@ -1,0 +1,178 @@
+"""The calls that a recording asks of MLflow, in order: each is made until it succeeds or is refused."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import isfinite
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+
+from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
+from mlflow_tfmon.tracking.curves import Point
+from mlflow_tfmon.tracking.models import deliver_model
+from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.status import Ledger
+from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
+
+DELIVERY_TAG = "tfmon.delivery"
+RECORDING_TAG = "tfmon.recording"
+LOST_TAG = "tfmon.lost_steps"
+TELEMETRY = "tfmon/telemetry"
+
+
+class Outbox:
+    """Calls that wait to be made.
+
+    Attributes:
+        sent: when a call last succeeded (monotonic seconds).
+        muted: whether calls are left out, because an earlier delivery has made them.
+
+    Args:
+        folder: of the recording.
+        uris: tracking and registry URI, None for what the recording says.
+        ledger: where to note what became of the calls.
+    """
+
+    def __init__(self, folder: Path, uris: tuple[str | None, str | None], ledger: Ledger) -> None:
+        self.sent = time.monotonic()
+        self.muted = False
+        self._folder = folder
+        self._uris = uris
+        self._ledger = ledger
+        self._work: deque[Callable[[], None]] = deque()
+        self._client: MlflowClient | None = None
+        self._run: RunStore | None = None
+        self._tagged = ""
+        self._linkable: dict[str, Point] = {}
+
+    def send(self) -> None:
+        """Makes all calls.
+
+        Raises:
+            AwayError: the store does not answer; the calls that are left still wait.
+        """
+        while self._work:
+            self._work[0]()
+            self._work.popleft()
+            self.sent = time.monotonic()
+
+    def begin(self, started: RunStarted) -> None:
+        """Opens the store and, where there is none yet, makes the run."""
+        self._tagged = "streaming"
+        self._work.append(partial(self._open, started))
+        if started.run_id is not None:
+            self._do(lambda run: run.tags(started.tags))
+        self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}))
+
+    def points(self, points: Sequence[Point]) -> None:
+        """Logs points."""
+        if points:
+            self._do(lambda run: run.points(points))
+
+    def linkable(self, points: Sequence[Point]) -> None:
+        """Points that a model's metrics may be: a model linked to one of them doubles nothing in the run."""
+        self._linkable |= {point.key: point for point in points}
+
+    def record(self, seq: int, record: Record, when: float) -> None:
+        """Logs a record that is no data.
+
+        Args:
+            seq: its number.
+            record: the record.
+            when: Unix time for what has no time of its own, seconds.
+        """
+        if isinstance(record, Facts):
+            if record.params:
+                self._do(lambda run: run.params(record.params))
+            if record.tags:
+                self._do(lambda run: run.tags(record.tags))
+        elif isinstance(record, Text):
+            self._do(lambda run: run.text(record.path, record.text), record.path)
+        elif isinstance(record, DatasetUsed):
+            self._do(lambda run: run.dataset(record.dataset, record.context, record.tags), "dataset")
+        elif isinstance(record, ModelSaved):
+            self._model(seq, record, when)
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Uploads telemetry files and deletes them here."""
+        for path in paths:
+            self._do(lambda run, path=path: run.file(path, TELEMETRY), path.name)  # type: ignore[misc]
+            self._work.append(partial(path.unlink, missing_ok=True))
+
+    def state(self, state: str) -> None:
+        """Tags the run with the state of its delivery."""
+        if self._tagged != state:
+            self._tagged = state
+            self._do(lambda run: run.tags({DELIVERY_TAG: state}))
+
+    def flushed(self, seq: int, lost: int) -> None:
+        """Notes that all up to record `seq` is delivered; `lost` is how many steps never were recorded."""
+        if lost:
+            self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
+        self.state("complete")
+        self._work.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
+
+    def end(self, ended: RunEnded) -> None:
+        """Says why the run failed and gives it its end state."""
+        if ended.reason:
+            self._do(lambda run: run.describe(ended.reason))
+        if ended.set_status:
+            self._do(lambda run: run.end(ended.status, ended.time))
+
+    def _do(self, call: Callable[[RunStore], dict[str, str] | None], name: str = "") -> None:
+        """Queues a call; what MLflow refuses of it is noted, not tried again."""
+        if self.muted:
+            return
+
+        def work() -> None:
+            assert self._run is not None
+            try:
+                self._ledger.reject(call(self._run) or {})
+            except RefusedError as error:
+                self._ledger.reject({name: str(error)})
+
+        self._work.append(work)
+
+    def _open(self, started: RunStarted) -> None:
+        tracking_uri = self._uris[0] or started.tracking_uri
+        registry_uri = self._uris[1] or started.registry_uri
+        with store_errors():
+            if self._client is None:
+                self._client = open_store(tracking_uri, registry_uri)
+            run_id = started.run_id or self._ledger.status.run_id or self._made_run(self._client, started)
+        self._run = RunStore(self._client, run_id)
+        self._ledger.note(run_id=run_id)
+
+    def _made_run(self, client: MlflowClient, started: RunStarted) -> str:
+        """The run that the trainer could not make; one whose making went well but unheard is found again."""
+        mark = self._folder.name
+        experiment = started.experiment_id or "0"
+        query = f"tags.`{RECORDING_TAG}` = '{mark}'"
+        if found := client.search_runs([experiment], query, max_results=1):
+            return str(found[0].info.run_id)
+        tags = {**started.tags, RECORDING_TAG: mark}
+        run = client.create_run(experiment, int(started.start_time * 1e3), tags, started.run_name)
+        return str(run.info.run_id)
+
+    def _model(self, seq: int, saved: ModelSaved, when: float) -> None:
+        key, folder = str(seq), self._folder / saved.path
+        finite = {clean(name): value for name, value in saved.metrics.items() if isfinite(value)}
+        points = []
+        for name, value in finite.items():
+            known = self._linkable.get(name)
+            same = known is not None and (known.value, known.step) == (value, saved.step)
+            points.append(known if known and same else Point(name, value, saved.step, int(when * 1e3)))
+
+        def remember(model_id: str) -> None:
+            self._ledger.note(models={**self._ledger.status.models, key: model_id})
+
+        def deliver(run: RunStore) -> dict[str, str]:
+            return deliver_model(run, saved, folder, points, self._ledger.status.models.get(key), remember)
+
+        self._do(deliver)
+        self._work.append(partial(shutil.rmtree, folder, ignore_errors=True))

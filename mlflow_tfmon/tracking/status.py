@@ -1,0 +1,91 @@
+"""How far the delivery of a recording has come: a small file that delivery writes and the trainer reads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE = "status.json"
+_MAX_REJECTED = 100
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of delivery.
+
+    Attributes:
+        delivered: number of the last record whose points, params, tags and models are in MLflow.
+        flushed: number of the last `Flushed` or `RunEnded` record that has been delivered in full, files included.
+        complete: whether the recording is over and all of it has arrived.
+        waiting: how many records wait.
+        run_id: the run, once it exists.
+        error: why delivery does not get on, in a line, or None.
+        rejected: what MLflow refuses for good: name of the thing -> reason.
+        models: number of a `ModelSaved` record -> id of its logged model.
+    """
+
+    delivered: int = 0
+    flushed: int = 0
+    complete: bool = False
+    waiting: int = 0
+    run_id: str | None = None
+    error: str | None = None
+    rejected: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+
+
+def read_status(folder: Path) -> Status:
+    """Reads a recording's status; that of a recording without one, or with a damaged one, is as at the start.
+
+    A folder that is gone was deleted because its recording is complete.
+    """
+    try:
+        values = json.loads((folder / FILE).read_text("utf-8"))
+        names = {item.name for item in dataclasses.fields(Status)}
+        return Status(**{name: value for name, value in values.items() if name in names})
+    except (OSError, ValueError, AttributeError):
+        return Status(complete=not folder.exists())
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Writes a recording's status; a reader sees the old one or the new one, never half of it."""
+    draft = folder / (FILE + ".new")
+    draft.write_text(json.dumps(dataclasses.asdict(status)), "utf-8")
+    os.replace(draft, folder / FILE)
+
+
+class Ledger:
+    """A recording's status, written whenever it changes.
+
+    Attributes:
+        status: as it is now.
+
+    Args:
+        folder: of the recording.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.status = read_status(folder)
+
+    def reload(self) -> None:
+        """Reads what another process has written."""
+        self.status = read_status(self._folder)
+
+    def note(self, **changes: object) -> None:
+        """Sets fields of the status."""
+        changed = dataclasses.replace(self.status, **changes)  # type: ignore[arg-type]
+        if changed != self.status:
+            self.status = changed
+            with contextlib.suppress(OSError):  # a full disk: delivery goes on
+                write_status(self._folder, changed)
+
+    def reject(self, rejected: dict[str, str]) -> None:
+        """Adds what MLflow refuses, up to a hundred things."""
+        new = {name: reason for name, reason in rejected.items() if name not in self.status.rejected}
+        if new and len(self.status.rejected) < _MAX_REJECTED:
+            self.note(rejected={**self.status.rejected, **new})

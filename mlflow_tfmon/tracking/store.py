@@ -1,0 +1,237 @@
+"""What delivery asks of MLflow. All errors become one of two: the store is away, or it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
+
+from mlflow_tfmon.tracking.curves import Point
+from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.uris import sqlite_path, without_secrets
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes that open a fresh store at once only try again
+    fcntl = None  # type: ignore[assignment]
+
+DESCRIPTION = "mlflow.note.content"
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
+_OPEN_SECONDS = 60.0
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_CALL_SECONDS, _UPLOAD_SECONDS = "10", "120"
+_quick = False
+
+
+class AwayError(Exception):
+    """The store cannot be reached, or fails: to be tried again."""
+
+
+class RefusedError(Exception):
+    """The store will never take this."""
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Turns every error within into `AwayError` or `RefusedError`, with a text of one line and no secret in it."""
+    try:
+        yield
+    except (AwayError, RefusedError):
+        raise
+    except Exception as error:
+        text = " ".join(without_secrets(str(error)).split())[:400] or type(error).__name__
+        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+            raise RefusedError(text) from error
+        raise AwayError(text) from error
+
+
+def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
+    """Opens a store, making its database where there is none yet.
+
+    Processes that open a fresh SQLite store at the same time would collide in MLflow's migrations: here one makes it
+    while the others wait at a lock file beside it, and where another program makes it, it is tried again.
+
+    Args:
+        tracking_uri: MLflow tracking URI.
+        registry_uri: MLflow registry URI; default as MLflow derives it.
+
+    Raises:
+        Exception: MLflow's own, if the store does not open within a minute.
+    """
+    path = sqlite_path(tracking_uri)
+    if path is None:
+        return MlflowClient(tracking_uri, registry_uri)
+    give_up = time.monotonic() + _OPEN_SECONDS
+    tried = ""
+    with _only_one(Path(path)):
+        while True:
+            try:
+                client = MlflowClient(tracking_uri, registry_uri)
+                client.search_experiments(max_results=1)
+                return client
+            except Exception as error:
+                # A schema that stays out of date is the user's to upgrade; one that changes is just being made.
+                if time.monotonic() > give_up or ("out-of-date" in str(error) and str(error) == tried):
+                    raise
+                tried = str(error)
+                time.sleep(2.0 if "out-of-date" in tried else 0.25)
+
+
+@contextlib.contextmanager
+def _only_one(database: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    lock = database.with_name(database.name + ".tfmon-lock")
+    file: IO[str] | None = None
+    with contextlib.suppress(OSError):  # a folder that cannot be written: the store itself will say so
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+        # The store is made: who waits for this file may go on beside who makes another.
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
+    finally:
+        if file is not None:
+            file.close()
+
+
+class RunStore:
+    """One run in a store.
+
+    Every method raises `AwayError` if the store does not answer; those that log several things at once return what was
+    refused, as name -> reason, and log all the rest.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
+
+    def points(self, points: Sequence[Point], model_id: str | None = None) -> dict[str, str]:
+        """Logs points; those that are there already are not doubled."""
+        rejected: dict[str, str] = {}
+        for at in range(0, len(points), MAX_METRICS_PER_BATCH):
+            part = points[at : at + MAX_METRICS_PER_BATCH]
+            self._metrics([Metric(p.key, p.value, p.time, p.step, model_id=model_id) for p in part], rejected)
+        return rejected
+
+    def _metrics(self, metrics: list[Metric], rejected: dict[str, str]) -> None:
+        metrics = [metric for metric in metrics if metric.key not in rejected]
+        try:
+            with store_errors():
+                if metrics:
+                    self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        except RefusedError as error:
+            self._check_active()
+            if len(metrics) == 1:
+                rejected[metrics[0].key] = str(error)
+            else:  # one bad metric refuses its whole batch: halve until it stands alone
+                self._metrics(metrics[: len(metrics) // 2], rejected)
+                self._metrics(metrics[len(metrics) // 2 :], rejected)
+
+    def params(self, params: dict[str, str]) -> dict[str, str]:
+        """Logs params; one that has another value already keeps it."""
+        entries = [Param(clean(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in params.items()]
+        rejected: dict[str, str] = {}
+        for at in range(0, len(entries), MAX_PARAMS_TAGS_PER_BATCH):
+            part = entries[at : at + MAX_PARAMS_TAGS_PER_BATCH]
+            try:
+                with store_errors():
+                    self.client.log_batch(self.run_id, params=part, synchronous=True)
+            except RefusedError:
+                self._check_active()
+                for entry in part:
+                    self._param(entry, rejected)
+        return rejected
+
+    def _param(self, param: Param, rejected: dict[str, str]) -> None:
+        try:
+            with store_errors():
+                self.client.log_batch(self.run_id, params=[param], synchronous=True)
+        except RefusedError as error:
+            if param.key not in self._run().data.params:
+                rejected[param.key] = str(error)
+
+    def tags(self, tags: dict[str, str]) -> dict[str, str]:
+        """Sets tags."""
+        rejected: dict[str, str] = {}
+        for key, value in tags.items():
+            try:
+                with store_errors():
+                    self.client.log_batch(
+                        self.run_id, tags=[RunTag(clean(key), str(value))], synchronous=True
+                    )
+            except RefusedError as error:
+                self._check_active()
+                rejected[key] = str(error)
+        return rejected
+
+    def describe(self, text: str) -> dict[str, str]:
+        """Adds a paragraph to the run's description, below what is there."""
+        description = self._run().data.tags.get(DESCRIPTION, "")
+        return {} if text in description else self.tags({DESCRIPTION: f"{description}\n\n{text}".strip()})
+
+    def text(self, path: str, text: str) -> None:
+        """Writes a text artifact."""
+        with store_errors(), patient_uploads():
+            self.client.log_text(self.run_id, text, path)
+
+    def file(self, path: Path, folder: str) -> None:
+        """Uploads a file into a folder of the run's artifacts."""
+        with store_errors(), patient_uploads():
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def dataset(self, dataset: dict[str, str], context: str, tags: dict[str, str]) -> None:
+        """Logs a dataset input."""
+        with store_errors():
+            names = ("name", "digest", "source_type", "source", "schema", "profile")
+            entity = Dataset(**{name: dataset.get(name) for name in names})
+            labels = [
+                InputTag(key, str(value)) for key, value in {"mlflow.data.context": context, **tags}.items()
+            ]
+            self.client.log_inputs(self.run_id, [DatasetInput(entity, labels)])
+
+    def end(self, status: str, end_time: float) -> None:
+        """Gives the run its end state; `end_time` in Unix seconds."""
+        with store_errors():
+            self.client.set_terminated(self.run_id, status, int(end_time * 1e3))
+
+    def _run(self) -> Run:
+        with store_errors():
+            return self.client.get_run(self.run_id)
+
+    def _check_active(self) -> None:
+        """A deleted run refuses everything, but can be restored: nothing of it is dropped."""
+        if self._run().info.lifecycle_stage != "active":
+            raise AwayError(f"run {self.run_id} is deleted; restore it to have the rest delivered")
+
+
+def be_quick() -> None:
+    """Makes calls to a server that does not answer fail within seconds, unless the user has set how long they take."""
+    global _quick
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    if _TIMEOUT not in os.environ:
+        os.environ[_TIMEOUT], _quick = _CALL_SECONDS, True
+
+
+@contextlib.contextmanager
+def patient_uploads() -> Iterator[None]:
+    """Gives a server the time for a file that `be_quick` takes from calls."""
+    if not _quick:
+        yield
+        return
+    os.environ[_TIMEOUT] = _UPLOAD_SECONDS
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = _CALL_SECONDS

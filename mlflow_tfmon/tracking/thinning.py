@@ -1,0 +1,235 @@
+"""Thinning: a series of any length becomes a bounded number of points, its extremes among them.
+
+The MLflow UI draws at most 320 points of a curve and samples evenly beyond that, so a spike of one step would be gone.
+So rows are gathered in buckets, and each bucket gives the rows of its smallest and its largest value. How long a
+bucket is follows from the budget that is left and the steps that are still to come:
+
+- horizon known: three quarters of the points are spread evenly over the steps up to it;
+- horizon unknown: the first rows all pass, then buckets grow in proportion to the steps done, so that three quarters
+  of the points last for 100,000 steps;
+- past either, each tenfold of steps is given a quarter anew. So a second fit in the same run still keeps the bound (up
+  to ten times the horizon), and beyond that points grow with the logarithm of the steps.
+
+While less than half of the budget is spent, a bucket also closes after two seconds, so that a slow training is seen
+live.
+
+Everything follows from the rows (their steps and times) and the flushes between them, never from a clock and never from
+how rows were cut into blocks: the same recording always gives the same points.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+UNKNOWN_HORIZON = 100_000
+LIVE_SECONDS = 2.0
+_RESERVE = 4  # points kept for the last flush: smallest, largest, last, and one for rounding
+
+
+class Points(NamedTuple):
+    """Points of several series, in the order of their steps: arrays of one length.
+
+    `series` is the number of the point's column, `steps` are int64, `times` Unix seconds, `values` finite.
+    """
+
+    series: np.ndarray
+    steps: np.ndarray
+    times: np.ndarray
+    values: np.ndarray
+
+
+class Thinner:
+    """Thins series that share their rows, such as all columns of a stream's blocks.
+
+    Args:
+        width: number of series.
+        max_points: bound on the points of each; at least 16.
+        total_steps: the last step that is expected, or None if unknown.
+
+    Example:
+        >>> thinner = Thinner(1, max_points=320, total_steps=100_000)
+        >>> points = thinner.add(np.arange(1, 1001), np.arange(1000) * 1e-3, np.random.rand(1000, 1))
+        >>> last = thinner.flush(final=True)
+    """
+
+    def __init__(self, width: int, max_points: int = 320, total_steps: int | None = None) -> None:
+        self._max_points = max(16, max_points)
+        self._budget = self._max_points * 3 // 4
+        self._spent = 0
+        self._origin: int | None = None  # the step before the first
+        self._done = 0  # last step of the last bucket that was closed
+        self._step = 0  # last step of all
+        self._total = total_steps
+        self._decades = 0  # tenfolds past the horizon
+        self._low = _Kept(width)
+        self._high = _Kept(width)
+        self._last = _Kept(width)
+        self._sent = np.full(width, np.iinfo(np.int64).min)  # step of each series' last point
+        self._rows = 0
+        self._begun = 0.0
+
+    def reopened(self, width: int, total_steps: int | None) -> Thinner:
+        """A thinner for another set of series that takes over what this one has spent."""
+        other = Thinner(width, self._max_points, total_steps)
+        other._budget, other._spent, other._decades = self._budget, self._spent, self._decades
+        other._origin, other._done, other._step, other._total = (
+            self._origin,
+            self._done,
+            self._step,
+            self._total,
+        )
+        other.expect(total_steps)
+        return other
+
+    def expect(self, total_steps: int | None) -> None:
+        """Takes another horizon; one that comes after the first was reached changes nothing."""
+        if self._done < self._horizon():
+            self._total = total_steps
+
+    def add(self, steps: np.ndarray, times: np.ndarray, values: np.ndarray) -> Points:
+        """Takes rows of rising steps; returns the points of the buckets that they close.
+
+        Args:
+            steps: shape (rows,).
+            times: shape (rows,), Unix seconds.
+            values: shape (rows, width); what is not finite is left out.
+        """
+        if len(steps) == 0:
+            return _join([])
+        steps, times = np.asarray(steps, np.int64), np.asarray(times, np.float64)
+        values = np.where(np.isfinite(values), values, np.nan)
+        found, at = [], 0
+        while at < len(steps):
+            if self._origin is None:
+                self._origin = self._done = int(steps[0]) - 1
+            if self._rows == 0:
+                self._begun = float(times[at])
+            end, closes = self._bucket_end(steps, times, at)
+            part = slice(at, end)
+            self._low.lower(steps[part], times[part], values[part])
+            self._high.lower(steps[part], times[part], -values[part])
+            self._last.replace(steps[part], times[part], values[part])
+            self._rows += end - at
+            self._step = int(steps[end - 1])
+            if closes:
+                found.append(self._close())
+            at = end
+        return _join(found)
+
+    def flush(self, final: bool = False) -> Points:
+        """Closes the bucket that is open and adds each series' last row.
+
+        A flush that is not the last one is skipped once three quarters of the budget are spent: a run with thousands of
+        flushes stays bounded.
+        """
+        if not final and self._budget - self._spent < self._budget / 4:
+            return _join([])
+        found = []
+        if self._rows:
+            found.append(self._close())
+        missing = self._last.present & (self._last.steps > self._sent)
+        if missing.any():
+            found.append(self._last.points(missing, 1.0))
+            self._sent[missing] = self._last.steps[missing]
+            self._spent += 1
+        return _join(found)
+
+    def _horizon(self) -> int:
+        """The step that the budget must last for."""
+        origin = self._origin or 0
+        known = self._total is not None and self._total > origin
+        steps = self._total - origin if known and self._total is not None else UNKNOWN_HORIZON
+        return origin + steps * 10**self._decades
+
+    def _span(self) -> int:
+        """Steps that the next bucket covers."""
+        if self._spent == 0:
+            return 1
+        assert self._origin is not None
+        while self._done >= self._horizon():
+            self._decades += 1
+            self._budget += self._max_points // 4
+        left = self._budget - self._spent - _RESERVE
+        ahead = self._horizon() - self._done
+        if left >= ahead:
+            return 1
+        if left < 2:
+            return ahead
+        if self._total is not None and not self._decades:
+            return math.ceil(2 * ahead / left)
+        if self._spent < 0.3 * self._max_points:
+            return 1
+        done = self._done - self._origin
+        growth = ((self._horizon() - self._origin) / done) ** (2 / left)
+        return max(1, math.ceil(done * (growth - 1)))
+
+    def _bucket_end(self, steps: np.ndarray, times: np.ndarray, at: int) -> tuple[int, bool]:
+        """Where, from row `at` on, the open bucket ends (exclusive), and whether it closes there."""
+        end = int(np.searchsorted(steps[at:], self._done + self._span())) + at + 1
+        if self._spent + 2 <= self._budget / 2:
+            late = np.flatnonzero(times[at:end] - self._begun >= LIVE_SECONDS)
+            if len(late):
+                return at + int(late[0]) + 1, True
+        return (end, True) if end <= len(steps) else (len(steps), False)
+
+    def _close(self) -> Points:
+        self._spent += 1 if self._rows == 1 else 2
+        self._done, self._rows = self._step, 0
+        low, high = self._low, self._high
+        found = [low.points(low.present, 1.0), high.points(high.present & (high.steps != low.steps), -1.0)]
+        self._sent = np.where(low.present, np.maximum(low.steps, high.steps), self._sent)
+        low.clear()
+        high.clear()
+        return _join(found)
+
+
+class _Kept:
+    """One row for each series: its step, time and value; absent where the value is not finite."""
+
+    def __init__(self, width: int) -> None:
+        self.steps = np.zeros(width, np.int64)
+        self.times = np.zeros(width)
+        self.values = np.full(width, np.inf)
+
+    @property
+    def present(self) -> np.ndarray:
+        return np.isfinite(self.values)
+
+    def clear(self) -> None:
+        self.values[:] = np.inf
+
+    def lower(self, steps: np.ndarray, times: np.ndarray, values: np.ndarray) -> None:
+        """Keeps the first of the smallest values."""
+        filled = np.where(np.isnan(values), np.inf, values)
+        rows = np.argmin(filled, axis=0)
+        best = np.take_along_axis(filled, rows[None, :], axis=0)[0]
+        better = best < self.values
+        self.steps[better] = steps[rows[better]]
+        self.times[better] = times[rows[better]]
+        self.values[better] = best[better]
+
+    def replace(self, steps: np.ndarray, times: np.ndarray, values: np.ndarray) -> None:
+        """Keeps the last value that is present."""
+        present = ~np.isnan(values)
+        rows = len(steps) - 1 - np.argmax(present[::-1], axis=0)
+        any_present = present.any(axis=0)
+        columns = np.flatnonzero(any_present)
+        self.steps[columns] = steps[rows[columns]]
+        self.times[columns] = times[rows[columns]]
+        self.values[columns] = values[rows[columns], columns]
+
+    def points(self, which: np.ndarray, sign: float) -> Points:
+        columns = np.flatnonzero(which)
+        return Points(columns, self.steps[columns], self.times[columns], sign * self.values[columns])
+
+
+def _join(found: list[Points]) -> Points:
+    if not found:
+        empty = np.zeros(0)
+        return Points(empty.astype(np.int64), empty.astype(np.int64), empty, empty)
+    joined = Points(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+    order = np.argsort(joined.steps, kind="stable")
+    return Points(*(array[order] for array in joined))

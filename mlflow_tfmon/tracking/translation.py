@@ -1,0 +1,127 @@
+"""From the records of a recording to points for MLflow and rows for the telemetry files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow_tfmon.stream.records import (
+    DeepSteps,
+    EpochEnded,
+    Facts,
+    Logged,
+    Lost,
+    Paused,
+    Record,
+    RunStarted,
+    Steps,
+    StreamOpened,
+)
+from mlflow_tfmon.tracking.curves import Curves, Point
+from mlflow_tfmon.tracking.names import Names
+from mlflow_tfmon.tracking.series import StepClock, StreamSeries
+from mlflow_tfmon.tracking.telemetry import Telemetry
+
+
+class Translation:
+    """Reads the data records of one recording, in order; the same records always give the same points and files.
+
+    Attributes:
+        telemetry: the files.
+        last_step: the last optimizer step that was seen, of any stream.
+        lost: how many steps were lost.
+
+    Args:
+        started: the recording's first record.
+        folder: where to write telemetry files.
+    """
+
+    def __init__(self, started: RunStarted, folder: Path) -> None:
+        self.telemetry = Telemetry(folder)
+        self.last_step = 0
+        self.lost = 0
+        self._max_variables = started.max_variables
+        self._curves = Curves(started.max_points, Names())
+        self._streams: dict[int, StreamSeries] = {}
+        self._clocks: dict[int, StepClock] = {}
+        self._pause: Paused | None = None
+        self._readers: dict[type, Callable[..., list[Point]]] = {
+            StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
+            EpochEnded: self._epoch, Paused: self._paused, Facts: self._facts, Lost: self._lost,
+        }  # fmt: skip
+
+    def take(self, record: Record) -> list[Point]:
+        """The points that a record gives; none if it holds no data."""
+        reader = self._readers.get(type(record))
+        return reader(record) if reader else []
+
+    def settle(self) -> list[Point]:
+        """Points that were held back to be made in one go; to be asked for after each batch of records."""
+        return self._curves.settle()
+
+    def flush(self, final: bool) -> list[Point]:
+        """Brings curves and files up to the last record."""
+        self.telemetry.rotate()
+        return self._curves.flush(final)
+
+    def _opened(self, layout: StreamOpened) -> list[Point]:
+        clock = self._clocks.get(layout.stream)
+        if clock is None:
+            clock = self._clocks[layout.stream] = StepClock()
+            if self._pause:
+                clock.paused(self._pause)
+        series = self._streams[layout.stream] = StreamSeries(layout, self._max_variables, clock)
+        self.telemetry.opened(layout)
+        return [
+            *self._curves.open(("steps", layout.stream), series.step_keys, layout.total_steps),
+            *self._curves.open(("deep", layout.stream), series.deep_keys, layout.total_steps),
+        ]
+
+    def _steps(self, block: Steps) -> list[Point]:
+        if not len(block.values):
+            return []
+        series = self._streams[block.stream]
+        measures = series.measured(block)
+        self.telemetry.steps(series, block, measures)
+        rows = series.steps(block, measures)
+        self.last_step = max(self.last_step, int(rows.steps[-1]))
+        return self._curves.rows(("steps", block.stream), rows)
+
+    def _deep(self, block: DeepSteps) -> list[Point]:
+        series = self._streams[block.stream]
+        self.telemetry.deep(series.layout, block)
+        return self._curves.rows(("deep", block.stream), series.deep(block))
+
+    def _logged(self, record: Logged) -> list[Point]:
+        self.telemetry.logged(record)
+        series = self._streams.get(record.stream)
+        prefix, total = (series.layout.prefix, series.layout.total_steps) if series else ("", None)
+        for name, value in record.values.items():
+            key = f"{prefix}batch/{name}"
+            if series and key in series.step_keys:  # our curves are never mixed with the user's
+                key = f"{prefix}batch/logged.{name}"
+            self._curves.value(key, float(value), record.step, record.time, total)
+        return []
+
+    def _epoch(self, record: EpochEnded) -> list[Point]:
+        self.telemetry.epoch(record)
+        found: list[Point] = []
+        for name, value in record.metrics.items():
+            found += self._curves.exact(record.prefix + name, value, record.epoch, record.time)
+        return found
+
+    def _facts(self, record: Facts) -> list[Point]:
+        found: list[Point] = []
+        for key, value, step in record.metrics:
+            found += self._curves.exact(key, value, step, record.time)
+        return found
+
+    def _paused(self, record: Paused) -> list[Point]:
+        self._pause = record
+        for clock in self._clocks.values():
+            clock.paused(record)
+        return []
+
+    def _lost(self, record: Lost) -> list[Point]:
+        self.lost += record.last - record.first + 1
+        return []

@@ -1,0 +1,45 @@
+"""Store addresses as they may be written down: absolute, and without a secret in them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
+_SECRET_QUERY = re.compile(
+    r"(?<=[?&])([^=&#\s]*(?:password|passwd|secret|token|key)[^=&#\s]*)=[^&#\s]*", re.IGNORECASE
+)
+_SQLITE = re.compile(r"^(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
+
+
+def without_secrets(text: str) -> str:
+    """Removes user names, passwords and tokens from the addresses in a text.
+
+    Example:
+        >>> without_secrets("https://ann:secret@example.org/mlflow")
+        'https://example.org/mlflow'
+    """
+    return _SECRET_QUERY.sub(r"\1=", _USERINFO.sub("", text))
+
+
+def sqlite_path(uri: str) -> str | None:
+    """The absolute path of the database file that a store address names, or None if it names none."""
+    match = _SQLITE.match(uri)
+    path = match.group(2).split("?")[0] if match else ""
+    return os.path.abspath(path) if path and path != ":memory:" else None
+
+
+def absolute(uri: str) -> str:
+    """The same store, whatever the working directory: local paths are made absolute.
+
+    Example:
+        >>> absolute("http://localhost:5000")
+        'http://localhost:5000'
+    """
+    match = _SQLITE.match(uri)
+    path = sqlite_path(uri)
+    if match and path:
+        query = "?" + match.group(2).split("?", 1)[1] if "?" in match.group(2) else ""
+        return f"{match.group(1)}:///{path.replace(os.sep, '/')}{query}"
+    is_path = "://" not in uri and not uri.startswith(("file:", "databricks", "uc"))
+    return os.path.abspath(uri) if uri and is_path else uri
