@@ -51,15 +51,18 @@ def load_data(batch_size: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
 
 
 def build_model() -> keras.Model:
-    """Returns a small convolutional classifier that gives logits."""
+    """Returns a small convolutional classifier that gives logits.
+
+    The layers are named, so that a layer's curves have the same names in both runs.
+    """
     return keras.Sequential(
         [
             keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(16, 3, activation="relu"),
-            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Conv2D(16, 3, activation="relu", name="conv1"),
+            keras.layers.Conv2D(32, 3, activation="relu", name="conv2"),
             keras.layers.Flatten(),
-            keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dense(10),
+            keras.layers.Dense(64, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="logits"),
         ],
         name="digits",
     )

@@ -1,0 +1,155 @@
+"""The main project, as `mlflow run` starts it: two watched runs below one; a wrong parameter ends in one line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, STEPS = 2, 2 * 45  # 1,437 digits in batches of 32
+
+
+def environment(store: str) -> dict[str, str]:
+    """As in an activated environment: `python` is the one that runs the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+    }
+    return {**kept, "MLFLOW_TRACKING_URI": store, "PATH": path}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('main')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def client(store: str) -> MlflowClient:
+    """A store in which the project has been run, with its experiment's files beside it."""
+    client = MlflowClient(store)
+    client.create_experiment(
+        "digits", artifact_location=str(Path(store.removeprefix("sqlite:///")).parent / "files")
+    )
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
+    done = subprocess.run(
+        [*command, "--experiment-name", "digits", "-P", f"epochs={EPOCHS}"],
+        env=environment(store),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return client
+
+
+def named_runs(client: MlflowClient) -> dict[str, mlflow.entities.Run]:
+    experiment = client.get_experiment_by_name("digits")
+    runs = client.search_runs([experiment.experiment_id])
+    return {"parent" if "mlflow.parentRunId" not in run.data.tags else run.info.run_name: run for run in runs}
+
+
+def test_two_runs_below_the_projects_own(client):
+    runs = named_runs(client)
+    assert set(runs) == {"parent", "fit", "custom loop"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["parent"].data.params["epochs"] == str(EPOCHS)
+    for name in ("fit", "custom loop"):
+        assert runs[name].data.tags["mlflow.parentRunId"] == runs["parent"].info.run_id
+
+
+@pytest.mark.parametrize("name", ["fit", "custom loop"])
+def test_each_is_watched_at_every_step(client, name):
+    run = named_runs(client)[name]
+    assert run.data.tags["tfmon.delivery"] == "complete"
+    for key in ("batch/loss", "batch/learning_rate", "batch/grad_norm", "grad_norm/digits.hidden.kernel"):
+        points = client.get_metric_history(run.info.run_id, key)
+        assert [point.step for point in points] == list(range(1, STEPS + 1)), key
+    for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, key)] == list(
+            range(EPOCHS)
+        ), key
+    assert run.data.metrics["val_accuracy"] > 0.8
+
+
+def test_the_two_can_be_compared(client):
+    """Same names, same first weights and, up to the first shuffle, same data: the same first epoch."""
+    runs = named_runs(client)
+    of_steps = [{key for key in runs[name].data.metrics if "/" in key} for name in ("fit", "custom loop")]
+    assert {key for key in of_steps[0] if not key.startswith("best/")} == {
+        key for key in of_steps[1] if not key.startswith("best/")
+    }
+    losses = [
+        [point.value for point in client.get_metric_history(runs[name].info.run_id, "batch/loss")[:45]]
+        for name in ("fit", "custom loop")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("epochs", "-1"),
+        ("epochs", "2.5"),
+        ("batch_size", "0"),
+        ("learning_rate", "abc"),
+        ("learning_rate", "-1e-3"),
+        ("learning_rate", "nan"),
+        ("optimizer", "foo"),
+    ],
+)
+def test_a_wrong_parameter_is_told_in_one_line(parameter, value):
+    option = f"--{parameter.replace('_', '-')}"
+    done = subprocess.run(
+        [sys.executable, "-m", "projects.main", f"{option}={value}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert option in line and f"'{value}'" in line
+
+
+def test_a_wrong_parameter_fails_the_run(store, monkeypatch, capfd):
+    for name, value in environment(store).items():
+        monkeypatch.setenv(name, value)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)
+    try:
+        with pytest.raises(mlflow.exceptions.ExecutionException):
+            mlflow.projects.run(
+                str(ROOT),
+                env_manager="local",
+                experiment_name="wrong",
+                parameters={"epochs": "-1; touch oops"},
+            )
+        (run,) = mlflow.search_runs(experiment_names=["wrong"], output_format="list")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert run.info.status == "FAILED"
+    assert [line for line in capfd.readouterr().err.splitlines() if line.startswith("projects.main: error: ")]
+    assert not (ROOT / "oops").exists()
+
+
+def test_the_defaults_are_said_once(capsys, monkeypatch):
+    """MLproject's defaults are those of the script."""
+    import projects.main.__main__ as script
+
+    given = {}
+    monkeypatch.setattr(sys, "argv", ["projects.main"])
+    monkeypatch.setitem(
+        sys.modules,
+        "projects.main.train",
+        type("Train", (), {"train_both": lambda **kw: given.update(kw) or {}}),
+    )
+    script.main()
+    declared = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]
+    defaults = {name: about["default"] for name, about in declared["parameters"].items()}
+    assert given == defaults
+    assert set(re.findall(r"{(\w+)}", declared["command"])) == set(defaults)
