@@ -59,6 +59,8 @@ def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def set_terminated(self: Any, run_id: str, *args: Any, **kwargs: Any) -> Any:
         with contained("closing the recording of a run", "its last steps may be missing"):
+            if runs.last_active_id() == run_id:
+                _look_for_old_rings(ended_run=run_id)
             for thread, loop in list(_loops.items()):
                 if loop.run_id == run_id:
                     _end(thread)
@@ -70,12 +72,12 @@ def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:
     return set_terminated
 
 
-def _adopt(ring: Ring) -> None:
+def _adopt(ring: Ring, ended_run: str | None = None) -> None:
     """A ring that no monitor claims: a custom loop begins, or goes on with a further optimizer."""
     if autologging_is_disabled(runs.INTEGRATION):
         return
     with _lock:
-        active = runs.active_id(ring.thread)
+        active = ended_run or runs.active_id(ring.thread)
         if active is not None and get_autologging_config(runs.INTEGRATION, "exclusive", False):
             return
         loop = _loops.get(ring.thread)
@@ -83,7 +85,7 @@ def _adopt(ring: Ring) -> None:
             _end(ring.thread)
             loop = None
         if loop is None:
-            loop = Monitor.with_settings(None, monitors.autolog_settings())
+            loop = Monitor.with_settings(None, monitors.autolog_settings(), run_id=ended_run)
             loop.start(stay_active=False, thread=ring.thread)
             if loop.run_id is None and loop.folder is None:
                 return
@@ -107,11 +109,17 @@ def _goes_on(loop: Monitor, ring: Ring, active: str | None) -> bool:
     return loop.steps() <= 1 or loop.trains(ring.layout.keys)
 
 
-def _look_for_old_rings() -> None:
-    """Finds loops whose step was traced for an earlier run: no new ring tells of them."""
+def _look_for_old_rings(ended_run: str | None = None) -> None:
+    """Finds loops whose step was traced for an earlier run: no new ring tells of them.
+
+    Args:
+        ended_run: a run that this thread is just ending, which takes what this thread has trained meanwhile.
+    """
     for ring in probes.all_rings():
+        if ended_run is not None and ring.thread != threading.get_ident():
+            continue
         if not pipeline.DRAIN.has(ring) and monitors.claimant(ring) is None and ring.written() > ring.taken:
-            _adopt(ring)
+            _adopt(ring, ended_run)
 
 
 def _end(thread: int) -> None:

@@ -65,9 +65,9 @@ class Monitor:
         self.last_metrics: dict[str, float] = {}
 
     @classmethod
-    def with_settings(cls, model: Any, settings: Settings) -> Monitor:
+    def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
         """A monitor with settings that have been checked."""
-        monitor = cls(model)
+        monitor = cls(model, run_id=run_id)
         monitor.settings = settings
         return monitor
 

@@ -132,16 +132,15 @@ _looked = 0.0
 
 def _look() -> None:
     global _looked
-    if time.monotonic() - _looked < _LOOK:
-        return
-    _looked = time.monotonic()
-    for pipeline in list(_open.values()):
-        pipeline.watch_delivery()
     for look in on_look:
         look()
+    if time.monotonic() - _looked >= _LOOK:
+        _looked = time.monotonic()
+        for pipeline in list(_open.values()):
+            pipeline.watch_delivery()
 
 
-on_look: list[Callable[[], None]] = []  # called about once a second, in the drain's thread
+on_look: list[Callable[[], None]] = []  # called after each look at the rings, in the drain's thread
 DRAIN = Drain(on_idle=_look)
 
 

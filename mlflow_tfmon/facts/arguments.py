@@ -68,7 +68,7 @@ class FitArguments:
     def _joined(self, added: list[Any]) -> Any:
         if not isinstance(self.callbacks, keras.callbacks.CallbackList):
             return [*self.callback_list, *added]
-        # fit uses a CallbackList as it comes, and sets neither model nor params on it: a copy keeps the user's settings.
+        # fit takes a CallbackList as it comes, setting no model or params on it; copied, the user's own stays whole.
         joined = copy.copy(self.callbacks)
         joined.callbacks = [*self.callbacks.callbacks, *added]
         joined._futures = []

@@ -17,7 +17,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
-from mlflow_tfmon.facts.specs import schema, spec_of
+from mlflow_tfmon.facts.specs import schema
 from mlflow_tfmon.stream.records import DatasetUsed
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
     source = CodeDatasetSource(tags=resolve_tags())
     data = [("train", arguments.x, arguments.y)]
     validation = arguments.validation_data
-    if isinstance(validation, (tuple, list)):
+    if isinstance(validation, (tuple, list)) and validation:
         data.append(("eval", validation[0], validation[1] if len(validation) > 1 else None))
     elif validation is not None:
         data.append(("eval", validation, None))
@@ -84,8 +84,7 @@ def describe(features: Any, targets: Any, source: DatasetSource) -> dict[str, st
     else:
         return None
     digest = compute_numpy_digest(*(_heads(part) for part in given))
-    specs = [spec_of(part) for part in given]
-    return _entry(source, digest, specs[0], specs[1] if targets is not None else None, profile)
+    return _entry(source, digest, features, targets, profile)
 
 
 def _entry(source: DatasetSource, digest: str, features: Any, targets: Any, profile: Any) -> dict[str, str]:
@@ -147,5 +146,3 @@ def _pipeline_digest(dataset: tf.data.Dataset) -> str:
     known += [pipelines.kind(step) for step in pipelines.steps(dataset)]
     known += [compute_numpy_digest(_Head(tensor)) for tensor in pipelines.tensors(dataset)]
     return str(get_normalized_md5_digest([text.encode() for text in known]))
-
-

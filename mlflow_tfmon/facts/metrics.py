@@ -30,9 +30,11 @@ def epoch_metrics(logs: dict[str, Any] | None) -> dict[str, float]:
             array = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
             continue
-        if array.size == 1:
+        if value is not None and array.size == 1:
             metrics[name] = float(array.reshape(()))
-    twins = {"validation_" + name.removeprefix("val_"): v for name, v in metrics.items() if name.startswith("val_")}
+    twins = {
+        "validation_" + name.removeprefix("val_"): v for name, v in metrics.items() if name.startswith("val_")
+    }
     return {**metrics, **twins}
 
 

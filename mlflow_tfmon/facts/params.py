@@ -64,7 +64,9 @@ def _text(value: Any) -> str:
     """A param's value; an array is never written out."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and len(shape):
-        return f"{type(value).__name__}(shape={tuple(shape)}" + (f", dtype={dtype})" if dtype is not None else ")")
+        return f"{type(value).__name__}(shape={tuple(shape)}" + (
+            f", dtype={dtype})" if dtype is not None else ")"
+        )
     if isinstance(value, (list, tuple)) and any(getattr(item, "shape", ()) for item in value):
         return "[" + ", ".join(_text(item) for item in value) + "]"
     if isinstance(value, dict) and any(getattr(item, "shape", ()) for item in value.values()):

@@ -10,18 +10,19 @@ import tensorflow as tf
 
 # Kinds of steps after which an element still is the batch that `batch` made.
 _KEEPS_BATCHES = frozenset(
-    "Prefetch Cache Map ParallelMap Repeat Take Skip Shuffle Options Shard Filter TakeWhile AssertCardinality Model "
-    "Enumerate Ignore_Errors IgnoreErrors Snapshot Save".split()
-)
+    ("Prefetch", "Cache", "Map", "ParallelMap", "Filter", "Shuffle", "Repeat", "Take", "TakeWhile", "Skip", "Shard",
+     "Options")
+)  # fmt: skip
 # Kinds that give the same elements every time, run no code of the user's and keep no state: running such a pipeline
 # once more changes nothing. `shuffle` is not one: every run of it takes numbers that the training's runs would get.
 _REPEATABLE = frozenset(
-    "TensorSlice Tensor Range Batch ParallelBatch Prefetch Take Skip Options Zip Concatenate Shard".split()
-)
+    ("TensorSlice", "Tensor", "Range", "Batch", "ParallelBatch", "Prefetch", "Take", "Skip", "Shard", "Options", "Zip",
+     "Concatenate")
+)  # fmt: skip
 
 
 def kind(dataset: tf.data.Dataset) -> str:
-    """The kind of a pipeline's last step: "Batch", "Shuffle", "TensorSlice", …"""
+    """The kind of a pipeline's last step, such as "Batch", "Shuffle" or "TensorSlice"."""
     return type(dataset).__name__.lstrip("_").removesuffix("Dataset").rstrip("V12")
 
 

@@ -15,15 +15,14 @@ import keras
 import mlflow.tensorflow
 import numpy as np
 import tensorflow as tf
-from mlflow.models import ModelSignature
 
 from mlflow_tfmon.facts import specs
 from mlflow_tfmon.facts.arguments import FitArguments
 
 _logger = logging.getLogger(__name__)
 _REMEDY = (
-    "To have all of it, decorate it with @keras.saving.register_keras_serializable(), and let a class have get_config() "
-    "and a constructor that takes **kwargs."
+    "To have all of it, decorate it with @keras.saving.register_keras_serializable(), and let a class have "
+    "get_config() and a constructor that takes **kwargs."
 )
 
 
@@ -39,9 +38,10 @@ def save_model(
 ) -> bool:
     """Saves a model into a folder that `mlflow.tensorflow.load_model` and `mlflow.pyfunc.load_model` can load.
 
-    A model is saved in Keras's format. One that Keras could not load again, because a class of it is not registered or
-    its constructor does not take its configuration, is saved as a SavedModel, which needs no code of the user's, with its weights beside it in
-    `model.weights.h5`. Where only the loss, a metric or the optimizer cannot be loaded, the model is saved without them.
+    A model is saved in Keras's format. One that Keras could not load again, because a class of it is not registered
+    or its constructor does not take its configuration, is saved as a SavedModel, which needs no code of the user's,
+    with its weights beside it in `model.weights.h5`. Where only the loss, a metric or the optimizer cannot be loaded,
+    the model is saved without them.
 
     Args:
         model: a built Keras model.
@@ -76,14 +76,16 @@ def save_model(
         lost, compile_lost = unknown_to_keras(model)
         if not lost:
             if compile_lost:
-                _warn(model, f"without its compilation, since Keras cannot load {compile_lost} again", _REMEDY)
+                _warn(
+                    model, f"without its compilation, since Keras cannot load {compile_lost} again", _REMEDY
+                )
             with _hidden_compilation(model, hide=bool(compile_lost)):
                 _save(model, folder, keras_model_kwargs=keras_model_kwargs, **common)
             return True
         reason = f"Keras cannot load {lost} again"
     except Exception as error:
         _logger.debug("Keras could not save the model.", exc_info=True)
-        reason = f"Keras cannot save it ({_first_line(error)})"
+        reason = f"Keras cannot save it ({_brief(error)})"
     try:
         shutil.rmtree(folder, ignore_errors=True)
         _save(_Inference(model, spec), folder, saved_model_kwargs=saved_model_kwargs, **common)
@@ -92,11 +94,11 @@ def save_model(
         _logger.debug("The model could not be saved as SavedModel.", exc_info=True)
         shutil.rmtree(folder, ignore_errors=True)
         _logger.warning(
-            "The model %r is not logged: %s, and TensorFlow cannot save it either (%s). %s",
-            model.name, reason, _first_line(error), _REMEDY,
+            "The model %r (%s) is not logged: %s, and TensorFlow cannot save it either (%s). %s",
+            model.name, type(model).__name__, reason, _brief(error), _REMEDY,
         )  # fmt: skip
         return False
-    _warn(model, f"as a SavedModel (for inference) with its weights beside it, since {reason}", _REMEDY)
+    _warn(model, f"as a SavedModel (for inference) with its weights beside it, since {reason}")
     return True
 
 
@@ -110,15 +112,15 @@ def pip_requirements() -> list[str]:
     return [*requirements, f"keras=={keras.__version__}", f"numpy=={np.__version__}"]
 
 
-def unknown_to_keras(model: Any) -> tuple[str, str]:
-    """Names the classes and functions of a model that Keras could not find again when it loads it.
+def custom_parts(model: Any) -> tuple[dict[str, bool], dict[str, bool]]:
+    """The classes and functions of a model that are not Keras's own.
 
     Args:
         model: a Keras model.
 
     Returns:
-        Those of the model itself, and those of its compilation (loss, metrics, optimizer), each as text for a message
-        ("'MyLayer', 'MyModel'"), empty if there are none.
+        Those of the model itself, and those of its compilation (loss, metrics, optimizer): for each, by the name under
+        which it is registered or else its own, whether Keras could find and make it again when it loads the model.
 
     Raises:
         Exception: the model has no configuration.
@@ -127,41 +129,44 @@ def unknown_to_keras(model: Any) -> tuple[str, str]:
         warnings.simplefilter("ignore")  # of lambdas, which are named here
         config = keras.saving.serialize_keras_object(model)
     compilation = config.pop("compile_config", None)
-    return _listed(_unknown(config)), _listed(_unknown(compilation))
+    return dict(_walk(config)), dict(_walk(compilation))
 
 
-def _unknown(config: Any) -> Iterator[str]:
-    """Walks a serialized object for what is neither Keras's own nor registered with it."""
+def _walk(config: Any) -> Iterator[tuple[str, bool]]:
     if isinstance(config, (list, tuple)):
         for part in config:
-            yield from _unknown(part)
+            yield from _walk(part)
     elif isinstance(config, dict):
         if config.get("class_name") == "__lambda__":
-            yield "lambda"
-        if {"class_name", "config", "module", "registered_name"} <= config.keys() and not _is_known(config):
-            function = config["class_name"] == "function"
-            yield str(config["config"] if function else config["class_name"])
+            yield "lambda", False
+        if {"class_name", "config", "module", "registered_name"} <= config.keys():
+            yield from _part(config)
         for part in config.values():
-            yield from _unknown(part)
+            yield from _walk(part)
 
 
+def _part(config: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """One serialized object: itself, if it is not Keras's own."""
+    name, package = str(config["class_name"]), str(config["module"]).split(".")[0]
+    function = name == "function"
+    if function:
+        name = str(config["config"])
+    for registered_name in (config["registered_name"], name if function else None):
+        found = keras.saving.get_registered_object(registered_name)
+        if found is not None:
+            yield registered_name, function or _takes(found, config["config"])
+            return
+    own = package in ("keras", "keras_hub") or name.startswith("__")  # "__tensor__" and the like
+    if not own and not (package == "builtins" and _is_builtin(name, function)):
+        yield name, False
+
+
+def _is_builtin(name: str, function: bool) -> bool:
+    return not function or any(hasattr(group, name) for group in _BUILTIN_FUNCTIONS)
+
+
+# Where Keras looks for a function of which it keeps the name only.
 _BUILTIN_FUNCTIONS = (keras.activations, keras.initializers, keras.losses, keras.metrics, keras.regularizers)
-
-
-def _is_known(config: dict[str, Any]) -> bool:
-    name, package = config["class_name"], str(config["module"]).split(".")[0]
-    registered = keras.saving.get_registered_object(config["registered_name"])
-    if name == "function":
-        function = str(config["config"])
-        return (
-            registered is not None
-            or keras.saving.get_registered_object(function) is not None
-            or package == "keras"
-            or any(hasattr(group, function) for group in _BUILTIN_FUNCTIONS)
-        )
-    if registered is not None:
-        return _takes(registered, config["config"])
-    return package in ("keras", "keras_hub", "builtins") or name.startswith("__")  # "__tensor__" and the like
 
 
 def _takes(cls: Any, config: Any) -> bool:
@@ -176,8 +181,29 @@ def _takes(cls: Any, config: Any) -> bool:
     return True
 
 
-def _listed(names: Iterator[str]) -> str:
-    return ", ".join(f"'{name}'" for name in sorted(set(names)))
+def _names(parts: dict[str, bool], *, kept: bool) -> set[str]:
+    return {name for name, found in parts.items() if found is kept}
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
+
+
+@contextmanager
+def _registered(names: set[str]) -> Iterator[None]:
+    """Leaves only these objects registered with Keras.
+
+    MLflow pickles all of the process's registered objects into every model, and unpickles them before it loads it: a
+    model could not be loaded where any of them, its own or not, cannot be imported.
+    """
+    registry = keras.saving.get_custom_objects()
+    everything = dict(registry)
+    for name in everything.keys() - names:
+        del registry[name]
+    try:
+        yield
+    finally:
+        registry.update(everything)
 
 
 @contextmanager
@@ -216,9 +242,9 @@ def _save(model: Any, folder: Path, **options: Any) -> None:
         mlflow.tensorflow.save_model(model, path=str(folder), **options)
 
 
-def _warn(model: Any, how: str, remedy: str) -> None:
-    _logger.warning("The model %r is logged %s. %s", model.name, how, remedy)
+def _warn(model: Any, how: str) -> None:
+    _logger.warning("The model %r (%s) is logged %s. %s", model.name, type(model).__name__, how, _REMEDY)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

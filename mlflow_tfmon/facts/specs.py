@@ -29,18 +29,23 @@ def spec_of(data: Any) -> Any:
 
 
 def schema(spec: Any) -> Schema | None:
-    """MLflow's schema of a spec: of one tensor, of a dict, or of a tuple (names "0", "1", …); None if it has none."""
+    """MLflow's schema of a spec or array, of a dict of them, or of a tuple (names "0", "1", …); None if there is none."""
     if isinstance(spec, tuple):
         spec = {str(i): part for i, part in enumerate(spec)}
     named = spec if isinstance(spec, dict) else {None: spec}
     fields = []
     for name, part in named.items():
-        if not isinstance(part, (tf.TensorSpec, keras.KerasTensor)) or not part.shape:
+        if not isinstance(part, (np.ndarray, tf.Tensor, tf.TensorSpec, keras.KerasTensor)) or not part.shape:
             return None
-        sizes = tuple(-1 if size is None else int(size) for size in part.shape)
-        dtype = np.dtype(tf.as_dtype(part.dtype).as_numpy_dtype)
-        fields.append(TensorSpec(dtype, (-1, *sizes[1:]), name))
+        sizes = tuple(-1 if size is None else int(size) for size in part.shape[1:])
+        fields.append(TensorSpec(_numpy_type(part.dtype), (-1, *sizes), name))
     return Schema(fields) if fields else None
+
+
+def _numpy_type(dtype: Any) -> np.dtype:
+    if isinstance(dtype, np.dtype):
+        return np.dtype({"U": "str", "S": "bytes"}.get(dtype.char, dtype))  # of strings of any length
+    return np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
 
 
 def input_spec(arguments: FitArguments | None, model: Any) -> Any:
@@ -123,5 +128,7 @@ def signature(spec: Any, model: Any) -> ModelSignature | None:
 def symbolic(spec: Any) -> Any:
     """Keras's symbolic tensors for a spec; named, since Keras counts those that are not."""
     if isinstance(spec, dict):
-        return {name: keras.KerasTensor(part.shape, part.dtype.name, name=name) for name, part in spec.items()}
+        return {
+            name: keras.KerasTensor(part.shape, part.dtype.name, name=name) for name, part in spec.items()
+        }
     return keras.KerasTensor(spec.shape, spec.dtype.name, name="input")

@@ -83,8 +83,8 @@ class StepProbe:
             ring.write_deep(step, quantities.deep_row(step, self._variables, before, dense))
             return tf.constant(0)
 
-        graph.rarely(deep, write_deep, lambda: tf.constant(0))
-        ring.write(step, tf.concat(row, axis=0))
+        written = graph.rarely(deep, write_deep, lambda: tf.constant(0))
+        ring.write(step, tf.concat(row, axis=0), after=written)
 
 
 def watch_apply(

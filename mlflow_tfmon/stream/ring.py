@@ -37,6 +37,11 @@ def lasting_variable(*shape: int, dtype: tf.DType = tf.float64) -> tf.Variable:
         return ResourceVariable(tf.zeros(shape, dtype), trainable=False)
 
 
+def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
+    # Takes the variable's lock, so that a reader never sees half a row (TF 2.16 to 2.21). Eagerly, gives None.
+    return tf.raw_ops.ResourceScatterNdUpdate(ref=variable.handle, indices=[[slot]], updates=[row], use_locking=True)
+
+
 @dataclass(frozen=True)
 class RingLayout:
     """What the rows of a ring hold."""
@@ -74,14 +79,15 @@ class Ring:
 
     def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
         # Step 1 has slot 0; step k * deep_every has slot k.
-        slot = (step // self.layout.deep_every) % self.deep_capacity
-        self.deep_rows.scatter_nd_update([[slot]], [row])
+        _put(self.deep_rows, (step // self.layout.deep_every) % self.deep_capacity, row)
 
-    def write(self, step: tf.Tensor, row: tf.Tensor) -> None:
-        # scatter_nd_update takes the variable's lock, so that a reader never sees half a row (TF 2.16 to 2.21).
-        # The counter moves last: what it counts has been written.
-        self.rows.scatter_nd_update([[step % self.capacity]], [row])
-        self.count.assign(step)
+    def write(self, step: tf.Tensor, row: tf.Tensor, after: tf.Tensor) -> None:
+        """Writes a step's row once `after` is there; then the counter moves: what it counts has been written."""
+        with tf.control_dependencies([after]):
+            written = _put(self.rows, step % self.capacity, row)
+        # TensorFlow orders what touches one variable; ring and counter are two.
+        with tf.control_dependencies([] if written is None else [written]):
+            self.count.assign(step)
 
     # -- called by the drain ---------------------------------------------------------------------------------------
     def written(self) -> int:

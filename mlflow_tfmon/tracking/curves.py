@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,15 @@ class Point(NamedTuple):
     time: int
 
 
+@dataclass
+class _Group:
+    """Series that share their rows: a column of the thinner for each key there ever was, and those of now."""
+
+    thinner: Thinner
+    columns: dict[str, int]
+    current: list[int]
+
+
 class Curves:
     """All curves of a recording.
 
@@ -35,44 +45,47 @@ class Curves:
     def __init__(self, max_points: int, names: Names) -> None:
         self._max_points = max_points
         self._names = names
-        self._groups: dict[object, tuple[tuple[str, ...], Thinner]] = {}
+        self._groups: dict[object, _Group] = {}
         self._waiting: dict[object, list[tuple[float, int, float]]] = {}
         self._nonfinite: dict[str, int] = {}
 
-    def open(self, group: object, keys: Sequence[str], total_steps: int | None) -> list[Point]:
+    def open(self, group: object, keys: Sequence[str], total_steps: int | None) -> None:
         """Sets the keys and the horizon of a group of series that share their rows.
 
-        Returns:
-            The last points of the series that the group had before, if they change.
+        A series that is not among the keys any more keeps its state: it may come again.
         """
-        keys = tuple(keys)
         known = self._groups.get(group)
         if known is None:
-            self._groups[group] = keys, Thinner(len(keys), self._max_points, total_steps)
-        elif known[0] == keys:
-            known[1].expect(total_steps)
+            thinner = Thinner(len(keys), self._max_points, total_steps)
+            known = self._groups[group] = _Group(thinner, {key: at for at, key in enumerate(keys)}, [])
         else:
-            points = self._points(group, known[1].flush(final=True))
-            self._groups[group] = keys, known[1].reopened(len(keys), total_steps)
-            return points
-        return []
+            known.thinner.expect(total_steps)
+            new = [key for key in keys if key not in known.columns]
+            known.thinner.widen(len(new))
+            known.columns |= {key: len(known.columns) + at for at, key in enumerate(new)}
+        known.current = [known.columns[key] for key in keys]
 
     def rows(self, group: object, rows: Rows) -> list[Point]:
-        """The points that a block of a group's rows gives."""
-        keys, thinner = self._groups[group]
-        found = self._points(group, thinner.add(rows.steps, rows.times, rows.values))
+        """The points that a block of a group's rows gives; its columns are the keys that were set last."""
+        known = self._groups[group]
+        values = rows.values
+        if known.current != list(range(len(known.columns))):
+            values = np.full((len(rows.steps), len(known.columns)), np.nan)
+            values[:, known.current] = rows.values
+        found = self._points(known, known.thinner.add(rows.steps, rows.times, values))
+        keys = list(known.columns)
         bad = rows.measured & ~np.isfinite(rows.values)
         if bad.any():
             for column in np.flatnonzero(bad.any(axis=0)):
                 at = np.flatnonzero(bad[:, column])[:MAX_NONFINITE]
                 for step, time in zip(rows.steps[at], rows.times[at], strict=True):
-                    found += self._not_finite(keys[column], int(step), float(time))
+                    found += self._not_finite(keys[known.current[column]], int(step), float(time))
         return found
 
     def value(self, key: str, value: float, step: int, time: float, total_steps: int | None) -> None:
         """Takes a single value of a thinned series; `settle` gives its points."""
         if key not in self._groups:
-            self._groups[key] = (key,), Thinner(1, self._max_points, total_steps)
+            self.open(key, [key], total_steps)
         self._waiting.setdefault(key, []).append((value, step, time))
 
     def settle(self) -> list[Point]:
@@ -94,12 +107,12 @@ class Curves:
     def flush(self, final: bool = False) -> list[Point]:
         """Brings every series up to its last row."""
         found = self.settle()
-        for group, (_, thinner) in self._groups.items():
-            found += self._points(group, thinner.flush(final))
+        for group in self._groups.values():
+            found += self._points(group, group.thinner.flush(final))
         return found
 
-    def _points(self, group: object, points: tuple[np.ndarray, ...]) -> list[Point]:
-        keys = [self._names(key) for key in self._groups[group][0]]
+    def _points(self, group: _Group, points: tuple[np.ndarray, ...]) -> list[Point]:
+        keys = [self._names(key) for key in group.columns]
         series, steps, times, values = (array.tolist() for array in points)
         return [
             Point(keys[one], value, step, int(time * 1e3))

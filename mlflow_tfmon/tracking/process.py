@@ -17,6 +17,7 @@ from mlflow_tfmon.tracking.uris import absolute
 
 _POLL_SECONDS = 0.02
 _MAX_STARTS = 5
+_STEADY_SECONDS = 60.0  # a process that has lived this long did not die of how it was started
 
 
 class DeliveryProcess:
@@ -39,14 +40,20 @@ class DeliveryProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
+        self._started_at = 0.0
         self._watched: dict[Path, dict[str, str | None]] = {}
 
     @classmethod
     def shared(cls) -> DeliveryProcess:
-        """This process's own; a forked child gets another than its parent."""
+        """This process's own, started at the first call; a forked child gets another than its parent.
+
+        Raises:
+            OSError: it could not be started.
+        """
         with cls._shared_lock:
             if cls._shared is None or cls._shared._pid != os.getpid():
                 cls._shared = DeliveryProcess()
+                cls._shared.ensure_alive()
             return cls._shared
 
     def watch(self, folder: Path, tracking_uri: str, registry_uri: str | None = None) -> None:
@@ -71,7 +78,11 @@ class DeliveryProcess:
                 self._tell(command)
 
     def ensure_alive(self) -> bool:
-        """Starts the process anew if it died; returns whether it runs. Dying again and again, it is left dead."""
+        """Starts the process, or starts it anew if it died; one that dies again and again is left dead.
+
+        Returns:
+            Whether it runs.
+        """
         with self._lock:
             self._forget_complete()
             return self._started() or self._alive()
@@ -115,9 +126,14 @@ class DeliveryProcess:
 
     def _started(self) -> bool:
         """Starts the process if none runs; returns whether it was started now."""
-        if self._alive() or self._starts >= _MAX_STARTS or os.getpid() != self._pid:
+        if self._alive() or os.getpid() != self._pid:
+            return False
+        if time.monotonic() - self._started_at > _STEADY_SECONDS:
+            self._starts = 0
+        if self._starts >= _MAX_STARTS:
             return False
         self._starts += 1
+        self._started_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow_tfmon.tracking.delivery", str(os.getpid())],
             stdin=subprocess.PIPE,

@@ -71,6 +71,14 @@ def active_id(thread: int | None = None) -> str | None:
     return None if run is None else str(run.info.run_id)
 
 
+def last_active_id() -> str | None:
+    """Id of the run that this thread had active last."""
+    from mlflow.tracking import fluent
+
+    run_id: str | None = fluent._last_active_run_id.get()
+    return run_id
+
+
 def _active_run(thread: int | None) -> Any:
     from mlflow.tracking import fluent
 

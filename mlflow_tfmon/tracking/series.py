@@ -54,14 +54,20 @@ class StepClock:
         self._ends: list[float] = []  # ends of the pauses
         self._time = -np.inf  # of the last row
         self._step = 0  # of the last row
+        self._column = ""  # where the times come from
 
     def paused(self, pause: Paused) -> None:
         """Takes a pause; it may come before or after the rows that precede it."""
         if pause.end > self._time:
             self._ends = sorted([*self._ends, pause.end])
 
-    def durations(self, steps: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Seconds that each step took; NaN where that is not known (the first row, after a gap)."""
+    def durations(self, steps: np.ndarray, times: np.ndarray, column: str = "time") -> np.ndarray:
+        """Seconds that each step took; NaN where that is not known.
+
+        That is the first row, one after a gap, and one whose times come from another column than those before.
+        """
+        if column != self._column:
+            self._time, self._column = -np.inf, column
         before = np.concatenate([[self._time], times[:-1]])
         follows = np.diff(steps, prepend=self._step) == 1
         known = follows | ~np.isfinite(before)
@@ -135,7 +141,9 @@ class StreamSeries:
         """The block's `measures` (shape (rows, measures)); each block must be asked once, in order."""
         if self._clocked is None:
             return np.zeros((len(block.values), 0))
-        spans = self._clock.durations(self.column(block, "step"), self.column(block, self._clocked))
+        spans = self._clock.durations(
+            self.column(block, "step"), self.column(block, self._clocked), self._clocked
+        )
         found = [spans * 1e3]
         if "examples_per_second" in self.measures:
             found.append(self.column(block, "examples") / spans)

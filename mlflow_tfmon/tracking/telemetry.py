@@ -29,6 +29,7 @@ FORMAT = 1
 METADATA_KEY = b"tfmon"
 _GROUP_BYTES = 8 * 2**20
 _PART_BYTES = 64 * 2**20
+_LISTS = "variables."
 _LOGGED = pa.schema(
     {
         "step": pa.int64(),
@@ -56,6 +57,7 @@ class Telemetry:
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._schemas: dict[str, pa.Schema] = {}
         self._prefixes: dict[int, str] = {}
+        self._columns: dict[str, dict[str, bool]] = {}  # each file's columns, and whether they hold lists
 
     def opened(self, layout: StreamOpened) -> None:
         """Takes a stream's layout, before its first block."""
@@ -127,7 +129,13 @@ class Telemetry:
                 "variables": [[one.name, list(one.shape), one.is_kernel] for one in layout.variables],
             }
         )  # fmt: skip
-        batch = pa.record_batch(list(arrays.values()), names=list(arrays))
+        # A column stays once it was there: layouts that take turns do not make a new part each time.
+        columns = self._columns.setdefault(stem, {})
+        columns.update((name, name.startswith(_LISTS)) for name in arrays if name not in columns)
+        missing = np.full((len(arrays["step"]), len(layout.variables)), np.nan)
+        for name in columns.keys() - arrays.keys():
+            arrays[name] = _list(missing) if columns[name] else pa.array(np.full(len(missing), np.nan))
+        batch = pa.record_batch([arrays[name] for name in columns], names=list(columns))
         self._parts(stem).write(batch.replace_schema_metadata(metadata))
 
     def _parts(self, stem: str) -> _Parts:
@@ -186,15 +194,14 @@ class _Parts:
 
 
 def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: int) -> dict[str, pa.Array]:
-    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * count)
-    found = {}
-    for at, name in enumerate(quantities):
-        part = values[:, begin + at * count : begin + (at + 1) * count]
-        # A scalar may have the name of a per-variable quantity ("grad_norm"): the lists are told apart by their prefix.
-        found[f"variables.{name}"] = pa.ListArray.from_arrays(
-            offsets, pa.array(np.ascontiguousarray(part).ravel())
-        )
-    return found
+    # A scalar may have the name of a per-variable quantity ("grad_norm"): the lists are told by their prefix.
+    parts = {name: slice(begin + at * count, begin + (at + 1) * count) for at, name in enumerate(quantities)}
+    return {_LISTS + name: _list(values[:, part]) for name, part in parts.items()}
+
+
+def _list(values: np.ndarray) -> pa.Array:
+    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))
 
 
 def _metadata(about: dict[str, Any]) -> dict[bytes, bytes]:

@@ -10,8 +10,8 @@ bucket is follows from the budget that is left and the steps that are still to c
 - past either, each tenfold of steps is given a quarter anew. So a second fit in the same run still keeps the bound (up
   to ten times the horizon), and beyond that points grow with the logarithm of the steps.
 
-While less than half of the budget is spent, a bucket also closes after two seconds, so that a slow training is seen
-live.
+While less than half of the budget is spent, a bucket also closes two seconds after the last one, so that a slow
+training is seen live.
 
 Everything follows from the rows (their steps and times) and the flushes between them, never from a clock and never from
 how rows were cut into blocks: the same recording always gives the same points.
@@ -27,6 +27,7 @@ import numpy as np
 UNKNOWN_HORIZON = 100_000
 LIVE_SECONDS = 2.0
 _RESERVE = 4  # points kept for the last flush: smallest, largest, last, and one for rounding
+_NEVER = np.iinfo(np.int64).min
 
 
 class Points(NamedTuple):
@@ -67,22 +68,17 @@ class Thinner:
         self._low = _Kept(width)
         self._high = _Kept(width)
         self._last = _Kept(width)
-        self._sent = np.full(width, np.iinfo(np.int64).min)  # step of each series' last point
+        self._sent = np.full(width, _NEVER)  # step of each series' last point
         self._rows = 0
-        self._begun = 0.0
+        self._time = 0.0  # of the last row
+        self._closed = -np.inf  # time of the last row of the last bucket that was closed
 
-    def reopened(self, width: int, total_steps: int | None) -> Thinner:
-        """A thinner for another set of series that takes over what this one has spent."""
-        other = Thinner(width, self._max_points, total_steps)
-        other._budget, other._spent, other._decades = self._budget, self._spent, self._decades
-        other._origin, other._done, other._step, other._total = (
-            self._origin,
-            self._done,
-            self._step,
-            self._total,
-        )
-        other.expect(total_steps)
-        return other
+    def widen(self, count: int) -> None:
+        """Adds series, from here on."""
+        width = len(self._sent) + count
+        for kept in (self._low, self._high, self._last):
+            kept.widen(width)
+        self._sent = np.concatenate([self._sent, np.full(count, _NEVER)])
 
     def expect(self, total_steps: int | None) -> None:
         """Takes another horizon; one that comes after the first was reached changes nothing."""
@@ -105,15 +101,13 @@ class Thinner:
         while at < len(steps):
             if self._origin is None:
                 self._origin = self._done = int(steps[0]) - 1
-            if self._rows == 0:
-                self._begun = float(times[at])
             end, closes = self._bucket_end(steps, times, at)
             part = slice(at, end)
             self._low.lower(steps[part], times[part], values[part])
             self._high.lower(steps[part], times[part], -values[part])
             self._last.replace(steps[part], times[part], values[part])
             self._rows += end - at
-            self._step = int(steps[end - 1])
+            self._step, self._time = int(steps[end - 1]), float(times[end - 1])
             if closes:
                 found.append(self._close())
             at = end
@@ -122,10 +116,10 @@ class Thinner:
     def flush(self, final: bool = False) -> Points:
         """Closes the bucket that is open and adds each series' last row.
 
-        A flush that is not the last one is skipped once three quarters of the budget are spent: a run with thousands of
-        flushes stays bounded.
+        A flush that is not the last one is skipped once about three quarters of the budget are spent: a run with
+        thousands of flushes stays bounded.
         """
-        if not final and self._budget - self._spent < self._budget / 4:
+        if not final and self._budget - self._spent < self._budget / 4 + _RESERVE:
             return _join([])
         found = []
         if self._rows:
@@ -170,14 +164,14 @@ class Thinner:
         """Where, from row `at` on, the open bucket ends (exclusive), and whether it closes there."""
         end = int(np.searchsorted(steps[at:], self._done + self._span())) + at + 1
         if self._spent + 2 <= self._budget / 2:
-            late = np.flatnonzero(times[at:end] - self._begun >= LIVE_SECONDS)
+            late = np.flatnonzero(times[at:end] - self._closed >= LIVE_SECONDS)
             if len(late):
                 return at + int(late[0]) + 1, True
         return (end, True) if end <= len(steps) else (len(steps), False)
 
     def _close(self) -> Points:
         self._spent += 1 if self._rows == 1 else 2
-        self._done, self._rows = self._step, 0
+        self._done, self._closed, self._rows = self._step, self._time, 0
         low, high = self._low, self._high
         found = [low.points(low.present, 1.0), high.points(high.present & (high.steps != low.steps), -1.0)]
         self._sent = np.where(low.present, np.maximum(low.steps, high.steps), self._sent)
@@ -200,6 +194,13 @@ class _Kept:
 
     def clear(self) -> None:
         self.values[:] = np.inf
+
+    def widen(self, width: int) -> None:
+        """Adds rows that are absent."""
+        other = _Kept(width)
+        count = len(self.steps)
+        other.steps[:count], other.times[:count], other.values[:count] = self.steps, self.times, self.values
+        self.steps, self.times, self.values = other.steps, other.times, other.values
 
     def lower(self, steps: np.ndarray, times: np.ndarray, values: np.ndarray) -> None:
         """Keeps the first of the smallest values."""

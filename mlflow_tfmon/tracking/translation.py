@@ -72,10 +72,9 @@ class Translation:
                 clock.paused(self._pause)
         series = self._streams[layout.stream] = StreamSeries(layout, self._max_variables, clock)
         self.telemetry.opened(layout)
-        return [
-            *self._curves.open(("steps", layout.stream), series.step_keys, layout.total_steps),
-            *self._curves.open(("deep", layout.stream), series.deep_keys, layout.total_steps),
-        ]
+        self._curves.open(("steps", layout.stream), series.step_keys, layout.total_steps)
+        self._curves.open(("deep", layout.stream), series.deep_keys, layout.total_steps)
+        return []
 
     def _steps(self, block: Steps) -> list[Point]:
         if not len(block.values):
