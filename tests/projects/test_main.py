@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
+
+from mlflow_tfmon import load_run
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, STEPS = 2, 2 * 45  # 1,437 digits in batches of 32
@@ -27,27 +30,28 @@ def environment(store: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('main')}/mlflow.db"
+def project_store(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("main")
+    shutil.copyfile(store_template, folder / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    for name in ("digits", "wrong"):
+        client.create_experiment(name, artifact_location=str(folder / "files"))
+    return client.tracking_uri
 
 
 @pytest.fixture(scope="module")
-def client(store: str) -> MlflowClient:
-    """A store in which the project has been run, with its experiment's files beside it."""
-    client = MlflowClient(store)
-    client.create_experiment(
-        "digits", artifact_location=str(Path(store.removeprefix("sqlite:///")).parent / "files")
-    )
+def client(project_store: str) -> MlflowClient:
+    """A store in which the project has been run."""
     command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
     done = subprocess.run(
         [*command, "--experiment-name", "digits", "-P", f"epochs={EPOCHS}"],
-        env=environment(store),
+        env=environment(project_store),
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    return client
+    return MlflowClient(project_store)
 
 
 def named_runs(client: MlflowClient) -> dict[str, mlflow.entities.Run]:
@@ -69,9 +73,16 @@ def test_two_runs_below_the_projects_own(client):
 def test_each_is_watched_at_every_step(client, name):
     run = named_runs(client)[name]
     assert run.data.tags["tfmon.delivery"] == "complete"
+    recorded = load_run(run.info.run_id, client.tracking_uri)
+    assert list(recorded.steps.index) == list(range(1, STEPS + 1))
+    assert set(recorded.layers["variable"]) >= {
+        "digits.conv1.kernel",
+        "digits.hidden.kernel",
+        "digits.logits.bias",
+    }
     for key in ("batch/loss", "batch/learning_rate", "batch/grad_norm", "grad_norm/digits.hidden.kernel"):
-        points = client.get_metric_history(run.info.run_id, key)
-        assert [point.step for point in points] == list(range(1, STEPS + 1)), key
+        shown = [point.step for point in client.get_metric_history(run.info.run_id, key)]
+        assert shown[0] == 1 and shown[-1] == STEPS, key
     for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
         assert [point.step for point in client.get_metric_history(run.info.run_id, key)] == list(
             range(EPOCHS)
@@ -86,10 +97,8 @@ def test_the_two_can_be_compared(client):
     assert {key for key in of_steps[0] if not key.startswith("best/")} == {
         key for key in of_steps[1] if not key.startswith("best/")
     }
-    losses = [
-        [point.value for point in client.get_metric_history(runs[name].info.run_id, "batch/loss")[:45]]
-        for name in ("fit", "custom loop")
-    ]
+    recorded = [load_run(runs[name].info.run_id, client.tracking_uri) for name in ("fit", "custom loop")]
+    losses = [run.steps["loss"].loc[:45].to_list() for run in recorded]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -116,11 +125,11 @@ def test_a_wrong_parameter_is_told_in_one_line(parameter, value):
     assert option in line and f"'{value}'" in line
 
 
-def test_a_wrong_parameter_fails_the_run(store, monkeypatch, capfd):
-    for name, value in environment(store).items():
+def test_a_wrong_parameter_fails_the_run(project_store, monkeypatch, capfd):
+    for name, value in environment(project_store).items():
         monkeypatch.setenv(name, value)
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store)
+    mlflow.set_tracking_uri(project_store)
     try:
         with pytest.raises(mlflow.exceptions.ExecutionException):
             mlflow.projects.run(
