@@ -29,7 +29,7 @@ def spec_of(data: Any) -> Any:
 
 
 def schema(spec: Any) -> Schema | None:
-    """MLflow's schema of a spec or array, of a dict of them, or of a tuple (names "0", "1", …); None if there is none."""
+    """MLflow's schema of a spec or array, a dict or a tuple of them (names "0", "1", …); None if there is none."""
     if isinstance(spec, tuple):
         spec = {str(i): part for i, part in enumerate(spec)}
     named = spec if isinstance(spec, dict) else {None: spec}

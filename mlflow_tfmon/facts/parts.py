@@ -1,0 +1,126 @@
+"""The user's own classes and functions that a model is made of, as far as Keras's saving is concerned."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+# Where Keras looks for a function of which it keeps the name only.
+_BUILTIN_FUNCTIONS = (keras.activations, keras.initializers, keras.losses, keras.metrics, keras.regularizers)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Classes and functions that are not Keras's own.
+
+    Attributes:
+        known: registered names of those that Keras can find and make again when it loads the model.
+        unknown: names of those that it cannot.
+    """
+
+    known: frozenset[str]
+    unknown: frozenset[str]
+
+
+def custom_parts(model: Any) -> tuple[Parts, Parts]:
+    """What of a model is the user's own.
+
+    Args:
+        model: a Keras model.
+
+    Returns:
+        The parts of the model itself, and those of its compilation (loss, metrics, optimizer).
+
+    Raises:
+        Exception: the model has no configuration.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of lambdas, which are unknown parts here
+        config = keras.saving.serialize_keras_object(model)
+    compilation = config.pop("compile_config", None)
+    return _parts(config), _parts(compilation)
+
+
+def _parts(config: Any) -> Parts:
+    found = set(_walk(config))
+    unknown = frozenset(name for name, loadable in found if not loadable)
+    return Parts(frozenset(name for name, _ in found) - unknown, unknown)
+
+
+def _walk(config: Any) -> Iterator[tuple[str, bool]]:
+    if isinstance(config, (list, tuple)):
+        for part in config:
+            yield from _walk(part)
+    elif isinstance(config, dict):
+        if config.get("class_name") == "__lambda__":
+            yield "lambda", False
+        if {"class_name", "config", "module", "registered_name"} <= config.keys():
+            yield from _part(config)
+        for part in config.values():
+            yield from _walk(part)
+
+
+def _part(config: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Names one serialized object and says whether it can be found and made again, if it is not Keras's own."""
+    name, package = str(config["class_name"]), str(config["module"]).split(".")[0]
+    function = name == "function"
+    if function:
+        name = str(config["config"])
+    for registered_name in (config["registered_name"], name if function else None):
+        found = keras.saving.get_registered_object(registered_name)
+        if found is not None:
+            yield str(registered_name), function or _takes(found, config["config"])
+            return
+    own = package in ("keras", "keras_hub") or name.startswith("__")  # "__tensor__" and the like
+    if not own and not (package == "builtins" and _is_builtin(name, function)):
+        yield name, False
+
+
+def _is_builtin(name: str, function: bool) -> bool:
+    return not function or any(hasattr(group, name) for group in _BUILTIN_FUNCTIONS)
+
+
+def _takes(cls: Any, config: Any) -> bool:
+    """Whether a class's constructor takes its configuration (Keras's default one holds "trainable" and "dtype")."""
+    own = not getattr(cls.from_config, "__module__", "keras").startswith("keras")
+    if own or not isinstance(config, dict) or "layers" in config:
+        return True
+    try:
+        inspect.signature(cls).bind(**config)
+    except TypeError:
+        return False
+    return True
+
+
+@contextmanager
+def registered_only(names: frozenset[str]) -> Iterator[None]:
+    """Leaves only these objects registered with Keras.
+
+    MLflow pickles all of the process's registered objects into every model, and unpickles them before it loads it: a
+    model could not be loaded where any of them, its own or not, cannot be imported.
+    """
+    registry = keras.saving.get_custom_objects()
+    everything = dict(registry)
+    for name in everything.keys() - names:
+        del registry[name]
+    try:
+        yield
+    finally:
+        registry.update(everything)
+
+
+@contextmanager
+def compilation_hidden(model: Any, hidden: bool) -> Iterator[None]:
+    """Lets Keras save the model as if it had not been compiled, if `hidden`."""
+    compiled = model.compiled
+    model.compiled = compiled and not hidden
+    try:
+        yield
+    finally:
+        model.compiled = compiled
