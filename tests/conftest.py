@@ -1,0 +1,49 @@
+"""What all tests share: a quiet MLflow, a store of their own each, and a home of their own for recordings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+# Before TensorFlow or MLflow is imported by any test, and inherited by the processes that tests start.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
+
+@pytest.fixture(scope="session")
+def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store that MLflow has migrated: that takes seconds, so it is done once."""
+    from mlflow_tfmon.tracking.store import open_store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store(store_template: Path, tmp_path: Path) -> str:
+    """Tracking URI of a SQLite store with its artifacts beside it, new for each test."""
+    path = tmp_path / "mlflow.db"
+    shutil.copyfile(store_template, path)
+    with closing(sqlite3.connect(path)) as connection:
+        location = (tmp_path / "artifacts").as_uri()
+        connection.execute("UPDATE experiments SET artifact_location = ?", (location,))
+        connection.commit()
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of all recordings, new for each test."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("MLFLOW_TFMON_HOME", str(path))
+    yield path
