@@ -21,9 +21,9 @@ from mlflow_tfmon.facts.specs import schema
 from mlflow_tfmon.stream.records import DatasetUsed
 
 _logger = logging.getLogger(__name__)
-# MLflow's digest of a tf.data pipeline runs the pipeline; below these bounds that takes some 20 ms.
+# MLflow's digest of a tf.data pipeline runs the pipeline; below these bounds that takes some 25 ms.
 _MAX_NUMBERS = 500_000
-_MAX_ELEMENTS = 64
+_MAX_ELEMENTS = 20
 
 
 def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:

@@ -25,12 +25,12 @@ def functional(**options):
     model = keras.Model(
         inputs, keras.layers.Dense(2, activation="relu")(keras.layers.BatchNormalization()(inputs))
     )
-    model.compile(**{"optimizer": keras.optimizers.Adam(0.01), "loss": "mse", **options})
+    model.compile(**{"optimizer": keras.optimizers.Adam(0.01), "loss": "mse", "run_eagerly": True, **options})
     return model
 
 
 def compiled(model):
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", run_eagerly=True)
     return model
 
 
