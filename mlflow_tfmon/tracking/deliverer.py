@@ -124,24 +124,35 @@ class Deliverer:
 
     def _deliver(self, trainer_gone: bool) -> None:
         until = time.monotonic() + _SLICE_SECONDS
-        while True:
+        files_away: AwayError | None = None
+        more = True
+        while more:
             self._outbox.send()
-            if self._seq > self.status.delivered:
-                self._ledger.note(delivered=self._seq, error=None)
-            if self._ended:
-                self._finish()
-                return
-            if time.monotonic() > until:
-                return
-            # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
-            sent = self._resumed - self._seq
-            batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
-            if batch:
-                self._translate(batch)
-            elif trainer_gone and not self._reader.error:
-                self._end_abandoned()
-            else:
-                return
+            if files_away is None:
+                try:
+                    self._outbox.send_files()
+                except AwayError as away:
+                    files_away = away  # the curves go on meanwhile
+            if self._outbox.empty and self._seq > self.status.delivered:
+                self._ledger.note(delivered=self._seq)
+            more = not self._ended and time.monotonic() < until and self._read(trainer_gone)
+        if files_away is not None:
+            raise files_away
+        if self._ended and self._outbox.empty:
+            self._finish()
+
+    def _read(self, trainer_gone: bool) -> bool:
+        """Reads and translates what comes next; returns whether there was anything."""
+        # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
+        sent = self._resumed - self._seq
+        batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
+        if batch:
+            self._translate(batch)
+        elif trainer_gone and not self._reader.error:
+            self._end_abandoned()
+        else:
+            return False
+        return True
 
     def _translate(self, batch: list[tuple[int, Record]]) -> None:
         points: list[Point] = []
@@ -154,7 +165,7 @@ class Deliverer:
             if self._translation is None:
                 continue
             if not isinstance(record, (RunStarted, Flushed, RunEnded)):
-                self._outbox.state("streaming")
+                self._outbox.streaming()
             try:
                 found = self._translation.take(record)
             except Exception as error:  # one bad record must not hold up all that follow
@@ -164,11 +175,10 @@ class Deliverer:
             if isinstance(record, EpochEnded):
                 self._outbox.linkable(found)
             elif isinstance(record, Flushed):
-                self._flush(points, final=False)
+                self._flush(points)
                 points = []
             elif isinstance(record, RunEnded):
-                self._flush(points, final=True)
-                self._outbox.end(record)
+                self._flush(points, record)
                 self._ended = True
                 return
             self._outbox.record(seq, record, self._time)
@@ -184,11 +194,13 @@ class Deliverer:
         self._translation = Translation(started, telemetry)
         self._outbox.begin(started)
 
-    def _flush(self, points: list[Point], final: bool) -> None:
+    def _flush(self, points: list[Point], ended: RunEnded | None = None, end_run: bool = True) -> None:
         translation = self._translation
         assert translation is not None
-        self._outbox.points(points + translation.flush(final))
+        self._outbox.points(points + translation.flush(final=ended is not None))
         self._outbox.files(translation.telemetry.finished())
+        if ended is not None and end_run:
+            self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
         self._outbox.flushed(self._seq, translation.lost)
 
     def _end_abandoned(self) -> None:
@@ -197,15 +209,14 @@ class Deliverer:
         if self._translation is None or self._started is None:
             return  # nothing was ever recorded
         self._outbox.muted = False
-        self._flush([], final=True)
-        if self._started.owned:
-            when = self._time or time.time()
-            moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
-            reason = (
-                "mlflow_tfmon: the training process ended without notice, killed or crashed. "
-                f"Last recorded: step {self._translation.last_step}, {moment}."
-            )
-            self._outbox.end(RunEnded(when, "FAILED", True, reason))
+        when = self._time or time.time()
+        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
+        reason = (
+            "mlflow_tfmon: the training process ended without notice, killed or crashed. "
+            f"Last recorded: step {self._translation.last_step}, {moment}."
+        )
+        # A run that is not the recording's own is its owner's to end.
+        self._flush([], RunEnded(when, "FAILED", True, reason), end_run=self._started.owned)
 
     def _finish(self) -> None:
         self._ledger.note(complete=True, waiting=0, error=None)

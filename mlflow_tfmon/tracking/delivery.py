@@ -14,12 +14,13 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlflow_tfmon.tracking.deliverer import Deliverer
@@ -33,12 +34,10 @@ class Delivery:
     """Delivers recordings until no more come and all have arrived.
 
     Args:
-        trainer: process id of the trainer; None if stdin alone tells of its end.
         give_up: seconds without any success, after the trainer's end, after which what is left is left on the disk.
     """
 
-    def __init__(self, trainer: int | None = None, give_up: float = GIVE_UP_SECONDS) -> None:
-        self._trainer = trainer
+    def __init__(self, give_up: float = GIVE_UP_SECONDS) -> None:
         self._give_up = give_up
         self._lock = threading.Lock()
         self._deliverers: dict[Path, Deliverer] = {}
@@ -46,7 +45,7 @@ class Delivery:
         self._hurry = False
         self._closed = False
 
-    def listen(self, lines: Iterable[str]) -> None:
+    def listen(self, lines: Iterable[str | bytes]) -> None:
         """Takes commands until there are no more; meant for a thread of its own."""
         for line in lines:
             with contextlib.suppress(ValueError, AttributeError, TypeError):
@@ -67,7 +66,7 @@ class Delivery:
         gone_at: float | None = None
         while True:
             self._wake.clear()
-            gone = self._closed or (self._trainer is not None and os.getppid() != self._trainer)
+            gone = self._closed
             hurry, self._hurry = self._hurry, False
             if gone and gone_at is None:
                 gone_at, hurry = time.monotonic(), True
@@ -103,6 +102,31 @@ class Delivery:
         return len(left)
 
 
+def commands(stdin: int, trainer: int | None) -> Iterator[bytes]:
+    """The lines that come from stdin, until it ends or the trainer does.
+
+    A child that the trainer forked holds the pipe open after the trainer's death, so its end alone is no sure sign.
+
+    Args:
+        stdin: file descriptor.
+        trainer: process id of the parent; None if stdin alone tells of its end.
+    """
+    rest = b""
+    while True:
+        if trainer is not None and os.name == "posix":
+            # What is in the pipe is read before the trainer's death counts.
+            ready, _, _ = select.select([stdin], [], [], PAUSE_SECONDS / 4)
+            if not ready:
+                if os.getppid() != trainer:
+                    return
+                continue
+        chunk = os.read(stdin, 65536)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+
+
 def main(arguments: list[str]) -> int:
     """Runs the delivery process; exit status 1 if something had to be left on the disk."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the training, not the delivery of what it did
@@ -112,8 +136,9 @@ def main(arguments: list[str]) -> int:
     warnings.simplefilter("ignore")
     for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    delivery = Delivery(int(arguments[0]) if arguments else None)
-    threading.Thread(target=delivery.listen, args=(sys.stdin,), daemon=True).start()
+    delivery = Delivery()
+    lines = commands(sys.stdin.fileno(), int(arguments[0]) if arguments else None)
+    threading.Thread(target=delivery.listen, args=(lines,), daemon=True).start()
     return 1 if delivery.run() else 0
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import mlflow
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
@@ -93,17 +94,23 @@ def _outputs(client: MlflowClient, run_id: str) -> list[str]:
 
 
 def _register(client: MlflowClient, saved: ModelSaved, model_id: str, run_id: str, again: bool) -> None:
-    name = saved.registered_model_name
-    assert name is not None
-    with store_errors():
+    name, source = str(saved.registered_model_name), f"models:/{model_id}"
+    with store_errors(), _current_store(client.tracking_uri):
         try:
             client.get_registered_model(name)
         except Exception:
             client.create_registered_model(name)
-        if again and any(
-            version.model_id == model_id for version in client.search_model_versions(f"name='{name}'")
-        ):
+        if again and any(one.source == source for one in client.search_model_versions(f"name='{name}'")):
             return
-        client.create_model_version(
-            name, f"models:/{model_id}", run_id=run_id, tags=saved.tags, model_id=model_id
-        )
+        client.create_model_version(name, source, run_id=run_id, tags=saved.tags, model_id=model_id)
+
+
+@contextlib.contextmanager
+def _current_store(uri: str) -> Iterator[None]:
+    """A registry in a database looks a logged model up in the process's current store, whatever the client's is."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)

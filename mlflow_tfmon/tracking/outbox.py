@@ -26,7 +26,9 @@ TELEMETRY = "tfmon/telemetry"
 
 
 class Outbox:
-    """Calls that wait to be made.
+    """Calls that wait to be made: those for rows and facts, and those for files and what must follow them.
+
+    Two queues, so that an artifact store that is away does not hold up the curves.
 
     Attributes:
         sent: when a call last succeeded (monotonic seconds).
@@ -44,27 +46,44 @@ class Outbox:
         self._folder = folder
         self._uris = uris
         self._ledger = ledger
-        self._work: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._files: deque[Callable[[], None]] = deque()
         self._client: MlflowClient | None = None
         self._run: RunStore | None = None
         self._tagged = ""
         self._linkable: dict[str, Point] = {}
 
+    @property
+    def empty(self) -> bool:
+        """Whether no call waits."""
+        return not self._calls and not self._files
+
     def send(self) -> None:
-        """Makes all calls.
+        """Makes the calls for rows and facts.
 
         Raises:
             AwayError: the store does not answer; the calls that are left still wait.
         """
-        while self._work:
-            self._work[0]()
-            self._work.popleft()
+        self._make(self._calls)
+
+    def send_files(self) -> None:
+        """Makes the calls for files, and those that must follow them.
+
+        Raises:
+            AwayError: the store does not answer; the calls that are left still wait.
+        """
+        self._make(self._files)
+
+    def _make(self, calls: deque[Callable[[], None]]) -> None:
+        while calls:
+            calls[0]()
+            calls.popleft()
             self.sent = time.monotonic()
 
     def begin(self, started: RunStarted) -> None:
         """Opens the store and, where there is none yet, makes the run."""
         self._tagged = "streaming"
-        self._work.append(partial(self._open, started))
+        self._calls.append(partial(self._open, started))
         if started.run_id is not None:
             self._do(lambda run: run.tags(started.tags))
         self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}))
@@ -92,7 +111,7 @@ class Outbox:
             if record.tags:
                 self._do(lambda run: run.tags(record.tags))
         elif isinstance(record, Text):
-            self._do(lambda run: run.text(record.path, record.text), record.path)
+            self._do(lambda run: run.text(record.path, record.text), record.path, self._files)
         elif isinstance(record, DatasetUsed):
             self._do(lambda run: run.dataset(record.dataset, record.context, record.tags), "dataset")
         elif isinstance(record, ModelSaved):
@@ -101,30 +120,38 @@ class Outbox:
     def files(self, paths: Sequence[Path]) -> None:
         """Uploads telemetry files and deletes them here."""
         for path in paths:
-            self._do(lambda run, path=path: run.file(path, TELEMETRY), path.name)  # type: ignore[misc]
-            self._work.append(partial(path.unlink, missing_ok=True))
+            self._do(lambda run, path=path: run.file(path, TELEMETRY), path.name, self._files)  # type: ignore[misc]
+            self._files.append(partial(path.unlink, missing_ok=True))
 
-    def state(self, state: str) -> None:
-        """Tags the run with the state of its delivery."""
-        if self._tagged != state:
-            self._tagged = state
-            self._do(lambda run: run.tags({DELIVERY_TAG: state}))
+    def streaming(self) -> None:
+        """Notes that more has come."""
+        if self._tagged != "streaming":
+            self._tagged = "streaming"
+            self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}))
 
     def flushed(self, seq: int, lost: int) -> None:
         """Notes that all up to record `seq` is delivered; `lost` is how many steps never were recorded."""
         if lost:
             self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
-        self.state("complete")
-        self._work.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
+        if self._tagged != "complete":
+            self._tagged = "complete"
+            # If files were held up, more may have come since: then it is not complete after all.
+            self._do(lambda run: run.tags({DELIVERY_TAG: self._tagged}), DELIVERY_TAG, self._files)
+        self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
 
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""
         if ended.reason:
-            self._do(lambda run: run.describe(ended.reason))
+            self._do(lambda run: run.describe(ended.reason), "description", self._files)
         if ended.set_status:
-            self._do(lambda run: run.end(ended.status, ended.time))
+            self._do(lambda run: run.end(ended.status, ended.time), "end state", self._files)
 
-    def _do(self, call: Callable[[RunStore], dict[str, str] | None], name: str = "") -> None:
+    def _do(
+        self,
+        call: Callable[[RunStore], dict[str, str] | None],
+        name: str = "",
+        queue: deque[Callable[[], None]] | None = None,
+    ) -> None:
         """Queues a call; what MLflow refuses of it is noted, not tried again."""
         if self.muted:
             return
@@ -136,7 +163,7 @@ class Outbox:
             except RefusedError as error:
                 self._ledger.reject({name: str(error)})
 
-        self._work.append(work)
+        (self._calls if queue is None else queue).append(work)
 
     def _open(self, started: RunStarted) -> None:
         tracking_uri = self._uris[0] or started.tracking_uri
@@ -174,5 +201,5 @@ class Outbox:
         def deliver(run: RunStore) -> dict[str, str]:
             return deliver_model(run, saved, folder, points, self._ledger.status.models.get(key), remember)
 
-        self._do(deliver)
-        self._work.append(partial(shutil.rmtree, folder, ignore_errors=True))
+        self._do(deliver, f"model {saved.name}", self._files)
+        self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))

@@ -12,7 +12,12 @@ from typing import IO
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
+from mlflow.utils.validation import (
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    path_not_unique,
+)
 
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
@@ -183,6 +188,8 @@ class RunStore:
 
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""
+        if path_not_unique(path):
+            raise RefusedError(f"artifact path {path!r} is not one that MLflow takes")
         with store_errors(), patient_uploads():
             self.client.log_text(self.run_id, text, path)
 

@@ -75,7 +75,7 @@ def test_a_saved_model_becomes_a_logged_and_registered_one_exactly_once(
     assert [(one.model_id, one.step) for one in run.outputs.model_outputs] == [(model.model_id, 3)]
     assert len(client.get_metric_history(run_id, "val_loss")) == 1
     (version,) = client.search_model_versions("name='digits'")
-    assert (version.model_id, version.run_id, version.status) == (model.model_id, run_id, "READY")
+    assert (version.source, version.run_id, version.status) == (f"models:/{model.model_id}", run_id, "READY")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     mlflow.set_tracking_uri(store)
