@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import keras
-from mlflow.utils.autologging_utils import ExceptionSafeClass
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.monitor import Monitor
@@ -14,11 +13,11 @@ from mlflow_tfmon.monitor import Monitor
 _LOSS = "this training's epochs are not recorded"
 
 
-class MonitorCallback(keras.callbacks.Callback, metaclass=ExceptionSafeClass):
+class MonitorCallback(keras.callbacks.Callback):
     """Watches one `model.fit`, where autologging is not wanted.
 
     Args:
-        monitor: a `Monitor` that is on; by default one is made for the fit and ended with it.
+        started: a `Monitor` that is on already (by position only). By default one is made for each fit and ended with it.
         **settings: any of `mlflow_tfmon.settings.Settings`, for the monitor that is made.
 
     Raises:
@@ -30,11 +29,11 @@ class MonitorCallback(keras.callbacks.Callback, metaclass=ExceptionSafeClass):
         ```
     """
 
-    def __init__(self, monitor: Monitor | None = None, **settings: Any) -> None:
+    def __init__(self, started: Monitor | None = None, /, **settings: Any) -> None:
         super().__init__()
-        self._monitor = monitor
+        self._monitor = started
         self._settings = settings
-        self._own = monitor is None
+        self._own = started is None
         if self._own:
             Monitor(None, **settings)  # so that a bad setting is told here, not in the middle of fit
 

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from mlflow.utils.autologging_utils import ExceptionSafeClass
+
 from mlflow_tfmon import loops
 from mlflow_tfmon.callback import MonitorCallback
 from mlflow_tfmon.errors import contained
@@ -44,6 +46,10 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
     return history
 
 
+class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
+    """The callback that autologging adds; MLflow wants those to be of this kind."""
+
+
 class _Fit:
     def __init__(self, arguments: FitArguments, monitor: Monitor, own: bool, settings: Settings) -> None:
         self.arguments = arguments
@@ -78,7 +84,7 @@ class _Fit:
         if self._settings.log_datasets:
             with contained("describing the datasets", "they are not recorded"):
                 self.monitor.record(*datasets(self.arguments))
-        return self.arguments.with_callbacks([MonitorCallback(self.monitor)])
+        return self.arguments.with_callbacks([_Added(self.monitor)])
 
     def _summarize(self) -> None:
         with contained("the model summary", "it is not recorded"):

@@ -19,11 +19,7 @@ from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
 
-OLDEST = {"tensorflow": "2.16.1", "keras": "3.0.5", "mlflow": "3.0.0"}
-_NOT_NEEDED = {
-    "log_every_epoch": "the metrics of every epoch are always logged",
-    "log_every_n_steps": "every step is always recorded",
-}
+OLDEST = {"tensorflow": "2.16.1", "keras": "3.0.5", "mlflow": "3.1.3"}
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -97,14 +93,14 @@ def autolog(
         _disable()
         return
     if (log_every_epoch, log_every_n_steps) != (True, None):
-        for name, reason in _NOT_NEEDED.items():
-            logger.info("mlflow_tfmon: %s=%r has no effect: %s.", name, given[name], reason)
+        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps have no effect: all is always recorded.")
     old = [f"{name} {version}" for name, version in _too_old()]
     if old and disable_for_unsupported_versions:
         logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))
         return
     if old:
         logger.warning("mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST)
+    peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
     _integration(disable=False, exclusive=exclusive, silent=silent)
     _enable(settings)
 
@@ -123,7 +119,6 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _enable(settings: Settings) -> None:
     monitor.set_autolog_settings(settings)
-    peers.set_aside()
     probes.install(monitor.deep_every, monitor.claim)
     probes.also(mlflow.MlflowClient, "set_terminated", loops.watch_run_end, "a run's last steps may be missing")
     loops.begin()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,8 @@ from mlflow_tfmon.tracking import runs
 
 _loops: dict[int, Monitor] = {}  # the loop that each thread is in, by the thread's id
 _lock = threading.RLock()
+_waiting: weakref.WeakKeyDictionary[Ring, float] = weakref.WeakKeyDictionary()  # since when steps wait for a run
+_PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment before it takes its last steps
 
 
 def begin() -> None:
@@ -86,8 +90,8 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             loop = None
         if loop is None:
             loop = Monitor.with_settings(None, monitors.autolog_settings(), run_id=ended_run)
-            loop.start(stay_active=False, thread=ring.thread)
-            if loop.run_id is None and loop.folder is None:
+            if not loop.start(stay_active=False, thread=ring.thread).on:
+                stop()  # it has been said why; trying again with each look would make run after run
                 return
             _loops[ring.thread] = loop
             if loop.owns_run:
@@ -118,8 +122,12 @@ def _look_for_old_rings(ended_run: str | None = None) -> None:
     for ring in probes.all_rings():
         if ended_run is not None and ring.thread != threading.get_ident():
             continue
-        if not pipeline.DRAIN.has(ring) and monitors.claimant(ring) is None and ring.written() > ring.taken:
+        if pipeline.DRAIN.has(ring) or monitors.claimant(ring) is not None or ring.written() <= ring.taken:
+            _waiting.pop(ring, None)
+        elif ended_run is not None or runs.active_id(ring.thread) is not None:
             _adopt(ring, ended_run)
+        elif time.monotonic() - _waiting.setdefault(ring, time.monotonic()) > _PATIENCE:
+            _adopt(ring)
 
 
 def _end(thread: int) -> None:

@@ -189,6 +189,11 @@ class Monitor:
             self._pipeline.recording.append(*out)
 
     @property
+    def on(self) -> bool:
+        """Whether the training is being watched."""
+        return self._pipeline is not None
+
+    @property
     def owns_run(self) -> bool:
         """Whether the run was made for this training."""
         return self._pipeline is not None and self._pipeline.run.owned

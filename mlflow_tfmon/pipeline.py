@@ -48,7 +48,8 @@ class Pipeline:
                 run.start_time, run.owned, settings.max_points, settings.max_variables,
             )  # fmt: skip
         )
-        self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
+        with contained("starting delivery", f"what is recorded waits in {self.folder}"):
+            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
 
     @classmethod
     def of(cls, run: runs.Run, settings: Settings) -> Pipeline:
