@@ -89,7 +89,9 @@ class Deliverer:
         if not self.done:
             self._waits = min(_BACK_OFF[1], max(_BACK_OFF[0], 2 * self._waits)) if error else 0.0
             self._next_try = time.monotonic() + self._waits
-            self._ledger.note(error=error, waiting=max(0, self._reader.last() - self.status.delivered))
+            waiting = max(0, self._reader.last() - self.status.delivered)
+            tried = time.time() if error else self.status.tried
+            self._ledger.note(error=error, tried=tried, waiting=waiting)
 
     def close(self) -> None:
         """Lets the recording go, so that another delivery may take it."""

@@ -16,6 +16,8 @@ from mlflow_tfmon.tracking.status import Status, read_status
 from mlflow_tfmon.tracking.uris import absolute
 
 _POLL_SECONDS = 0.02
+# Keeps modules in the user's working directory ("http.py") from taking the place of the standard library's.
+_SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 _MAX_STARTS = 5
 _STEADY_SECONDS = 60.0  # a process that has lived this long did not die of how it was started
 
@@ -100,26 +102,29 @@ class DeliveryProcess:
             timeout: seconds.
 
         Returns:
-            Whether it has been delivered: False after the timeout, and at once when the store is away or
-            delivery is dead.
+            Whether it has been delivered: False after the timeout, and as soon as the store is found to be away
+            or delivery to be dead.
         """
-        until = time.monotonic() + timeout
+        asked, until = time.time(), time.monotonic() + timeout
         with self._lock:
             self._tell({"wake": True})
         while True:
             status = self.status(folder)
             if status.complete or status.flushed >= flushed_seq:
                 return True
-            if status.error or time.monotonic() > until or not self._alive():
+            away = status.error is not None and status.tried >= asked
+            if away or time.monotonic() > until or not self._alive():
                 return False
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Tells the process that no more records come; it delivers what is left and ends by itself."""
+        """Tells the process that no more records come: it delivers what is left and ends by itself."""
         with self._lock:
             if self._process is not None and self._process.stdin is not None and os.getpid() == self._pid:
                 with contextlib.suppress(OSError):
                     self._process.stdin.close()
+            self._process = None  # who is watched from now on gets another
+            self._watched.clear()
 
     def _alive(self) -> bool:
         return self._process is not None and os.getpid() == self._pid and self._process.poll() is None
@@ -135,7 +140,7 @@ class DeliveryProcess:
         self._starts += 1
         self._started_at = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow_tfmon.tracking.delivery", str(os.getpid())],
+            [sys.executable, *_SAFE_PATH, "-m", "mlflow_tfmon.tracking.delivery", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=_environment(),

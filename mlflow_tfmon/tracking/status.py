@@ -24,6 +24,7 @@ class Status:
         waiting: how many records wait.
         run_id: the run, once it exists.
         error: why delivery does not get on, in a line, or None.
+        tried: when that was last tried, Unix seconds.
         rejected: what MLflow refuses for good: name of the thing -> reason.
         models: number of a `ModelSaved` record -> id of its logged model.
     """
@@ -34,6 +35,7 @@ class Status:
     waiting: int = 0
     run_id: str | None = None
     error: str | None = None
+    tried: float = 0.0
     rejected: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
 

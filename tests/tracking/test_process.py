@@ -35,9 +35,10 @@ def until(condition: Callable[[], object]) -> None:
 def delivery(home: Path) -> Iterator[DeliveryProcess]:
     process = DeliveryProcess()
     yield process
+    child = process._process
     process.close()
-    if process._process is not None:
-        process._process.wait(PATIENCE)
+    if child is not None:
+        child.wait(PATIENCE)
 
 
 def test_rows_are_in_mlflow_while_training_goes_on_and_a_killed_delivery_loses_and_doubles_nothing(
@@ -125,6 +126,22 @@ def test_four_scripts_on_one_fresh_store_at_once(tmp_path: Path, home: Path) -> 
     assert sorted(run.info.run_name for run in runs) == [f"script {n}" for n in range(4)]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert list((tmp_path / "new").glob("*lock*")) == []
+
+
+def test_a_store_that_is_away_is_known_before_the_time_to_wait_is_over(
+    home: Path, delivery: DeliveryProcess
+) -> None:
+    journal = Journal.create()
+    flushed = journal.append(
+        [started("http://127.0.0.1:9/", None), layout(), *blocks(values(10)), Flushed(BEGUN)]
+    )
+    delivery.watch(journal.folder, "http://127.0.0.1:9/")
+    assert not delivery.wait(journal.folder, flushed, 10 * PATIENCE)
+    status = delivery.status(journal.folder)
+    assert status.error is not None and status.waiting == flushed
+    assert delivery._process is not None
+    delivery._process.kill()  # it would wait a minute for the store
+    journal.close()
 
 
 def test_a_forked_child_has_a_delivery_process_of_its_own(
