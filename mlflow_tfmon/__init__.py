@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.integration import autolog
     from mlflow_tfmon.callback import MonitorCallback
     from mlflow_tfmon.errors import SettingError
+    from mlflow_tfmon.integration import autolog
     from mlflow_tfmon.loops import end_run
     from mlflow_tfmon.monitor import Monitor
     from mlflow_tfmon.recorded import load_run

@@ -17,7 +17,7 @@ class MonitorCallback(keras.callbacks.Callback):
     """Watches one `model.fit`, where autologging is not wanted.
 
     Args:
-        started: a `Monitor` that is on already (by position only). By default one is made for each fit and ended with it.
+        started: a `Monitor` that is on already (by position only). By default one is made for each fit.
         **settings: any of `mlflow_tfmon.settings.Settings`, for the monitor that is made.
 
     Raises:
@@ -74,7 +74,10 @@ class MonitorCallback(keras.callbacks.Callback):
 
 def watch_train_function(model: Any) -> None:
     """Builds a model's train function anew if it was compiled before the probes were put in."""
-    if model.train_function is not None and getattr(model, "_mlflow_tfmon_function", None) is not model.train_function:
+    if (
+        model.train_function is not None
+        and getattr(model, "_mlflow_tfmon_function", None) is not model.train_function
+    ):
         model.make_train_function(force=True)
     # Kept apart from Keras's own tracking of attributes, which would look into a function it finds.
     object.__setattr__(model, "_mlflow_tfmon_function", model.train_function)
@@ -82,7 +85,10 @@ def watch_train_function(model: Any) -> None:
 
 def unwatch_train_function(model: Any) -> None:
     """Lets go of a train function that was traced with the probes in."""
-    if model.train_function is not None and getattr(model, "_mlflow_tfmon_function", None) is model.train_function:
+    if (
+        model.train_function is not None
+        and getattr(model, "_mlflow_tfmon_function", None) is model.train_function
+    ):
         model.train_function = None
 
 

@@ -74,7 +74,9 @@ class _Fit:
 
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Starts watching; returns the arguments to call fit with."""
-        with contained("counting the steps to come", "the curves in MLflow may be thinned more than they need be"):
+        with contained(
+            "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
+        ):
             self.monitor.total_steps = total_steps(self.arguments)
         if self._own:
             self.monitor.start()

@@ -93,13 +93,17 @@ def autolog(
         _disable()
         return
     if (log_every_epoch, log_every_n_steps) != (True, None):
-        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps have no effect: all is always recorded.")
+        logger.info(
+            "mlflow_tfmon: log_every_epoch and log_every_n_steps have no effect: all is always recorded."
+        )
     old = [f"{name} {version}" for name, version in _too_old()]
     if old and disable_for_unsupported_versions:
         logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))
         return
     if old:
-        logger.warning("mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST)
+        logger.warning(
+            "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST
+        )
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
     _integration(disable=False, exclusive=exclusive, silent=silent)
     _enable(settings)
@@ -120,7 +124,9 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
 def _enable(settings: Settings) -> None:
     monitor.set_autolog_settings(settings)
     probes.install(monitor.deep_every, monitor.claim)
-    probes.also(mlflow.MlflowClient, "set_terminated", loops.watch_run_end, "a run's last steps may be missing")
+    probes.also(
+        mlflow.MlflowClient, "set_terminated", loops.watch_run_end, "a run's last steps may be missing"
+    )
     loops.begin()
     with contained("starting the delivery process", "what is recorded waits on this machine"):
         DeliveryProcess.shared()  # by the time that a training starts, it has loaded MLflow

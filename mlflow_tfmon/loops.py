@@ -19,7 +19,9 @@ from mlflow_tfmon.tracking import runs
 
 _loops: dict[int, Monitor] = {}  # the loop that each thread is in, by the thread's id
 _lock = threading.RLock()
-_waiting: weakref.WeakKeyDictionary[Ring, float] = weakref.WeakKeyDictionary()  # since when steps wait for a run
+_waiting: weakref.WeakKeyDictionary[Ring, float] = (
+    weakref.WeakKeyDictionary()
+)  # since when steps wait for a run
 _PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment before it takes its last steps
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
 from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.pipeline import Pipeline
@@ -47,7 +46,9 @@ class Monitor:
 
     def __init__(self, model: Any = None, *, run_id: str | None = None, **settings: Any) -> None:
         if model is not None and not hasattr(model, "trainable_variables"):
-            raise SettingError(f"model={model!r}: model must be a Keras model, or None for whatever is trained.")
+            raise SettingError(
+                f"model={model!r}: model must be a Keras model, or None for whatever is trained."
+            )
         self.model = model
         self.settings = Settings.make(**settings)
         self.total_steps: int | None = None  # how many steps are expected, if that is known
@@ -256,9 +257,16 @@ class Monitor:
         if self._monitored is None:
             if wanted in metrics:
                 self._monitored = wanted
-            elif wanted == "val_loss" and "loss" in metrics and not any(name.startswith("val_") for name in metrics):
+            elif (
+                wanted == "val_loss"
+                and "loss" in metrics
+                and not any(name.startswith("val_") for name in metrics)
+            ):
                 self._monitored = "loss"
-                say_once("no val_loss", "mlflow_tfmon: monitor='val_loss', but there is no validation data: 'loss' is used.")
+                say_once(
+                    "no val_loss",
+                    "mlflow_tfmon: monitor='val_loss', but there is no validation data: 'loss' is used.",
+                )
         name = self._monitored
         if name is None or name not in metrics or not math.isfinite(metrics[name]):
             return
@@ -278,7 +286,9 @@ class Monitor:
         if failed:
             return
         if not any(ring.written() for ring in self._rings):
-            say_once(f"no steps {id(self)}", f"mlflow_tfmon: no optimizer step was seen: {self._why_no_steps()}")
+            say_once(
+                f"no steps {id(self)}", f"mlflow_tfmon: no optimizer step was seen: {self._why_no_steps()}"
+            )
         if self._metrics_seen and self._monitored is None:
             say_once(
                 f"never came {id(self)}",
@@ -290,7 +300,9 @@ class Monitor:
         if self.model is not None and not self.model.trainable_variables:
             return "the model has no trainable weights (or was not built); unfreeze a layer."
         if self.model is not None and getattr(self.model, "optimizer", True) is None:
-            return "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
+            return (
+                "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
+            )
         return (
             "no Keras optimizer was applied, or the training step had been traced before watching began; call "
             "mlflow_tfmon.autolog() or start the Monitor before the step is first called."

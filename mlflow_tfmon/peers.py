@@ -61,4 +61,4 @@ def bring_back() -> None:
         if not autologging_is_disabled(integration):
             with contained(f"bringing mlflow.{integration}.autolog back", "it must be enabled anew"):
                 arguments = dict(AUTOLOGGING_INTEGRATIONS[integration])
-                module.autolog(**arguments)  # type: ignore[attr-defined]
+                module.autolog(**arguments)

@@ -6,7 +6,7 @@ import atexit
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import inputs
@@ -44,9 +44,17 @@ class Pipeline:
         self._delivery = DeliveryProcess.shared()
         self.recording.append(
             records.RunStarted(
-                run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
-                run.start_time, run.owned, settings.max_points, settings.max_variables,
-            )  # fmt: skip
+                run.tracking_uri,
+                run.registry_uri,
+                run.experiment_id,
+                run.run_id,
+                run.name,
+                dict(run.tags),
+                run.start_time,
+                run.owned,
+                settings.max_points,
+                settings.max_variables,
+            )
         )
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
@@ -112,9 +120,12 @@ class Pipeline:
         self._delivery.ensure_alive()
         status = self._delivery.status(self.folder)
         if status.error:
-            say_once(f"{self.folder} {status.error[:40]}", f"mlflow_tfmon: delivery to MLflow waits: {status.error}")
+            say_once(
+                f"{self.folder} {status.error[:40]}",
+                f"mlflow_tfmon: delivery to MLflow waits: {status.error}",
+            )
 
-    def _append(self, out: list[records.Record]) -> None:
+    def _append(self, out: Sequence[records.Record]) -> None:
         if out:
             self._sequence = self._journal.append(out)
 
@@ -150,7 +161,9 @@ def _close_all() -> None:
     """The script is over: ends what is still being recorded, as failed if an exception ended the script."""
     error = getattr(sys, "last_value", None)
     for pipeline in list(_open.values()):
-        with contained("ending the recording", "what was recorded last is delivered by the next `mlflow-tfmon sync`"):
+        with contained(
+            "ending the recording", "what was recorded last is delivered by the next `mlflow-tfmon sync`"
+        ):
             if error is None:
                 pipeline.close("FINISHED")
             else:

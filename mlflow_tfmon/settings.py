@@ -93,7 +93,9 @@ class Settings:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise SettingError(f"{name}={values[name]!r}: there is no setting {name!r}; there are {sorted(known)}.")
+                raise SettingError(
+                    f"{name}={values[name]!r}: there is no setting {name!r}; there are {sorted(known)}."
+                )
         return cls(**values)
 
     def maximizes(self, metric: str) -> bool:

@@ -69,7 +69,9 @@ def test_a_fit_makes_a_run_and_ends_it() -> None:
     best = int(np.argmin(history.history["val_loss"]))
     assert run.data.metrics["best/epoch"] == best
     np.testing.assert_allclose(run.data.metrics["best/val_loss"], min(history.history["val_loss"]), rtol=1e-6)
-    assert [m.step for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "batch/loss")] == list(range(1, 17))
+    assert [m.step for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "batch/loss")] == list(
+        range(1, 17)
+    )
 
 
 def test_the_model_is_logged_with_signature_and_loads(tmp_path: Path) -> None:
@@ -199,7 +201,11 @@ def test_beside_mlflows_own(peer: str, first: str, caplog: pytest.LogCaptureFixt
     fit(compiled())
     runs = all_runs()
     assert [r.data.tags["mlflow.autologging"] for r in runs] == ["mlflow_tfmon"] * 2  # neither twice nor half
-    assert not any("tensorboard_logs" in a.path for r in runs for a in mlflow.artifacts.list_artifacts(run_id=r.info.run_id))
+    assert not any(
+        "tensorboard_logs" in a.path
+        for r in runs
+        for a in mlflow.artifacts.list_artifacts(run_id=r.info.run_id)
+    )
     said = {id(r) for r in caplog.records if f"in place of mlflow.{peer}.autolog" in r.getMessage()}
     assert len(said) == 1
     mlflow_tfmon.autolog(disable=True)
@@ -238,7 +244,9 @@ def test_callbacks_are_the_users() -> None:
 
 def test_early_stopping_has_no_false_epoch() -> None:
     mlflow_tfmon.autolog(log_models=False)
-    stop = keras.callbacks.EarlyStopping(monitor="loss", patience=1, min_delta=10.0, restore_best_weights=True)
+    stop = keras.callbacks.EarlyStopping(
+        monitor="loss", patience=1, min_delta=10.0, restore_best_weights=True
+    )
     history = fit(compiled(), epochs=10, callbacks=[stop])
     (run,) = all_runs()
     assert run.data.metrics["stopped_epoch"] == history.epoch[-1] == 1

@@ -28,9 +28,15 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 PLANTED = {
     "probe": ("mlflow_tfmon.probes.quantities.half_squares", "this training's steps are not recorded"),
-    "probe, before the update": ("mlflow_tfmon.probes.quantities.snapshot", "this training's steps are not recorded"),
+    "probe, before the update": (
+        "mlflow_tfmon.probes.quantities.snapshot",
+        "this training's steps are not recorded",
+    ),
     "tape probe": ("mlflow_tfmon.probes.tape._slot", "the loss of each step is not recorded"),
-    "input probe": ("mlflow_tfmon.probes.inputs._reading", "the time spent waiting for input is not recorded"),
+    "input probe": (
+        "mlflow_tfmon.probes.inputs._reading",
+        "the time spent waiting for input is not recorded",
+    ),
     "drain": ("mlflow_tfmon.stream.drain.Drain._take", ""),
     "recording": ("mlflow_tfmon.stream.recording.Recording._steps", ""),
     "journal": ("mlflow_tfmon.tracking.journal.Journal.append", ""),
@@ -84,7 +90,11 @@ def unwatched() -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("loop", ["fit", "custom"])
 @pytest.mark.parametrize("part", PLANTED)
 def test_an_error_of_ours_leaves_the_training_alone(
-    part: str, loop: str, contained: list[str], unwatched: dict[str, list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+    part: str,
+    loop: str,
+    contained: list[str],
+    unwatched: dict[str, list[np.ndarray]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place, consequence = PLANTED[part]
     monkeypatch.setattr(place, broken)
@@ -130,7 +140,7 @@ def test_a_bad_value_names_setting_value_and_remedy(setting: str, value: Any, co
 
 
 def test_an_unknown_setting(contained: list[str]) -> None:
-    with pytest.raises(SettingError, match="deep_evry.*there are.*deep_every"):
+    with pytest.raises(SettingError, match=r"deep_evry.*there are.*deep_every"):
         mlflow_tfmon.Monitor(deep_evry=3)
     with pytest.raises(SettingError, match="model must be a Keras model"):
         mlflow_tfmon.Monitor("val_loss")
@@ -186,7 +196,7 @@ def test_a_metric_name_that_mlflow_refuses(contained: list[str]) -> None:
 
 def test_wrong_figures_from_the_user(contained: list[str]) -> None:
     with mlflow_tfmon.Monitor() as monitor:
-        with pytest.raises(SettingError, match="val_loss='low'.*must be a number"):
+        with pytest.raises(SettingError, match=r"val_loss='low'.*must be a number"):
             monitor.log_epoch(0, {"val_loss": "low"})
         with pytest.raises(SettingError, match="epoch=-1"):
             monitor.log_epoch(-1, {})

@@ -58,7 +58,9 @@ def compare(run_id: str, seen: Reference, clipped: bool) -> None:
             for variable, value in figures[step - 1].items():
                 recorded = layers.loc[(step, variable), quantity]
                 # A float32 update of weights is known to 1e-7 of the weights, which is 1e-5 of the update.
-                np.testing.assert_allclose(recorded, value, rtol=2e-4 if quantity == "update_ratio" else 1e-5, atol=1e-12)
+                np.testing.assert_allclose(
+                    recorded, value, rtol=2e-4 if quantity == "update_ratio" else 1e-5, atol=1e-12
+                )
         measured = layers[quantity].dropna().reset_index().step.unique()
         assert set(measured) <= set(at)
 
@@ -76,7 +78,9 @@ def test_fit(watched: str, rate: str) -> None:
     x, y = trainings.data()
     net = trainings.model()
     net.compile(keras.optimizers.SGD(make_rate(), momentum=0.9), trainings.loss())
-    net.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[c() for c in callbacks])
+    net.fit(
+        x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[c() for c in callbacks]
+    )
     reference = trainings.model()
     seen = by_hand(
         reference, keras.optimizers.SGD(0.05, momentum=0.9), trainings.batches(x, y, EPOCHS), expected_rate
@@ -99,7 +103,11 @@ def by_value(gradients: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("setting", "clip"),
-    [({"clipnorm": 0.1}, by_norm), ({"global_clipnorm": 0.1}, by_global_norm), ({"clipvalue": 0.01}, by_value)],
+    [
+        ({"clipnorm": 0.1}, by_norm),
+        ({"global_clipnorm": 0.1}, by_global_norm),
+        ({"clipvalue": 0.01}, by_value),
+    ],
     ids=["clipnorm", "global_clipnorm", "clipvalue"],
 )
 def test_fit_with_clipping(watched: str, setting: dict[str, float], clip: Any) -> None:
@@ -108,7 +116,9 @@ def test_fit_with_clipping(watched: str, setting: dict[str, float], clip: Any) -
     net.compile(keras.optimizers.Adam(0.01, **setting), trainings.loss())
     net.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0)
     reference = trainings.model()
-    seen = by_hand(reference, keras.optimizers.Adam(0.01), trainings.batches(x, y, 2), lambda step: 0.01, clip)
+    seen = by_hand(
+        reference, keras.optimizers.Adam(0.01), trainings.batches(x, y, 2), lambda step: 0.01, clip
+    )
     compare(last_run(), renamed(seen, reference, net), clipped=True)
 
 
@@ -123,7 +133,9 @@ def test_custom_loop(watched: str, in_graph: bool) -> None:
     seen = by_hand(reference, keras.optimizers.Adam(0.05), trainings.batches(x, y, EPOCHS), cosine)
     run_id = mlflow.search_runs(output_format="list")[0].info.run_id
     compare(run_id, renamed(seen, reference, net), clipped=False)
-    np.testing.assert_array_equal(mlflow_tfmon.load_run(run_id).steps.loss, losses)  # the loop's own, to the last bit
+    np.testing.assert_array_equal(
+        mlflow_tfmon.load_run(run_id).steps.loss, losses
+    )  # the loop's own, to the last bit
 
 
 def test_gradients_in_a_function_and_the_optimizer_outside(watched: str) -> None:
@@ -170,7 +182,9 @@ def test_embedding(watched: str) -> None:
     rows = np.array([[1, 1, 2], [2, 5, 1]])
     targets = np.array([[1.0], [0.0]], "float32")
     keras.utils.set_random_seed(3)
-    net = keras.Sequential([keras.Input((3,)), keras.layers.Embedding(10, 4), keras.layers.Flatten(), keras.layers.Dense(1)])
+    net = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Embedding(10, 4), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
     table = net.trainable_variables[0]
     with tf.GradientTape() as tape:
         value = keras.losses.MeanSquaredError()(targets, net(rows, training=True))
@@ -193,12 +207,24 @@ def test_watching_changes_nothing(store: str, home: Any, loop: str, kind: str) -
         x, y = trainings.data()
         layers = {
             "dense": [keras.layers.Dense(16, "relu")],
-            "batch norm and dropout": [keras.layers.Dense(16), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)],
-            "convolution": [keras.layers.Reshape((3, 2, 1)), keras.layers.Conv2D(4, 2, activation="relu"), keras.layers.Flatten()],
+            "batch norm and dropout": [
+                keras.layers.Dense(16),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dropout(0.3),
+            ],
+            "convolution": [
+                keras.layers.Reshape((3, 2, 1)),
+                keras.layers.Conv2D(4, 2, activation="relu"),
+                keras.layers.Flatten(),
+            ],
         }[kind]
-        net = keras.Sequential([keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(trainings.CLASSES)])
+        net = keras.Sequential(
+            [keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(trainings.CLASSES)]
+        )
         if loop == "fit":
-            net.compile(keras.optimizers.AdamW(0.01, global_clipnorm=0.5), trainings.loss(), metrics=["accuracy"])
+            net.compile(
+                keras.optimizers.AdamW(0.01, global_clipnorm=0.5), trainings.loss(), metrics=["accuracy"]
+            )
             net.fit(x, y, batch_size=BATCH, epochs=3, verbose=0, validation_split=0.2)
         else:
             step = trainings.custom_step(net, keras.optimizers.AdamW(0.01, global_clipnorm=0.5))
@@ -238,6 +264,12 @@ def renamed(seen: Reference, reference: keras.Model, net: keras.Model) -> Refere
         a.path.replace("/", "."): b.path.replace("/", ".")
         for a, b in zip(reference.trainable_variables, net.trainable_variables, strict=True)
     }
-    for quantity in ("variable_grad_norm", "variable_grad_norm_clipped", "weight_norm", "update_ratio", "grad_zero_fraction"):
+    for quantity in (
+        "variable_grad_norm",
+        "variable_grad_norm_clipped",
+        "weight_norm",
+        "update_ratio",
+        "grad_zero_fraction",
+    ):
         setattr(seen, quantity, [{names[n]: v for n, v in row.items()} for row in getattr(seen, quantity)])
     return seen

@@ -81,7 +81,9 @@ def by_hand(
         gradients = [g.numpy() for g in tape.gradient(value, net.trainable_variables)]
         clipped = clip(gradients) if clip else gradients
         optimizer.learning_rate = rate(step)
-        optimizer.apply_gradients(zip([tf.constant(g) for g in clipped], net.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip([tf.constant(g) for g in clipped], net.trainable_variables, strict=True)
+        )
         after = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]
         seen.loss.append(float(value))
         seen.learning_rate.append(rate(step))
@@ -91,9 +93,14 @@ def by_hand(
         seen.variable_grad_norm_clipped.append({n: norm([g]) for n, g in zip(names, clipped, strict=True)})
         seen.weight_norm.append({n: norm([w]) for n, w in zip(names, after, strict=True)})
         seen.update_ratio.append(
-            {n: norm([a - b]) / norm([b]) if norm([b]) else np.nan for n, a, b in zip(names, after, before, strict=True)}
+            {
+                n: norm([a - b]) / norm([b]) if norm([b]) else np.nan
+                for n, a, b in zip(names, after, before, strict=True)
+            }
         )
-        seen.grad_zero_fraction.append({n: float((g == 0).mean()) for n, g in zip(names, gradients, strict=True)})
+        seen.grad_zero_fraction.append(
+            {n: float((g == 0).mean()) for n, g in zip(names, gradients, strict=True)}
+        )
     return seen
 
 

@@ -59,7 +59,7 @@ def also(owner: Any, name: str, wrap: Callable[[Any], Any], loss: str) -> None:
         original = getattr(owner, name)
         wrapped = functools.wraps(original)(wrap(original))
         # As if it were TensorFlow's own: autograph must neither convert it nor change its state (TF 2.16 to 2.21).
-        wrapped.autograph_info__ = {}
+        wrapped.autograph_info__ = {}  # type: ignore[attr-defined]
         _originals.append((owner, name, original))
         setattr(owner, name, wrapped)
 

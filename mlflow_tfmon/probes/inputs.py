@@ -52,7 +52,7 @@ def _take(original: Callable[..., Any], iterator: Any) -> Any:
         first = element
         while isinstance(first, (tuple, list, dict)):
             first = next(iter(first.values() if isinstance(first, dict) else first))
-        shape = getattr(first, "shape", ())
+        shape: Any = getattr(first, "shape", ())
         taken.append((time.time(), waited, float(shape[0]) if len(shape) and shape[0] else float("nan")))
     return element
 
@@ -71,7 +71,9 @@ def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
     with graph.after(tensors):
         now = tf.timestamp()
     known = tensors and tensors[0].shape.rank not in (None, 0)
-    examples = tf.cast(tf.shape(tensors[0])[0], tf.float64) if known else tf.constant(float("nan"), tf.float64)
+    examples = (
+        tf.cast(tf.shape(tensors[0])[0], tf.float64) if known else tf.constant(float("nan"), tf.float64)
+    )
     return tf.stack([now, now - start, examples])
 
 

@@ -35,7 +35,11 @@ class StepProbe:
         return self._snapshot_traced() if tf.executing_eagerly() else self._snapshot()
 
     def after(
-        self, before: list[tf.Tensor], gradients: Sequence[Any], clipped: Sequence[Any] | None, learning_rate: Any
+        self,
+        before: list[tf.Tensor],
+        gradients: Sequence[Any],
+        clipped: Sequence[Any] | None,
+        learning_rate: Any,
     ) -> None:
         """After the update: the row."""
         record = self._record_traced if tf.executing_eagerly() else self._record
@@ -151,7 +155,9 @@ def _probe(
         for name, v in zip(_names(variables), variables, strict=True)
     )
     with tf.init_scope():
-        probe = StepProbe(RingLayout(described, keys, clipped, deep_every()), [graph.raw(v) for v in variables])
+        probe = StepProbe(
+            RingLayout(described, keys, clipped, deep_every()), [graph.raw(v) for v in variables]
+        )
         probes.append(probe)
         on_ring(probe.ring, optimizer)
     return probe
@@ -181,5 +187,3 @@ def rings_of(keys: frozenset[str]) -> list[Ring]:
 
 def all_rings() -> list[Ring]:
     return [p.ring for probes in list(_probes.values()) for p in probes]
-
-

@@ -1,4 +1,4 @@
-"""What is measured, as TensorFlow ops. To add a quantity per variable, add it here and name it in `stream.ring.DEEP`."""
+"""What is measured, as TensorFlow ops. A new quantity per variable is added here and named in `stream.ring.DEEP`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dense_values(gradient: Any) -> tf.Tensor:
 
 
 def half_square(x: tf.Tensor) -> tf.Tensor:
-    """Half the sum of squares, in double precision: gradients of 1e-20 (a deep sigmoid net) and of 1e20 have a norm too.
+    """Half the sum of squares, in double precision: gradients of 1e-25 (a deep sigmoid net) or 1e25 have a norm too.
 
     One fused op and a cast a variable; the root and the sum over variables are taken on the host.
     """
@@ -38,14 +38,19 @@ def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tenso
         empty = [tf.zeros(v.shape, v.dtype) for v in variables]
     else:
         empty = [tf.zeros([0], v.dtype) for v in variables]
-    copies = graph.rarely(deep, lambda: [tf.identity(v) for v in variables], lambda: [tf.identity(e) for e in empty])
+    copies = graph.rarely(
+        deep, lambda: [tf.identity(v) for v in variables], lambda: [tf.identity(e) for e in empty]
+    )
     return list(copies)
 
 
 def deep_row(
-    step: tf.Tensor, variables: Sequence[tf.Variable], before: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor]
+    step: tf.Tensor,
+    variables: Sequence[tf.Variable],
+    before: Sequence[tf.Tensor],
+    gradients: Sequence[tf.Tensor],
 ) -> tf.Tensor:
-    """Weight norms after the step, update ratios ||after - before|| / ||before||, and shares of zeros in the gradients."""
+    """Weight norms after the step, update ratios ||after - before|| / ||before||, shares of zeros in the gradients."""
     weight_norms, ratios, zeros = [], [], []
     for variable, old, gradient in zip(variables, before, gradients, strict=True):
         new = tf.convert_to_tensor(variable)

@@ -1,4 +1,4 @@
-"""The tape probe: keeps the loss that `tf.GradientTape.gradient` differentiates, for the row of the step it leads to."""
+"""The tape probe: keeps the loss that `tf.GradientTape.gradient` differentiates, for the row of its step."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ import numpy as np
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.stream.ring import Ring
 
-_INTERVAL = 0.05  # s between two looks at the rings: at 1 ms a step a fraction of what the smallest ring holds
+_INTERVAL = (
+    0.05  # s between two looks at the rings: at 1 ms a step a fraction of what the smallest ring holds
+)
 
 
 @dataclass(frozen=True)

@@ -149,13 +149,15 @@ class Recording:
             return {}
         batches = np.array(taken)
         last = np.searchsorted(batches[:, 0], times, side="right") - 1
-        fresh = np.diff(last, prepend=-1) > 0  # a step that took no batch of its own has no figures of its own
+        fresh = (
+            np.diff(last, prepend=-1) > 0
+        )  # a step that took no batch of its own has no figures of its own
         chosen = np.where(fresh[:, None], batches[np.maximum(last, 0)], np.nan)
         return {"input_time": chosen[:, 0], "input_wait": chosen[:, 1], "examples": chosen[:, 2]}
 
     # -- from callbacks and from the user --------------------------------------------------------------------------
-    def epoch_ended(self, epoch: int, metrics: dict[str, float], keys: frozenset[str], prefix: str) -> int:
-        """Records an epoch's metrics, with the learning rate of its last step; returns the epoch's number in the run."""
+    def epoch_ended(self, epoch: int, metrics: dict[str, float], keys: frozenset[str], prefix: str) -> None:
+        """Records an epoch's metrics, with the learning rate of its last step."""
         with self._lock:
             stream = next((s for s in self._streams if s.keys & keys), None)
             if stream is not None and stream.learning_rate is not None:
@@ -163,7 +165,6 @@ class Recording:
             self._epochs[prefix] = epoch + 1
             steps = stream.steps if stream is not None else 0
             self._append([records.EpochEnded(epoch, steps, time.time(), metrics, prefix)])
-            return epoch
 
     def epochs_done(self, prefix: str) -> int:
         """How many epochs a model has made within the run."""
@@ -172,7 +173,9 @@ class Recording:
     def logged(self, values: dict[str, float], keys: frozenset[str]) -> None:
         """Records figures of the user's own at the current step."""
         with self._lock:
-            stream = next((s for s in self._streams if s.keys & keys), self._streams[0] if self._streams else None)
+            stream = next(
+                (s for s in self._streams if s.keys & keys), self._streams[0] if self._streams else None
+            )
             number, step = (stream.number, stream.steps) if stream is not None else (0, 0)
             self._append([records.Logged(number, step, time.time(), values)])
 

@@ -140,7 +140,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Paused:
-    """From `start` to `end` (Unix time, seconds) nothing was trained (validation, between fits): no step time spans it."""
+    """From `start` to `end` (Unix time, seconds) nothing was trained (validation, say): no step time spans it."""
 
     start: float
     end: float

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from mlflow_tfmon.stream.records import Variable
@@ -39,7 +38,9 @@ def lasting_variable(*shape: int, dtype: tf.DType = tf.float64) -> tf.Variable:
 
 def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
     # Takes the variable's lock, so that a reader never sees half a row (TF 2.16 to 2.21). Eagerly, gives None.
-    return tf.raw_ops.ResourceScatterNdUpdate(ref=variable.handle, indices=[[slot]], updates=[row], use_locking=True)
+    return tf.raw_ops.ResourceScatterNdUpdate(
+        ref=variable.handle, indices=[[slot]], updates=[row], use_locking=True
+    )
 
 
 @dataclass(frozen=True)
@@ -120,5 +121,7 @@ class Ring:
     def _gather(variable: tf.Variable, indices: np.ndarray) -> np.ndarray:
         # Copies the rows asked for, not the whole ring.
         return np.asarray(
-            tf.raw_ops.ResourceGather(resource=variable.handle, indices=indices.astype(np.int64), dtype=variable.dtype)
+            tf.raw_ops.ResourceGather(
+                resource=variable.handle, indices=indices.astype(np.int64), dtype=variable.dtype
+            )
         )

@@ -116,7 +116,9 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
     if not stay_active:
         with contextlib.suppress(Exception):
             fluent._active_run_stack.get().pop()
-    return _run(run.info.run_id, run.info.experiment_id, run.info.run_name, owned=True, active=stay_active, tags=tags)
+    return _run(
+        run.info.run_id, run.info.experiment_id, run.info.run_name, owned=True, active=stay_active, tags=tags
+    )
 
 
 def leave(run: Run) -> None:
