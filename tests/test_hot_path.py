@@ -1,0 +1,130 @@
+"""What watching costs, counted: nothing of ours but traced ops runs on the training thread, and few of those."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import pytest
+import tensorflow as tf
+
+import mlflow_tfmon
+from tests import trainings
+
+
+@pytest.fixture
+def watched(store: str, home: Path) -> Iterator[None]:
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    yield
+    mlflow_tfmon.autolog(disable=True)
+
+
+def ops(step: Any, *batch: tf.Tensor) -> Counter[str]:
+    """The ops that run in an ordinary step: those of the branch taken once in `deep_every` steps are left out."""
+    graph = step.get_concrete_function(*batch).graph
+    return Counter(op.type for op in graph.get_operations())
+
+
+def test_the_graph_grows_by_two_ops_a_variable_and_a_constant(store: str, home: Path) -> None:
+    x, y = next(trainings.batches(*trainings.data(), 1))
+
+    def grown(hidden: int) -> int:
+        def step() -> Any:
+            keras.utils.set_random_seed(1)
+            layers = [keras.layers.Dense(4) for _ in range(hidden)]
+            net = keras.Sequential([keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(trainings.CLASSES)])
+            return trainings.custom_step(net, keras.optimizers.SGD(0.1))
+
+        unwatched = ops(step(), x, y)
+        mlflow.set_tracking_uri(store)
+        with mlflow.start_run():
+            mlflow_tfmon.autolog()
+            watched = ops(step(), x, y)
+            mlflow_tfmon.autolog(disable=True)
+        more = watched - unwatched
+        assert not {"PyFunc", "EagerPyFunc", "Print", "PrintV2"} & set(more)  # no Python
+        assert more["If"] + more["StatelessIf"] == 2  # the deep step's snapshot and row: left whole, not lowered
+        assert more["L2Loss"] == 2 * (hidden + 1)
+        # Constants, and identities that TensorFlow's optimizer removes, do not run.
+        return sum(count for op, count in more.items() if op not in ("Const", "Identity", "NoOp"))
+
+    few, many = grown(1), grown(11)
+    # Per variable: cast and sum of squares each step; the deep conds take its handle, gradient and empty snapshot.
+    assert (many - few) / 20 <= 3
+    assert few <= 60
+
+
+def calls_of_ours(train: Callable[[], Any]) -> Counter[str]:
+    """Python functions of this package that the training thread enters."""
+    seen: Counter[str] = Counter()
+    package = str(Path(mlflow_tfmon.__file__).parent)
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            seen[frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name] += 1
+
+    sys.setprofile(profile)
+    try:
+        train()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+def test_fit_calls_no_python_of_ours_in_a_step(watched: None) -> None:
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+    x, y = trainings.data(rows=16)
+    with mlflow.start_run():
+        net.fit(x, y, batch_size=16, epochs=1, verbose=0)  # traces
+        few = calls_of_ours(lambda: net.fit(x, y, batch_size=16, epochs=2, steps_per_epoch=None, verbose=0))
+        x, y = trainings.data(rows=160)
+        many = calls_of_ours(lambda: net.fit(x, y, batch_size=16, epochs=2, verbose=0))
+    # 18 steps more: what is called in a step would be called 18 times more. Waiting for delivery polls.
+    more = {name: count - few[name] for name, count in many.items() if count - few[name] >= 9}
+    assert not {n for n in more if not any(word in n.lower() for word in ("wait", "status", "alive"))}
+
+
+def test_a_custom_loop_calls_no_python_of_ours_in_a_step(watched: None) -> None:
+    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.1))
+    with mlflow.start_run():
+        batches = list(trainings.batches(*trainings.data(), 1))
+        step(*batches[0])
+        assert not calls_of_ours(lambda: [step(a, b) for a, b in batches])
+        dataset = tf.data.Dataset.from_tensor_slices(trainings.data()).batch(trainings.BATCH)
+        seen = calls_of_ours(lambda: [step(a, b) for a, b in dataset])
+    # Taking a batch in eager code is timed: three short calls beside the many of TensorFlow's own.
+    assert sum(seen.values()) <= 7 * 11
+
+
+def test_training_is_not_synchronised_with_the_host(watched: None) -> None:
+    """No tensor's value is fetched by us on the training thread in a step."""
+    import threading
+
+    from tensorflow.python.framework.ops import EagerTensor  # the class whose `numpy` waits for the device
+
+    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.1))
+    fetched: list[int] = []
+    original = EagerTensor.numpy
+
+    def numpy(self: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            fetched.append(1)
+        return original(self)
+
+    with mlflow.start_run():
+        batches = list(trainings.batches(*trainings.data(), 1))
+        step(*batches[0])
+        EagerTensor.numpy = numpy
+        try:
+            for a, b in batches:
+                step(a, b)
+        finally:
+            EagerTensor.numpy = original
+    assert not fetched
