@@ -19,7 +19,7 @@ from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
 
-OLDEST = {"tensorflow": "2.16.1", "keras": "3.0.5", "mlflow": "3.1.3"}
+OLDEST = {"tensorflow": "2.16.1", "keras": "3.7.0", "mlflow": "3.1.3"}
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -38,6 +38,12 @@ def autolog(
     extra_tags: Mapping[str, str] | None = None,
     log_every_epoch: bool = True,
     log_every_n_steps: int | None = None,
+    checkpoint: bool = True,
+    checkpoint_monitor: str | None = None,
+    checkpoint_mode: str | None = None,
+    checkpoint_save_best_only: bool = True,
+    checkpoint_save_weights_only: bool = False,
+    checkpoint_save_freq: str | int = "epoch",
     monitor: str = "val_loss",
     mode: str = "auto",
     deep_every: int = 50,
@@ -66,6 +72,13 @@ def autolog(
         extra_tags: tags for each run that is made.
         log_every_epoch: accepted so that a script moved over from MLflow runs; epochs are always logged.
         log_every_n_steps: accepted for the same reason; every step is always recorded.
+        checkpoint: accepted for the same reason. The epoch with the best metric is recorded (`best/epoch`); the model
+            that is logged is that of the last epoch.
+        checkpoint_monitor: MLflow's name of `monitor`.
+        checkpoint_mode: MLflow's name of `mode`.
+        checkpoint_save_best_only: see `checkpoint`.
+        checkpoint_save_weights_only: see `checkpoint`.
+        checkpoint_save_freq: see `checkpoint`.
         monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
         mode: "min", "max" or "auto" (by the metric's name).
         deep_every: every how many optimizer steps the weights are measured.
@@ -85,6 +98,7 @@ def autolog(
         ```
     """
     given = locals()
+    given["monitor"], given["mode"] = checkpoint_monitor or monitor, checkpoint_mode or mode
     names = Settings.__dataclass_fields__
     settings = Settings.make(**{name: value for name, value in given.items() if name in names})
     quiet(silent)
@@ -93,9 +107,13 @@ def autolog(
         _disable()
         return
     if (log_every_epoch, log_every_n_steps) != (True, None):
-        logger.info(
-            "mlflow_tfmon: log_every_epoch and log_every_n_steps have no effect: all is always recorded."
-        )
+        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
+    if (checkpoint_save_best_only, checkpoint_save_weights_only, checkpoint_save_freq) != (
+        True,
+        False,
+        "epoch",
+    ):
+        logger.info("mlflow_tfmon: checkpoint settings do nothing: the last epoch's model is logged.")
     old = [f"{name} {version}" for name, version in _too_old()]
     if old and disable_for_unsupported_versions:
         logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))

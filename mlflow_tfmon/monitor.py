@@ -208,9 +208,10 @@ class Monitor:
         """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
         if since is not None:
             self._paused_since = self._paused_since or since
-        elif self._pipeline is not None:
-            now = time.time()
-            self.record(records.Paused(self._paused_since or now, now))
+        elif (
+            self._paused_since is not None
+        ):  # before the first epoch nothing has paused: its first step is traced
+            self.record(records.Paused(self._paused_since, time.time()))
             self._paused_since = None
 
     # -- rings -----------------------------------------------------------------------------------------------------

@@ -289,7 +289,10 @@ def test_arguments_of_mlflows_autolog_are_accepted() -> None:
         log_models=False, log_datasets=False, exclusive=False, disable_for_unsupported_versions=True, silent=True,
         log_input_examples=False, log_model_signatures=True, saved_model_kwargs={}, keras_model_kwargs={},
         extra_tags={"a": "b"}, log_every_epoch=True, log_every_n_steps=None, registered_model_name=None,
+        checkpoint=False, checkpoint_monitor="loss", checkpoint_mode="min", checkpoint_save_best_only=True,
+        checkpoint_save_weights_only=True, checkpoint_save_freq=10,
     )  # fmt: skip
     fit(compiled())
     (run,) = all_runs()
     assert not run.inputs.dataset_inputs
+    assert "best/loss" in run.data.metrics

@@ -38,7 +38,9 @@ def test_the_graph_grows_by_two_ops_a_variable_and_a_constant(store: str, home: 
         def step() -> Any:
             keras.utils.set_random_seed(1)
             layers = [keras.layers.Dense(4) for _ in range(hidden)]
-            net = keras.Sequential([keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(trainings.CLASSES)])
+            net = keras.Sequential(
+                [keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(trainings.CLASSES)]
+            )
             return trainings.custom_step(net, keras.optimizers.SGD(0.1))
 
         unwatched = ops(step(), x, y)
@@ -49,7 +51,9 @@ def test_the_graph_grows_by_two_ops_a_variable_and_a_constant(store: str, home: 
             mlflow_tfmon.autolog(disable=True)
         more = watched - unwatched
         assert not {"PyFunc", "EagerPyFunc", "Print", "PrintV2"} & set(more)  # no Python
-        assert more["If"] + more["StatelessIf"] == 2  # the deep step's snapshot and row: left whole, not lowered
+        assert (
+            more["If"] + more["StatelessIf"] == 2
+        )  # the deep step's snapshot and row: left whole, not lowered
         assert more["L2Loss"] == 2 * (hidden + 1)
         # Constants, and identities that TensorFlow's optimizer removes, do not run.
         return sum(count for op, count in more.items() if op not in ("Const", "Identity", "NoOp"))
@@ -67,7 +71,9 @@ def calls_of_ours(train: Callable[[], Any]) -> Counter[str]:
 
     def profile(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(package):
-            seen[frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name] += 1
+            seen[
+                frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else frame.f_code.co_name
+            ] += 1
 
     sys.setprofile(profile)
     try:

@@ -60,7 +60,7 @@ def test_a_monitor_around_a_custom_loop() -> None:
 def test_a_monitor_that_is_left_by_an_exception() -> None:
     net = trainings.model()
     step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
-    with pytest.raises(KeyboardInterrupt), mlflow_tfmon.Monitor(net) as monitor:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), mlflow_tfmon.Monitor(net) as monitor:
         run_id = monitor.run_id
         for a, b in trainings.batches(*trainings.data(), 1):
             step(a, b)
@@ -149,11 +149,13 @@ def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:
     assert run is not None
     steps = mlflow_tfmon.load_run(run.info.run_id).steps
     assert (steps.examples == trainings.BATCH).all()
-    assert (steps.input_wait.iloc[1:] > 0.8 * hold).all()
+    assert (steps.input_wait.iloc[2:] > 0.8 * hold).all()  # while the step is traced, batches are made ahead
+    assert np.isnan(steps.step_time_ms.iloc[0])  # tracing is no step time
     times = steps.step_time_ms.dropna() / 1e3
-    assert len(times) >= 15 and (times >= 0.8 * hold).all()
+    assert len(times) >= 15 and (times.iloc[1:] >= 0.8 * hold).all()
     assert times.max() < pause
-    assert (steps.input_wait_share.dropna().between(0.3, 1)).all()
+    share = steps.input_wait_share.dropna()
+    assert share.between(0, 1).all() and share.median() > 0.3
     np.testing.assert_allclose(
         steps.examples_per_second.dropna(), steps.examples[times.index] / times, rtol=1e-6
     )
@@ -178,7 +180,7 @@ def test_input_wait_of_a_custom_loop() -> None:
             step(a, b)
     steps = mlflow_tfmon.load_run(str(run_id)).steps
     assert (steps.examples == trainings.BATCH).all()
-    assert (steps.input_wait > 0.8 * hold).all()
+    assert (steps.input_wait.iloc[2:] > 0.8 * hold).all()  # while the step is traced, batches are made ahead
 
 
 def test_a_training_without_datasets_has_no_input_figures() -> None:
@@ -284,7 +286,6 @@ def test_a_step_can_be_read_in_mlflow_while_training_goes_on(store: str) -> None
         if until is not None and time.time() > until:
             break
     trainer.kill()
-    last = int(trainer.stdout.read().split("\n")[-2].split()[0])
     assert lags and np.median(lags) < 5
     deadline = time.time() + 60
     while client.get_run(run_id).data.tags.get("tfmon.delivery") != "complete" and time.time() < deadline:
@@ -294,4 +295,4 @@ def test_a_step_can_be_read_in_mlflow_while_training_goes_on(store: str) -> None
     assert "without notice" in run.data.tags["mlflow.note.content"]
     steps = mlflow_tfmon.load_run(run_id).steps
     assert list(steps.index) == list(range(1, len(steps) + 1))
-    assert len(steps) >= last - 100  # all but the last moments: the ring is read every 50 ms
+    assert len(steps) >= max(done) - 100  # all but the last moments: the ring is read every 50 ms
