@@ -52,11 +52,18 @@ def examples(
         path.write_text(block)
     shutil.copyfile(store_template, folder / "mlflow.db")
     store = f"sqlite:///{folder}/mlflow.db"
-    home = str(folder / "home")
+    client = MlflowClient(store)
+    own = {
+        "MLFLOW_TRACKING_URI": store,
+        "MLFLOW_EXPERIMENT_ID": client.create_experiment("readme", artifact_location=str(folder / "files")),
+        "MLFLOW_TFMON_HOME": str(folder / "home"),
+        "PYTHONPATH": str(ROOT),
+    }
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     done = subprocess.run(
         [sys.executable, "-c", RUN_BLOCKS, str(folder / "made.json"), *map(str, paths)],
         cwd=folder,
-        env={**os.environ, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_HOME": home, "PYTHONPATH": str(ROOT)},
+        env={**inherited, **own},
         capture_output=True,
         text=True,
         timeout=280,
@@ -64,7 +71,6 @@ def examples(
     assert done.returncode == 0, done.stderr
     made = json.loads((folder / "made.json").read_text())
     assert [len(runs) for runs in made] == [1, 1, 1, 0], made
-    client = MlflowClient(store)
     return [client.get_run(runs[0]) for runs in made[:3]], done.stdout, client
 
 

@@ -26,7 +26,8 @@ def environment(store: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
     }
-    return {**kept, "MLFLOW_TRACKING_URI": store, "PATH": path}
+    home = str(Path(store.removeprefix("sqlite:///")).parent / "home")
+    return {**kept, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_HOME": home, "PATH": path}
 
 
 @pytest.fixture(scope="module")
