@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Mapping
@@ -58,9 +57,7 @@ class Monitor:
         self._own_probes = False
         self._rings: list[Ring] = []
         self.first_epoch = 0
-        self._best: tuple[float, int] | None = None
-        self._monitored: str | None = None
-        self._metrics_seen: list[str] = []
+        self._first_step = 0
         self._paused_since: float | None = None
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
@@ -97,6 +94,7 @@ class Monitor:
                 self._own_probes = True
             self._pipeline = Pipeline.of(run, self.settings)
             self.first_epoch = self._pipeline.recording.epochs_done(self._prefix)
+            self._first_step = self._pipeline.recording.steps_of(self._keys())
             _active.append(self)
             for ring in probes.rings_of(self._keys()):
                 ring.taken = ring.written()  # what it did before was another training
@@ -119,7 +117,8 @@ class Monitor:
             return
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release()
-            self._say_what_is_missing(failed=status != "FINISHED")
+            if status == "FINISHED":
+                self._say_what_is_missing(pipeline)
             if pipeline.run.owned:
                 pipeline.close(status, reason)
             else:
@@ -178,7 +177,6 @@ class Monitor:
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self._prefix)
             self.last_epoch, self.last_metrics = number, numbers
-            self._metrics_seen += [name for name in numbers if name not in self._metrics_seen]
             self._note_best(number, numbers)
             now = time.time()
             recording.append(records.Paused(self._paused_since or now, now))
@@ -252,50 +250,26 @@ class Monitor:
             return ""
         return self._pipeline.recording.prefix_of(str(self.model.name))
 
-    # -- best so far -----------------------------------------------------------------------------------------------
     def _note_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        wanted = self.settings.monitor
-        if self._monitored is None:
-            if wanted in metrics:
-                self._monitored = wanted
-            elif (
-                wanted == "val_loss"
-                and "loss" in metrics
-                and not any(name.startswith("val_") for name in metrics)
-            ):
-                self._monitored = "loss"
-                say_once(
-                    "no val_loss",
-                    "mlflow_tfmon: monitor='val_loss', but there is no validation data: 'loss' is used.",
-                )
-        name = self._monitored
-        if name is None or name not in metrics or not math.isfinite(metrics[name]):
+        if self._pipeline is None:
             return
-        value = metrics[name]
-        more = self.settings.maximizes(name)
-        if self._best is None or (value > self._best[0] if more else value < self._best[0]):
-            self._best = (value, epoch)
-            key = self._prefix
-            self.record(
-                records.Facts(
-                    metrics=((f"{key}best/{name}", value, epoch), (f"{key}best/epoch", float(epoch), epoch)),
-                    time=time.time(),
-                )
+        prefix = self._prefix
+        best = self._pipeline.best(prefix)
+        if best.consider(epoch, metrics) and best.value is not None:
+            figures = (
+                (f"{prefix}best/{best.metric}", best.value, epoch),
+                (f"{prefix}best/epoch", float(epoch), epoch),
             )
+            self.record(records.Facts(metrics=figures, time=time.time()))
 
-    def _say_what_is_missing(self, failed: bool) -> None:
-        if failed:
-            return
-        if not any(ring.written() for ring in self._rings):
+    def _say_what_is_missing(self, pipeline: Pipeline) -> None:
+        if pipeline.recording.steps_of(self._keys()) == self._first_step:
             say_once(
                 f"no steps {id(self)}", f"mlflow_tfmon: no optimizer step was seen: {self._why_no_steps()}"
             )
-        if self._metrics_seen and self._monitored is None:
-            say_once(
-                f"never came {id(self)}",
-                f"mlflow_tfmon: monitor={self.settings.monitor!r} never came, so no epoch counts as the best; "
-                f"metrics that came: {', '.join(self._metrics_seen)}. Set monitor to one of them.",
-            )
+        complaint = pipeline.best(self._prefix).complaint()
+        if complaint:
+            say_once(f"never came {id(self)}", complaint)
 
     def _why_no_steps(self) -> str:
         if self.model is not None and not self.model.trainable_variables:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import inputs
 from mlflow_tfmon.settings import Settings
@@ -37,6 +38,7 @@ class Pipeline:
         self.settings = settings
         self.rings: list[Ring] = []
         self.closed = False
+        self._best: dict[str, Best] = {}
         self._journal = Journal.create()
         self._sequence = 0
         self.folder = self._journal.folder
@@ -68,6 +70,10 @@ class Pipeline:
             if pipeline is None or pipeline.closed:
                 pipeline = _open[key] = cls(run, settings)
             return pipeline
+
+    def best(self, prefix: str) -> Best:
+        """The best epoch so far of the model whose names have a prefix."""
+        return self._best.setdefault(prefix, Best(self.settings))
 
     def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
         """Records a ring's steps from the first on that was not taken yet."""

@@ -14,6 +14,8 @@ import pytest
 # Before TensorFlow or MLflow is imported by any test, and inherited by the processes that tests start.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["MLFLOW_TFMON_RAISE_ERRORS"] = "1"  # an error of ours fails the test it occurs in
+os.environ["MLFLOW_AUTOLOGGING_TESTING"] = "true"  # and MLflow checks how we behave
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -30,8 +32,11 @@ def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(store_template: Path, tmp_path: Path) -> str:
+def store(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Tracking URI of a SQLite store with its artifacts beside it, new for each test."""
+    # An experiment that an earlier test set is in that test's store.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     path = tmp_path / "mlflow.db"
     shutil.copyfile(store_template, path)
     with closing(sqlite3.connect(path)) as connection:

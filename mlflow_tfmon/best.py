@@ -1,0 +1,64 @@
+"""The best epoch so far, by one metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.settings import Settings
+
+
+class Best:
+    """Follows a metric over the epochs of one model within one run.
+
+    Attributes:
+        metric: the metric it goes by, None until one has come.
+        value: the best value so far, None until there is one.
+        epoch: the epoch that had it.
+
+    Args:
+        settings: which metric, and whether more or less of it is better.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._came: list[str] = []
+        self.metric: str | None = None
+        self.value: float | None = None
+        self.epoch = -1
+
+    def consider(self, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Takes an epoch's metrics; returns whether it is the best so far. A value that is not finite never is."""
+        self._came += [name for name in metrics if name not in self._came]
+        self.metric = self.metric or self._choose(metrics)
+        value = metrics.get(self.metric) if self.metric else None
+        if value is None or not math.isfinite(value):
+            return False
+        more = self.metric is not None and self._settings.maximizes(self.metric)
+        if self.value is not None and (value <= self.value if more else value >= self.value):
+            return False
+        self.value, self.epoch = value, epoch
+        return True
+
+    def _choose(self, metrics: Mapping[str, float]) -> str | None:
+        wanted = self._settings.monitor
+        if wanted in metrics:
+            return wanted
+        validated = any(name.startswith("val_") for name in metrics)
+        if wanted != "val_loss" or "loss" not in metrics or validated:
+            return None
+        say_once(
+            "no val_loss",
+            "mlflow_tfmon: monitor='val_loss', but there is no validation data: 'loss' is used.",
+        )
+        return "loss"
+
+    def complaint(self) -> str | None:
+        """What to tell the user if metrics came, but never the one to go by; else None."""
+        if self.metric is not None or not self._came:
+            return None
+        return (
+            f"mlflow_tfmon: monitor={self._settings.monitor!r} never came, so no epoch counts as the best; metrics "
+            f"that came: {', '.join(self._came)}. Set monitor to one of them."
+        )
