@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from mlflow_tfmon.errors import contained
+from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.monitor import Monitor
 
 _LOSS = "this training's epochs are not recorded"
@@ -40,9 +41,14 @@ class MonitorCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
         if self._own:
-            self._monitor = Monitor(self.model, **self._settings)
-            self._monitor.total_steps = _total_steps(self.params)
-            self._monitor.start()
+            with contained("starting the monitor", "this training is not recorded"):
+                if self._monitor is not None:  # an exception ended the fit before
+                    self._monitor.end("FAILED")
+                self._monitor = Monitor(self.model, **self._settings)
+                self._monitor.total_steps = _total_steps(self.params)
+                self._monitor.start()
+        elif self._monitor is not None:
+            self._monitor.new_fit()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
 
@@ -60,8 +66,6 @@ class MonitorCallback(keras.callbacks.Callback):
         """Records the epoch's metrics."""
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
-                from mlflow_tfmon.facts.metrics import epoch_metrics
-
                 self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
                 self._monitor.paused(time.time())
 

@@ -35,7 +35,7 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
     try:
         history = original(model, *args, **kwargs)
     except BaseException as error:
-        if fit is not None:
+        if fit is not None and fit.own:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             with contained("ending the watch of fit", "its end is not recorded"):
                 fit.monitor.end(status, f"{type(error).__name__}: {error}")
@@ -47,14 +47,14 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
 
 
 class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
-    """The callback that autologging adds; MLflow wants those to be of this kind."""
+    """The callback that autologging adds; MLflow's test mode wants those to be of this kind."""
 
 
 class _Fit:
     def __init__(self, arguments: FitArguments, monitor: Monitor, own: bool, settings: Settings) -> None:
         self.arguments = arguments
         self.monitor = monitor
-        self._own = own
+        self.own = own
         self._settings = settings
         self._summarized = False
 
@@ -78,7 +78,7 @@ class _Fit:
             "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
         ):
             self.monitor.total_steps = total_steps(self.arguments)
-        if self._own:
+        if self.own:
             self.monitor.start()
         with contained("reading the arguments of fit", "the params of this fit are not recorded"):
             self.monitor.record(records.Facts(params=fit_params(self.arguments)))
@@ -104,7 +104,7 @@ class _Fit:
         if self._settings.log_models and self.monitor.folder is not None:
             with contained("saving the model", "it is not logged"):
                 self._log_model()
-        if self._own:
+        if self.own:
             self.monitor.end()
 
     def _log_model(self) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from mlflow.utils.autologging_utils import autologging_integration, safe_patch
 from packaging.version import Version
 
-from mlflow_tfmon import fitting, loops, monitor, peers, probes
+from mlflow_tfmon import fitting, loops, monitor, peers, pipeline, probes
 from mlflow_tfmon.callback import unwatch_train_function
 from mlflow_tfmon.errors import contained, logger, quiet
 from mlflow_tfmon.settings import Settings
@@ -21,6 +21,9 @@ from mlflow_tfmon.tracking.runs import INTEGRATION
 
 OLDEST = {"tensorflow": "2.16.1", "keras": "3.7.0", "mlflow": "3.1.3"}
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
+_in_fit: list[Any] = []
+_USER = "autolog"  # as which it wants the probes in
+_on: list[str] = []
 
 
 def autolog(
@@ -136,14 +139,23 @@ def _integration(disable: bool = False, silent: bool = False, exclusive: bool = 
 def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     with contained("noting the model", "it keeps its probes when autologging is disabled"):
         _fitted.add(model)
-    return fitting.watched_fit(original, model, *args, **kwargs)
+        _in_fit.append(model)
+    try:
+        return fitting.watched_fit(original, model, *args, **kwargs)
+    finally:
+        with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
+            _in_fit.remove(model)
+            if not _on and model not in _in_fit:  # disabled by a callback of this fit
+                unwatch_train_function(model)
 
 
 def _enable(settings: Settings) -> None:
     monitor.set_autolog_settings(settings)
-    probes.install(monitor.deep_every, monitor.claim)
+    if not _on:
+        _on.append(_USER)
+        probes.install(_USER, monitor.claim)
     probes.also(
-        mlflow.MlflowClient, "set_terminated", loops.watch_run_end, "a run's last steps may be missing"
+        mlflow.MlflowClient, "set_terminated", pipeline.watch_run_end, "a run's last steps may be missing"
     )
     loops.begin()
     with contained("starting the delivery process", "what is recorded waits on this machine"):
@@ -153,9 +165,10 @@ def _enable(settings: Settings) -> None:
 def _disable() -> None:
     loops.stop()
     monitor.set_autolog_settings(None)
-    probes.remove()
+    probes.remove(_USER)
+    _on.clear()
     peers.bring_back()
-    for model in list(_fitted):
+    for model in [model for model in _fitted if not any(model is busy for busy in _in_fit)]:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
             unwatch_train_function(model)
     _fitted.clear()

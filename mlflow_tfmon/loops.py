@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import mlflow
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 
 from mlflow_tfmon import monitor as monitors
@@ -27,17 +28,23 @@ _PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment bef
 
 def begin() -> None:
     """From now on custom loops are watched."""
+    if _adopt in monitors.unclaimed:
+        return
     for ring in probes.all_rings():
-        ring.taken = ring.written()
-    monitors.unclaimed[:] = [_adopt]
-    pipeline.on_look[:] = [_look_for_old_rings]
+        if not pipeline.DRAIN.has(ring):
+            ring.taken = ring.written()
+    monitors.unclaimed.append(_adopt)
+    pipeline.on_look.append(_look_for_old_rings)
+    pipeline.on_run_end.append(_run_ends)
+    pipeline.on_exit.append(_settle)
+    probes.also(mlflow.MlflowClient, "create_run", watch_run_start, "steps may go to the run before theirs")
     pipeline.DRAIN.keep_running()
 
 
 def stop() -> None:
     """Custom loops are watched no longer; what was recorded is brought to its end."""
-    monitors.unclaimed.clear()
-    pipeline.on_look.clear()
+    for told in (monitors.unclaimed, pipeline.on_look, pipeline.on_run_end, pipeline.on_exit):
+        told.clear()
     for thread in list(_loops):
         _end(thread)
 
@@ -52,30 +59,34 @@ def end_run() -> None:
         mlflow_tfmon.end_run()
         ```
     """
-    loop = _loops.get(threading.get_ident())
+    thread = threading.get_ident()
+    if _adopt in monitors.unclaimed:
+        _settle(thread)
+    loop = _loops.get(thread)
     if loop is not None and loop.owns_run:
-        _end(threading.get_ident())
+        _end(thread)
 
 
-def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `MlflowClient.set_terminated`: a run that the user ends first gets what was measured for it.
+def watch_run_start(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `MlflowClient.create_run`: what a loop has trained by then is not the new run's."""
 
-    The rows still in a ring are the ended run's; a moment later they would be taken for the next run's.
-    """
+    def create_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with contained("ending a loop's part in a run", "some steps may go to the run before theirs"):
+            thread = threading.get_ident()
+            if thread in _loops:
+                _end(thread)
+        return original(self, *args, **kwargs)
 
-    def set_terminated(self: Any, run_id: str, *args: Any, **kwargs: Any) -> Any:
-        with contained("closing the recording of a run", "its last steps may be missing"):
-            if runs.last_active_id() == run_id:
-                _look_for_old_rings(ended_run=run_id)
-            for thread, loop in list(_loops.items()):
-                if loop.run_id == run_id:
-                    _end(thread)
-            open_pipeline = pipeline.of_run(run_id)
-            if open_pipeline is not None:
-                open_pipeline.close("FINISHED")
-        return original(self, run_id, *args, **kwargs)
+    return create_run
 
-    return set_terminated
+
+def _run_ends(run_id: str) -> None:
+    """The user ends a run: it takes what this thread has trained, and its loops are over."""
+    if runs.last_active_id() == run_id:
+        _look_for_old_rings(ended_run=run_id)
+    for thread, loop in list(_loops.items()):
+        if loop.run_id == run_id:
+            _end(thread)
 
 
 def _adopt(ring: Ring, ended_run: str | None = None) -> None:
@@ -121,15 +132,33 @@ def _look_for_old_rings(ended_run: str | None = None) -> None:
     Args:
         ended_run: a run that this thread is just ending, which takes what this thread has trained meanwhile.
     """
-    for ring in probes.all_rings():
-        if ended_run is not None and ring.thread != threading.get_ident():
+    for ring in _unheard():
+        if ended_run is not None:
+            if ring.thread == threading.get_ident():
+                _adopt(ring, ended_run)
             continue
-        if pipeline.DRAIN.has(ring) or monitors.claimant(ring) is not None or ring.written() <= ring.taken:
-            _waiting.pop(ring, None)
-        elif ended_run is not None or runs.active_id(ring.thread) is not None:
-            _adopt(ring, ended_run)
-        elif time.monotonic() - _waiting.setdefault(ring, time.monotonic()) > _PATIENCE:
+        waited = time.monotonic() - _waiting.setdefault(ring, time.monotonic())
+        if runs.active_id(ring.thread) is not None or waited > _PATIENCE:
             _adopt(ring)
+
+
+def _settle(thread: int | None = None) -> None:
+    """Takes at once what was trained (by a thread) and waits for a run."""
+    for ring in _unheard():
+        if thread in (None, ring.thread):
+            _adopt(ring)
+
+
+def _unheard() -> list[Ring]:
+    """The rings with steps that nobody records."""
+    found = []
+    for ring in probes.all_rings():
+        heard = pipeline.DRAIN.has(ring) or ring.written() <= ring.taken
+        if heard:
+            _waiting.pop(ring, None)
+        else:
+            found.append(ring)
+    return found
 
 
 def _end(thread: int) -> None:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import mlflow
+
+from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
 from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.pipeline import Pipeline
@@ -54,9 +57,9 @@ class Monitor:
         self._run_id = run_id
         self._thread = threading.get_ident()
         self._pipeline: Pipeline | None = None
-        self._own_probes = False
+        self._made_pipeline = False
         self._rings: list[Ring] = []
-        self.first_epoch = 0
+        self._first_epoch: int | None = None
         self._first_step = 0
         self._paused_since: float | None = None
         self.last_epoch = 0
@@ -89,16 +92,20 @@ class Monitor:
         with contained("starting the monitor", "this training is not recorded"):
             if run is None:
                 run = runs.start(self.settings.extra_tags, stay_active)
-            if not probes.installed():
-                probes.install(deep_every, claim)
-                self._own_probes = True
-            self._pipeline = Pipeline.of(run, self.settings)
-            self.first_epoch = self._pipeline.recording.epochs_done(self._prefix)
+            probes.install(self, claim)
+            probes.also(
+                mlflow.MlflowClient,
+                "set_terminated",
+                pipelines.watch_run_end,
+                "a run's last steps may be missing",
+            )
+            self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             _active.append(self)
             for ring in probes.rings_of(self._keys()):
-                ring.taken = ring.written()  # what it did before was another training
-                self.attach(ring)
+                if not pipelines.DRAIN.has(ring):
+                    ring.taken = ring.written()  # what it did before was another training, or none
+                    self.attach(ring)
         return self
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
@@ -111,18 +118,18 @@ class Monitor:
         if self in _active:
             _active.remove(self)
         pipeline = self._pipeline
-        if self._own_probes:
-            probes.remove()
+        probes.remove(self)
         if pipeline is None:
             return
         with contained("ending the monitor", "what was recorded last may come late"):
-            pipeline.release()
+            pipeline.release(self._rings)
             if status == "FINISHED":
                 self._say_what_is_missing(pipeline)
-            if pipeline.run.owned:
+            if pipeline.run.owned and self._made_pipeline:
                 pipeline.close(status, reason)
-            else:
+            elif not pipeline.closed:
                 pipeline.flush()
+        self._rings.clear()
         self._pipeline = None
 
     def __enter__(self) -> Monitor:
@@ -182,10 +189,22 @@ class Monitor:
             recording.append(records.Paused(self._paused_since or now, now))
             self._paused_since = None
 
+    @property
+    def first_epoch(self) -> int:
+        """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
+        if self._first_epoch is None and self._pipeline is not None:
+            self._first_epoch = self._pipeline.recording.epochs_done(self._prefix)
+        return self._first_epoch or 0
+
+    def new_fit(self) -> None:
+        """Tells that a further fit begins, whose epochs are counted from 0 again."""
+        self._first_epoch = None
+
     def record(self, *out: records.Record) -> None:
         """Puts records of other parts of the package (facts of the fit, models) into the journal."""
         if self._pipeline is not None:
-            self._pipeline.recording.append(*out)
+            with contained("the journal", "some facts of this training are not recorded"):
+                self._pipeline.recording.append(*out)
 
     @property
     def on(self) -> bool:
@@ -216,12 +235,13 @@ class Monitor:
     def claims(self, ring: Ring) -> bool:
         """Whether the steps of a ring belong to this training."""
         if self.model is None:
-            return ring.thread == self._thread
+            return ring.thread == self._thread and not pipelines.DRAIN.has(ring)
         return bool(ring.layout.keys & self._keys())
 
     def attach(self, ring: Ring) -> None:
         """Records the steps of a ring."""
         if self._pipeline is not None and not any(known is ring for known in self._rings):
+            ring.begin(self.settings.deep_every)
             self._rings.append(ring)
             self._pipeline.attach(ring, _trained(ring), self._model_name(ring), self.total_steps)
 
@@ -248,7 +268,7 @@ class Monitor:
     def _prefix(self) -> str:
         if self._pipeline is None or self.model is None:
             return ""
-        return self._pipeline.recording.prefix_of(str(self.model.name))
+        return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))
 
     def _note_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if self._pipeline is None:
@@ -282,11 +302,6 @@ class Monitor:
             "no Keras optimizer was applied, or the training step had been traced before watching began; call "
             "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
         )
-
-
-def deep_every() -> int:
-    """Every how many steps the weights are measured, for what is traced now."""
-    return _active[-1].settings.deep_every if _active else autolog_settings().deep_every
 
 
 def autolog_settings() -> Settings:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
@@ -36,7 +38,7 @@ class Pipeline:
     def __init__(self, run: runs.Run, settings: Settings) -> None:
         self.run = run
         self.settings = settings
-        self.rings: list[Ring] = []
+        self._rings: list[Ring] = []
         self.closed = False
         self._best: dict[str, Best] = {}
         self._journal = Journal.create()
@@ -62,14 +64,15 @@ class Pipeline:
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
 
     @classmethod
-    def of(cls, run: runs.Run, settings: Settings) -> Pipeline:
-        """The pipeline of a run: the one that is open for it, else a new one."""
+    def of(cls, run: runs.Run, settings: Settings) -> tuple[Pipeline, bool]:
+        """The pipeline of a run, and whether it was made now; one that is open takes a further training too."""
         with _lock:
             key = run.run_id or f"run made at {run.start_time}"
             pipeline = _open.get(key)
-            if pipeline is None or pipeline.closed:
-                pipeline = _open[key] = cls(run, settings)
-            return pipeline
+            if pipeline is not None and not pipeline.closed:
+                return pipeline, False
+            pipeline = _open[key] = cls(run, settings)
+            return pipeline, True
 
     def best(self, prefix: str) -> Best:
         """The best epoch so far of the model whose names have a prefix."""
@@ -78,27 +81,23 @@ class Pipeline:
     def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
-        self.rings.append(ring)
+        self._rings.append(ring)
         DRAIN.attach(ring, self.recording.take)
 
-    def release(self) -> None:
-        """Takes what is left in the rings and lets go of them; the run may go on."""
-        DRAIN.detach(self.rings)
-        self.rings.clear()
+    def release(self, rings: Sequence[Ring]) -> None:
+        """Takes what is left in rings and lets go of them; the run may go on."""
+        DRAIN.detach(rings)
+        self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 
     def drain(self) -> None:
         """Takes all rows that have been written by now."""
-        DRAIN.flush(self.rings)
+        DRAIN.flush(self._rings)
 
-    def flush(self) -> bool:
-        """Has MLflow brought up to date, and waits for it as long as the settings allow.
-
-        Returns:
-            Whether MLflow has everything.
-        """
+    def flush(self) -> None:
+        """Has MLflow brought up to date, and waits for it as long as the settings allow."""
         self.drain()
         self.recording.append(records.Flushed(time.time()))
-        return self._wait()
+        self._wait()
 
     def close(self, status: str, reason: str = "") -> None:
         """Ends the recording, and the run if it was made for it."""
@@ -108,7 +107,7 @@ class Pipeline:
             self.closed = True
             for key in [key for key, pipeline in _open.items() if pipeline is self]:
                 del _open[key]
-        self.release()
+        self.release(list(self._rings))
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
@@ -136,6 +135,8 @@ class Pipeline:
             self._sequence = self._journal.append(out)
 
     def _wait(self) -> bool:
+        if DRAIN.is_this_thread():
+            return True  # the rings fill up meanwhile; whoever trains waits for nothing either
         return self._delivery.wait(self.folder, self._sequence, self.settings.delivery_wait)
 
 
@@ -143,6 +144,24 @@ def of_run(run_id: str | None) -> Pipeline | None:
     """The open pipeline of a run."""
     with _lock:
         return None if run_id is None else _open.get(run_id)
+
+
+def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `MlflowClient.set_terminated`: a run that the user ends first gets what was measured for it.
+
+    The rows still in a ring are the ended run's; a moment later they would be taken for the next run's.
+    """
+
+    def set_terminated(self: Any, run_id: str, *args: Any, **kwargs: Any) -> Any:
+        with contained("closing the recording of a run", "its last steps may be missing"):
+            for told in on_run_end:
+                told(run_id)
+            pipeline = of_run(run_id)
+            if pipeline is not None:
+                pipeline.close("FINISHED")
+        return original(self, run_id, *args, **kwargs)
+
+    return set_terminated
 
 
 _looked = 0.0
@@ -158,14 +177,27 @@ def _look() -> None:
             pipeline.watch_delivery()
 
 
-on_look: list[Callable[[], None]] = []  # called after each look at the rings, in the drain's thread
+# What custom loops under `autolog` want to be told of.
+on_look: list[Callable[[], None]] = []  # called before each look at the rings, in the drain's thread
+on_run_end: list[
+    Callable[[str], None]
+] = []  # called with the id of a run that is being ended, on the user's thread
+on_exit: list[Callable[[], None]] = []  # called when the script is over
 DRAIN = Drain(on_idle=_look)
+_pid = os.getpid()
 
 
 @atexit.register
 def _close_all() -> None:
     """The script is over: ends what is still being recorded, as failed if an exception ended the script."""
-    error = getattr(sys, "last_value", None)
+    if os.getpid() != _pid:
+        return  # a forked child: all of this is its parent's
+    # Interactively, it is the last error of any cell.
+    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    error = None if interactive else getattr(sys, "last_value", None)
+    for told in on_exit:
+        with contained("ending custom loops", "the last of them may be missing"):
+            told()
     for pipeline in list(_open.values()):
         with contained(
             "ending the recording", "what was recorded last is delivered by the next `mlflow-tfmon sync`"

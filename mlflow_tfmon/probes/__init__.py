@@ -16,28 +16,33 @@ from mlflow_tfmon.stream.ring import Ring
 __all__ = ["all_rings", "also", "install", "installed", "remove", "rings_of"]
 
 _originals: list[tuple[Any, str, Any]] = []
+_users: list[object] = []
 
 
-def install(deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None]) -> None:
+def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     """Puts the probes in; what is traced from now on is watched.
 
     Args:
-        deep_every: tells every how many steps the weights are measured.
+        user: who wants them in; they stay until each user has called `remove`.
         on_ring: told of each new ring and its optimizer, on the thread that trains.
     """
+    _users.append(user)
     if _originals:
         return
     import tensorflow as tf
+    from keras.optimizers import LossScaleOptimizer
     from keras.src.backend.tensorflow.optimizer import TFOptimizer
     from keras.src.optimizers.base_optimizer import BaseOptimizer
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 
     from mlflow_tfmon.probes import inputs, optimizer, tape
 
-    watch_apply = functools.partial(optimizer.watch_apply, deep_every=deep_every, on_ring=on_ring)
+    watch_apply = functools.partial(optimizer.watch_apply, on_ring=on_ring)
     for owner, name, wrap, loss in (
         (BaseOptimizer, "_backend_apply_gradients", watch_apply, "no step is recorded"),
         (TFOptimizer, "_backend_update_step", optimizer.watch_update, "clipped gradients are not recorded"),
+        (BaseOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
+        (LossScaleOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
     ):
@@ -68,8 +73,9 @@ def installed() -> bool:
     return bool(_originals)
 
 
-def remove() -> None:
-    """Takes the probes out; functions traced with them go on writing into their rings, unheard."""
-    while _originals:
+def remove(user: object) -> None:
+    """Takes the probes out if nobody else wants them in; functions traced with them go on writing, unheard."""
+    _users[:] = [other for other in _users if other is not user]
+    while _originals and not _users:
         owner, name, original = _originals.pop()
         setattr(owner, name, original)

@@ -66,16 +66,19 @@ class StepProbe:
         if clock is not None:
             measured |= INPUT
             reading = tf.unstack(clock)
-        loss = tape.loss_of(ring.layout.keys)
-        if loss is not None:
-            measured |= LOSS
-            graph.keep_alive(loss)
+        slot, loss, fresh = tape.loss_of(ring.layout.keys), unknown, tf.constant(0.0, tf.float64)
+        if slot is not None:
+            graph.keep_alive(slot)
+            loss, fresh = tf.unstack(slot)
+            slot.assign(
+                [0.0, 0.0]
+            )  # a step whose gradients are no tape's has no loss: that of an earlier one is not its
         head = [
             tf.cast(step, tf.float64),
-            tf.constant(float(measured), tf.float64),
+            measured + LOSS * fresh,
             time,
             *reading,
-            unknown if loss is None else tf.convert_to_tensor(loss),
+            loss,
             tf.cast(learning_rate, tf.float64),
         ]
         row = [tf.stack(head), norms]
@@ -84,28 +87,25 @@ class StepProbe:
         deep = ring.is_deep(step)
 
         def write_deep() -> tf.Tensor:
-            ring.write_deep(step, quantities.deep_row(step, self._variables, before, dense))
+            ring.write_deep(quantities.deep_row(step, self._variables, before, dense))
             return tf.constant(0)
 
         written = graph.rarely(deep, write_deep, lambda: tf.constant(0))
         ring.write(step, tf.concat(row, axis=0), after=written)
 
 
-def watch_apply(
-    original: Callable[..., Any], deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None]
-) -> Callable[..., Any]:
+def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:
     """Wraps `Optimizer._backend_apply_gradients`, which is given the final gradients, unscaled and before clipping.
 
     Args:
         original: the method.
-        deep_every: tells every how many steps weights are measured; asked when a training is traced.
         on_ring: told of each new ring and its optimizer, on the thread that trains.
     """
 
     def _backend_apply_gradients(self: Any, grads: Any, trainable_variables: Any) -> Any:
         probe, before = None, []
         with contained(_PART, _LOSS):
-            probe = _probe(self, trainable_variables, deep_every, on_ring)
+            probe = _probe(self, trainable_variables, on_ring)
             if probe is not None:
                 before = probe.before()
         _underway.update = None
@@ -136,9 +136,7 @@ def _finish(optimizer: Any, probe: StepProbe, before: list[tf.Tensor], gradients
     probe.after(before, gradients, clipped if probe.ring.layout.clipped else None, graph.raw(learning_rate))
 
 
-def _probe(
-    optimizer: Any, variables: Any, deep_every: Callable[[], int], on_ring: Callable[[Ring, Any], None]
-) -> StepProbe | None:
+def _probe(optimizer: Any, variables: Any, on_ring: Callable[[Ring, Any], None]) -> StepProbe | None:
     if not graph.can_record():
         return None
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
@@ -155,9 +153,7 @@ def _probe(
         for name, v in zip(_names(variables), variables, strict=True)
     )
     with tf.init_scope():
-        probe = StepProbe(
-            RingLayout(described, keys, clipped, deep_every()), [graph.raw(v) for v in variables]
-        )
+        probe = StepProbe(RingLayout(described, keys, clipped), [graph.raw(v) for v in variables])
         probes.append(probe)
         on_ring(probe.ring, optimizer)
     return probe

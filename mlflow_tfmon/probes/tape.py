@@ -14,7 +14,8 @@ from mlflow_tfmon.stream.ring import lasting_variable
 
 # One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
 # functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
-_slots: dict[frozenset[str], tf.Variable] = {}
+_slots: dict[frozenset[str], tf.Variable] = {}  # each (loss, 1 if it is of the step that is being made)
+_UNSCALED = "_mlflow_tfmon_unscaled"
 
 
 def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,6 +30,19 @@ def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
+def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Optimizer.scale_loss`: remembers the loss of which the scaled one was made."""
+
+    def scale_loss(self: Any, loss: Any) -> Any:
+        scaled = original(self, loss)
+        with contained("the tape probe", "the loss of each step is the scaled one"):
+            if scaled is not loss:
+                setattr(scaled, _UNSCALED, getattr(loss, _UNSCALED, loss))
+        return scaled
+
+    return scale_loss
+
+
 def _note(target: Any, sources: Any) -> None:
     if not graph.can_record() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return
@@ -39,14 +53,15 @@ def _note(target: Any, sources: Any) -> None:
     slot = _slot(variables)
     graph.keep_alive(slot)
     # What is minimized is the sum of all that was given as target.
-    losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in tf.nest.flatten(target) if t is not None]
-    slot.assign(losses[0] if len(losses) == 1 else tf.add_n(losses))
+    targets = [getattr(t, _UNSCALED, t) for t in tf.nest.flatten(target) if t is not None]
+    losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in targets]
+    slot.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0])
 
 
 def _slot(variables: list[Any]) -> tf.Variable:
     keys = frozenset(graph.key(v) for v in variables)
     if keys not in _slots:
-        _slots[keys] = lasting_variable()
+        _slots[keys] = lasting_variable(2)
         weakref.finalize(graph.raw(variables[0]), _slots.pop, keys, None)
     return _slots[keys]
 

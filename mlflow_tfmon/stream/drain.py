@@ -49,7 +49,7 @@ class Drain:
     """Reads rings in a background thread; sinks are called one at a time, in order.
 
     Args:
-        on_idle: called after each look at the rings, in the drain's thread.
+        on_idle: called before each look at the rings, in the drain's thread.
     """
 
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
@@ -67,6 +67,10 @@ class Drain:
                 return
             self._taps.append(_Tap(ring, sink))
             self.keep_running()
+
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs in the drain's thread."""
+        return threading.current_thread() is self._thread
 
     def has(self, ring: Ring) -> bool:
         return any(tap.ring is ring for tap in self._taps)
@@ -93,8 +97,8 @@ class Drain:
             return
         rows, lost = ring.read(after, upto)
         block = Block(ring, rows, ring.read_deep(after, upto), after + 1, lost, time.time())
-        ring.taken = upto
         tap.sink(block)
+        ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
 
     def stop(self) -> None:
         """Ends the thread (the interpreter must not go while it is inside TensorFlow)."""
@@ -111,5 +115,5 @@ class Drain:
     def _run(self) -> None:
         while os.getpid() == self._pid and not self._stopped.wait(_INTERVAL):
             with contained("the drain", "some steps are not recorded"):
-                self.flush()
                 self._on_idle()
+                self.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +29,6 @@ class _Stream:
     steps: int = 0
     learning_rate: float | None = None
     opened: records.StreamOpened | None = None
-    offsets: dict[int, int] = field(default_factory=dict)  # of each ring's own step count, by the ring's id
 
 
 class Recording:
@@ -66,7 +65,9 @@ class Recording:
                     stream.total_steps = stream.steps + total_steps
                     stream.opened = None
                 return
-            prefix = f"{name}." if self._streams else ""
+            known = {s.prefix for s in self._streams}
+            prefixes = [f"{name}.", *(f"{name}_{n}." for n in range(2, 2 + len(known)))]
+            prefix = next(p for p in prefixes if p not in known) if self._streams else ""
             self._streams.append(
                 _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
             )  # fmt: skip
@@ -74,19 +75,21 @@ class Recording:
                 self._streams[0].prefix = f"{self._streams[0].name}."
 
     def _of(self, ring: Ring) -> _Stream | None:
-        shared = [(len(s.keys & ring.layout.keys), s) for s in self._streams]
-        best = max(shared, key=lambda pair: pair[0], default=(0, None))
-        return best[1] if best[0] else None
+        keys = ring.layout.keys
+        # Two optimizers that share a trunk are two streams; layers frozen or set free are one.
+        return next((s for s in self._streams if s.keys <= keys or keys <= s.keys), None)
 
     def steps_of(self, keys: frozenset[str]) -> int:
         """How many steps the stream that trains these variables has made (drained so far)."""
         return next((s.steps for s in self._streams if s.keys & keys), 0)
 
-    def prefix_of(self, model: str) -> str:
-        """What precedes the names of a model's epoch metrics: nothing for the recording's first model."""
+    def prefix_of(self, keys: frozenset[str], model: str) -> str:
+        """What precedes the names of the epoch metrics of a model that has these variables."""
         with self._lock:
-            first = self._streams[0] if self._streams else None
-            return "" if first is None or not first.model or first.model == model else f"{model}."
+            own = next((s for s in self._streams if s.keys & keys), None)
+            if own is not None:
+                return own.prefix
+            return f"{model}." if self._streams else ""
 
     # -- from the drain --------------------------------------------------------------------------------------------
     def take(self, block: Block) -> None:
@@ -99,17 +102,25 @@ class Recording:
             if block.lost:
                 out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + block.lost))
             offset = stream.steps + 1 - block.first
-            stream.offsets[id(block.ring)] = offset
+            opened = stream.opened
             for rows in _runs(block.rows):
-                out += self._steps(stream, block, rows, offset)
-            stream.steps = offset + block.first + len(block.rows) + block.lost - 1
+                layout, steps = self._steps(stream, block, rows, offset)
+                out += [steps] if layout == opened else [layout, steps]
+                opened = layout
             if len(block.deep_rows):
                 deep = block.deep_rows.copy()
                 deep[:, 0] += offset
                 out.append(records.DeepSteps(stream.number, block.seen, deep))
             self._append(out)
+            # Only now: a block that could not be written down comes again.
+            stream.opened = opened
+            stream.steps += len(block.rows) + block.lost
+            if len(block.rows):
+                stream.learning_rate = float(block.rows[-1, _HEAD["learning_rate"]])
 
-    def _steps(self, stream: _Stream, block: Block, rows: np.ndarray, offset: int) -> list[records.Record]:
+    def _steps(
+        self, stream: _Stream, block: Block, rows: np.ndarray, offset: int
+    ) -> tuple[records.StreamOpened, records.Steps]:
         layout, measured = block.ring.layout, int(rows[0, _HEAD["measured"]])
         count = len(layout.variables)
         columns = {"step": rows[:, _HEAD["step"]] + offset}
@@ -123,7 +134,6 @@ class Recording:
         if measured & LOSS:
             columns["loss"] = rows[:, _HEAD["loss"]]
         columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
-        stream.learning_rate = float(rows[-1, _HEAD["learning_rate"]])
         squares = 2 * rows[:, len(HEAD) :]  # the ring holds halves
         columns["grad_norm"] = np.sqrt(squares[:, :count].sum(axis=1))
         variable_columns = ["grad_norm"]
@@ -134,13 +144,8 @@ class Recording:
             stream.number, stream.prefix, layout.variables, tuple(columns), tuple(variable_columns), DEEP,
             stream.total_steps, stream.model,
         )  # fmt: skip
-        out: list[records.Record] = []
-        if opened != stream.opened:
-            stream.opened = opened
-            out.append(opened)
         values = np.column_stack([*columns.values(), np.sqrt(squares)])
-        out.append(records.Steps(stream.number, block.seen, values))
-        return out
+        return opened, records.Steps(stream.number, block.seen, values)
 
     def _taken(self, thread: int, times: np.ndarray) -> dict[str, np.ndarray]:
         """For each step, the last batch that the thread's eager code had taken from a dataset before its end."""

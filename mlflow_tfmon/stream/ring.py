@@ -50,7 +50,6 @@ class RingLayout:
     variables: tuple[Variable, ...]
     keys: frozenset[str]
     clipped: bool
-    deep_every: int
 
 
 class Ring:
@@ -64,6 +63,7 @@ class Ring:
         self.layout = layout
         self.thread = threading.get_ident()  # the user's thread that traced it
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
+        self._deep_taken = 0
         count = len(layout.variables)
         self.width = len(HEAD) + count * (2 if layout.clipped else 1)
         self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
@@ -71,16 +71,25 @@ class Ring:
         self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))
 
         self.count = lasting_variable(dtype=tf.int64)
+        # Variables, since a function is traced once and may serve many trainings.
+        self._begin = lasting_variable(
+            dtype=tf.int64
+        )  # steps that were made before the training that is recorded
+        self._every = lasting_variable(dtype=tf.int64)
+        self._deep_count = lasting_variable(dtype=tf.int64)
         self.rows = lasting_variable(self.capacity, self.width)
         self.deep_rows = lasting_variable(self.deep_capacity, deep_width)
+        self.begin(1)
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
     def is_deep(self, step: tf.Tensor) -> tf.Tensor:
-        return tf.logical_or(tf.equal(step, 1), tf.equal(step % self.layout.deep_every, 0))
+        step -= self._begin
+        return tf.logical_or(tf.equal(step, 1), tf.equal(step % self._every, 0))
 
-    def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
-        # Step 1 has slot 0; step k * deep_every has slot k.
-        _put(self.deep_rows, (step // self.layout.deep_every) % self.deep_capacity, row)
+    def write_deep(self, row: tf.Tensor) -> None:
+        written = _put(self.deep_rows, self._deep_count % self.deep_capacity, row)
+        with tf.control_dependencies([] if written is None else [written]):
+            self._deep_count.assign_add(1)
 
     def write(self, step: tf.Tensor, row: tf.Tensor, after: tf.Tensor) -> None:
         """Writes a step's row once `after` is there; then the counter moves: what it counts has been written."""
@@ -91,6 +100,11 @@ class Ring:
             self.count.assign(step)
 
     # -- called by the drain ---------------------------------------------------------------------------------------
+    def begin(self, deep_every: int) -> None:
+        """A training begins with the first step that was not taken: it and every `deep_every`-th are deep."""
+        self._begin.assign(self.taken)
+        self._every.assign(deep_every)
+
     def written(self) -> int:
         """How many steps have been written so far."""
         return int(self.count.numpy())
@@ -109,13 +123,14 @@ class Ring:
 
     def read_deep(self, after: int, upto: int) -> np.ndarray:
         """Reads the deep rows of steps after+1 to upto; column 0 is the step."""
-        every = self.layout.deep_every
-        steps = np.unique(np.r_[1, np.arange(every, upto + 1, every)])
-        steps = steps[(steps > after) & (steps <= upto)][-self.deep_capacity :]
-        if not len(steps):
+        count = int(self._deep_count.numpy())
+        first = max(self._deep_taken, count - self.deep_capacity)
+        if first >= count:
             return np.empty((0, 1 + len(self.layout.variables) * len(DEEP)))
-        rows = self._gather(self.deep_rows, (steps // every) % self.deep_capacity)
-        return rows[rows[:, 0] == steps]
+        rows = self._gather(self.deep_rows, np.arange(first, count) % self.deep_capacity)
+        early = rows[:, 0] <= upto  # a later one is read with its step
+        self._deep_taken = first + int(early.sum())
+        return rows[early & (rows[:, 0] > after)]
 
     @staticmethod
     def _gather(variable: tf.Variable, indices: np.ndarray) -> np.ndarray:
