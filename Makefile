@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 VENV := .venv
 OLDEST := .venv-oldest
 STORE := sqlite:///mlflow.db
+TWO_AT_ONCE := --numprocesses 2 --dist loadfile  # a file's tests share a process: TensorFlow takes seconds to import
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 export MLFLOW_TRACKING_URI ?= $(STORE)
@@ -21,10 +22,10 @@ test: $(VENV)/test.stamp  ## Lint, types, and all tests; the quick runs of the d
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE)
 
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
-	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest
+	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)
 
 ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.
 	$(VENV)/bin/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --port 5000

