@@ -162,6 +162,55 @@ def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:
     )
 
 
+SIZES = [7, 3, 5, 2, 8, 4, 6, 1, 9, 3, 5, 7]
+
+
+def sized() -> tf.data.Dataset:
+    """Batches of the sizes above, which come at once."""
+    x, y = trainings.data(rows=sum(SIZES))
+    cuts = np.cumsum(SIZES)[:-1]
+    spec = (tf.TensorSpec((None, trainings.FEATURES)), tf.TensorSpec((None,), tf.int64))
+    batches = list(zip(np.split(x, cuts), np.split(y, cuts), strict=True))
+    return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+
+
+@pytest.mark.parametrize("way", ["fit", "fit_xla", "steps_per_execution", "unrolled", "while"])
+def test_each_step_has_the_batch_that_it_was_made_of(way: str) -> None:
+    net = trainings.model()
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    if way.startswith(("fit", "steps")):
+        several = 4 if way == "steps_per_execution" else 1
+        net.compile("sgd", trainings.loss(), steps_per_execution=several, jit_compile=way == "fit_xla")
+        net.fit(sized().repeat(2), epochs=2, steps_per_epoch=len(SIZES), verbose=0, shuffle=False)
+    else:
+        step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
+
+        @tf.function
+        def several_steps(iterator: Any) -> None:
+            if way == "unrolled":
+                for _ in range(4):
+                    step(*next(iterator))
+            else:
+                for _ in tf.range(4):
+                    step(*next(iterator))
+
+        for _ in range(2):
+            iterator = iter(sized())
+            for _ in range(3):
+                several_steps(iterator)
+        mlflow_tfmon.end_run()
+    (run,) = mlflow.search_runs(output_format="list")
+    steps = mlflow_tfmon.load_run(run.info.run_id).steps
+    assert len(steps) == 2 * len(SIZES)
+    if (
+        way == "steps_per_execution"
+    ):  # Keras takes the next batch while the step is made: whose it is can't be told
+        assert not {"examples", "input_wait", "input_wait_share", "examples_per_second"} & set(steps)
+        return
+    assert steps.examples.tolist() == 2 * SIZES
+    assert (steps.input_wait >= 0).all()
+
+
 def test_input_wait_of_a_custom_loop() -> None:
     hold = 0.05
     x, y = trainings.data(rows=96)

@@ -65,10 +65,16 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
 
 
 @contextlib.contextmanager
-def after(tensors: Any) -> Iterator[None]:
-    """Ops made in here run after these tensors are there."""
-    with tf.control_dependencies([t for t in tf.nest.flatten(tensors) if tf.is_tensor(t)]):
+def after(what: Any) -> Iterator[None]:
+    """Ops made in here run after these ops, or after these tensors are there."""
+    things = [t for t in tf.nest.flatten(what) if tf.is_tensor(t) or isinstance(t, tf.Operation)]
+    with tf.control_dependencies(things):
         yield
+
+
+def effects(function: Any) -> list[tf.Operation]:
+    """The ops of a function so far that do something besides computing their outputs."""
+    return [op for op in function.get_operations() if op._is_stateful]
 
 
 def raw(variable: Any) -> tf.Variable:

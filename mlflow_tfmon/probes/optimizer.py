@@ -5,18 +5,26 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import graph, inputs, quantities, tape
 from mlflow_tfmon.stream.records import Variable
-from mlflow_tfmon.stream.ring import INPUT, LOSS, TIME, Ring, RingLayout
+from mlflow_tfmon.stream.ring import INPUT, TIME, Ring, RingLayout
 
 _PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
 _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
 _underway = threading.local()
+
+
+class _Before(NamedTuple):
+    """What is known before an update: the number of its step, whether that is deep, copies of the weights if so."""
+
+    step: tf.Tensor
+    deep: tf.Tensor
+    weights: list[tf.Tensor]
 
 
 class StepProbe:
@@ -26,72 +34,56 @@ class StepProbe:
         self.ring = Ring(layout)
         self._variables = list(variables)
         # Eager code pays for each op: there, one call of a traced function does the lot.
-        self._snapshot_traced = tf.function(self._snapshot, autograph=False)
+        self._before_traced = tf.function(self._before, autograph=False)
         self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
 
-    def before(self) -> list[tf.Tensor]:
-        """Before the update: copies of the weights, at a deep step."""
+    def before(self) -> _Before:
+        """Before the update: which step it is, and at a deep one copies of the weights."""
         graph.keep_alive(self.ring)
-        return self._snapshot_traced() if tf.executing_eagerly() else self._snapshot()
+        return self._before_traced() if tf.executing_eagerly() else self._before()
 
     def after(
-        self,
-        before: list[tf.Tensor],
-        gradients: Sequence[Any],
-        clipped: Sequence[Any] | None,
-        learning_rate: Any,
+        self, before: _Before, gradients: Sequence[Any], clipped: Sequence[Any] | None, learning_rate: Any
     ) -> None:
         """After the update: the row."""
         record = self._record_traced if tf.executing_eagerly() else self._record
         record(before, list(gradients), None if clipped is None else list(clipped), learning_rate)
 
-    def _snapshot(self) -> list[tf.Tensor]:
-        return quantities.snapshot(self.ring.is_deep(self.ring.count + 1), self._variables)
+    def _before(self) -> _Before:
+        step, deep = self.ring.next_step()
+        return _Before(step, deep, quantities.snapshot(deep, self._variables))
 
-    def _record(self, before: Any, gradients: Any, clipped: Any, learning_rate: Any) -> None:
-        ring = self.ring
-        step = ring.count + 1
+    def _record(self, before: _Before, gradients: Any, clipped: Any, learning_rate: Any) -> None:
+        ring, (step, deep, weights) = self.ring, before
         dense = [quantities.dense_values(g) for g in gradients]
-        norms = quantities.half_squares(dense)
-        unknown = tf.constant(float("nan"), tf.float64)
-        measured = 0
-        if graph.in_xla():  # has no clock
-            time = unknown
-        else:
+        squares = quantities.half_squares(dense)
+        if ring.layout.clipped:
+            squares += quantities.half_squares([quantities.dense_values(g) for g in clipped])
+        unknown, measured = tf.constant(float("nan"), tf.float64), 0
+        time, reading, loss = unknown, tf.stack([unknown] * 3), tf.stack([unknown, 0.0])
+        if not graph.in_xla():  # which has no clock
             measured |= TIME
-            with graph.after(norms):  # with no input, it would tell when the function began
+            with graph.after(squares):  # with no input, it would tell when the function began
                 time = tf.timestamp()
         clock = inputs.clock_in_reach()
-        reading: Any = [unknown] * 3
         if clock is not None:
             measured |= INPUT
-            reading = tf.unstack(clock)
-        slot, loss, fresh = tape.loss_of(ring.layout.keys), unknown, tf.constant(0.0, tf.float64)
+            with graph.after([time, squares[0]]):  # which come of the batch
+                reading = clock.read()
+        slot = tape.loss_of(ring.layout.keys)
         if slot is not None:
             graph.keep_alive(slot)
-            loss, fresh = tf.unstack(slot)
-            slot.assign(
-                [0.0, 0.0]
-            )  # a step whose gradients are no tape's has no loss: that of an earlier one is not its
-        head = [
-            tf.cast(step, tf.float64),
-            measured + LOSS * fresh,
-            time,
-            *reading,
-            loss,
-            tf.cast(learning_rate, tf.float64),
-        ]
-        row = [tf.stack(head), norms]
-        if ring.layout.clipped:
-            row.append(quantities.half_squares([quantities.dense_values(g) for g in clipped]))
-        deep = ring.is_deep(step)
+            loss = slot.read_value()
+            slot.assign([0.0, 0.0])  # a step without a tape has no loss: that of an earlier one is not its
+        rest = [tf.cast(step, tf.float64), measured, time, tf.cast(learning_rate, tf.float64), *squares]
+        row = tf.concat([reading, loss, tf.stack(rest)], axis=0)
 
         def write_deep() -> tf.Tensor:
-            ring.write_deep(quantities.deep_row(step, self._variables, before, dense))
+            ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense))
             return tf.constant(0)
 
         written = graph.rarely(deep, write_deep, lambda: tf.constant(0))
-        ring.write(step, tf.concat(row, axis=0), after=written)
+        ring.write(step, row, after=written)
 
 
 def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:
@@ -103,7 +95,7 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
     """
 
     def _backend_apply_gradients(self: Any, grads: Any, trainable_variables: Any) -> Any:
-        probe, before = None, []
+        probe, before = None, None
         with contained(_PART, _LOSS):
             probe = _probe(self, trainable_variables, on_ring)
             if probe is not None:
@@ -111,7 +103,7 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
         _underway.update = None
         result = original(self, grads, trainable_variables)
         with contained(_PART, _LOSS):
-            if probe is not None:
+            if probe is not None and before is not None:
                 _finish(self, probe, before, grads)
         return result
 
@@ -128,7 +120,7 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
     return _backend_update_step
 
 
-def _finish(optimizer: Any, probe: StepProbe, before: list[tf.Tensor], gradients: Any) -> None:
+def _finish(optimizer: Any, probe: StepProbe, before: _Before, gradients: Any) -> None:
     function, clipped, learning_rate = _underway.update or (None, None, None)
     if learning_rate is None or function is not graph.tracing():
         # The update was made in a branch of a cond (gradient accumulation), whose tensors do not exist out here.

@@ -28,8 +28,8 @@ def half_square(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.l2_loss(tf.cast(x, tf.float64))
 
 
-def half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.stack([half_square(x) for x in tensors])
+def half_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    return [half_square(x) for x in tensors]
 
 
 def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.ring import DEEP, HEAD, INPUT, LOSS, TIME, Ring
+from mlflow_tfmon.stream.ring import DEEP, HEAD, INPUT, TIME, Ring
 
 _HEAD = {name: index for index, name in enumerate(HEAD)}
 
@@ -131,7 +131,7 @@ class Recording:
                 columns[name] = rows[:, _HEAD[name]]
         elif measured & TIME:
             columns |= self._taken(block.ring.thread, rows[:, _HEAD["time"]])
-        if measured & LOSS:
+        if rows[0, _HEAD["has_loss"]]:
             columns["loss"] = rows[:, _HEAD["loss"]]
         columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
         squares = 2 * rows[:, len(HEAD) :]  # the ring holds halves
@@ -194,5 +194,6 @@ def _runs(rows: np.ndarray) -> list[np.ndarray]:
     """Splits rows where what they measure changes (another trace of the same training)."""
     if not len(rows):
         return []
-    edges = np.flatnonzero(np.diff(rows[:, _HEAD["measured"]])) + 1
+    measured = rows[:, [_HEAD["measured"], _HEAD["has_loss"]]]
+    edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
     return [part for part in np.split(rows, edges) if len(part)]

@@ -17,9 +17,20 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 from mlflow_tfmon.stream.records import Variable
 
 # A row in the ring begins with these; after them, per variable, half the squared norm of its gradient (before
-# clipping; then, where clipping is on, after it). "measured" is a sum of the flags below: what this trace measures.
-HEAD = ("step", "measured", "time", "input_time", "input_wait", "examples", "loss", "learning_rate")
-TIME, INPUT, LOSS = 1, 2, 4
+# clipping; then, where clipping is on, after it). "measured" is a sum of the flags below, what this trace measures;
+# "has_loss" is 1 where a loss belongs to the step.
+HEAD = (
+    "input_time",
+    "input_wait",
+    "examples",
+    "loss",
+    "has_loss",
+    "step",
+    "measured",
+    "time",
+    "learning_rate",
+)
+TIME, INPUT = 1, 2
 DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
@@ -37,10 +48,8 @@ def lasting_variable(*shape: int, dtype: tf.DType = tf.float64) -> tf.Variable:
 
 
 def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
-    # Takes the variable's lock, so that a reader never sees half a row (TF 2.16 to 2.21). Eagerly, gives None.
-    return tf.raw_ops.ResourceScatterNdUpdate(
-        ref=variable.handle, indices=[[slot]], updates=[row], use_locking=True
-    )
+    # The op that needs the fewest others around it. Eagerly, gives None.
+    return tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=slot, updates=row)
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,9 @@ class Ring:
         self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))
 
         self.count = lasting_variable(dtype=tf.int64)
+        self._deep_next = lasting_variable(dtype=tf.int64)  # the next step that is deep
         # Variables, since a function is traced once and may serve many trainings.
-        self._begin = lasting_variable(
-            dtype=tf.int64
-        )  # steps that were made before the training that is recorded
+        self._begin = lasting_variable(dtype=tf.int64)  # steps made before the training that is recorded
         self._every = lasting_variable(dtype=tf.int64)
         self._deep_count = lasting_variable(dtype=tf.int64)
         self.rows = lasting_variable(self.capacity, self.width)
@@ -82,11 +90,14 @@ class Ring:
         self.begin(1)
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
-    def is_deep(self, step: tf.Tensor) -> tf.Tensor:
-        step -= self._begin
-        return tf.logical_or(tf.equal(step, 1), tf.equal(step % self._every, 0))
+    def next_step(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The number of the step that is being made, and whether it is deep."""
+        step = self.count + 1
+        return step, tf.equal(step, self._deep_next)
 
-    def write_deep(self, row: tf.Tensor) -> None:
+    def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
+        done = step - self._begin
+        self._deep_next.assign(self._begin + (done // self._every + 1) * self._every)
         written = _put(self.deep_rows, self._deep_count % self.deep_capacity, row)
         with tf.control_dependencies([] if written is None else [written]):
             self._deep_count.assign_add(1)
@@ -104,6 +115,7 @@ class Ring:
         """A training begins with the first step that was not taken: it and every `deep_every`-th are deep."""
         self._begin.assign(self.taken)
         self._every.assign(deep_every)
+        self._deep_next.assign(self.taken + 1)
 
     def written(self) -> int:
         """How many steps have been written so far."""
@@ -117,9 +129,9 @@ class Ring:
         """
         first = max(after + 1, upto - self.capacity + 1)
         rows = self._gather(self.rows, np.arange(first, upto + 1) % self.capacity)
-        # A row that was overwritten while we read carries a later step; only the oldest can have been.
-        whole = rows[:, 0] == np.arange(first, upto + 1)
-        return rows[whole], upto - after - int(whole.sum())
+        # Meanwhile the training went on, and is writing one more: what it may have overwritten does not count.
+        spoiled = max(0, self.written() + 1 - self.capacity - (first - 1))
+        return rows[spoiled:], upto - after - len(rows[spoiled:])
 
     def read_deep(self, after: int, upto: int) -> np.ndarray:
         """Reads the deep rows of steps after+1 to upto; column 0 is the step."""
@@ -128,6 +140,8 @@ class Ring:
         if first >= count:
             return np.empty((0, 1 + len(self.layout.variables) * len(DEEP)))
         rows = self._gather(self.deep_rows, np.arange(first, count) % self.deep_capacity)
+        spoiled = max(0, int(self._deep_count.numpy()) + 1 - self.deep_capacity - first)
+        rows, first = rows[spoiled:], first + spoiled
         early = rows[:, 0] <= upto  # a later one is read with its step
         self._deep_taken = first + int(early.sum())
         return rows[early & (rows[:, 0] > after)]
