@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Any
 
 import keras
@@ -76,23 +77,20 @@ class MonitorCallback(keras.callbacks.Callback):
             self._monitor = None
 
 
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()  # train functions that were built with the probes in
+
+
 def watch_train_function(model: Any) -> None:
     """Builds a model's train function anew if it was compiled before the probes were put in."""
-    if (
-        model.train_function is not None
-        and getattr(model, "_mlflow_tfmon_function", None) is not model.train_function
-    ):
-        model.make_train_function(force=True)
-    # Kept apart from Keras's own tracking of attributes, which would look into a function it finds.
-    object.__setattr__(model, "_mlflow_tfmon_function", model.train_function)
+    if model.train_function is not None:
+        if model.train_function not in _watched:
+            model.make_train_function(force=True)
+        _watched.add(model.train_function)
 
 
 def unwatch_train_function(model: Any) -> None:
     """Lets go of a train function that was traced with the probes in."""
-    if (
-        model.train_function is not None
-        and getattr(model, "_mlflow_tfmon_function", None) is model.train_function
-    ):
+    if model.train_function is not None and model.train_function in _watched:
         model.train_function = None
 
 
