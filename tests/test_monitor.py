@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,14 +17,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from tests import trainings
 
-
-@pytest.fixture(autouse=True)
-def fresh(store: str, home: Path) -> Iterator[None]:
-    mlflow.set_tracking_uri(store)
-    yield
-    mlflow_tfmon.autolog(disable=True)
-    while mlflow.active_run():
-        mlflow.end_run()
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:

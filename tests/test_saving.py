@@ -83,9 +83,8 @@ np.savez(out, losses=losses, predictions=predictions)
 """
 
 
-def test_a_module_with_its_watched_step(store: str, home: Path, tmp_path: Path) -> None:
+def test_a_module_with_its_watched_step(fresh: None, tmp_path: Path) -> None:
     unwatched = saved_module(tmp_path / "unwatched")
-    mlflow.set_tracking_uri(store)
     mlflow_tfmon.autolog()
     watched = saved_module(tmp_path / "watched")
     mlflow_tfmon.autolog(disable=True)
@@ -137,10 +136,9 @@ def kept(folder: Path, batch: np.ndarray) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:You are saving")
-def test_a_model_trained_by_fit(store: str, home: Path, tmp_path: Path) -> None:
+def test_a_model_trained_by_fit(fresh: None, tmp_path: Path) -> None:
     batch = trainings.data()[0][:4]
     unwatched = kept(tmp_path / "unwatched", batch)
-    mlflow.set_tracking_uri(store)
     mlflow_tfmon.autolog(log_models=False)
     watched = kept(tmp_path / "watched", batch)
     mlflow_tfmon.autolog(disable=True)
