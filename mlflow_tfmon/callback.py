@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Any
 
 import keras
@@ -10,15 +11,23 @@ import keras
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.settings import Settings
 
 _LOSS = "this training's epochs are not recorded"
 
 
 class MonitorCallback(keras.callbacks.Callback):
-    """Watches one `model.fit`, where autologging is not wanted.
+    """Watches one `model.fit`: without autologging that one alone, with autologging under settings of its own.
+
+    Keras tells a callback nothing of an exception that ends `fit`. With autologging on, the run ends all the same;
+    without, it ends with the next fit or the script, unless the callback is given a monitor:
+
+        with mlflow_tfmon.Monitor(model) as monitor:
+            model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
 
     Args:
         started: a `Monitor` that is on already (by position only). By default one is made for each fit.
+        run_id: MLflow run that takes the fit, where a monitor is made. Default: the active run, else one is made.
         **settings: any of `mlflow_tfmon.settings.Settings`, for the monitor that is made.
 
     Raises:
@@ -30,24 +39,27 @@ class MonitorCallback(keras.callbacks.Callback):
         ```
     """
 
-    def __init__(self, started: Monitor | None = None, /, **settings: Any) -> None:
+    def __init__(
+        self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
+    ) -> None:
         super().__init__()
-        self._monitor = started
-        self._settings = settings
-        self._own = started is None
-        if self._own:
-            Monitor(None, **settings)  # so that a bad setting is told here, not in the middle of fit
+        Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        self.run_id = run_id
+        self.settings = settings
+        self.given = started  # whose end is not this callback's
+        self._monitor: Monitor | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
-        if self._own:
+        if self.given is None:
             with contained("starting the monitor", "this training is not recorded"):
                 if self._monitor is not None:  # an exception ended the fit before
                     self._monitor.end("FAILED")
-                self._monitor = Monitor(self.model, **self._settings)
+                self._monitor = Monitor(self.model, run_id=self.run_id, **self.settings)
                 self._monitor.total_steps = _total_steps(self.params)
                 self._monitor.start()
-        elif self._monitor is not None:
+        else:
+            self._monitor = self.given
             self._monitor.new_fit()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
@@ -71,28 +83,25 @@ class MonitorCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""
-        if self._own and self._monitor is not None:
-            self._monitor.end()
-            self._monitor = None
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None and monitor is not self.given:
+            monitor.end()
+
+
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()  # train functions that were built with the probes in
 
 
 def watch_train_function(model: Any) -> None:
     """Builds a model's train function anew if it was compiled before the probes were put in."""
-    if (
-        model.train_function is not None
-        and getattr(model, "_mlflow_tfmon_function", None) is not model.train_function
-    ):
-        model.make_train_function(force=True)
-    # Kept apart from Keras's own tracking of attributes, which would look into a function it finds.
-    object.__setattr__(model, "_mlflow_tfmon_function", model.train_function)
+    if model.train_function is not None:
+        if model.train_function not in _watched:
+            model.make_train_function(force=True)
+        _watched.add(model.train_function)
 
 
 def unwatch_train_function(model: Any) -> None:
     """Lets go of a train function that was traced with the probes in."""
-    if (
-        model.train_function is not None
-        and getattr(model, "_mlflow_tfmon_function", None) is model.train_function
-    ):
+    if model.train_function is not None and model.train_function in _watched:
         model.train_function = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,6 @@ from mlflow_tfmon.facts.params import fit_params
 from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
 from mlflow_tfmon.monitor import Monitor, autolog_settings, watching
-from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records
 
 _LOSS = "this fit is not recorded"
@@ -30,15 +30,13 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
     fit: _Fit | None = None
     with contained("watching fit", _LOSS):
         fit = _Fit.of(original, model, args, kwargs)
-        if fit is not None:
-            args, kwargs = fit.begin()
+        args, kwargs = fit.begin()
     try:
         history = original(model, *args, **kwargs)
     except BaseException as error:
-        if fit is not None and fit.own:
-            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        if fit is not None:
             with contained("ending the watch of fit", "its end is not recorded"):
-                fit.monitor.end(status, f"{type(error).__name__}: {error}")
+                fit.fail(error)
         raise
     if fit is not None:
         with contained("ending the watch of fit", "its end is not recorded"):
@@ -51,26 +49,34 @@ class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
 
 
 class _Fit:
-    def __init__(self, arguments: FitArguments, monitor: Monitor, own: bool, settings: Settings) -> None:
+    """One fit: the monitor that watches it, and the callback that tells the monitor of its epochs.
+
+    Args:
+        arguments: of the call.
+        callback: the user's own `MonitorCallback` if there is one, whose settings then go before autologging's.
+    """
+
+    def __init__(self, arguments: FitArguments, callback: MonitorCallback | None) -> None:
         self.arguments = arguments
-        self.monitor = monitor
-        self.own = own
-        self._settings = settings
+        self._added = [] if callback else [_Added()]
+        self._callback = callback or self._added[0]
+        self._given = self._callback.given
+        self._settings = dataclasses.replace(autolog_settings(), **self._callback.settings)
         self._summarized = False
+        on = self._given if self._given is not None and self._given.on else watching(arguments.model)
+        self._own = on is None
+        if on is None:
+            loops.end_run()
+            on = Monitor.with_settings(arguments.model, self._settings, self._callback.run_id)
+        self.monitor = on
 
     @classmethod
-    def of(cls, original: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Fit | None:
-        """The fit to be watched, or None where a `MonitorCallback` of the user's does it."""
+    def of(cls, original: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Fit:
+        """The fit that a call makes."""
         arguments = bind_fit(original, model, args, kwargs)
-        if any(isinstance(callback, MonitorCallback) for callback in arguments.callback_list):
-            return None
-        settings = autolog_settings()
-        monitor = watching(model)
-        if monitor is not None:
-            return cls(arguments, monitor, False, settings)
-        loops.end_run()
-        monitor = Monitor.with_settings(model, settings)
-        return cls(arguments, monitor, True, settings)
+        return cls(
+            arguments, next((c for c in arguments.callback_list if isinstance(c, MonitorCallback)), None)
+        )
 
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Starts watching; returns the arguments to call fit with."""
@@ -78,15 +84,16 @@ class _Fit:
             "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
         ):
             self.monitor.total_steps = total_steps(self.arguments)
-        if self.own:
+        if self._own:
             self.monitor.start()
+        self._callback.given = self.monitor
         with contained("reading the arguments of fit", "the params of this fit are not recorded"):
             self.monitor.record(records.Facts(params=fit_params(self.arguments)))
         self._summarize()
         if self._settings.log_datasets:
             with contained("describing the datasets", "they are not recorded"):
                 self.monitor.record(*datasets(self.arguments))
-        return self.arguments.with_callbacks([_Added(self.monitor)])
+        return self.arguments.with_callbacks(self._added)
 
     def _summarize(self) -> None:
         with contained("the model summary", "it is not recorded"):
@@ -104,8 +111,17 @@ class _Fit:
         if self._settings.log_models and self.monitor.folder is not None:
             with contained("saving the model", "it is not logged"):
                 self._log_model()
-        if self.own:
-            self.monitor.end()
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """After a fit that an exception ended."""
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        self._end(status, f"{type(error).__name__}: {error}")
+
+    def _end(self, status: str = "FINISHED", reason: str = "") -> None:
+        self._callback.given = self._given
+        if self._own:
+            self.monitor.end(status, reason)
 
     def _log_model(self) -> None:
         path = f"models/{uuid.uuid4().hex}"

@@ -11,7 +11,7 @@ import mlflow
 
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
-from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
+from mlflow_tfmon.errors import SettingError, contained, logger, quiet
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.settings import Settings
@@ -284,12 +284,10 @@ class Monitor:
 
     def _say_what_is_missing(self, pipeline: Pipeline) -> None:
         if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            say_once(
-                f"no steps {id(self)}", f"mlflow_tfmon: no optimizer step was seen: {self._why_no_steps()}"
-            )
+            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", self._why_no_steps())
         complaint = pipeline.best(self._prefix).complaint()
         if complaint:
-            say_once(f"never came {id(self)}", complaint)
+            logger.warning(complaint)
 
     def _why_no_steps(self) -> str:
         if self.model is not None and not self.model.trainable_variables:

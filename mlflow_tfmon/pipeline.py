@@ -113,16 +113,22 @@ class Pipeline:
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
-            status_ = self._delivery.status(self.folder)
+            error = self._delivery.status(self.folder).error
             say_once(
                 f"waiting {self.folder}",
-                f"mlflow_tfmon: {status_.waiting} records of run {self.run.run_id or 'not made yet'} wait for delivery"
-                f"{f' ({status_.error})' if status_.error else ''}; they are kept in {self.folder}.",
+                f"mlflow_tfmon: the last records of run {self.run.run_id or '(not made yet)'} wait for delivery"
+                f"{f' ({error})' if error else ''}; they are kept in {self.folder}.",
             )
 
     def watch_delivery(self) -> None:
         """Starts delivery anew if it died, and says once what it could not do."""
-        self._delivery.ensure_alive()
+        with contained("starting delivery anew", f"what is recorded waits in {self.folder}"):
+            if not self._delivery.ensure_alive():
+                say_once(
+                    f"dead {self.folder}",
+                    "mlflow_tfmon: delivery to MLflow ended again and again and does not run; what is recorded is kept "
+                    f"in {self.folder} until `mlflow-tfmon sync` delivers it.",
+                )
         status = self._delivery.status(self.folder)
         if status.error:
             say_once(

@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TELEMETRY = "tfmon/telemetry"
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY
+
 PROBLEMS = "tfmon/problems.json"
 _METADATA_KEY = b"tfmon"
 _LISTS = "variables."
@@ -159,7 +160,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
 
     client = mlflow.MlflowClient(tracking_uri)
     run = client.get_run(run_id)
-    state = run.data.tags.get("tfmon.delivery")
+    state = run.data.tags.get(DELIVERY_TAG)
     if not client.list_artifacts(run_id, TELEMETRY):
         if state is None:
             raise ValueError(

@@ -52,3 +52,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "home"
     monkeypatch.setenv("MLFLOW_TFMON_HOME", str(path))
     yield path
+
+
+@pytest.fixture
+def fresh(store: str, home: Path) -> Iterator[None]:
+    """MLflow at the test's own store, with nothing said yet; afterwards nothing is watched and no run is active."""
+    import mlflow
+
+    import mlflow_tfmon
+    from mlflow_tfmon import errors
+
+    mlflow.set_tracking_uri(store)
+    errors._said.clear()
+    yield
+    mlflow_tfmon.autolog(disable=True)
+    while mlflow.active_run():
+        mlflow.end_run()

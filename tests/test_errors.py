@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +15,8 @@ import pytest
 import mlflow_tfmon
 from mlflow_tfmon import errors
 from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.stream.records import Steps
+from mlflow_tfmon.tracking.journal import JournalReader
 from tests import trainings
 
 
@@ -52,21 +54,16 @@ PLANTED = {
 
 
 @pytest.fixture
-def contained(store: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def contained(fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Errors of ours are contained, as for users; gives what is logged."""
     monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS", raising=False)
     monkeypatch.delenv("MLFLOW_AUTOLOGGING_TESTING", raising=False)
-    mlflow.set_tracking_uri(store)
-    errors._said.clear()
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     errors.logger.addHandler(handler)
     yield lines
     errors.logger.removeHandler(handler)
-    mlflow_tfmon.autolog(disable=True)
-    while mlflow.active_run():
-        mlflow.end_run()
 
 
 def train(loop: str) -> list[np.ndarray]:
@@ -122,6 +119,26 @@ def test_delivery_that_dies_at_once(contained: list[str], monkeypatch: pytest.Mo
     assert sum("wait for delivery" in line for line in contained) == 1
 
 
+def test_delivery_that_dies_again_and_again(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow_tfmon.tracking import process
+
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setattr(process.DeliveryProcess, "_shared", None)
+    monkeypatch.setattr(process, "_MAX_STARTS", 2)
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
+    with mlflow_tfmon.Monitor(net) as monitor:
+        folder, steps, until = monitor.folder, 0, time.time() + 60
+        while not any("does not run" in line for line in contained) and time.time() < until:
+            for a, b in trainings.batches(*trainings.data(), 1):
+                step(a, b)
+                steps += 1
+    (line,) = [line for line in contained if "does not run" in line]
+    assert str(folder) in line and "mlflow-tfmon sync" in line
+    kept = [record for _, record in JournalReader(folder).read(0)]
+    assert sum(len(r.values) for r in kept if isinstance(r, Steps)) == steps  # all is kept
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -174,9 +191,11 @@ def test_a_model_without_trainable_weights(contained: list[str]) -> None:
 
 def test_a_monitor_that_sees_no_optimizer(contained: list[str]) -> None:
     net = trainings.model()
-    with mlflow_tfmon.Monitor(net) as monitor:
-        monitor.log_epoch(0, {"loss": 1.0})
-    assert any("no optimizer step was seen" in line for line in contained)
+    for _ in range(3):  # each of them says so
+        with mlflow_tfmon.Monitor(net) as monitor:
+            monitor.log_epoch(0, {"loss": 1.0})
+        del monitor
+    assert sum("no optimizer step was seen" in line for line in contained) == 3
 
 
 def test_a_metric_name_that_mlflow_refuses(contained: list[str]) -> None:

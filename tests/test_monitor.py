@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,14 +17,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from tests import trainings
 
-
-@pytest.fixture(autouse=True)
-def fresh(store: str, home: Path) -> Iterator[None]:
-    mlflow.set_tracking_uri(store)
-    yield
-    mlflow_tfmon.autolog(disable=True)
-    while mlflow.active_run():
-        mlflow.end_run()
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:
@@ -115,14 +107,55 @@ def test_the_callback() -> None:
     assert len(mlflow_tfmon.load_run(second.info.run_id).steps) == 10
 
 
-def test_the_callback_beside_autolog_records_once() -> None:
-    mlflow_tfmon.autolog(log_models=False)
+def test_the_callback_beside_autolog_records_all_once() -> None:
+    """The fit is recorded as autologging does it, under the callback's settings; an exception ends it."""
+    mlflow_tfmon.autolog(extra_tags={"team": "a"}, registered_model_name="digits", monitor="loss")
     x, y = trainings.data()
     net = trainings.model()
-    net.compile("sgd", trainings.loss())
-    net.fit(x, y, batch_size=16, epochs=1, verbose=0, callbacks=[mlflow_tfmon.MonitorCallback()])
-    (run,) = mlflow.search_runs(output_format="list")
-    assert [step for step, _ in history(run.info.run_id, "batch/loss")] == list(range(1, 11))
+    net.compile("sgd", trainings.loss(), metrics=["accuracy"])
+    callback = mlflow_tfmon.MonitorCallback(monitor="accuracy", deep_every=3)
+
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise KeyboardInterrupt
+
+    def fit(*more: keras.callbacks.Callback) -> Any:
+        return net.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[callback, *more])
+
+    fitted = fit()
+    run = mlflow.last_active_run()
+    assert run is not None and run.info.status == "FINISHED"
+    assert run.data.tags["team"] == "a" and run.data.params["batch_size"] == "16"
+    assert len(run.inputs.dataset_inputs) == 1 and len(run.outputs.model_outputs) == 1
+    client = mlflow.MlflowClient()
+    assert "model_summary.txt" in [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+    assert client.search_model_versions("name='digits'")[0].run_id == run.info.run_id
+    assert history(run.info.run_id, "loss") == list(
+        enumerate(pytest.approx(v) for v in fitted.history["loss"])
+    )
+    assert run.data.metrics["best/accuracy"] == pytest.approx(max(fitted.history["accuracy"]))
+    assert [step for step, _ in history(run.info.run_id, "batch/loss")] == list(range(1, 21))
+    layers = mlflow_tfmon.load_run(run.info.run_id).layers
+    assert sorted(layers.dropna(subset="weight_norm").step.unique()) == [1, *range(3, 21, 3)]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Interrupts())
+    interrupted = mlflow.last_active_run()
+    assert interrupted is not None and interrupted.info.run_id != run.info.run_id
+    assert interrupted.info.status == "KILLED" and mlflow.active_run() is None
+
+    with mlflow_tfmon.Monitor(net) as monitor:
+        net.fit(x, y, batch_size=16, verbose=0, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
+        run_id = str(monitor.run_id)
+    assert mlflow.get_run(run_id).data.params["batch_size"] == "16"
+    assert [step for step, _ in history(run_id, "loss")] == [0]
+
+    mlflow_tfmon.autolog(disable=True)
+    fit()  # alone again
+    alone = mlflow.last_active_run()
+    assert alone is not None and alone.info.run_id not in (run.info.run_id, interrupted.info.run_id, run_id)
+    assert alone.info.status == "FINISHED" and "batch_size" not in alone.data.params
+    assert list(mlflow_tfmon.load_run(alone.info.run_id).steps.index) == list(range(1, 21))
 
 
 def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:

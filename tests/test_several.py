@@ -5,8 +5,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,14 +16,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from tests import trainings
 
-
-@pytest.fixture(autouse=True)
-def fresh(store: str, home: Path) -> Iterator[None]:
-    mlflow.set_tracking_uri(store)
-    yield
-    mlflow_tfmon.autolog(disable=True)
-    while mlflow.active_run():
-        mlflow.end_run()
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def compiled(name: str | None = None, **how: Any) -> keras.Model:

@@ -13,7 +13,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes.optimizer import all_rings, rings_of
 from mlflow_tfmon.stream.ring import Ring
 
-__all__ = ["all_rings", "also", "install", "installed", "remove", "rings_of"]
+__all__ = ["all_rings", "also", "install", "remove", "rings_of"]
 
 _originals: list[tuple[Any, str, Any]] = []
 _users: list[object] = []
@@ -67,10 +67,6 @@ def also(owner: Any, name: str, wrap: Callable[[Any], Any], loss: str) -> None:
         wrapped.autograph_info__ = {}  # type: ignore[attr-defined]
         _originals.append((owner, name, original))
         setattr(owner, name, wrapped)
-
-
-def installed() -> bool:
-    return bool(_originals)
 
 
 def remove(user: object) -> None:

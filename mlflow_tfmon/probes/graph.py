@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.saved_model.save_context import in_save_context
 
 
 def tracing() -> Any | None:
@@ -20,8 +21,11 @@ def tracing() -> Any | None:
 
 
 def can_record() -> bool:
-    """Whether ops of ours would run in program order here: eagerly or in a `FuncGraph`, not in a TF 1 graph."""
-    return tf.executing_eagerly() or tracing() is not None
+    """Whether ops of ours would run in program order here: eagerly or in a `FuncGraph`, not in a TF 1 graph.
+
+    A function that is traced to be saved (TensorFlow traces each anew for that) is not watched.
+    """
+    return not in_save_context() and (tf.executing_eagerly() or tracing() is not None)
 
 
 def enclosing(graph: Any | None) -> Iterator[Any]:

@@ -95,6 +95,7 @@ class _Clock:
         self.written = lasting_variable(3)
         with tf.init_scope():
             self._handle = tf.identity(self.written.handle)
+        self._handle._cached_variable = self.written.handle._cached_variable  # see lasting_variable
 
     def read(self) -> tf.Tensor:
         return tf.ensure_shape(tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float64), [3])

@@ -8,6 +8,7 @@ graph: no Python, no I/O and no host synchronisation on the training thread. A r
 from __future__ import annotations
 
 import threading
+import uuid
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,42 @@ _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of
 _DEEP_ROWS = 256
 
 
-def lasting_variable(*shape: int, dtype: tf.DType = tf.float64) -> tf.Variable:
-    """A variable of zeros that can be made at any time, also while a function is traced, and belongs to no function.
+def lasting_variable(*shape: int, dtype: tf.DType = tf.float64, fill: int = 0) -> tf.Variable:
+    """A variable that can be made at any time, also while a function is traced, and belongs to no function.
 
     `tf.Variable` asks the traced function's variable creators even within `init_scope`, and a second trace forbids
     new variables; the class itself does not ask (TF 2.16 to 2.21).
     """
     with tf.init_scope():
-        return ResourceVariable(tf.zeros(shape, dtype), trainable=False)
+        variable = ResourceVariable(tf.fill(shape, tf.cast(fill, dtype)), trainable=False)
+    # What `tf.saved_model.save` asks of a capture that it has to replace (TF 2.16 to 2.21): a user's module that holds
+    # a watched step can be saved, though nobody tracks our variable.
+    variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill)
+    return variable
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """What a saved function writes into instead of a lasting variable: a variable that is in its graph alone."""
+
+    shape: tuple[int, ...]
+    dtype: tf.DType
+    fill: int
+
+    def read_value(self) -> tf.Tensor:
+        """The handle, made in the function being saved; a first run of that makes the variable."""
+        handle = tf.raw_ops.VarHandleOp(
+            dtype=self.dtype, shape=self.shape, shared_name=f"mlflow_tfmon/{uuid.uuid4().hex}"
+        )
+
+        def make() -> tf.Operation:
+            return tf.raw_ops.AssignVariableOp(
+                resource=handle, value=tf.fill(self.shape, tf.cast(self.fill, self.dtype))
+            )
+
+        made = tf.cond(tf.raw_ops.VarIsInitializedOp(resource=handle), tf.no_op, make)
+        with tf.control_dependencies([made]):
+            return tf.identity(handle)
 
 
 def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
@@ -83,7 +112,7 @@ class Ring:
         self._deep_next = lasting_variable(dtype=tf.int64)  # the next step that is deep
         # Variables, since a function is traced once and may serve many trainings.
         self._begin = lasting_variable(dtype=tf.int64)  # steps made before the training that is recorded
-        self._every = lasting_variable(dtype=tf.int64)
+        self._every = lasting_variable(dtype=tf.int64, fill=1)
         self._deep_count = lasting_variable(dtype=tf.int64)
         self.rows = lasting_variable(self.capacity, self.width)
         self.deep_rows = lasting_variable(self.deep_capacity, deep_width)

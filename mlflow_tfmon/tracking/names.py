@@ -1,10 +1,12 @@
-"""Names that MLflow accepts, for whatever a user calls a metric, a param or a tag."""
+"""Names that MLflow accepts, for whatever a user calls a metric, a param or a tag; and those that readers look for."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 
+DELIVERY_TAG = "tfmon.delivery"
+TELEMETRY = "tfmon/telemetry"  # folder of the run's artifacts
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 

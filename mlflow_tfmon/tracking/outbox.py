@@ -15,14 +15,12 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
-from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
 
-DELIVERY_TAG = "tfmon.delivery"
 RECORDING_TAG = "tfmon.recording"
 LOST_TAG = "tfmon.lost_steps"
-TELEMETRY = "tfmon/telemetry"
 
 
 class Outbox:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -62,7 +61,7 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
     """Opens a store, making its database where there is none yet.
 
     Processes that open a fresh SQLite store at the same time would collide in MLflow's migrations: here one makes it
-    while the others wait at a lock file beside it, and where another program makes it, it is tried again.
+    while the others wait, and where another program makes it, it is tried again.
 
     Args:
         tracking_uri: MLflow tracking URI.
@@ -76,7 +75,7 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
         return MlflowClient(tracking_uri, registry_uri)
     give_up = time.monotonic() + _OPEN_SECONDS
     tried = ""
-    with _only_one(Path(path)):
+    with _only_one(Path(path).parent):
         while True:
             try:
                 client = MlflowClient(tracking_uri, registry_uri)
@@ -91,24 +90,27 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
 
 
 @contextlib.contextmanager
-def _only_one(database: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    lock = database.with_name(database.name + ".tfmon-lock")
-    file: IO[str] | None = None
-    with contextlib.suppress(OSError):  # a folder that cannot be written: the store itself will say so
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _only_one(folder: Path) -> Iterator[None]:
+    """One process at a time, of all on this machine that make a database in a folder.
+
+    What is locked is the folder itself: whoever can make the database sees it, whatever their home or user, and no
+    file of ours is left there.
+    """
+    handle: int | None = None
+    with contextlib.suppress(OSError):  # where it cannot be made or locked, one only tries again
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         yield
-        # The store is made: who waits for this file may go on beside who makes another.
-        with contextlib.suppress(OSError):
-            lock.unlink(missing_ok=True)
     finally:
-        if file is not None:
-            file.close()
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(
+                    handle, fcntl.LOCK_UN
+                )  # closing leaves it locked where a forked child has it open too
+            os.close(handle)
 
 
 class RunStore:

@@ -1,0 +1,19 @@
+"""A fresh store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+OPEN = "import sys; from mlflow_tfmon.tracking.store import open_store; open_store(sys.argv[1])"
+
+
+def test_processes_that_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+    """All get it, and nothing of ours is left beside it."""
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]
+    openers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [opener.communicate()[1] for opener in openers]
+    assert [opener.returncode for opener in openers] == [0, 0, 0], said
+    assert sum("Creating initial MLflow database tables" in text for text in said) == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
