@@ -137,7 +137,6 @@ class Deliverer:
             if files_away is None:
                 try:
                     self._outbox.send_files()
-                    self._publish()
                 except AwayError as away:
                     files_away = away  # the curves go on meanwhile
             if self._outbox.empty and self._seq > self.status.delivered:
@@ -145,13 +144,10 @@ class Deliverer:
             more = not self._ended and time.monotonic() < until and self._read(trainer_gone)
         if files_away is not None:
             raise files_away
-        if self._ended and self._outbox.empty:
+        if self._outbox.empty and self._ended:
             self._finish()
-
-    def _publish(self) -> None:
-        """Shows what is not finished, once all that is finished has arrived."""
-        # What is read again is less than what an earlier delivery has shown.
-        if self._translation is not None and self._outbox.empty and self._seq >= self._resumed:
+        elif self._outbox.empty and self._translation is not None and self._seq >= self._resumed:
+            # What is read again, up to there, is less than what an earlier delivery has shown.
             self._live.publish(self._translation.telemetry.unfinished)
 
     def _read(self, trainer_gone: bool) -> bool:
