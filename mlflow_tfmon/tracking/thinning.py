@@ -10,9 +10,9 @@ bucket is follows from the budget that is left and the steps that are still to c
 - past either, each tenfold of steps is given a quarter anew. So a second fit in the same run still keeps the bound (up
   to ten times the horizon), and beyond that points grow with the logarithm of the steps.
 
-While less than half of the budget is spent, a bucket also closes two seconds after the last one, so that the curves of a
-training begin at once, however long it is. Later they get a point in minutes or hours; what shows every row within
-seconds are the telemetry files.
+While less than half of the budget is spent, a bucket also closes two seconds after the last one, so that the curves of
+a training begin at once, however long it is. Later a point may be minutes or hours in coming: what shows every row
+within seconds are the telemetry files.
 
 Everything follows from the rows (their steps and times) and the flushes between them, never from a clock and never from
 how rows were cut into blocks: the same recording always gives the same points.

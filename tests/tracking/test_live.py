@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,7 +112,7 @@ def test_a_delivery_killed_while_it_publishes_loses_and_doubles_nothing(
         for at in range(0, 1200, 100)
     ]  # fmt: skip
     runs = [str(client.create_run("0").info.run_id) for _ in range(2)]
-    deliver(write(home, started(store, runs[0]), layout(), *sum(body, []), ENDED))
+    deliver(write(home, started(store, runs[0]), layout(), *chain.from_iterable(body), ENDED))
     real, left = RunStore.file, {"calls": 0}
 
     def killed(self: RunStore, path: Path, folder: str, patient: bool = True) -> None:
