@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow_tfmon.tracking.telemetry import Part
 
 PUBLISH_SECONDS = 3.0
-_SHARE = 20  # a turn that took long is followed by a pause of this many times as long
+_SHARE = 5  # a turn that took long is followed by a pause of this many times as long
 
 
 class Pace:
