@@ -191,7 +191,7 @@ def test_live_calls_are_few_and_a_slow_store_makes_them_fewer(
     for at in range(500, 1000, 10):
         journal.append(blocks(rows[at : at + 10], 2))
         advanced(deliverer, clock, 2.0)
-    assert 1 <= calls["file"] <= 1 + (clock.now - begun) / 40.0
+    assert 1 <= calls["file"] <= 1 + (clock.now - begun) / 12.0
     calls.clear()
     for _ in range(20):  # nothing new: nothing to say
         advanced(deliverer, clock, 100.0)
