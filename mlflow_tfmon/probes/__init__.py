@@ -32,18 +32,30 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     import tensorflow as tf
     from keras.optimizers import LossScaleOptimizer
     from keras.src.backend.tensorflow.optimizer import TFOptimizer
+    from keras.src.layers.layer import Layer
     from keras.src.optimizers.base_optimizer import BaseOptimizer
+    from keras.src.trainers.compile_utils import CompileLoss
+    from keras.src.trainers.trainer import Trainer
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 
-    from mlflow_tfmon.probes import inputs, optimizer, tape
+    from mlflow_tfmon.probes import inputs, losses, optimizer, tape
 
-    watch_apply = functools.partial(optimizer.watch_apply, on_ring=on_ring)
+    watch_gradients = functools.partial(optimizer.watch_gradients, on_ring=on_ring)
+    watch_scaled = functools.partial(optimizer.watch_scaled, on_ring=on_ring)
+    parts = "what the loss is made of is not recorded"
     for owner, name, wrap, loss in (
-        (BaseOptimizer, "_backend_apply_gradients", watch_apply, "no step is recorded"),
+        (BaseOptimizer, "apply", optimizer.watch_apply, "no step is recorded"),
+        (BaseOptimizer, "_backend_apply_gradients", watch_gradients, "no step is recorded"),
+        (LossScaleOptimizer, "_common_apply", watch_scaled, "no step with loss scaling is recorded"),
         (TFOptimizer, "_backend_update_step", optimizer.watch_update, "clipped gradients are not recorded"),
         (BaseOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (LossScaleOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
+        (Trainer, "_compute_loss", losses.watch_total, parts),
+        (Trainer, "compute_loss", losses.watch_sum, parts),
+        (CompileLoss, "call", losses.watch_compiled, parts),
+        (Layer, "_get_own_losses", losses.watch_additional, parts),
+        (Layer, "_get_regularization_losses", losses.watch_additional, parts),
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
     ):
         also(owner, name, wrap, loss)

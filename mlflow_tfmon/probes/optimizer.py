@@ -1,22 +1,26 @@
-"""The optimizer probe: writes the row of a step where Keras hands the final gradients to the backend."""
+"""The optimizer probe: writes the row of a step, from the gradients that Keras applies."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import graph, inputs, quantities, tape
 from mlflow_tfmon.stream.records import Variable
-from mlflow_tfmon.stream.ring import INPUT, TIME, Ring, RingLayout
+from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
 
 _PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
 _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
 _underway = threading.local()
+OnRing = Callable[[Ring, Any], None]
 
 
 class _Before(NamedTuple):
@@ -33,31 +37,53 @@ class StepProbe:
     def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
         self.ring = Ring(layout)
         self._variables = list(variables)
+        # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
+        # half squares: no tensor of the branch exists outside of it.
+        self.made = lasting_variable(1 + len(variables) * layout.clipped) if APPLIED in layout.scalars else None
         # Eager code pays for each op: there, one call of a traced function does the lot.
         self._before_traced = tf.function(self._before, autograph=False)
         self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
 
-    def before(self) -> _Before:
-        """Before the update: which step it is, and at a deep one copies of the weights."""
-        graph.keep_alive(self.ring)
-        return self._before_traced() if tf.executing_eagerly() else self._before()
+    def before(self, updates: Any = None) -> _Before:
+        """Before the update: which step it is, and at a deep one copies of the weights.
+
+        Args:
+            updates: whether this step is one that updates the weights; None if each step is.
+        """
+        graph.keep_alive((self.ring, self.made))
+        return self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
 
     def after(
-        self, before: _Before, gradients: Sequence[Any], clipped: Sequence[Any] | None, learning_rate: Any
+        self,
+        before: _Before,
+        gradients: Sequence[Any],
+        clipped: Sequence[Any] | None,
+        learning_rate: Any,
+        scalars: Sequence[Any],
     ) -> None:
         """After the update: the row."""
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(before, list(gradients), None if clipped is None else list(clipped), learning_rate)
+        record(before, list(gradients), None if clipped is None else list(clipped), learning_rate, list(scalars))
 
-    def _before(self) -> _Before:
-        step, deep = self.ring.next_step()
+    def note_update(self, clipped: Sequence[Any]) -> None:
+        """In the branch where the update is made: that it is, and its clipped gradients."""
+        if self.made is not None:
+            values = [quantities.dense_values(g) for g in clipped] if self.ring.layout.clipped else []
+            self.made.assign([1.0, *quantities.half_squares(values)])
+
+    def _before(self, updates: Any) -> _Before:
+        step, deep = self.ring.next_step(updates)
+        if self.made is not None:
+            self.made.assign(tf.zeros_like(self.made))
         return _Before(step, deep, quantities.snapshot(deep, self._variables))
 
-    def _record(self, before: _Before, gradients: Any, clipped: Any, learning_rate: Any) -> None:
+    def _record(
+        self, before: _Before, gradients: Any, clipped: Any, learning_rate: Any, scalars: list[Any]
+    ) -> None:
         ring, (step, deep, weights) = self.ring, before
         dense = [quantities.dense_values(g) for g in gradients]
         squares = quantities.half_squares(dense)
-        if ring.layout.clipped:
+        if clipped is not None:
             squares += quantities.half_squares([quantities.dense_values(g) for g in clipped])
         unknown, measured = tf.constant(float("nan"), tf.float64), 0
         time, reading, loss = unknown, tf.stack([unknown] * 3), tf.stack([unknown, 0.0])
@@ -70,23 +96,116 @@ class StepProbe:
             measured |= INPUT
             with graph.after([time, squares[0]]):  # which come of the batch
                 reading = clock.read()
+        more, applied = [], None
+        if self.made is not None:
+            made = self.made.read_value()
+            applied = made[0]
+            more += [made[1:], made[:1]]
+        if scalars:
+            more.append(tf.stack([tf.cast(value, tf.float64) for value in scalars]))
         slot = tape.loss_of(ring.layout.keys)
         if slot is not None:
-            graph.keep_alive(slot)
-            loss = slot.read_value()
-            slot.assign([0.0, 0.0])  # a step without a tape has no loss: that of an earlier one is not its
+            loss = slot.take()
+            if slot.parts:
+                more.append(loss[2:])
+                loss = loss[:2]
         rest = [tf.cast(step, tf.float64), measured, time, tf.cast(learning_rate, tf.float64), *squares]
-        row = tf.concat([reading, loss, tf.stack(rest)], axis=0)
+        row = tf.concat([reading, loss, tf.stack(rest), *more], axis=0)
 
         def write_deep() -> tf.Tensor:
-            ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense))
+            ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense, applied))
             return tf.constant(0)
 
         written = graph.rarely(deep, write_deep, lambda: tf.constant(0))
         ring.write(step, row, after=written)
 
 
-def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:
+@dataclass
+class _Step:
+    """The step that an optimizer is making.
+
+    Attributes:
+        optimizer: whose step it is: the outer one where one wraps another.
+        probe: what measures it, once its gradients are known.
+        before: what was known before the update.
+        gradients: unscaled, before clipping.
+        scalars: values of the layout's scalars that are known in the step, by name.
+        clipped: the gradients that were applied.
+        learning_rate: that they were applied with.
+    """
+
+    optimizer: Any
+    probe: StepProbe | None = None
+    before: _Before | None = None
+    gradients: Sequence[Any] = ()
+    scalars: dict[str, Any] = field(default_factory=dict)
+    clipped: Sequence[Any] | None = None
+    learning_rate: Any = None
+
+    def begin(
+        self, gradients: Sequence[Any], variables: Sequence[Any], on_ring: OnRing, **scalars: Any
+    ) -> None:
+        """Before the update.
+
+        Args:
+            gradients: unscaled, before clipping.
+            variables: that they are of.
+            on_ring: told of a new ring and its optimizer.
+            **scalars: further figures of the step; with any, the update may be left out.
+        """
+        updater = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        accumulates = getattr(updater, "gradient_accumulation_steps", None)
+        names = (*((APPLIED,) if accumulates or scalars else ()), *scalars)
+        self.probe = _probe(self.optimizer, variables, on_ring, _clips(updater), names)
+        if self.probe is None:
+            return
+        self.gradients, self.scalars = gradients, scalars
+        updates = None
+        if accumulates:
+            updates = tf.equal((graph.raw(updater.iterations) + 1) % accumulates, 0)
+        if self.probe.made is not None:  # afterwards, a schedule would tell the next step's
+            self.learning_rate = tf.convert_to_tensor(graph.raw(updater.learning_rate))
+        self.before = self.probe.before(updates)
+
+    def finish(self) -> None:
+        """After the update."""
+        if self.probe is None or self.before is None:
+            return
+        clipped = self.clipped if self.probe.ring.layout.clipped and self.probe.made is None else None
+        self.probe.after(
+            self.before, self.gradients, clipped, graph.raw(self.learning_rate), list(self.scalars.values())
+        )
+
+
+@contextlib.contextmanager
+def _making(optimizer: Any) -> Iterator[_Step]:
+    """The step of an optimizer, from its call to its end."""
+    step = _underway.step = _Step(optimizer)
+    try:
+        yield step
+        with contained(_PART, _LOSS):
+            step.finish()
+    finally:
+        _underway.step = None
+
+
+def _step() -> _Step | None:
+    return getattr(_underway, "step", None)
+
+
+def watch_apply(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Optimizer.apply`, which ends when the weights are what they will be, constraints included."""
+
+    def apply(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _step() is not None:  # of an optimizer around this one
+            return original(self, *args, **kwargs)
+        with _making(self):
+            return original(self, *args, **kwargs)
+
+    return apply
+
+
+def watch_gradients(original: Callable[..., Any], on_ring: OnRing) -> Callable[..., Any]:
     """Wraps `Optimizer._backend_apply_gradients`, which is given the final gradients, unscaled and before clipping.
 
     Args:
@@ -95,57 +214,80 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
     """
 
     def _backend_apply_gradients(self: Any, grads: Any, trainable_variables: Any) -> Any:
-        probe, before = None, None
+        step = _step()
+        if step is None or step.optimizer is not self:
+            return original(self, grads, trainable_variables)
         with contained(_PART, _LOSS):
-            probe = _probe(self, trainable_variables, on_ring)
-            if probe is not None:
-                before = probe.before()
-        _underway.update = None
+            step.begin(grads, trainable_variables, on_ring)
         result = original(self, grads, trainable_variables)
         with contained(_PART, _LOSS):
-            if probe is not None and before is not None:
-                _finish(self, probe, before, grads)
+            if step.learning_rate is None:  # the update was made by another method than Keras's
+                step.learning_rate, step.clipped = self.learning_rate, grads
         return result
 
     return _backend_apply_gradients
+
+
+def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[..., Any]:
+    """Wraps `LossScaleOptimizer._common_apply`, which leaves a step out if its gradients are not finite.
+
+    The row is written outside of that branch: a step that is left out has one too.
+    """
+
+    def _common_apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        with _making(self) as step:
+            with contained(_PART, _LOSS):
+                pairs = [
+                    (g, v)
+                    for g, v in zip(grads, trainable_variables or self._trainable_variables, strict=True)
+                    if g is not None and not self._overwrite_variable_with_gradient(v)
+                ]
+                scale = tf.identity(graph.raw(self.dynamic_scale))
+                unscaled = [keras.ops.divide(g, scale) for g, _ in pairs]
+                step.begin(unscaled, [v for _, v in pairs], on_ring, loss_scale=scale)
+            return original(self, grads, trainable_variables)
+
+    return _common_apply
 
 
 def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `Optimizer._backend_update_step`, which is given the clipped gradients and the learning rate in force."""
 
     def _backend_update_step(self: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> Any:
-        _underway.update = (graph.tracing(), grads, learning_rate)
+        step = _step()
+        if step is not None and step.probe is not None:
+            with contained(_PART, _LOSS):
+                if step.probe.made is not None:
+                    step.probe.note_update(grads)
+                else:
+                    step.clipped, step.learning_rate = grads, learning_rate
         return original(self, grads, trainable_variables, learning_rate)
 
     return _backend_update_step
 
 
-def _finish(optimizer: Any, probe: StepProbe, before: _Before, gradients: Any) -> None:
-    function, clipped, learning_rate = _underway.update or (None, None, None)
-    if learning_rate is None or function is not graph.tracing():
-        # The update was made in a branch of a cond (gradient accumulation), whose tensors do not exist out here.
-        learning_rate = optimizer.learning_rate
-    probe.after(before, gradients, clipped if probe.ring.layout.clipped else None, graph.raw(learning_rate))
-
-
-def _probe(optimizer: Any, variables: Any, on_ring: Callable[[Ring, Any], None]) -> StepProbe | None:
+def _probe(
+    optimizer: Any, variables: Any, on_ring: OnRing, clipped: bool, scalars: tuple[str, ...]
+) -> StepProbe | None:
     if not graph.can_record():
         return None
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         say_once("replicas", "mlflow_tfmon: a training on several replicas is not watched step by step.")
         return None
     keys = frozenset(graph.key(v) for v in variables)
-    clipped = _clips(optimizer)
+    slot = tape.loss_of(keys)
+    scalars += slot.parts if slot is not None else ()
     probes = _probes.setdefault(optimizer, [])
     for probe in probes:
-        if probe.ring.layout.keys == keys and probe.ring.layout.clipped == clipped:
+        layout = probe.ring.layout
+        if layout.keys == keys and layout.clipped == clipped and layout.scalars == scalars:
             return probe
     described = tuple(
         Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)
         for name, v in zip(_names(variables), variables, strict=True)
     )
     with tf.init_scope():
-        probe = StepProbe(RingLayout(described, keys, clipped), [graph.raw(v) for v in variables])
+        probe = StepProbe(RingLayout(described, keys, clipped, scalars), [graph.raw(v) for v in variables])
         probes.append(probe)
         on_ring(probe.ring, optimizer)
     return probe
@@ -163,8 +305,6 @@ def _names(variables: Sequence[Any]) -> list[str]:
 
 
 def _clips(optimizer: Any) -> bool:
-    if getattr(optimizer, "gradient_accumulation_steps", None):
-        return False  # clipped within a branch of a cond, out of reach
     return any(getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue"))
 
 

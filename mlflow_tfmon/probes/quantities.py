@@ -49,8 +49,13 @@ def deep_row(
     variables: Sequence[tf.Variable],
     before: Sequence[tf.Tensor],
     gradients: Sequence[tf.Tensor],
+    applied: tf.Tensor | None,
 ) -> tf.Tensor:
-    """Weight norms after the step, update ratios ||after - before|| / ||before||, shares of zeros in the gradients."""
+    """Weight norms after the step, update ratios ||after - before|| / ||before||, shares of zeros in the gradients.
+
+    An update is all that the step did to the weights: weight decay, averaging and constraints included. Where
+    `applied` is 0 none was made, and the ratio is not defined.
+    """
     weight_norms, ratios, zeros = [], [], []
     for variable, old, gradient in zip(variables, before, gradients, strict=True):
         new = tf.convert_to_tensor(variable)
@@ -59,7 +64,8 @@ def deep_row(
         weight_norms.append(tf.sqrt(2 * half_square(new)))
         update = tf.sqrt(2 * half_square(tf.cast(new, tf.float64) - tf.cast(old, tf.float64)))
         undefined = tf.constant(float("nan"), tf.float64)
-        ratios.append(tf.where(norm_before > 0, update / norm_before, undefined))
+        defined = norm_before > 0 if applied is None else (norm_before > 0) & (applied > 0)
+        ratios.append(tf.where(defined, update / norm_before, undefined))
         # The elements that a sparse gradient leaves out are zeros as well.
         size = tf.cast(tf.size(new), tf.float64)
         zeros.append((size - tf.cast(tf.math.count_nonzero(gradient), tf.float64)) / size)

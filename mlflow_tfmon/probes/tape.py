@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -14,8 +15,28 @@ from mlflow_tfmon.stream.ring import lasting_variable
 
 # One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
 # functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
-_slots: dict[frozenset[str], tf.Variable] = {}  # each (loss, 1 if it is of the step that is being made)
-_UNSCALED = "_mlflow_tfmon_unscaled"
+_slots: dict[frozenset[str], Slot] = {}
+_UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a loss waits for the row of its step.
+
+    Attributes:
+        values: the loss, 1 if it is of the step that is being made, and what the loss is made of.
+        parts: names of what the loss is made of.
+    """
+
+    values: tf.Variable
+    parts: tuple[str, ...]
+
+    def take(self) -> tf.Tensor:
+        """The values; a step without a tape has no loss: that of an earlier one is not its."""
+        graph.keep_alive(self.values)
+        taken = self.values.read_value()
+        self.values.assign(tf.zeros_like(self.values))
+        return taken
 
 
 def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,6 +64,11 @@ def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
     return scale_loss
 
 
+def name_parts(loss: Any, parts: dict[str, Any]) -> None:
+    """Remembers what a loss is made of, by name."""
+    setattr(loss, _PARTS, parts)
+
+
 def _note(target: Any, sources: Any) -> None:
     if not graph.can_record() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return
@@ -50,23 +76,25 @@ def _note(target: Any, sources: Any) -> None:
     variables = [v for v in tf.nest.flatten(sources) if isinstance(graph.raw(v), tf.Variable)]
     if not variables:
         return
-    slot = _slot(variables)
-    graph.keep_alive(slot)
     # What is minimized is the sum of all that was given as target.
     targets = [getattr(t, _UNSCALED, t) for t in tf.nest.flatten(target) if t is not None]
     losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in targets]
-    slot.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0])
+    parts: dict[str, Any] = getattr(targets[0], _PARTS, {}) if len(targets) == 1 else {}
+    slot = _slot(variables, tuple(parts))
+    graph.keep_alive(slot.values)
+    slot.values.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0, *parts.values()])
 
 
-def _slot(variables: list[Any]) -> tf.Variable:
+def _slot(variables: list[Any], parts: tuple[str, ...]) -> Slot:
     keys = frozenset(graph.key(v) for v in variables)
     if keys not in _slots:
-        _slots[keys] = lasting_variable(2)
         weakref.finalize(graph.raw(variables[0]), _slots.pop, keys, None)
+    if keys not in _slots or _slots[keys].parts != parts:  # the model was compiled anew
+        _slots[keys] = Slot(lasting_variable(2 + len(parts)), parts)
     return _slots[keys]
 
 
-def loss_of(keys: frozenset[str]) -> tf.Variable | None:
+def loss_of(keys: frozenset[str]) -> Slot | None:
     """The slot of the loss whose gradients go to these variables (most of them shared), or None."""
     best = max(_slots, key=lambda slot: (len(slot & keys), -len(slot)), default=frozenset[str]())
     return _slots[best] if best & keys else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.ring import DEEP, HEAD, INPUT, TIME, Ring
+from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
 
 _HEAD = {name: index for index, name in enumerate(HEAD)}
 
@@ -134,12 +134,21 @@ class Recording:
         if rows[0, _HEAD["has_loss"]]:
             columns["loss"] = rows[:, _HEAD["loss"]]
         columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
-        squares = 2 * rows[:, len(HEAD) :]  # the ring holds halves
+        end = block.ring.width - len(layout.scalars)
+        scalars = dict(zip(layout.scalars, rows[:, end:].T, strict=True))
+        squares = 2 * rows[:, len(HEAD) : end]  # the ring holds halves
         columns["grad_norm"] = np.sqrt(squares[:, :count].sum(axis=1))
         variable_columns = ["grad_norm"]
         if layout.clipped:
+            if APPLIED in scalars:
+                squares[scalars[APPLIED] == 0, count:] = np.nan  # nothing was clipped there
             columns["grad_norm_clipped"] = np.sqrt(squares[:, count:].sum(axis=1))
             variable_columns.append("grad_norm_clipped")
+        for name, values in scalars.items():
+            if "loss" in columns or not name.endswith("_loss"):
+                columns[name] = values
+        if "loss_scale" in scalars:  # Keras's rule for leaving a step out
+            columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
         opened = records.StreamOpened(
             stream.number, stream.prefix, layout.variables, tuple(columns), tuple(variable_columns), DEEP,
             stream.total_steps, stream.model,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,8 +19,8 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 from mlflow_tfmon.stream.records import Variable
 
 # A row in the ring begins with these; after them, per variable, half the squared norm of its gradient (before
-# clipping; then, where clipping is on, after it). "measured" is a sum of the flags below, what this trace measures;
-# "has_loss" is 1 where a loss belongs to the step.
+# clipping; then, where clipping is on, after it); then the layout's scalars. "measured" is a sum of the flags below,
+# what this trace measures; "has_loss" is 1 where a loss belongs to the step.
 HEAD = (
     "input_time",
     "input_wait",
@@ -32,6 +33,7 @@ HEAD = (
     "learning_rate",
 )
 TIME, INPUT = 1, 2
+APPLIED = "applied"
 DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
@@ -83,11 +85,20 @@ def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation
 
 @dataclass(frozen=True)
 class RingLayout:
-    """What the rows of a ring hold."""
+    """What the rows of a ring hold.
+
+    Attributes:
+        variables: what is trained.
+        keys: its identifiers within the process.
+        clipped: whether there are norms of clipped gradients.
+        scalars: further figures of a step: `APPLIED` (1 if the weights were updated, 0 if not) where not every step
+            updates them, "loss_scale", and what the loss is made of, by name.
+    """
 
     variables: tuple[Variable, ...]
     keys: frozenset[str]
     clipped: bool
+    scalars: tuple[str, ...] = ()
 
 
 class Ring:
@@ -103,7 +114,7 @@ class Ring:
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         self._deep_taken = 0
         count = len(layout.variables)
-        self.width = len(HEAD) + count * (2 if layout.clipped else 1)
+        self.width = len(HEAD) + count * (2 if layout.clipped else 1) + len(layout.scalars)
         self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
         deep_width = 1 + count * len(DEEP)
         self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))
@@ -119,10 +130,15 @@ class Ring:
         self.begin(1)
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
-    def next_step(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """The number of the step that is being made, and whether it is deep."""
+    def next_step(self, updates: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """The number of the step that is being made, and whether it is deep.
+
+        Args:
+            updates: whether it updates the weights, if not every step does: a deep step that is due waits for that.
+        """
         step = self.count + 1
-        return step, tf.equal(step, self._deep_next)
+        due = step >= self._deep_next
+        return step, due if updates is None else due & updates
 
     def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
         done = step - self._begin

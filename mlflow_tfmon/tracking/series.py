@@ -10,7 +10,7 @@ import numpy as np
 from mlflow_tfmon.stream.records import DeepSteps, Paused, Steps, StreamOpened, Variable
 
 MEASURES = ("step_time_ms", "examples_per_second", "input_wait_share")
-_NO_SERIES = frozenset({"step", "time", "input_time", "input_wait", "examples"})
+_NO_SERIES = frozenset({"step", "time", "input_time", "input_wait", "examples", "applied"})
 _NO_VARIABLE_SERIES = frozenset({"grad_norm_clipped"})
 
 
@@ -121,6 +121,7 @@ class StreamSeries:
         self.deep_keys = tuple(
             f"{layout.prefix}{quantity}/{name}" for quantity in layout.deep_columns for name in names
         )
+        self._clipped = scalars.index("grad_norm_clipped") if "grad_norm_clipped" in scalars else None
         self._step_columns = [self._at[name] for name in scalars]
         self._variable_columns = [len(columns) + at * count + one for at, _ in quantities for one in chosen]
         self._deep_columns = [
@@ -157,6 +158,8 @@ class StreamSeries:
         values = np.concatenate([scalars, measures, variables], axis=1)
         measured = np.ones(values.shape, bool)
         measured[:, scalars.shape[1] : scalars.shape[1] + measures.shape[1]] = False
+        if self._clipped is not None and "applied" in self._at:
+            measured[:, self._clipped] = self.column(block, "applied") > 0
         return Rows(self.column(block, "step").astype(np.int64), self.times(block), values, measured)
 
     def deep(self, block: DeepSteps) -> Rows:

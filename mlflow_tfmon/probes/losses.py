@@ -1,0 +1,126 @@
+"""The loss probe: what the loss of a compiled model is made of, for the row of its step."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes import graph, tape
+
+_PART, _LOSS = "the loss probe", "what the loss is made of is not recorded"
+_underway = threading.local()
+
+
+@dataclass
+class _Parts:
+    """What has been seen of a loss that is being computed.
+
+    Attributes:
+        outputs: the losses of the outputs, unweighted, as Keras names their metrics.
+        additional: losses of layers (`add_loss`, regularizers).
+    """
+
+    outputs: dict[str, Any] = field(default_factory=dict)
+    additional: list[Any] = field(default_factory=list)
+
+
+def _parts() -> _Parts | None:
+    return getattr(_underway, "parts", None)
+
+
+@contextlib.contextmanager
+def _collecting(parts: _Parts | None) -> Iterator[None]:
+    before, _underway.parts = _parts(), parts
+    try:
+        yield
+    finally:
+        _underway.parts = before
+
+
+def watch_total(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Trainer._compute_loss`, by which Keras's train step has the loss computed, also by a user's method."""
+
+    def _compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = _Parts()
+        with _collecting(parts):
+            total = original(self, *args, **kwargs)
+        with contained(_PART, _LOSS):
+            _name(total, parts)
+        return total
+
+    return _compute_loss
+
+
+def watch_sum(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Trainer.compute_loss`, which adds up the losses of outputs and layers."""
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = _parts() or _Parts()
+        with _collecting(parts):
+            total = original(self, *args, **kwargs)
+        with contained(_PART, _LOSS):
+            if self._compile_loss is None:  # what the layers add is the whole loss
+                parts.additional.clear()
+            _name(total, parts)
+        return total
+
+    return compute_loss
+
+
+def watch_compiled(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `CompileLoss.call`, which computes the loss of each output."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parts, losses = _parts(), self._flat_losses
+        if parts is None or losses is None or len(losses) < 2:
+            return original(self, *args, **kwargs)
+        self._flat_losses = [one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses]
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self._flat_losses = losses
+
+    return call
+
+
+def _noting(loss: Callable[..., Any], name: str, parts: _Parts) -> Callable[..., Any]:
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        value = loss(*args, **kwargs)
+        names = [name, *(f"{name}_{n}" for n in range(2, 2 + len(parts.outputs)))]
+        parts.outputs[next(n for n in names if n not in parts.outputs)] = value
+        return value
+
+    return noting
+
+
+def watch_additional(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Wraps the methods by which a layer tells of its own losses."""
+
+    def losses(self: Any) -> list[Any]:
+        found = original(self)
+        parts = _parts()
+        if parts is not None:
+            parts.additional += found
+        return found
+
+    return losses
+
+
+def _name(total: Any, parts: _Parts) -> None:
+    if not tf.is_tensor(total):
+        return
+    here = graph.tracing()
+    found = parts.outputs | {}
+    if parts.additional:
+        sums = [tf.reduce_sum(tf.cast(one, tf.float64)) for one in parts.additional]
+        found["regularization_loss"] = sums[0] if len(sums) == 1 else tf.add_n(sums)
+    # What was computed within another function does not exist here.
+    found = {n: v for n, v in found.items() if tf.executing_eagerly() or getattr(v, "graph", None) is here}
+    if found:
+        tape.name_parts(total, {name: tf.reduce_sum(tf.cast(value, tf.float64)) for name, value in found.items()})
