@@ -12,9 +12,9 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from tests import trainings
-from tests.trainings import BATCH, Reference, by_hand
+from tests.trainings import BATCH, DEEP, by_hand, compare, last_run, renamed
 
-EPOCHS, DEEP = 3, 4
+EPOCHS = 3
 
 
 def schedule() -> keras.optimizers.schedules.LearningRateSchedule:
@@ -30,39 +30,6 @@ class Halve(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.model.optimizer.learning_rate = 0.05 * 0.5 ** (epoch + 1)
-
-
-def compare(run_id: str, seen: Reference, clipped: bool) -> None:
-    run = mlflow_tfmon.load_run(run_id)
-    steps, count = run.steps, len(seen.loss)
-    assert list(steps.index) == list(range(1, count + 1))  # every step once and in order
-    np.testing.assert_allclose(steps.loss, seen.loss, rtol=1e-5)
-    np.testing.assert_allclose(steps.learning_rate, seen.learning_rate, rtol=1e-5)
-    np.testing.assert_allclose(steps.grad_norm, seen.grad_norm, rtol=1e-5)
-    assert ("grad_norm_clipped" in steps) == clipped
-    if clipped:
-        np.testing.assert_allclose(steps.grad_norm_clipped, seen.grad_norm_clipped, rtol=1e-5)
-    layers = run.layers.set_index(["step", "variable"])
-    deep = [1, *range(DEEP, count + 1, DEEP)]
-    for quantity, figures, at in (
-        ("grad_norm", seen.variable_grad_norm, range(1, count + 1)),
-        ("grad_norm_clipped", seen.variable_grad_norm_clipped if clipped else [], range(1, count + 1)),
-        ("weight_norm", seen.weight_norm, deep),
-        ("update_ratio", seen.update_ratio, deep),
-        ("grad_zero_fraction", seen.grad_zero_fraction, deep),
-    ):
-        if not figures:
-            assert quantity not in layers or layers[quantity].isna().all()
-            continue
-        for step in at:
-            for variable, value in figures[step - 1].items():
-                recorded = layers.loc[(step, variable), quantity]
-                # A float32 update of weights is known to 1e-7 of the weights, which is 1e-5 of the update.
-                np.testing.assert_allclose(
-                    recorded, value, rtol=2e-4 if quantity == "update_ratio" else 1e-5, atol=1e-12
-                )
-        measured = layers[quantity].dropna().reset_index().step.unique()
-        assert set(measured) <= set(at)
 
 
 RATES = {
@@ -250,26 +217,3 @@ def watched(store: str, home: Any) -> Any:
     mlflow_tfmon.autolog(deep_every=DEEP, log_models=False)
     yield store
     mlflow_tfmon.autolog(disable=True)
-
-
-def last_run() -> str:
-    run = mlflow.last_active_run()
-    assert run is not None
-    return str(run.info.run_id)
-
-
-def renamed(seen: Reference, reference: keras.Model, net: keras.Model) -> Reference:
-    """The reference's figures under the names of the watched model's variables."""
-    names = {
-        a.path.replace("/", "."): b.path.replace("/", ".")
-        for a, b in zip(reference.trainable_variables, net.trainable_variables, strict=True)
-    }
-    for quantity in (
-        "variable_grad_norm",
-        "variable_grad_norm_clipped",
-        "weight_norm",
-        "update_ratio",
-        "grad_zero_fraction",
-    ):
-        setattr(seen, quantity, [{names[n]: v for n, v in row.items()} for row in getattr(seen, quantity)])
-    return seen

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import mlflow
 import numpy as np
 import tensorflow as tf
 
 import mlflow_tfmon
 
 FEATURES, CLASSES, BATCH = 6, 3, 16
+DEEP = 4  # the setting deep_every of the trainings that are compared
 
 
 def data(rows: int = 160, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +40,10 @@ def batches(x: np.ndarray, y: np.ndarray, epochs: int) -> Iterator[tuple[tf.Tens
 
 @dataclass
 class Reference:
-    """What a hand-written eager loop sees, a list entry a step; figures by variable are dictionaries."""
+    """What a hand-written eager loop sees, a list entry a step; figures by variable are dictionaries.
+
+    `applied` tells whether the weights were updated; `parts` is what the loss is made of, by name.
+    """
 
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
@@ -49,6 +54,26 @@ class Reference:
     weight_norm: list[dict[str, float]] = field(default_factory=list)
     update_ratio: list[dict[str, float]] = field(default_factory=list)
     grad_zero_fraction: list[dict[str, float]] = field(default_factory=list)
+    applied: list[bool] = field(default_factory=list)
+    loss_scale: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+
+
+class Scale:
+    """Loss scaling: halved at gradients that are not finite, doubled after so many steps with finite ones."""
+
+    def __init__(self, value: float = 1.0, growth_steps: int | None = None) -> None:
+        self.value, self._growth_steps, self._good = value, growth_steps, 0
+
+    def finite(self, gradients: list[np.ndarray]) -> bool:
+        good = all(np.isfinite(g).all() for g in gradients)
+        if self._growth_steps:
+            self._good = self._good + 1 if good else 0
+            if not good:
+                self.value /= 2
+            elif self._good == self._growth_steps:
+                self.value, self._good = self.value * 2, 0
+        return good
 
 
 def norm(values: list[np.ndarray]) -> float:
@@ -58,33 +83,56 @@ def norm(values: list[np.ndarray]) -> float:
 def by_hand(
     net: keras.Model,
     optimizer: keras.optimizers.Optimizer,
-    steps: Iterator[tuple[tf.Tensor, tf.Tensor]],
+    steps: Iterator[tuple[Any, ...]],
     rate: Callable[[int], float],
     clip: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
+    objective: Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]] | None = None,
+    scale: Scale | None = None,
+    accumulate: int = 1,
 ) -> Reference:
     """Trains a model step by step, unwatched, and measures everything with NumPy.
 
     Args:
         net: the model.
-        optimizer: a Keras optimizer, without clipping if `clip` does it.
+        optimizer: a Keras optimizer, without what the further arguments do.
         steps: batches.
         rate: the learning rate in force at a step (from 0).
         clip: clips gradients as the optimizer of the watched training does.
+        objective: the loss of a batch and what it is made of, given the model and the batch.
+        scale: scales the loss.
+        accumulate: over so many steps gradients are averaged before they are applied.
     """
     mlflow_tfmon.autolog(disable=True)
-    seen, criterion = Reference(), loss()
+    seen, criterion, scale = Reference(), loss(), scale or Scale()
     names = [v.path.replace("/", ".") for v in net.trainable_variables]
-    for step, (x, y) in enumerate(steps):
+    sums: list[Any] = [0.0] * len(names)
+    for step, batch in enumerate(steps):
         before = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]
         with tf.GradientTape() as tape:
-            value = criterion(y, net(x, training=True))
-        gradients = [g.numpy() for g in tape.gradient(value, net.trainable_variables)]
-        clipped = clip(gradients) if clip else gradients
-        optimizer.learning_rate = rate(step)
-        optimizer.apply_gradients(
-            zip([tf.constant(g) for g in clipped], net.trainable_variables, strict=True)
-        )
+            value, parts = (
+                objective(net, *batch)
+                if objective
+                else (criterion(batch[1], net(batch[0], training=True)), {})
+            )
+            scaled = value * scale.value
+        seen.loss_scale.append(scale.value)
+        given = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(scaled, net.trainable_variables)]
+        gradients = [g / np.float32(scale.value) for g in given]
+        finite = scale.finite(given)
+        if finite:
+            sums = [s + g for s, g in zip(sums, gradients, strict=True)]
+        applied = finite and (step + 1) % accumulate == 0
+        clipped = [np.full_like(g, np.nan) for g in gradients]
+        if applied:
+            means = [s / accumulate for s in sums]
+            clipped, sums = clip(means) if clip else means, [0.0] * len(names)
+            optimizer.learning_rate = rate(step)
+            optimizer.apply_gradients(
+                zip([tf.constant(g) for g in clipped], net.trainable_variables, strict=True)
+            )
         after = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]
+        seen.applied.append(applied)
+        seen.parts.append({n: float(v) for n, v in parts.items()})
         seen.loss.append(float(value))
         seen.learning_rate.append(rate(step))
         seen.grad_norm.append(norm(gradients))
@@ -94,13 +142,97 @@ def by_hand(
         seen.weight_norm.append({n: norm([w]) for n, w in zip(names, after, strict=True)})
         seen.update_ratio.append(
             {
-                n: norm([a - b]) / norm([b]) if norm([b]) else np.nan
+                n: norm([a - b]) / norm([b]) if norm([b]) and applied else np.nan
                 for n, a, b in zip(names, after, before, strict=True)
             }
         )
         seen.grad_zero_fraction.append(
             {n: float((g == 0).mean()) for n, g in zip(names, gradients, strict=True)}
         )
+    return seen
+
+
+def compare(
+    run_id: str,
+    seen: Reference,
+    clipped: bool,
+    *,
+    deep: list[int] | None = None,
+    rtol: float = 1e-5,
+) -> None:
+    """Compares what was recorded of a run with what the reference saw.
+
+    Args:
+        run_id: the run.
+        seen: the reference.
+        clipped: whether gradients were clipped.
+        deep: the steps with figures that are measured every few steps. Default: the first and every `DEEP`-th.
+        rtol: relative tolerance.
+    """
+    run = mlflow_tfmon.load_run(run_id)
+    steps, count = run.steps, len(seen.loss)
+    assert list(steps.index) == list(range(1, count + 1))  # every step once and in order
+    np.testing.assert_allclose(steps.loss, seen.loss, rtol=rtol)
+    np.testing.assert_allclose(steps.learning_rate, seen.learning_rate, rtol=rtol)
+    np.testing.assert_allclose(steps.grad_norm, seen.grad_norm, rtol=rtol)
+    assert ("grad_norm_clipped" in steps) == clipped
+    if clipped:
+        np.testing.assert_allclose(steps.grad_norm_clipped, seen.grad_norm_clipped, rtol=rtol)
+    for name in {name for parts in seen.parts for name in parts}:
+        np.testing.assert_allclose(
+            steps[name], [parts[name] for parts in seen.parts], rtol=rtol, err_msg=name
+        )
+    assert ("applied" in steps) == (not all(seen.applied)) and ("loss_scale" in steps) == (
+        seen.loss_scale[0] != 1
+    )
+    if "applied" in steps:
+        np.testing.assert_array_equal(steps.applied, seen.applied)
+    if "loss_scale" in steps:
+        np.testing.assert_array_equal(steps.loss_scale, seen.loss_scale)
+        np.testing.assert_array_equal(steps.skipped, ~np.isfinite(seen.grad_norm))
+    layers = run.layers.set_index(["step", "variable"])
+    deep = deep or [1, *range(DEEP, count + 1, DEEP)]
+    for quantity, figures, at in (
+        ("grad_norm", seen.variable_grad_norm, range(1, count + 1)),
+        ("grad_norm_clipped", seen.variable_grad_norm_clipped if clipped else [], range(1, count + 1)),
+        ("weight_norm", seen.weight_norm, deep),
+        ("update_ratio", seen.update_ratio, deep),
+        ("grad_zero_fraction", seen.grad_zero_fraction, deep),
+    ):
+        if not figures:
+            assert quantity not in layers or layers[quantity].isna().all()
+            continue
+        for step in at:
+            for variable, value in figures[step - 1].items():
+                recorded = layers.loc[(step, variable), quantity]
+                # A float32 update of weights is known to 1e-7 of the weights, which is 1e-5 of the update.
+                np.testing.assert_allclose(
+                    recorded, value, rtol=max(rtol, 2e-4) if quantity == "update_ratio" else rtol, atol=1e-12
+                )
+        measured = layers[quantity].dropna().reset_index().step.unique()
+        assert set(measured) <= set(at)
+
+
+def last_run() -> str:
+    run = mlflow.last_active_run()
+    assert run is not None
+    return str(run.info.run_id)
+
+
+def renamed(seen: Reference, reference: keras.Model, net: keras.Model) -> Reference:
+    """The reference's figures under the names of the watched model's variables."""
+    names = {
+        a.path.replace("/", "."): b.path.replace("/", ".")
+        for a, b in zip(reference.trainable_variables, net.trainable_variables, strict=True)
+    }
+    for quantity in (
+        "variable_grad_norm",
+        "variable_grad_norm_clipped",
+        "weight_norm",
+        "update_ratio",
+        "grad_zero_fraction",
+    ):
+        setattr(seen, quantity, [{names[n]: v for n, v in row.items()} for row in getattr(seen, quantity)])
     return seen
 
 

@@ -23,11 +23,13 @@ class _Parts:
 
     Attributes:
         outputs: the losses of the outputs, unweighted, as Keras names their metrics.
-        additional: losses of layers (`add_loss`, regularizers).
+        additional: losses of layers (`add_loss`, regularizers), each added once.
+        adding: whether Keras is adding them up now; a user's method may look at them as well.
     """
 
     outputs: dict[str, Any] = field(default_factory=dict)
     additional: list[Any] = field(default_factory=list)
+    adding: bool = False
 
 
 def _parts() -> _Parts | None:
@@ -63,10 +65,10 @@ def watch_sum(original: Callable[..., Any]) -> Callable[..., Any]:
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         parts = _parts() or _Parts()
         with _collecting(parts):
+            parts.adding = self._compile_loss is not None  # else what the layers add is the whole loss
             total = original(self, *args, **kwargs)
+            parts.adding = False
         with contained(_PART, _LOSS):
-            if self._compile_loss is None:  # what the layers add is the whole loss
-                parts.additional.clear()
             _name(total, parts)
         return total
 
@@ -80,7 +82,9 @@ def watch_compiled(original: Callable[..., Any]) -> Callable[..., Any]:
         parts, losses = _parts(), self._flat_losses
         if parts is None or losses is None or len(losses) < 2:
             return original(self, *args, **kwargs)
-        self._flat_losses = [one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses]
+        self._flat_losses = [
+            one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses
+        ]
         try:
             return original(self, *args, **kwargs)
         finally:
@@ -105,7 +109,7 @@ def watch_additional(original: Callable[..., list[Any]]) -> Callable[..., list[A
     def losses(self: Any) -> list[Any]:
         found = original(self)
         parts = _parts()
-        if parts is not None:
+        if parts is not None and parts.adding:
             parts.additional += found
         return found
 
@@ -113,14 +117,12 @@ def watch_additional(original: Callable[..., list[Any]]) -> Callable[..., list[A
 
 
 def _name(total: Any, parts: _Parts) -> None:
-    if not tf.is_tensor(total):
-        return
-    here = graph.tracing()
-    found = parts.outputs | {}
+    found = {name: [value] for name, value in parts.outputs.items()}
     if parts.additional:
-        sums = [tf.reduce_sum(tf.cast(one, tf.float64)) for one in parts.additional]
-        found["regularization_loss"] = sums[0] if len(sums) == 1 else tf.add_n(sums)
-    # What was computed within another function does not exist here.
-    found = {n: v for n, v in found.items() if tf.executing_eagerly() or getattr(v, "graph", None) is here}
-    if found:
-        tape.name_parts(total, {name: tf.reduce_sum(tf.cast(value, tf.float64)) for name, value in found.items()})
+        found["regularization_loss"] = parts.additional
+    here = graph.tracing()
+    if not tf.is_tensor(total) or not found:
+        return
+    if here is not None:  # what was computed within another function does not exist here
+        found = {name: some for name, some in found.items() if all(one.graph is here for one in some)}
+    tape.name_parts(total, found)

@@ -39,7 +39,9 @@ class StepProbe:
         self._variables = list(variables)
         # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
         # half squares: no tensor of the branch exists outside of it.
-        self.made = lasting_variable(1 + len(variables) * layout.clipped) if APPLIED in layout.scalars else None
+        self.made = (
+            lasting_variable(1 + len(variables) * layout.clipped) if APPLIED in layout.scalars else None
+        )
         # Eager code pays for each op: there, one call of a traced function does the lot.
         self._before_traced = tf.function(self._before, autograph=False)
         self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
@@ -63,7 +65,9 @@ class StepProbe:
     ) -> None:
         """After the update: the row."""
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(before, list(gradients), None if clipped is None else list(clipped), learning_rate, list(scalars))
+        record(
+            before, list(gradients), None if clipped is None else list(clipped), learning_rate, list(scalars)
+        )
 
     def note_update(self, clipped: Sequence[Any]) -> None:
         """In the branch where the update is made: that it is, and its clipped gradients."""

@@ -64,8 +64,8 @@ def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
     return scale_loss
 
 
-def name_parts(loss: Any, parts: dict[str, Any]) -> None:
-    """Remembers what a loss is made of, by name."""
+def name_parts(loss: Any, parts: dict[str, list[Any]]) -> None:
+    """Remembers what a loss is made of: by name, tensors that add up to the part."""
     setattr(loss, _PARTS, parts)
 
 
@@ -78,11 +78,15 @@ def _note(target: Any, sources: Any) -> None:
         return
     # What is minimized is the sum of all that was given as target.
     targets = [getattr(t, _UNSCALED, t) for t in tf.nest.flatten(target) if t is not None]
-    losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in targets]
-    parts: dict[str, Any] = getattr(targets[0], _PARTS, {}) if len(targets) == 1 else {}
+    parts: dict[str, list[Any]] = getattr(targets[0], _PARTS, {}) if len(targets) == 1 else {}
     slot = _slot(variables, tuple(parts))
     graph.keep_alive(slot.values)
-    slot.values.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0, *parts.values()])
+    slot.values.assign([_sum(targets), 1.0, *(_sum(some) for some in parts.values())])
+
+
+def _sum(tensors: list[Any]) -> tf.Tensor:
+    sums = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in tensors]
+    return sums[0] if len(sums) == 1 else tf.add_n(sums)
 
 
 def _slot(variables: list[Any], parts: tuple[str, ...]) -> Slot:
