@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ from tests.trainings import (
 STEPS = 10  # an epoch of `trainings.data()`
 X, Y = trainings.data()
 TIMES = {"time", "step_time_ms"}
-INPUT = {"examples_per_second", "input_wait_share"}
+INPUT = frozenset({"examples_per_second", "input_wait_share"})
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +153,6 @@ def constrained() -> keras.Model:
     )
 
 
-class Constrained(keras.optimizers.SGD):
-    """An optimizer for the reference, which is given the bare variables."""
-
-
 def many_outputs() -> keras.Model:
     keras.utils.set_random_seed(1)
     a, b = keras.Input((4,), name="a"), keras.Input((2,), name="b")
@@ -261,8 +258,9 @@ def adamw() -> Any:
 
 
 MODES = {
-    "steps_per_execution=5": Mode({"steps_per_execution": 5}),
-    "steps_per_execution=7, which does not divide": Mode({"steps_per_execution": 7}),
+    # Keras fetches a batch while the step before is being made: neither waits for the other.
+    "steps_per_execution=5": Mode({"steps_per_execution": 5}, absent=INPUT),
+    "steps_per_execution=7, which does not divide": Mode({"steps_per_execution": 7}, absent=INPUT),
     "XLA": Mode({"jit_compile": True}, absent=frozenset({"time"})),
     "jit_compile=auto": Mode({"jit_compile": "auto"}),
     "eager": Mode({"run_eagerly": True}),
@@ -359,3 +357,122 @@ def test_mode(watched: None, name: str) -> None:
     compare(last_run(), renamed(seen, reference, net), mode.clipped, deep=mode.deep, rtol=mode.rtol)
     columns = set(mlflow_tfmon.load_run(last_run()).steps.columns)
     assert (TIMES | INPUT) - columns == mode.absent
+    said = mlflow.get_run(last_run()).data.tags.get("tfmon.absent", "")
+    assert said == ", ".join(f"batch/{name}" for name in sorted(mode.absent - {"time"}))
+
+
+# -- other ways to train ----------------------------------------------------------------------------------------------
+def test_layers_set_free_between_two_fits(watched: None) -> None:
+    """The second fit goes on in step, with the variables of both; before, the frozen ones have no figures."""
+    net, reference = frozen(), frozen()
+    seen = []
+    with mlflow.start_run() as run:
+        for phase in range(2):
+            net.layers[0].trainable = phase == 1
+            net.compile(sgd(), trainings.loss())
+            net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+    for phase in range(2):
+        reference.layers[0].trainable = net.layers[0].trainable = phase == 1
+        seen.append(renamed(by_hand(reference, sgd(), batches(), lambda step: 0.05), reference, net))
+    recorded = mlflow_tfmon.load_run(run.info.run_id)
+    assert list(recorded.steps.index) == list(range(1, 2 * STEPS + 1))
+    for figure in ("loss", "grad_norm"):
+        expected = [*getattr(seen[0], figure), *getattr(seen[1], figure)]
+        np.testing.assert_allclose(recorded.steps[figure], expected, rtol=1e-5)
+    kernels = [layer.kernel.path.replace("/", ".") for layer in net.layers]
+    norms = recorded.layers.pivot(index="step", columns="variable", values="grad_norm")
+    first, second = norms[:STEPS], norms[STEPS:]
+    assert first[kernels[0]].isna().all()
+    np.testing.assert_allclose(
+        first[kernels[1]], [n[kernels[1]] for n in seen[0].variable_grad_norm], rtol=1e-5
+    )
+    for kernel in kernels:
+        np.testing.assert_allclose(second[kernel], [n[kernel] for n in seen[1].variable_grad_norm], rtol=1e-5)
+
+
+def test_a_variable_without_a_gradient(watched: None) -> None:
+    """The others keep their own names and figures; it has none."""
+
+    class Unused(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = self.add_weight(shape=(5,), name="unused")
+            self.out = keras.layers.Dense(CLASSES, name="out")
+
+        def call(self, x: tf.Tensor) -> tf.Tensor:
+            return self.out(x)
+
+    keras.utils.set_random_seed(1)
+    net = Unused()
+    net(X[:1])
+    with tf.GradientTape() as tape:
+        value = trainings.loss()(Y[:BATCH], net(X[:BATCH], training=True))
+    gradient = tape.gradient(value, net.out.kernel.value)
+    net.compile(scaled_sgd()(), trainings.loss())
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        net.fit(X[:BATCH], Y[:BATCH], batch_size=BATCH, shuffle=False, verbose=0)
+    layers = mlflow_tfmon.load_run(last_run()).layers.set_index("variable")
+    names = {v.path.replace("/", ".") for v in net.out.trainable_variables}
+    assert set(layers.index) == names
+    kernel = net.out.kernel.path.replace("/", ".")
+    np.testing.assert_allclose(layers.grad_norm[kernel], np.linalg.norm(gradient), rtol=1e-5)
+
+
+def test_train_on_batch(watched: None) -> None:
+    net, reference = trainings.model(), trainings.model()
+    net.compile(sgd(), trainings.loss())
+    for x, y in batches():
+        net.train_on_batch(x, y)
+    mlflow_tfmon.end_run()
+    run_id = mlflow.search_runs(output_format="list")[0].info.run_id
+    seen = by_hand(reference, sgd(), batches(), lambda step: 0.05)
+    compare(run_id, renamed(seen, reference, net), clipped=False)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")])
+def test_a_fit_that_is_broken_off(watched: None, error: type[BaseException], status: str) -> None:
+    """What was trained by then is in the run, which ends as what happened."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 6:
+                raise error("enough")
+
+    net, reference = trainings.model(), trainings.model()
+    net.compile(sgd(), trainings.loss())
+    with pytest.raises(error, match="enough"):
+        net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Stop()])
+    run = mlflow.search_runs(output_format="list")[0]
+    assert run.info.status == status
+    seen = by_hand(reference, sgd(), itertools.islice(batches(), 7), lambda step: 0.05)
+    compare(run.info.run_id, renamed(seen, reference, net), clipped=False)
+
+
+def test_a_step_left_out_by_loss_scaling(watched: None) -> None:
+    """Its gradient norm is in no series, and where there is none, no figure is made up."""
+    net = policy("mixed_float16")()
+    net.compile(scaled_sgd(global_clipnorm=0.1)(), trainings.loss())
+    net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+    steps = mlflow_tfmon.load_run(last_run()).steps
+    skipped = set(steps.index[steps.skipped == 1])
+    assert 1 in skipped and skipped < set(steps.index)
+    client = mlflow.MlflowClient()
+    history = {
+        name: client.get_metric_history(last_run(), name)
+        for name in (
+            "batch/loss",
+            "batch/grad_norm",
+            "batch/grad_norm_clipped",
+            "batch/skipped",
+            "batch/loss_scale",
+        )
+    }
+    points = {name: {point.step: point.value for point in found} for name, found in history.items()}
+    for name in ("batch/grad_norm", "batch/grad_norm_clipped"):
+        assert set(points[name]) == set(steps.index) - skipped
+    for name in ("batch/loss", "batch/skipped", "batch/loss_scale"):
+        assert set(points[name]) == set(steps.index)
+    assert {step for step, value in points["batch/skipped"].items() if value} == skipped
+    metrics = client.get_run(last_run()).data.metrics
+    assert "nonfinite/batch/grad_norm" in metrics and "nonfinite/batch/grad_norm_clipped" not in metrics
+    assert "batch/applied" not in metrics

@@ -53,6 +53,7 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
         (Trainer, "_compute_loss", losses.watch_total, parts),
         (Trainer, "compute_loss", losses.watch_sum, parts),
+        (CompileLoss, "build", losses.watch_build, parts),
         (CompileLoss, "call", losses.watch_compiled, parts),
         (Layer, "_get_own_losses", losses.watch_additional, parts),
         (Layer, "_get_regularization_losses", losses.watch_additional, parts),

@@ -14,6 +14,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph, tape
 
 _PART, _LOSS = "the loss probe", "what the loss is made of is not recorded"
+_PLAIN = "_mlflow_tfmon_plain"
 _underway = threading.local()
 
 
@@ -79,18 +80,35 @@ def watch_compiled(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `CompileLoss.call`, which computes the loss of each output."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        parts, losses = _parts(), self._flat_losses
-        if parts is None or losses is None or len(losses) < 2:
-            return original(self, *args, **kwargs)
-        self._flat_losses = [
-            one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses
-        ]
+        _note_each(self)
         try:
             return original(self, *args, **kwargs)
         finally:
-            self._flat_losses = losses
+            if self._flat_losses:
+                plain = [one._replace(loss=getattr(one.loss, _PLAIN, one.loss)) for one in self._flat_losses]
+                self._flat_losses = plain
 
     return call
+
+
+def watch_build(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `CompileLoss.build`, by which the first call finds out what there is to compute."""
+
+    def build(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _note_each(self)
+        return result
+
+    return build
+
+
+def _note_each(compiled: Any) -> None:
+    """Has each of several losses noted for the time of a call."""
+    parts, losses = _parts(), compiled._flat_losses
+    if parts is not None and losses is not None and len(losses) > 1:
+        compiled._flat_losses = [
+            one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses
+        ]
 
 
 def _noting(loss: Callable[..., Any], name: str, parts: _Parts) -> Callable[..., Any]:
@@ -100,6 +118,7 @@ def _noting(loss: Callable[..., Any], name: str, parts: _Parts) -> Callable[...,
         parts.outputs[next(n for n in names if n not in parts.outputs)] = value
         return value
 
+    setattr(noting, _PLAIN, loss)
     return noting
 
 

@@ -166,7 +166,8 @@ class _Step:
         self.gradients, self.scalars = gradients, scalars
         updates = None
         if accumulates:
-            updates = tf.equal((graph.raw(updater.iterations) + 1) % accumulates, 0)
+            # Keras's own counter; the public `iterations` counts updates (Keras 3.7 to 3.15).
+            updates = tf.equal((graph.raw(updater._iterations) + 1) % accumulates, 0)
         if self.probe.made is not None:  # afterwards, a schedule would tell the next step's
             self.learning_rate = tf.convert_to_tensor(graph.raw(updater.learning_rate))
         self.before = self.probe.before(updates)

@@ -59,7 +59,8 @@ def deep_row(
     weight_norms, ratios, zeros = [], [], []
     for variable, old, gradient in zip(variables, before, gradients, strict=True):
         new = tf.convert_to_tensor(variable)
-        old = tf.reshape(old, tf.shape(new))
+        # Traced by eager code at a step that is not deep, it would be known as empty for ever.
+        old = tf.reshape(tf.compat.v1.placeholder_with_default(old, None), tf.shape(new))
         norm_before = tf.sqrt(2 * half_square(old))
         weight_norms.append(tf.sqrt(2 * half_square(new)))
         update = tf.sqrt(2 * half_square(tf.cast(new, tf.float64) - tf.cast(old, tf.float64)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
 
+ABSENT_TAG = "tfmon.absent"
+# Series, and of which columns each is made (any of them will do).
+_FROM = {
+    "batch/loss": {"loss"},
+    "batch/step_time_ms": {"time", "input_time"},
+    "batch/examples_per_second": {"examples"},
+    "batch/input_wait_share": {"input_wait"},
+}
 _HEAD = {name: index for index, name in enumerate(HEAD)}
 
 
@@ -48,6 +58,7 @@ class Recording:
         self._batches = batches
         self._streams: list[_Stream] = []
         self._epochs: dict[str, int] = {}
+        self._absent: dict[str, None] = {}  # in the order of appearance
         self._lock = threading.RLock()
 
     # -- streams ---------------------------------------------------------------------------------------------------
@@ -107,6 +118,7 @@ class Recording:
                 layout, steps = self._steps(stream, block, rows, offset)
                 out += [steps] if layout == opened else [layout, steps]
                 opened = layout
+            out += self._absent_from(opened)
             if len(block.deep_rows):
                 deep = block.deep_rows.copy()
                 deep[:, 0] += offset
@@ -155,6 +167,20 @@ class Recording:
         )  # fmt: skip
         values = np.column_stack([*columns.values(), np.sqrt(squares)])
         return opened, records.Steps(stream.number, block.seen, values)
+
+    def _absent_from(self, layout: records.StreamOpened | None) -> list[records.Record]:
+        """What tells, once, which series a stream can't have in the way that it is trained."""
+        if layout is None:
+            return []
+        absent = {f"{layout.prefix}{name}" for name, of in _FROM.items() if not of & set(layout.columns)}
+        if absent <= self._absent.keys():
+            return []
+        self._absent |= dict.fromkeys(sorted(absent))
+        names = ", ".join(self._absent)
+        say_once(
+            f"absent {names}", f"mlflow_tfmon: can't be measured in this training: {names}.", logging.INFO
+        )
+        return [records.Facts(tags={ABSENT_TAG: names}, time=time.time())]
 
     def _taken(self, thread: int, times: np.ndarray) -> dict[str, np.ndarray]:
         """For each step, the last batch that the thread's eager code had taken from a dataset before its end."""
