@@ -35,7 +35,8 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     from keras.src.optimizers.base_optimizer import BaseOptimizer
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 
-    from mlflow_tfmon.probes import inputs, optimizer, tape
+    from mlflow_tfmon import kerases
+    from mlflow_tfmon.probes import inputs, keras2, optimizer, tape
 
     watch_apply = functools.partial(optimizer.watch_apply, on_ring=on_ring)
     for owner, name, wrap, loss in (
@@ -47,6 +48,13 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
     ):
         also(owner, name, wrap, loss)
+
+    def into_keras_2(_: Any) -> None:
+        if _users:
+            for owner, name, wrap, loss in keras2.methods(on_ring):
+                also(owner, name, wrap, loss)
+
+    kerases.when_keras_2(into_keras_2)
 
 
 def also(owner: Any, name: str, wrap: Callable[[Any], Any], loss: str) -> None:
