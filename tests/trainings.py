@@ -73,7 +73,8 @@ def by_hand(
     """
     mlflow_tfmon.autolog(disable=True)
     seen, criterion = Reference(), loss()
-    names = [v.path.replace("/", ".") for v in net.trainable_variables]
+    # Keras 2 knows no paths.
+    names = [getattr(v, "path", v.name).split(":")[0].replace("/", ".") for v in net.trainable_variables]
     for step, (x, y) in enumerate(steps):
         before = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]
         with tf.GradientTape() as tape:

@@ -45,7 +45,7 @@ def save_model(
     A model is saved in Keras's format. One that Keras could not load again, because a class of it is not registered
     or its constructor does not take its configuration, is saved as a SavedModel, which needs no code of the user's,
     with its weights beside it in `model.weights.h5`. Where only the loss, a metric or the optimizer cannot be loaded,
-    the model is saved without them. A model of a Keras other than `tf.keras` is a SavedModel too: MLflow knows no other.
+    the model is saved without them. Nor does MLflow save a model of a Keras that is not `tf.keras`.
 
     Args:
         model: a built Keras model.
@@ -86,7 +86,10 @@ def save_model(
                 reason = f"Keras cannot load {_listed(compilation.unknown)} again"
                 _warn(model, f"without its compilation, since {reason}")
             used = own.known if compilation.unknown else own.known | compilation.known
-            with parts.registered_only(used, home), parts.compilation_hidden(model, bool(compilation.unknown)):
+            with (
+                parts.registered_only(used, home),
+                parts.compilation_hidden(model, bool(compilation.unknown)),
+            ):
                 _save(model, home, folder, used, keras_model_kwargs=keras_model_kwargs, **common)
             return True
         reason = f"Keras cannot load {_listed(own.unknown)} again"
@@ -95,7 +98,14 @@ def save_model(
         reason = f"Keras cannot save it ({_brief(error)})"
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        _save(_Inference(model, spec), home, folder, frozenset(), saved_model_kwargs=saved_model_kwargs, **common)
+        _save(
+            _Inference(model, spec),
+            home,
+            folder,
+            frozenset(),
+            saved_model_kwargs=saved_model_kwargs,
+            **common,
+        )
         model.save_weights(str(folder / "model.weights.h5"))
     except Exception as error:
         _logger.debug("The model could not be saved as SavedModel.", exc_info=True)

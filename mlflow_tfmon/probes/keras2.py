@@ -15,7 +15,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import optimizer, tape
 from mlflow_tfmon.stream.ring import Ring
 
-_SCALED = "the loss of each step is the scaled one"
+_PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
 
 
 def methods(on_ring: Callable[[Ring, Any], None]) -> Iterator[tuple[Any, str, Callable[..., Any], str]]:
@@ -24,15 +24,15 @@ def methods(on_ring: Callable[[Ring, Any], None]) -> Iterator[tuple[Any, str, Ca
     from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
     from tf_keras.src.optimizers.optimizer import _BaseOptimizer
 
-    applied = functools.partial(watch_apply, on_ring=on_ring)
-    for base, updates, wrap in (
-        (_BaseOptimizer, (Optimizer, "_internal_apply_gradients"), watch_update),
-        (legacy.Optimizer, (legacy.Optimizer, "_distributed_apply"), watch_legacy_update),
+    for base in (_BaseOptimizer, legacy.Optimizer):
+        yield base, "apply_gradients", functools.partial(watch_apply, on_ring=on_ring), "no step is recorded"
+    for owner, name, wrap in (
+        (Optimizer, "_internal_apply_gradients", watch_update),
+        (legacy.Optimizer, "_distributed_apply", watch_legacy_update),
     ):
-        yield base, "apply_gradients", applied, "no step is recorded"
-        yield *updates, wrap, "clipped gradients are not recorded"
+        yield owner, name, wrap, "clipped gradients are not recorded"
     for scales in (LossScaleOptimizer, LossScaleOptimizerV3):
-        yield scales, "get_scaled_loss", tape.watch_scaling, _SCALED
+        yield scales, "get_scaled_loss", watch_scaling, "the loss of each step is the scaled one"
 
 
 def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:
@@ -41,7 +41,7 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
     def apply_gradients(self: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         pairs = list(grads_and_vars)
         given: list[Any] = []
-        with contained("the optimizer probe", "this training's steps are not recorded"):
+        with contained(_PART, _LOSS):
             given = [pair for pair in pairs if pair[0] is not None]
 
         def apply(*_: Any) -> Any:
@@ -49,8 +49,7 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
 
         if not given:
             return apply()
-        gradients, variables = zip(*given, strict=True)
-        return optimizer.watch_apply(apply, on_ring)(self, gradients, variables)
+        return optimizer.watch_apply(apply, on_ring)(self, *zip(*given, strict=True))
 
     return apply_gradients
 
@@ -62,8 +61,7 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
         def update(*_: Any) -> Any:
             return original(self, grads_and_vars)
 
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        return optimizer.watch_update(update)(self, gradients, variables, self.learning_rate)
+        return _update(self, grads_and_vars, lambda: self.learning_rate, update)
 
     return _internal_apply_gradients
 
@@ -71,14 +69,28 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
 def watch_legacy_update(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `legacy.Optimizer._distributed_apply`, which is given the clipped gradients."""
 
-    def _distributed_apply(self: Any, distribution: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
+    def _distributed_apply(self: Any, replicas: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         def update(*_: Any) -> Any:
-            return original(self, distribution, grads_and_vars, *args, **kwargs)
+            return original(self, replicas, grads_and_vars, *args, **kwargs)
 
-        rate = tf.constant(float("nan"))
-        if "learning_rate" in self._hyper:  # an optimizer of the user's own need not have one
-            rate = self._decayed_lr(tf.float32)
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        return optimizer.watch_update(update)(self, gradients, variables, rate)
+        # Its attribute may be a schedule, and leaves its `decay` out.
+        return _update(self, grads_and_vars, lambda: self._decayed_lr(tf.float32), update)
 
     return _distributed_apply
+
+
+def _update(self: Any, grads_and_vars: Any, rate: Callable[[], Any], update: Callable[..., Any]) -> Any:
+    learning_rate = None
+    with contained(_PART, _LOSS):
+        learning_rate = rate()
+    return optimizer.watch_update(update)(self, *zip(*grads_and_vars, strict=True), learning_rate)
+
+
+def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `LossScaleOptimizer.get_scaled_loss`; a loss that is a function is scaled when it is called."""
+    scale = tape.watch_scaling(original)
+
+    def get_scaled_loss(self: Any, loss: Any) -> Any:
+        return (lambda: scale(self, loss())) if callable(loss) else scale(self, loss)
+
+    return get_scaled_loss
