@@ -5,10 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import mlflow
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from tests import trainings
+
+STEPS = 3  # an epoch
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    return trainings.data(STEPS * trainings.BATCH)
+
+
+def batches() -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Of two epochs."""
+    return list(trainings.batches(*data(), 2))
 
 
 def net(name: str | None = None, noise: float = 0.0) -> Any:
@@ -32,15 +44,15 @@ def compiled(optimizer: Any = "sgd", noise: float = 0.0, **options: Any) -> Any:
 
 
 def fit(model: Any, epochs: int = 2, **options: Any) -> Any:
-    x, y = trainings.data()
     return model.fit(
-        x, y, **{"batch_size": trainings.BATCH, "epochs": epochs, "shuffle": False, "verbose": 0, **options}
+        *data(),
+        **{"batch_size": trainings.BATCH, "epochs": epochs, "shuffle": False, "verbose": 0, **options},
     )
 
 
-def loop(model: Any, optimizer: Any, in_graph: bool, epochs: int = 2) -> list[float]:
+def loop(model: Any, optimizer: Any, in_graph: bool) -> list[float]:
     step = trainings.custom_step(model, optimizer, in_graph)
-    return [float(step(a, b)) for a, b in trainings.batches(*trainings.data(), epochs)]
+    return [float(step(a, b)) for a, b in batches()]
 
 
 def decay() -> Any:
