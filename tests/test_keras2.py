@@ -1,4 +1,4 @@
-"""Keras 2 (`tf_keras`) as `tf.keras`, and beside Keras 3; each in a process of its own, which TensorFlow decides for."""
+"""Keras 2 (`tf_keras`) as `tf.keras`, and beside Keras 3: a process of TensorFlow's can have but one of the two."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def methods(on_ring: Callable[[Ring, Any], None]) -> Iterator[tuple[Any, str, Ca
         yield base, "apply_gradients", functools.partial(watch_apply, on_ring=on_ring), "no step is recorded"
     for owner, name, wrap in (
         (Optimizer, "_internal_apply_gradients", watch_update),
-        (legacy.Optimizer, "_distributed_apply", watch_legacy_update),
+        (legacy.Optimizer, "_transform_gradients", watch_legacy_clipping),
     ):
         yield owner, name, wrap, "clipped gradients are not recorded"
     for scales in (LossScaleOptimizer, LossScaleOptimizerV3):
@@ -66,24 +66,22 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
     return _internal_apply_gradients
 
 
-def watch_legacy_update(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `legacy.Optimizer._distributed_apply`, which is given the clipped gradients."""
+def watch_legacy_clipping(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `legacy.Optimizer._transform_gradients`, which clips; a strategy updates in another thread than that."""
 
-    def _distributed_apply(self: Any, replicas: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
-        def update(*_: Any) -> Any:
-            return original(self, replicas, grads_and_vars, *args, **kwargs)
+    def _transform_gradients(self: Any, grads_and_vars: Any) -> Any:
+        clipped = list(original(self, grads_and_vars))
+        # Its attribute `learning_rate` may be a schedule, and leaves its `decay` out.
+        return _update(self, clipped, lambda: self._decayed_lr(tf.float32), lambda *_: clipped)
 
-        # Its attribute may be a schedule, and leaves its `decay` out.
-        return _update(self, grads_and_vars, lambda: self._decayed_lr(tf.float32), update)
-
-    return _distributed_apply
+    return _transform_gradients
 
 
-def _update(self: Any, grads_and_vars: Any, rate: Callable[[], Any], update: Callable[..., Any]) -> Any:
-    learning_rate = None
+def _update(self: Any, pairs: Any, rate: Callable[[], Any], update: Callable[..., Any]) -> Any:
+    gradients = variables = learning_rate = None
     with contained(_PART, _LOSS):
-        learning_rate = rate()
-    return optimizer.watch_update(update)(self, *zip(*grads_and_vars, strict=True), learning_rate)
+        (gradients, variables), learning_rate = zip(*pairs, strict=True), rate()
+    return optimizer.watch_update(update)(self, gradients, variables, learning_rate)
 
 
 def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
