@@ -17,12 +17,14 @@ from mlflow.utils.import_hooks import register_post_import_hook
 from mlflow_tfmon.errors import contained
 
 _KERAS_2 = "tf_keras"
-_waiting: list[Callable[[Any], None]] = []
+# By name, so that what is asked for again takes the place of what was.
+_waiting: dict[str, Callable[[Any], None]] = {}
 
 
 def imported() -> list[Any]:
     """The modules of the Kerases that are imported."""
-    return [keras, *(module for name, module in sys.modules.items() if name == _KERAS_2)]
+    keras_2 = sys.modules.get(_KERAS_2)
+    return [keras] if keras_2 is None else [keras, keras_2]
 
 
 def of(model: Any) -> Any:
@@ -42,12 +44,11 @@ def every(name: str) -> tuple[Any, ...]:
 
 def when_keras_2(tell: Callable[[Any], None]) -> None:
     """Has a function called with Keras 2's module: now if it is imported, else as soon as it is."""
-    if tell not in _waiting:
-        _waiting.append(tell)
+    _waiting[tell.__qualname__] = tell
     register_post_import_hook(_keras_2_is_imported, _KERAS_2)  # which calls at once what is imported already
 
 
 def _keras_2_is_imported(module: Any) -> None:
     while _waiting:
         with contained("watching Keras 2", "trainings with it are not recorded"):
-            _waiting.pop(0)(module)
+            _waiting.popitem()[1](module)

@@ -45,7 +45,6 @@ def halved(step: int) -> float:
 
 
 FITS = {
-    "eager": (lambda: SGD(0.1, momentum=0.9), {"run_eagerly": True}, lambda: SGD(momentum=0.9), halved, None),
     "schedule, clipped": (
         lambda: Adam(nets.decay(), global_clipnorm=0.1), {"steps_per_execution": 2}, Adam, nets.decayed, by_global_norm,
     ),
@@ -103,7 +102,7 @@ def test_watching_changes_nothing(loop: str) -> None:
     def train() -> list[np.ndarray]:
         if loop == "fit":
             model = nets.compiled(tf_keras.optimizers.AdamW(0.01, global_clipnorm=0.5), noise=0.3)
-            nets.fit(model, epochs=3, shuffle=True, validation_split=0.2)
+            nets.fit(model, shuffle=True, validation_split=0.2)
         else:
             model = nets.net(noise=0.3)
             nets.loop(model, legacy.Adam(0.01, clipnorm=0.5), in_graph=True)
@@ -225,13 +224,12 @@ def test_two_variables_of_one_name_are_told_apart() -> None:
         np.testing.assert_allclose(layers[name], np.linalg.norm(gradient), rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [Adam, legacy.Adam], ids=["new", "legacy"])
-def test_one_replica_of_a_strategy(make: Any) -> None:
+def test_one_replica_of_a_strategy() -> None:
     """A step is made in a thread of its own there."""
     with tf.distribute.MirroredStrategy(["cpu:0"]).scope():
-        model = nets.compiled(make(0.1, clipvalue=0.01))
+        model = nets.compiled(legacy.Adam(0.1, clipvalue=0.01))
     nets.fit(model, callbacks=[Halve()])
-    compare(nets.last_run(), seen(Adam(), halved, by_value), clipped=True)
+    compare(nets.last_run(), seen(legacy.Adam(), halved, by_value), clipped=True)
 
 
 def test_a_sequence_and_a_callback_list() -> None:
