@@ -34,49 +34,51 @@ def watch_next(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         _within.on = True
         try:
-            return take(functools.partial(original, self, *args, **kwargs))
+            function = graph.tracing()
+            if function is not None:
+                return _traced(function, functools.partial(original, self, *args, **kwargs))
+            if tf.executing_eagerly():
+                return _take(original, self, *args, **kwargs)
+            return original(self, *args, **kwargs)
         finally:
             _within.on = False
-
-    def take(original: Callable[[], Any]) -> Any:
-        function = graph.tracing()
-        if function is None:
-            return _take(original) if tf.executing_eagerly() else original()
-        start = None
-        with (
-            contained(_PART, _LOSS),
-            graph.after(graph.effects(function)),
-        ):  # such as the step before, if it is here
-            start = tf.timestamp()
-        with tf.control_dependencies([] if start is None else [start]):
-            element = original()
-        with contained(_PART, _LOSS):
-            if start is not None:
-                written = _clock(function).written.assign(_reading(start, element))
-                with graph.after(written):  # what is computed from the batch comes after
-                    element = tf.nest.map_structure(_same, element, expand_composites=True)
-        return element
 
     return _next_internal
 
 
+def _traced(function: Any, take: Callable[[], Any]) -> Any:
+    start = None
+    # After what the function did before, such as the step before, if it is here.
+    with contained(_PART, _LOSS), graph.after(graph.effects(function)):
+        start = tf.timestamp()
+    with tf.control_dependencies([] if start is None else [start]):
+        element = take()
+    with contained(_PART, _LOSS):
+        if start is not None:
+            written = _clock(function).written.assign(_reading(start, element))
+            with graph.after(written):  # what is computed from the batch comes after
+                element = tf.nest.map_structure(_same, element, expand_composites=True)
+    return element
+
+
 def _same(tensor: tf.Tensor) -> tf.Tensor:
-    with replicas.at(tensor):
+    with tf.device(tensor.device):  # a batch for several replicas is on several
         return tf.identity(tensor)
 
 
-def _take(original: Callable[[], Any]) -> Any:
+def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any) -> Any:
     start = time.perf_counter()
-    element = original()
+    element = original(iterator, *args, **kwargs)
     waited = time.perf_counter() - start
     with contained(_PART, _LOSS):
         thread = threading.get_ident()
         taken = _taken.get(thread)
         if taken is None:
             taken = _taken[thread] = collections.deque(maxlen=65536)
-        parts = replicas.rows(element)
-        examples = float(sum(int(part.shape[0]) for part in parts)) if parts else float("nan")
-        taken.append((time.time(), waited, examples))
+        examples = 0.0
+        for part in replicas.rows(element):
+            examples += part.shape[0]
+        taken.append((time.time(), waited, examples or float("nan")))
     return element
 
 

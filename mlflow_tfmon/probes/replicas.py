@@ -62,19 +62,22 @@ def local(variable: tf.Variable) -> tf.Variable:
     return component
 
 
-def at(thing: tf.Variable | tf.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """For ops on a variable or tensor that may be on another replica's device."""
-    return tf.device(thing.device) if count() > 1 else contextlib.nullcontext()
+def at(variable: tf.Variable) -> contextlib.AbstractContextManager[Any]:
+    """For ops on a variable that may be on another replica's device."""
+    return tf.device(variable.device) if count() > 1 else contextlib.nullcontext()
 
 
 def rows(element: Any) -> list[tf.Tensor]:
     """The first tensor of a batch, for each replica of this process; [] if it has no rows that can be counted."""
-    leaves = tf.nest.flatten(element)
-    if not leaves:
-        return []
-    first = leaves[0]
+    first = element
+    while isinstance(first, (tuple, list, dict)) and first:
+        first = next(iter(first.values() if isinstance(first, dict) else first))
     parts: Sequence[Any] = first.values if isinstance(first, tf.distribute.DistributedValues) else [first]
-    return [part for part in parts if tf.is_tensor(part) and part.shape.rank not in (None, 0)]
+    known = []
+    for part in parts:
+        if tf.is_tensor(part) and part.shape.rank:
+            known.append(part)
+    return known
 
 
 def user_thread() -> int:
