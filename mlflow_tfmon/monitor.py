@@ -12,7 +12,7 @@ import mlflow
 
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet
+from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph
 from mlflow_tfmon.settings import Settings
