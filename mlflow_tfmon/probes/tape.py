@@ -9,12 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes import graph, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
-# One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
-# functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
-_slots: dict[frozenset[str], tf.Variable] = {}  # each (loss, 1 if it is of the step that is being made)
+# One slot a set of variables and replica. A variable, not a tensor, since tape and optimizer may be traced into
+# different functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
+# Each holds (loss, 1 if it is of the step that is being made; 0 in replicas but the first).
+_slots: dict[frozenset[str], dict[int, tf.Variable]] = {}
 _UNSCALED = "_mlflow_tfmon_unscaled"
 
 
@@ -44,7 +45,7 @@ def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _note(target: Any, sources: Any) -> None:
-    if not graph.can_record() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if not graph.can_record():
         return
     # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
     variables = [v for v in tf.nest.flatten(sources) if isinstance(graph.raw(v), tf.Variable)]
@@ -55,18 +56,30 @@ def _note(target: Any, sources: Any) -> None:
     # What is minimized is the sum of all that was given as target.
     targets = [getattr(t, _UNSCALED, t) for t in tf.nest.flatten(target) if t is not None]
     losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in targets]
-    slot.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0])
+    fresh = 1.0 if replicas.index() == 0 else 0.0  # slots are added up
+    slot.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), fresh])
 
 
 def _slot(variables: list[Any]) -> tf.Variable:
-    keys = frozenset(graph.key(v) for v in variables)
+    keys, replica = frozenset(graph.key(v) for v in variables), replicas.index()
     if keys not in _slots:
-        _slots[keys] = lasting_variable(2)
+        _slots[keys] = {}
         weakref.finalize(graph.raw(variables[0]), _slots.pop, keys, None)
-    return _slots[keys]
+    if replica not in _slots[keys]:
+        _slots[keys][replica] = lasting_variable(2)
+    return _slots[keys][replica]
 
 
-def loss_of(keys: frozenset[str]) -> tf.Variable | None:
-    """The slot of the loss whose gradients go to these variables (most of them shared), or None."""
+def losses_of(keys: frozenset[str]) -> list[tf.Tensor]:
+    """Takes what the slots of the loss hold whose gradients go to these variables (most of them shared).
+
+    What is minimized over several replicas is the sum of what each of their tapes differentiates.
+    """
     best = max(_slots, key=lambda slot: (len(slot & keys), -len(slot)), default=frozenset[str]())
-    return _slots[best] if best & keys else None
+    readings = []
+    for slot in _slots[best].values() if best & keys else ():
+        graph.keep_alive(slot)
+        with replicas.at(slot):
+            readings.append(slot.read_value())
+            slot.assign([0.0, 0.0])  # a step without a tape has no loss: that of an earlier one is not its
+    return readings
