@@ -104,7 +104,8 @@ def by_hand(
     """
     mlflow_tfmon.autolog(disable=True)
     seen, criterion, scale = Reference(), loss(), scale or Scale()
-    names = [v.path.replace("/", ".") for v in net.trainable_variables]
+    # Keras 2 knows no paths.
+    names = [getattr(v, "path", v.name).split(":")[0].replace("/", ".") for v in net.trainable_variables]
     sums: list[Any] = [0.0] * len(names)
     for step, batch in enumerate(steps):
         before = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]

@@ -37,8 +37,11 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     from keras.src.trainers.compile_utils import CompileLoss
     from keras.src.trainers.trainer import Trainer
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator
+    from tensorflow.python.distribute.input_lib import DistributedIteratorBase
+    from tensorflow.python.distribute.mirrored_run import _MirroredReplicaThread
 
-    from mlflow_tfmon.probes import inputs, losses, optimizer, tape
+    from mlflow_tfmon import kerases
+    from mlflow_tfmon.probes import inputs, keras2, losses, optimizer, replicas, tape
 
     watch_gradients = functools.partial(optimizer.watch_gradients, on_ring=on_ring)
     watch_scaled = functools.partial(optimizer.watch_scaled, on_ring=on_ring)
@@ -48,6 +51,18 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (BaseOptimizer, "_backend_apply_gradients", watch_gradients, "no step is recorded"),
         (LossScaleOptimizer, "_common_apply", watch_scaled, "no step with loss scaling is recorded"),
         (TFOptimizer, "_backend_update_step", optimizer.watch_update, "clipped gradients are not recorded"),
+        (
+            TFOptimizer,
+            "_all_reduce_sum_gradients",
+            optimizer.watch_reduction,
+            "clipped gradients are not recorded",
+        ),
+        (
+            _MirroredReplicaThread,
+            "__init__",
+            replicas.watch_thread,
+            "steps on several replicas may be nobody's",
+        ),
         (BaseOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (LossScaleOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
@@ -58,8 +73,16 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (Layer, "_get_own_losses", losses.watch_additional, parts),
         (Layer, "_get_regularization_losses", losses.watch_additional, parts),
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
+        (DistributedIteratorBase, "get_next", inputs.watch_next, "the wait for input is not recorded"),
     ):
         also(owner, name, wrap, loss)
+
+    def into_keras_2(_: Any) -> None:
+        if _users:
+            for owner, name, wrap, loss in keras2.methods(on_ring):
+                also(owner, name, wrap, loss)
+
+    kerases.when_keras_2(into_keras_2)
 
 
 def also(owner: Any, name: str, wrap: Callable[[Any], Any], loss: str) -> None:

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained, say_once
-from mlflow_tfmon.probes import graph, inputs, quantities, tape
+from mlflow_tfmon.probes import graph, inputs, quantities, replicas, tape
 from mlflow_tfmon.stream.records import Variable
 from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
 
@@ -24,71 +24,73 @@ OnRing = Callable[[Ring, Any], None]
 
 
 class _Before(NamedTuple):
-    """What is known before an update: the number of its step, whether that is deep, copies of the weights if so."""
+    """What is known before an update: the number of its step, whether that is deep, copies of the weights if so.
+
+    And when the gradients were ready, where those of several workers are summed.
+    """
 
     step: tf.Tensor
     deep: tf.Tensor
     weights: list[tf.Tensor]
+    ready: tf.Tensor
 
 
 class StepProbe:
     """Measures the steps of one optimizer over one set of variables."""
 
     def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
-        self.ring = Ring(layout)
+        self.ring = Ring(layout, replicas.user_thread())
         self._variables = list(variables)
         # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
         # half squares: no tensor of the branch exists outside of it.
-        self.made = (
-            lasting_variable(1 + len(variables) * layout.clipped) if APPLIED in layout.scalars else None
-        )
+        clipped = len(variables) * ("grad_norm_clipped" in layout.norms)
+        self.made = lasting_variable(1 + clipped) if APPLIED in layout.scalars else None
         # Eager code pays for each op: there, one call of a traced function does the lot.
         self._before_traced = tf.function(self._before, autograph=False)
         self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
 
-    def before(self, updates: Any = None) -> _Before:
-        """Before the update: which step it is, and at a deep one copies of the weights.
+    def before(self, gradients: Sequence[Any], updates: Any = None) -> _Before:
+        """Before the update: which step it is, at a deep one copies of the weights; when the gradients are ready.
 
         Args:
+            gradients: that will be applied.
             updates: whether this step is one that updates the weights; None if each step is.
         """
         graph.keep_alive((self.ring, self.made))
-        return self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
+        before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
+        if self.ring.layout.workers > 1 and not graph.in_xla():
+            with graph.after(tf.nest.flatten(gradients, expand_composites=True)):
+                before = before._replace(ready=tf.timestamp())
+        return before
 
     def after(
-        self,
-        before: _Before,
-        gradients: Sequence[Any],
-        clipped: Sequence[Any] | None,
-        learning_rate: Any,
-        scalars: Sequence[Any],
+        self, before: _Before, gradients: Sequence[Sequence[Any]], learning_rate: Any, scalars: Sequence[Any]
     ) -> None:
-        """After the update: the row."""
+        """After the update: the row; gradients are those whose norms are not left by the update itself."""
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(
-            before, list(gradients), None if clipped is None else list(clipped), learning_rate, list(scalars)
-        )
+        record(before, [list(kind) for kind in gradients], learning_rate, list(scalars))
 
     def note_update(self, clipped: Sequence[Any]) -> None:
         """In the branch where the update is made: that it is, and its clipped gradients."""
         if self.made is not None:
-            values = [quantities.dense_values(g) for g in clipped] if self.ring.layout.clipped else []
+            values = (
+                [quantities.dense_values(g) for g in clipped]
+                if "grad_norm_clipped" in self.ring.layout.norms
+                else []
+            )
             self.made.assign([1.0, *quantities.half_squares(values)])
 
     def _before(self, updates: Any) -> _Before:
         step, deep = self.ring.next_step(updates)
         if self.made is not None:
             self.made.assign(tf.zeros_like(self.made))
-        return _Before(step, deep, quantities.snapshot(deep, self._variables))
+        unknown = tf.constant(float("nan"), tf.float64)
+        return _Before(step, deep, quantities.snapshot(deep, self._variables), unknown)
 
-    def _record(
-        self, before: _Before, gradients: Any, clipped: Any, learning_rate: Any, scalars: list[Any]
-    ) -> None:
-        ring, (step, deep, weights) = self.ring, before
-        dense = [quantities.dense_values(g) for g in gradients]
-        squares = quantities.half_squares(dense)
-        if clipped is not None:
-            squares += quantities.half_squares([quantities.dense_values(g) for g in clipped])
+    def _record(self, before: _Before, gradients: Any, learning_rate: Any, scalars: list[Any]) -> None:
+        ring, (step, deep, weights, ready) = self.ring, before
+        dense = [[quantities.dense_values(g) for g in kind] for kind in gradients]
+        squares = [square for kind in dense for square in quantities.half_squares(kind)]
         unknown, measured = tf.constant(float("nan"), tf.float64), 0
         time, reading, loss = unknown, tf.stack([unknown] * 3), tf.stack([unknown, 0.0])
         if not graph.in_xla():  # which has no clock
@@ -107,17 +109,24 @@ class StepProbe:
             more += [made[1:], made[:1]]
         if scalars:
             more.append(tf.stack([tf.cast(value, tf.float64) for value in scalars]))
-        slot = tape.loss_of(ring.layout.keys)
-        if slot is not None:
-            loss = slot.take()
-            if slot.parts:
-                more.append(loss[2:])
+        slots = tape.losses_of(ring.layout.keys)
+        if slots:
+            loss = slots[0] if len(slots) == 1 else tf.add_n(slots)
+            if loss.shape[0] > 2:
+                more += [loss[2:]] if ring.layout.parts else []
                 loss = loss[:2]
-        rest = [tf.cast(step, tf.float64), measured, time, tf.cast(learning_rate, tf.float64), *squares]
+        rest = [
+            tf.cast(step, tf.float64),
+            measured,
+            time,
+            ready,
+            tf.cast(learning_rate, tf.float64),
+            *squares,
+        ]
         row = tf.concat([reading, loss, tf.stack(rest), *more], axis=0)
 
         def write_deep() -> tf.Tensor:
-            ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense, applied))
+            ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense[0], applied))
             return tf.constant(0)
 
         written = graph.rarely(deep, write_deep, lambda: tf.constant(0))
@@ -159,8 +168,15 @@ class _Step:
         """
         updater = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         accumulates = getattr(updater, "gradient_accumulation_steps", None)
+        if accumulates and replicas.count() > 1:
+            say_once(
+                "accumulation by replica",
+                "mlflow_tfmon: each replica accumulates gradients of its own, so that no step but the last has a global "
+                "one: a training with gradient_accumulation_steps on several replicas is not watched step by step.",
+            )
+            return
         names = (*((APPLIED,) if accumulates or scalars else ()), *scalars)
-        self.probe = _probe(self.optimizer, variables, on_ring, _clips(updater), names)
+        self.probe = _probe(self.optimizer, variables, on_ring, _norms(updater), names)
         if self.probe is None:
             return
         self.gradients, self.scalars = gradients, scalars
@@ -170,15 +186,25 @@ class _Step:
             updates = tf.equal((graph.raw(updater._iterations) + 1) % accumulates, 0)
         if self.probe.made is not None:  # afterwards, a schedule would tell the next step's
             self.learning_rate = tf.convert_to_tensor(graph.raw(updater.learning_rate))
-        self.before = self.probe.before(updates)
+        self.before = self.probe.before(gradients, updates)
 
     def finish(self) -> None:
         """After the update."""
         if self.probe is None or self.before is None:
             return
-        clipped = self.clipped if self.probe.ring.layout.clipped and self.probe.made is None else None
+        applied = self.gradients if self.clipped is None else self.clipped
+        kinds = {
+            "grad_norm": applied if replicas.count() > 1 else self.gradients,
+            "grad_norm_clipped": applied,
+        }
+        norms = [
+            norm for norm in self.probe.ring.layout.norms if norm == "grad_norm" or self.probe.made is None
+        ]
         self.probe.after(
-            self.before, self.gradients, clipped, graph.raw(self.learning_rate), list(self.scalars.values())
+            self.before,
+            [kinds[norm] for norm in norms],
+            graph.raw(self.learning_rate),
+            list(self.scalars.values()),
         )
 
 
@@ -220,7 +246,10 @@ def watch_gradients(original: Callable[..., Any], on_ring: OnRing) -> Callable[.
 
     def _backend_apply_gradients(self: Any, grads: Any, trainable_variables: Any) -> Any:
         step = _step()
-        if step is None or step.optimizer is not self:
+        if step is None:  # of Keras 2, or of an optimizer with an `apply` of its own
+            with _making(self):
+                return _backend_apply_gradients(self, grads, trainable_variables)
+        if step.optimizer is not self:
             return original(self, grads, trainable_variables)
         with contained(_PART, _LOSS):
             step.begin(grads, trainable_variables, on_ring)
@@ -240,6 +269,8 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
     """
 
     def _common_apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        if replicas.count() > 1:  # the gradients are not summed yet: the wrapped optimizer's step is watched
+            return original(self, grads, trainable_variables)
         with _making(self) as step:
             with contained(_PART, _LOSS):
                 pairs = [
@@ -271,28 +302,42 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
     return _backend_update_step
 
 
+def watch_reduction(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `TFOptimizer._all_reduce_sum_gradients`, which gives the gradients that are applied: the replicas' sum."""
+
+    def _all_reduce_sum_gradients(self: Any, grads_and_vars: Any) -> Any:
+        result = original(self, grads_and_vars)
+        step = _step()
+        if step is not None and step.clipped is not None:
+            step.clipped = [gradient for gradient, _ in result]
+        return result
+
+    return _all_reduce_sum_gradients
+
+
 def _probe(
-    optimizer: Any, variables: Any, on_ring: OnRing, clipped: bool, scalars: tuple[str, ...]
+    optimizer: Any, variables: Any, on_ring: OnRing, norms: tuple[str, ...], scalars: tuple[str, ...]
 ) -> StepProbe | None:
-    if not graph.can_record():
-        return None
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        say_once("replicas", "mlflow_tfmon: a training on several replicas is not watched step by step.")
+    if not graph.can_record() or not replicas.supported() or not replicas.writes():
         return None
     keys = frozenset(graph.key(v) for v in variables)
-    slot = tape.loss_of(keys)
-    scalars += slot.parts if slot is not None else ()
+    workers = replicas.workers()
+    # Workers tell each other of the loss, not of what it is made of.
+    parts = tape.parts_of(keys) if workers == 1 else ()
     probes = _probes.setdefault(optimizer, [])
     for probe in probes:
         layout = probe.ring.layout
-        if layout.keys == keys and layout.clipped == clipped and layout.scalars == scalars:
+        if (layout.keys, layout.norms, layout.scalars) == (keys, norms, scalars + parts):
             return probe
     described = tuple(
         Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)
         for name, v in zip(_names(variables), variables, strict=True)
     )
     with tf.init_scope():
-        probe = StepProbe(RingLayout(described, keys, clipped, scalars), [graph.raw(v) for v in variables])
+        probe = StepProbe(
+            RingLayout(described, keys, norms, workers, scalars + parts, parts),
+            [replicas.local(graph.raw(v)) for v in variables],
+        )
         probes.append(probe)
         on_ring(probe.ring, optimizer)
     return probe
@@ -309,8 +354,19 @@ def _names(variables: Sequence[Any]) -> list[str]:
     return names
 
 
-def _clips(optimizer: Any) -> bool:
-    return any(getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue"))
+def _norms(optimizer: Any) -> tuple[str, ...]:
+    """The gradient norms that can be had."""
+    clips = any(getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue"))
+    if not clips:
+        return ("grad_norm",)
+    if replicas.count() == 1:
+        return "grad_norm", "grad_norm_clipped"
+    say_once(
+        "clipping by replica",
+        "mlflow_tfmon: Keras 3 clips the gradients of each replica before it sums them: under several replicas the "
+        "norm of the global gradient before clipping is not recorded, that of the clipped one is.",
+    )
+    return ("grad_norm_clipped",)
 
 
 def rings_of(keys: frozenset[str]) -> list[Ring]:

@@ -10,21 +10,22 @@ from typing import Any
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes import graph, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
-# One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
-# functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
-_slots: dict[frozenset[str], Slot] = {}
+# One slot a set of variables and replica. A variable, not a tensor, since tape and optimizer may be traced into
+# different functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
+_slots: dict[frozenset[str], dict[tuple[int, tuple[str, ...]], _Slot]] = {}  # the last used come last
 _UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
 
 
 @dataclass(frozen=True)
-class Slot:
+class _Slot:
     """Where a loss waits for the row of its step.
 
     Attributes:
-        values: the loss, 1 if it is of the step that is being made, and what the loss is made of.
+        values: the loss, 1 if it is of the step that is being made (0 in replicas but the first), and what the loss is
+            made of.
         parts: names of what the loss is made of.
     """
 
@@ -34,8 +35,9 @@ class Slot:
     def take(self) -> tf.Tensor:
         """The values; a step without a tape has no loss: that of an earlier one is not its."""
         graph.keep_alive(self.values)
-        taken = self.values.read_value()
-        self.values.assign(tf.zeros_like(self.values))
+        with replicas.at(self.values):
+            taken = self.values.read_value()
+            self.values.assign([0.0] * (2 + len(self.parts)))
         return taken
 
 
@@ -70,7 +72,7 @@ def name_parts(loss: Any, parts: dict[str, list[Any]]) -> None:
 
 
 def _note(target: Any, sources: Any) -> None:
-    if not graph.can_record() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if not graph.can_record():
         return
     # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
     variables = [v for v in tf.nest.flatten(sources) if isinstance(graph.raw(v), tf.Variable)]
@@ -81,7 +83,8 @@ def _note(target: Any, sources: Any) -> None:
     parts: dict[str, list[Any]] = getattr(targets[0], _PARTS, {}) if len(targets) == 1 else {}
     slot = _slot(variables, tuple(parts))
     graph.keep_alive(slot.values)
-    slot.values.assign([_sum(targets), 1.0, *(_sum(some) for some in parts.values())])
+    fresh = 1.0 if replicas.index() == 0 else 0.0  # slots are added up
+    slot.values.assign([_sum(targets), fresh, *(_sum(some) for some in parts.values())])
 
 
 def _sum(tensors: list[Any]) -> tf.Tensor:
@@ -89,16 +92,34 @@ def _sum(tensors: list[Any]) -> tf.Tensor:
     return sums[0] if len(sums) == 1 else tf.add_n(sums)
 
 
-def _slot(variables: list[Any], parts: tuple[str, ...]) -> Slot:
-    keys = frozenset(graph.key(v) for v in variables)
+def _slot(variables: list[Any], parts: tuple[str, ...]) -> _Slot:
+    keys, place = frozenset(graph.key(v) for v in variables), (replicas.index(), parts)
     if keys not in _slots:
+        _slots[keys] = {}
         weakref.finalize(graph.raw(variables[0]), _slots.pop, keys, None)
-    if keys not in _slots or _slots[keys].parts != parts:  # the model was compiled anew
-        _slots[keys] = Slot(lasting_variable(2 + len(parts)), parts)
-    return _slots[keys]
+    slots = _slots[keys]
+    # A model that is compiled anew may have other losses, and later these again.
+    slot = slots.pop(place, None) or _Slot(lasting_variable(2 + len(parts)), parts)
+    slots[place] = slot
+    return slot
 
 
-def loss_of(keys: frozenset[str]) -> Slot | None:
-    """The slot of the loss whose gradients go to these variables (most of them shared), or None."""
+def _of(keys: frozenset[str]) -> list[_Slot]:
+    """The slots of the loss whose gradients go to these variables (most of them shared), one a replica."""
     best = max(_slots, key=lambda slot: (len(slot & keys), -len(slot)), default=frozenset[str]())
-    return _slots[best] if best & keys else None
+    found = list(_slots[best].values()) if best & keys else []
+    return [slot for slot in found if slot.parts == found[-1].parts]
+
+
+def parts_of(keys: frozenset[str]) -> tuple[str, ...]:
+    """Names of what the loss is made of whose gradients go to these variables."""
+    slots = _of(keys)
+    return slots[-1].parts if slots else ()
+
+
+def losses_of(keys: frozenset[str]) -> list[tf.Tensor]:
+    """Takes what the slots of the loss hold whose gradients go to these variables.
+
+    What is minimized over several replicas is the sum of what each of their tapes differentiates.
+    """
+    return [slot.take() for slot in _of(keys)]

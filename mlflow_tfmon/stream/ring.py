@@ -7,7 +7,6 @@ graph: no Python, no I/O and no host synchronisation on the training thread. A r
 
 from __future__ import annotations
 
-import threading
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,10 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from mlflow_tfmon.stream.records import Variable
 
-# A row in the ring begins with these; after them, per variable, half the squared norm of its gradient (before
-# clipping; then, where clipping is on, after it); then the layout's scalars. "measured" is a sum of the flags below,
-# what this trace measures; "has_loss" is 1 where a loss belongs to the step.
+# A row in the ring begins with these; after them, for each of `RingLayout.norms`, per variable, half the squared norm
+# of its gradient; then the layout's scalars. "measured" is a sum of the flags below, what this trace measures;
+# "has_loss" is 1 where a loss belongs to the step; "ready" is when this worker's gradients were ready to be summed
+# with those of the others.
 HEAD = (
     "input_time",
     "input_wait",
@@ -30,6 +30,7 @@ HEAD = (
     "step",
     "measured",
     "time",
+    "ready",
     "learning_rate",
 )
 TIME, INPUT = 1, 2
@@ -90,15 +91,19 @@ class RingLayout:
     Attributes:
         variables: what is trained.
         keys: its identifiers within the process.
-        clipped: whether there are norms of clipped gradients.
+        norms: the gradient norms per variable, of "grad_norm" (before clipping) and "grad_norm_clipped".
+        workers: over how many workers the gradients are summed.
         scalars: further figures of a step: `APPLIED` (1 if the weights were updated, 0 if not) where not every step
             updates them, "loss_scale", and what the loss is made of, by name.
+        parts: those of the scalars that the loss is made of.
     """
 
     variables: tuple[Variable, ...]
     keys: frozenset[str]
-    clipped: bool
+    norms: tuple[str, ...]
+    workers: int = 1
     scalars: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 class Ring:
@@ -106,15 +111,16 @@ class Ring:
 
     Args:
         layout: what a row holds.
+        thread: the user's thread that trains.
     """
 
-    def __init__(self, layout: RingLayout) -> None:
+    def __init__(self, layout: RingLayout, thread: int) -> None:
         self.layout = layout
-        self.thread = threading.get_ident()  # the user's thread that traced it
+        self.thread = thread
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         self._deep_taken = 0
         count = len(layout.variables)
-        self.width = len(HEAD) + count * (2 if layout.clipped else 1) + len(layout.scalars)
+        self.width = len(HEAD) + count * len(layout.norms) + len(layout.scalars)
         self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
         deep_width = 1 + count * len(DEEP)
         self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))
