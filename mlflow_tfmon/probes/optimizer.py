@@ -171,7 +171,7 @@ class _Step:
         if accumulates and replicas.count() > 1:
             say_once(
                 "accumulation by replica",
-                "mlflow_tfmon: each replica accumulates gradients of its own, so that no step but the last has a global "
+                "mlflow_tfmon: each replica accumulates gradients of its own, so that a step has no global "
                 "one: a training with gradient_accumulation_steps on several replicas is not watched step by step.",
             )
             return
