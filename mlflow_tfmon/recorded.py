@@ -75,7 +75,9 @@ class RecordedRun:
         """A row per optimizer step, index "step" (1, 2, 3, …).
 
         Columns, each where it was measured: loss, learning_rate, grad_norm, grad_norm_clipped, time (Unix seconds),
-        step_time_ms, examples_per_second, input_wait_share (0 to 1), and the user's own figures.
+        step_time_ms, examples_per_second, input_wait_share (0 to 1), of several losses each (<output>_loss,
+        unweighted), regularization_loss, loss_scale, skipped (1 where loss scaling left the update out), applied (0
+        where a step did not update the weights, as with gradient accumulation), and the user's own figures.
         """
         tables: dict[str, list[pd.DataFrame]] = {}
         for path, about in self._parts("steps-*"):
