@@ -261,7 +261,7 @@ def last_run() -> str:
 def renamed(seen: Reference, reference: keras.Model, net: keras.Model) -> Reference:
     """The reference's figures under the names of the watched model's variables."""
     names = {
-        a.path.replace("/", "."): b.path.replace("/", ".")
+        trainings.name(a): trainings.name(b)
         for a, b in zip(reference.trainable_variables, net.trainable_variables, strict=True)
     }
     for quantity in (

@@ -55,12 +55,31 @@ def norm(values: list[np.ndarray]) -> float:
     return float(np.sqrt(sum((np.asarray(v, np.float64) ** 2).sum() for v in values)))
 
 
+def name(variable: Any) -> str:
+    """What a variable is called in the recording."""
+    return str(getattr(variable, "path", variable.name)).split(":")[0].replace("/", ".")
+
+
+Differentiate = Callable[[Any, tf.Tensor, tf.Tensor], tuple[float, list[np.ndarray]]]
+
+
+def differentiated(
+    net: Any, x: tf.Tensor, y: tf.Tensor, objective: Callable[..., tf.Tensor] | None = None
+) -> tuple[float, list[np.ndarray]]:
+    """A loss (`loss()`, or `objective(net, x, y)`) and its gradients, by an eager tape."""
+    with tf.GradientTape() as tape:
+        value = objective(net, x, y) if objective else loss()(y, net(x, training=True))
+    gradients = tape.gradient(value, net.trainable_variables)
+    return float(value), [tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
 def by_hand(
     net: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     steps: Iterator[tuple[tf.Tensor, tf.Tensor]],
     rate: Callable[[int], float],
     clip: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
+    differentiate: Differentiate | None = None,
 ) -> Reference:
     """Trains a model step by step, unwatched, and measures everything with NumPy.
 
@@ -69,16 +88,15 @@ def by_hand(
         optimizer: a Keras optimizer, without clipping if `clip` does it.
         steps: batches.
         rate: the learning rate in force at a step (from 0).
-        clip: clips gradients as the optimizer of the watched training does.
+        clip: clips gradients as the watched training does.
+        differentiate: gives a step's loss and gradients; by default those of `loss()`.
     """
     mlflow_tfmon.autolog(disable=True)
-    seen, criterion = Reference(), loss()
-    names = [v.path.replace("/", ".") for v in net.trainable_variables]
+    seen, differentiate = Reference(), differentiate or differentiated
+    names = [name(v) for v in net.trainable_variables]
     for step, (x, y) in enumerate(steps):
         before = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]
-        with tf.GradientTape() as tape:
-            value = criterion(y, net(x, training=True))
-        gradients = [g.numpy() for g in tape.gradient(value, net.trainable_variables)]
+        value, gradients = differentiate(net, x, y)
         clipped = clip(gradients) if clip else gradients
         optimizer.learning_rate = rate(step)
         optimizer.apply_gradients(

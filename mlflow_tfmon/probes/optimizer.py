@@ -43,24 +43,46 @@ class StepProbe:
         return self._before_traced() if tf.executing_eagerly() else self._before()
 
     def after(
-        self, before: _Before, gradients: Sequence[Any], clipped: Sequence[Any] | None, learning_rate: Any
+        self,
+        before: _Before,
+        made_of: tape.Step,
+        gradients: Sequence[Any],
+        clipped: Sequence[Any] | None,
+        learning_rate: Any,
     ) -> None:
         """After the update: the row."""
+        if made_of.reading is None and not made_of.slots:
+            say_once(
+                "no loss",
+                "mlflow_tfmon: a training's loss is not recorded step by step: its gradients do not come from "
+                "tf.GradientTape.gradient (called without output_gradients).",
+            )
+        for slot in made_of.slots:
+            graph.keep_alive(slot)
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(before, list(gradients), None if clipped is None else list(clipped), learning_rate)
+        record(
+            before,
+            made_of.reading,
+            tuple(made_of.slots),
+            list(gradients),
+            None if clipped is None else list(clipped),
+            learning_rate,
+        )
 
     def _before(self) -> _Before:
         step, deep = self.ring.next_step()
         return _Before(step, deep, quantities.snapshot(deep, self._variables))
 
-    def _record(self, before: _Before, gradients: Any, clipped: Any, learning_rate: Any) -> None:
+    def _record(
+        self, before: _Before, loss: Any, slots: Any, gradients: Any, clipped: Any, learning_rate: Any
+    ) -> None:
         ring, (step, deep, weights) = self.ring, before
         dense = [quantities.dense_values(g) for g in gradients]
         squares = quantities.half_squares(dense)
         if ring.layout.clipped:
             squares += quantities.half_squares([quantities.dense_values(g) for g in clipped])
         unknown, measured = tf.constant(float("nan"), tf.float64), 0
-        time, reading, loss = unknown, tf.stack([unknown] * 3), tf.stack([unknown, 0.0])
+        time, reading = unknown, tf.stack([unknown] * 3)
         if not graph.in_xla():  # which has no clock
             measured |= TIME
             with graph.after(squares):  # with no input, it would tell when the function began
@@ -70,10 +92,9 @@ class StepProbe:
             measured |= INPUT
             with graph.after([time, squares[0]]):  # which come of the batch
                 reading = clock.read()
-        slot = tape.loss_of(ring.layout.keys)
-        if slot is not None:
-            graph.keep_alive(slot)
-            loss = slot.read_value()
+        if loss is None:
+            loss = tape.read(slots) if slots else tf.stack([unknown, 0.0])
+        for slot in slots:
             slot.assign([0.0, 0.0])  # a step without a tape has no loss: that of an earlier one is not its
         rest = [tf.cast(step, tf.float64), measured, time, tf.cast(learning_rate, tf.float64), *squares]
         row = tf.concat([reading, loss, tf.stack(rest)], axis=0)
@@ -95,16 +116,17 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
     """
 
     def _backend_apply_gradients(self: Any, grads: Any, trainable_variables: Any) -> Any:
-        probe, before = None, None
+        made_of, probe, before = None, None, None
         with contained(_PART, _LOSS):
-            probe = _probe(self, trainable_variables, on_ring)
-            if probe is not None:
+            if _watched():
+                made_of = tape.step_of(grads, trainable_variables)
+                probe = _probe(self, trainable_variables, made_of.before is not None, on_ring)
                 before = probe.before()
         _underway.update = None
         result = original(self, grads, trainable_variables)
         with contained(_PART, _LOSS):
-            if probe is not None and before is not None:
-                _finish(self, probe, before, grads)
+            if made_of is not None and probe is not None and before is not None:
+                _finish(self, probe, before, made_of, grads)
         return result
 
     return _backend_apply_gradients
@@ -120,25 +142,35 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
     return _backend_update_step
 
 
-def _finish(optimizer: Any, probe: StepProbe, before: _Before, gradients: Any) -> None:
+def _finish(optimizer: Any, probe: StepProbe, before: _Before, made_of: tape.Step, gradients: Any) -> None:
     function, clipped, learning_rate = _underway.update or (None, None, None)
     if learning_rate is None or function is not graph.tracing():
         # The update was made in a branch of a cond (gradient accumulation), whose tensors do not exist out here.
         learning_rate = optimizer.learning_rate
-    probe.after(before, gradients, clipped if probe.ring.layout.clipped else None, graph.raw(learning_rate))
+    if not probe.ring.layout.clipped:
+        clipped = None
+    elif not _clips(optimizer):
+        clipped = gradients
+    first = gradients if made_of.before is None else made_of.before
+    probe.after(before, made_of, first, clipped, graph.raw(learning_rate))
 
 
-def _probe(optimizer: Any, variables: Any, on_ring: Callable[[Ring, Any], None]) -> StepProbe | None:
+def _watched() -> bool:
     if not graph.can_record():
-        return None
+        return False
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         say_once("replicas", "mlflow_tfmon: a training on several replicas is not watched step by step.")
-        return None
+        return False
+    return True
+
+
+def _probe(optimizer: Any, variables: Any, changed: bool, on_ring: Callable[[Ring, Any], None]) -> StepProbe:
     keys = frozenset(graph.key(v) for v in variables)
-    clipped = _clips(optimizer)
+    clipped = changed or _clips(optimizer)
     probes = _probes.setdefault(optimizer, [])
     for probe in probes:
-        if probe.ring.layout.keys == keys and probe.ring.layout.clipped == clipped:
+        # Steps that are not clipped may go with those that are: what they show is true, and the steps stay in order.
+        if probe.ring.layout.keys == keys and probe.ring.layout.clipped >= clipped:
             return probe
     described = tuple(
         Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)

@@ -1,30 +1,38 @@
-"""The tape probe: keeps the loss that `tf.GradientTape.gradient` differentiates, for the row of its step."""
+"""The tape probe: keeps what `tf.GradientTape.gradient` differentiates and gives, for the row of its step."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes import graph, origin
 from mlflow_tfmon.stream.ring import lasting_variable
 
 # One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
 # functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
-_slots: dict[frozenset[str], tf.Variable] = {}  # each (loss, 1 if it is of the step that is being made)
+_slots: dict[frozenset[str], tf.Variable] = {}  # each (sum of losses, number of losses) since the last step
 _UNSCALED = "_mlflow_tfmon_unscaled"
+_eager = threading.local()  # `calls`: those of this thread's eager code since the last step
 
 
 def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `tf.GradientTape.gradient`."""
 
-    def gradient(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, target, sources, *args, **kwargs)
+    def gradient(
+        self: Any, target: Any, sources: Any, output_gradients: Any = None, *args: Any, **how: Any
+    ) -> Any:
+        result = original(self, target, sources, output_gradients, *args, **how)
         with contained("the tape probe", "the loss of each step is not recorded"):
-            _note(target, sources)
+            # A gradient taken while another tape looks on is a part of what that will differentiate (MAML).
+            nested = not self._recording and record.could_possibly_record()
+            # With output_gradients the target may be anything, such as the activations between two parts of a model.
+            _note(target if output_gradients is None else None, sources, result, nested)
         return result
 
     return gradient
@@ -43,19 +51,37 @@ def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
     return scale_loss
 
 
-def _note(target: Any, sources: Any) -> None:
-    if not graph.can_record() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+def _note(target: Any, sources: Any, result: Any, nested: bool) -> None:
+    if not graph.can_record() or graph.in_pfor() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
         return
     # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
-    variables = [v for v in tf.nest.flatten(sources) if isinstance(graph.raw(v), tf.Variable)]
-    if not variables:
+    pairs = [
+        (v, g)
+        for v, g in zip(tf.nest.flatten(sources), tf.nest.flatten(result), strict=True)
+        if isinstance(graph.raw(v), tf.Variable)
+    ]
+    if not pairs:
         return
-    slot = _slot(variables)
-    graph.keep_alive(slot)
+    given = {graph.key(v): g for v, g in pairs if g is not None}
     # What is minimized is the sum of all that was given as target.
-    targets = [getattr(t, _UNSCALED, t) for t in tf.nest.flatten(target) if t is not None]
-    losses = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in targets]
-    slot.assign([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0])
+    targets = [t for t in tf.nest.flatten(target) if t is not None]
+    reading, slot = None, None
+    if targets:
+        losses = [tf.reduce_sum(tf.cast(getattr(t, _UNSCALED, t), tf.float64)) for t in targets]
+        reading = tf.stack([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0])
+        if not nested:
+            slot = _slot([v for v, _ in pairs])
+            graph.keep_alive(slot)
+            slot.assign_add(reading)
+    scaled = any(hasattr(t, _UNSCALED) for t in targets)
+    call = origin.Call(targets, scaled, reading, slot, given)
+    function = graph.tracing()
+    if function is not None:
+        _of(function).append(call)
+        return
+    earlier = [c for c in _calls() if c.gradients.keys() & given.keys()]
+    call.alone = not earlier
+    _eager.calls = [c for c in _calls() if c not in earlier] + [call]
 
 
 def _slot(variables: list[Any]) -> tf.Variable:
@@ -66,7 +92,72 @@ def _slot(variables: list[Any]) -> tf.Variable:
     return _slots[keys]
 
 
-def loss_of(keys: frozenset[str]) -> tf.Variable | None:
-    """The slot of the loss whose gradients go to these variables (most of them shared), or None."""
-    best = max(_slots, key=lambda slot: (len(slot & keys), -len(slot)), default=frozenset[str]())
-    return _slots[best] if best & keys else None
+def _of(function: Any) -> list[origin.Call]:
+    """The calls that were traced into a function."""
+    if not hasattr(function, "_mlflow_tfmon_calls"):
+        function._mlflow_tfmon_calls = []
+    calls: list[origin.Call] = function._mlflow_tfmon_calls
+    return calls
+
+
+def _calls() -> list[origin.Call]:
+    """The calls whose tensors are in reach."""
+    function = graph.tracing()
+    if function is None:
+        return getattr(_eager, "calls", [])
+    return [call for outer in graph.enclosing(function) for call in _of(outer)]
+
+
+class Step(NamedTuple):
+    """What tapes tell of the step that an optimizer makes.
+
+    Attributes:
+        reading: tensor (loss, 1), or None if that must be read from the slots.
+        slots: each (sum of losses, number of losses); to be emptied, for what comes next is the next step's.
+        before: the gradients before the loop changed them (clipping by hand), or None if it did not.
+    """
+
+    reading: tf.Tensor | None
+    slots: list[tf.Variable]
+    before: list[Any] | None
+
+
+def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
+    """What tapes tell of the step whose gradients an optimizer has been given."""
+    keys = [graph.key(v) for v in variables]
+    found = origin.trace(gradients, keys, _calls())
+    if graph.tracing() is None:
+        _eager.calls = [call for call in _calls() if not call.gradients.keys() & set(keys)]
+    if found is None:
+        # Micro-batches whose gradients were added up in variables, say: the mean of all losses since the last step.
+        return Step(None, _slots_of(frozenset(keys)), None)
+    slots = list({id(call.slot): call.slot for _, call in found.calls if call.slot is not None}.values())
+    losses = [(factor, call.reading) for factor, call in found.calls if call.reading is not None]
+    if not losses:
+        return Step(None, [], found.before)
+    if losses[0][0] == 1.0 and len(losses) == 1:
+        return Step(losses[0][1], slots, found.before)
+    total = tf.add_n([factor * reading[0] for factor, reading in losses])
+    return Step(tf.stack([total, 1.0]), slots, found.before)
+
+
+def read(slots: Sequence[tf.Variable]) -> tf.Tensor:
+    """(sum of losses, number of losses): where each part of the variables has a loss of its own, of their sum."""
+    readings = [slot.read_value() for slot in slots]
+    if len(readings) == 1:
+        return readings[0]
+    means = [tf.math.divide_no_nan(reading[0], reading[1]) for reading in readings]
+    known = tf.reduce_max(tf.stack([reading[1] for reading in readings]))
+    return tf.stack([tf.add_n(means), tf.minimum(known, 1.0)])
+
+
+def _slots_of(keys: frozenset[str]) -> list[tf.Variable]:
+    """The fewest slots of losses whose gradients go to these variables."""
+    chosen, missing, left = [], keys, dict(_slots)
+    while missing and left:
+        best = max(left, key=lambda slot: (len(slot & missing), -len(slot)))
+        if not best & missing:
+            break
+        chosen.append(left.pop(best))
+        missing -= best
+    return chosen

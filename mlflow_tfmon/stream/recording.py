@@ -131,8 +131,8 @@ class Recording:
                 columns[name] = rows[:, _HEAD[name]]
         elif measured & TIME:
             columns |= self._taken(block.ring.thread, rows[:, _HEAD["time"]])
-        if rows[0, _HEAD["has_loss"]]:
-            columns["loss"] = rows[:, _HEAD["loss"]]
+        if rows[0, _HEAD["losses"]]:
+            columns["loss"] = rows[:, _HEAD["loss"]] / rows[:, _HEAD["losses"]]
         columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
         squares = 2 * rows[:, len(HEAD) :]  # the ring holds halves
         columns["grad_norm"] = np.sqrt(squares[:, :count].sum(axis=1))
@@ -194,6 +194,6 @@ def _runs(rows: np.ndarray) -> list[np.ndarray]:
     """Splits rows where what they measure changes (another trace of the same training)."""
     if not len(rows):
         return []
-    measured = rows[:, [_HEAD["measured"], _HEAD["has_loss"]]]
+    measured = np.stack([rows[:, _HEAD["measured"]], rows[:, _HEAD["losses"]] > 0], axis=1)
     edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
     return [part for part in np.split(rows, edges) if len(part)]

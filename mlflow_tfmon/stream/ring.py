@@ -19,13 +19,13 @@ from mlflow_tfmon.stream.records import Variable
 
 # A row in the ring begins with these; after them, per variable, half the squared norm of its gradient (before
 # clipping; then, where clipping is on, after it). "measured" is a sum of the flags below, what this trace measures;
-# "has_loss" is 1 where a loss belongs to the step.
+# "loss" is the sum of so many "losses" as were differentiated for the step, none where that is not known.
 HEAD = (
     "input_time",
     "input_wait",
     "examples",
     "loss",
-    "has_loss",
+    "losses",
     "step",
     "measured",
     "time",
