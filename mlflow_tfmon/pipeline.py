@@ -78,11 +78,13 @@ class Pipeline:
         """The best epoch so far of the model whose names have a prefix."""
         return self._best.setdefault(prefix, Best(self.settings))
 
-    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
-        """Records a ring's steps from the first on that was not taken yet."""
+    def attach(
+        self, ring: Ring, name: str, model: str, total_steps: int | None, patient: bool = False
+    ) -> None:
+        """Records a ring's steps from the first on that was not taken yet; `patient` as in `Drain.attach`."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
-        DRAIN.attach(ring, self.recording.take)
+        DRAIN.attach(ring, self.recording.take, patient)
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""

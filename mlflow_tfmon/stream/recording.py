@@ -65,14 +65,14 @@ class Recording:
                     stream.total_steps = stream.steps + total_steps
                     stream.opened = None
                 return
+            if len(self._streams) == 1 and self._streams[0].steps == 0:
+                self._streams[0].prefix = f"{self._streams[0].name}."
             known = {s.prefix for s in self._streams}
             prefixes = [f"{name}.", *(f"{name}_{n}." for n in range(2, 2 + len(known)))]
             prefix = next(p for p in prefixes if p not in known) if self._streams else ""
             self._streams.append(
                 _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
             )  # fmt: skip
-            if len(self._streams) == 2 and self._streams[0].steps == 0:
-                self._streams[0].prefix = f"{self._streams[0].name}."
 
     def _of(self, ring: Ring) -> _Stream | None:
         keys = ring.layout.keys
