@@ -111,12 +111,25 @@ class _Walk:
     def __init__(self, given: dict[int, tuple[Call, str]]) -> None:
         self._given = given
         self._factors: dict[int, dict[int, float] | None] = {}
+        self._scalars: dict[int, dict[str, dict[int, Any]]] = {}
         self._kept: list[Any] = []  # so that ids stay those of their tensors
 
     def source(self, tensor: Any, key: str) -> Any | None:
         """The tensor itself if it is what a tape gave for a variable (or a weighted sum), else the one it is made of."""
-        found: list[Any] = []
-        pending, seen = [tensor], set()
+        known, alien = self._beneath(tensor)
+        if alien:
+            return None
+        found = list(known.get(key, {}).values())
+        # tf.clip_by_norm takes both x and x * clip_norm on their way: the former is what was clipped.
+        first = [one for one in found if not any(o is not one and self._made_of(one, o) for o in found)]
+        if len(first) != 1:
+            return None
+        return tensor if first[0] is _outward(tensor) else first[0]
+
+    def _beneath(self, tensor: Any) -> tuple[dict[str, dict[int, Any]], bool]:
+        """What a tensor is made of: given ones (or weighted sums) by variable and id, and whether others as well."""
+        found: dict[str, dict[int, Any]] = {}
+        alien, pending, seen = False, [tensor], set()
         while pending:
             at = _outward(pending.pop())
             if id(at) in seen:
@@ -125,20 +138,21 @@ class _Walk:
             self._kept.append(at)
             factors = self.factors(at)
             if factors and (len(factors) > 1 or set(factors.values()) == {1.0}):
-                if key in {self._given[one][1] for one in factors}:
-                    found.append(at)
+                for key in {self._given[one][1] for one in factors}:
+                    found.setdefault(key, {})[id(at)] = at
                 continue
             inputs = _inputs(at)
             if inputs is None:  # its value comes from elsewhere
-                if at.shape.is_compatible_with(tensor.shape) and at.dtype.is_floating:
-                    return None
-                continue
-            pending += inputs
-        # tf.clip_by_norm takes both x and x * clip_norm on their way: the former is what was clipped.
-        first = [one for one in found if not any(o is not one and self._made_of(one, o) for o in found)]
-        if len(first) != 1:
-            return None
-        return tensor if first[0] is _outward(tensor) else first[0]
+                alien |= at.shape.is_compatible_with(tensor.shape) and at.dtype.is_floating
+            elif at.shape.num_elements() == 1 != tensor.shape.num_elements():
+                # The norm of all gradients, by which each of them is scaled: walked once.
+                if id(at) not in self._scalars:
+                    self._scalars[id(at)] = self._beneath(at)[0]
+                for key, some in self._scalars[id(at)].items():
+                    found.setdefault(key, {}).update(some)
+            else:
+                pending += inputs
+        return found, alien
 
     def factors(self, tensor: Any) -> dict[int, float] | None:
         """The weights of a weighted sum of given tensors (none for zeros); None if it is something else."""
