@@ -5,6 +5,7 @@ Modes are functions that train a model on batches; each says beside it of what i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -400,7 +401,7 @@ def test_shapes_change() -> None:
     """A step that is traced anew for each shape goes on in one stream."""
     x, y = trainings.data()
     cuts = [0, 16, 32, 39, 55, 62, 78, 100, 116]
-    steps = [(tf.constant(x[a:b]), tf.constant(y[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    steps = [(tf.constant(x[a:b]), tf.constant(y[a:b])) for a, b in itertools.pairwise(cuts)]
 
     def train(net: Any, optimizer: Any, _: Batches) -> None:
         step = trainings.custom_step(net, optimizer)
@@ -430,7 +431,9 @@ class Module(tf.Module):
     def __init__(self) -> None:
         super().__init__(name="plain")
         random = np.random.default_rng(5)
-        self.w = tf.Variable(random.normal(size=(trainings.FEATURES, trainings.CLASSES)).astype("float32"), name="w")
+        self.w = tf.Variable(
+            random.normal(size=(trainings.FEATURES, trainings.CLASSES)).astype("float32"), name="w"
+        )
         self.b = tf.Variable(tf.zeros(trainings.CLASSES), name="b")
 
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -518,7 +521,10 @@ def functional(units: int, inputs: int, name: str) -> keras.Model:
 def test_adversaries(how: str) -> None:
     """A GAN: two streams, each with the losses, norms and step count of its own; the critic makes five steps to one."""
     keras.utils.set_random_seed(4)
-    generator, critic = functional(trainings.FEATURES, 2, "generator"), functional(1, trainings.FEATURES, "critic")
+    generator, critic = (
+        functional(trainings.FEATURES, 2, "generator"),
+        functional(1, trainings.FEATURES, "critic"),
+    )
     one, two = keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01)
     start = generator.get_weights(), critic.get_weights()
     noise = tf.constant(np.random.default_rng(1).normal(size=(trainings.BATCH, 2)).astype("float32"))

@@ -45,7 +45,9 @@ def in_pfor() -> bool:
 
     TensorFlow has no mark but the name of the scope (2.16 to 2.21).
     """
-    return any(part.split("_while")[0].startswith("loop_body") for part in tf.get_current_name_scope().split("/"))
+    return any(
+        part.split("_while")[0].startswith("loop_body") for part in tf.get_current_name_scope().split("/")
+    )
 
 
 def keep_alive(thing: object) -> None:

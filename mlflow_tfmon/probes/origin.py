@@ -1,6 +1,6 @@
 """Where the gradients that an optimizer gets come from: of which losses they are, and what they were before clipping.
 
-A loop may differentiate many things in a step: a gradient penalty, the first half of SAM, micro-batches, several losses.
+A loop may differentiate many things in a step: a penalty, the first half of SAM, micro-batches, several losses.
 Only what the optimizer's gradients were made of is the step's. Within one graph that is told by the graph itself: from
 the optimizer's gradients back to what a tape gave.
 """
@@ -80,7 +80,9 @@ def trace(gradients: Sequence[Any], keys: Sequence[str], calls: Iterable[Call]) 
             return None
         for made_of, factor in (walk.factors(source) or {}).items():
             call, _ = given[made_of]
-            same = tuple(id(target) for target in call.targets)  # a persistent tape gives parts of one gradient
+            same = tuple(
+                id(target) for target in call.targets
+            )  # a persistent tape gives parts of one gradient
             known, _ = terms.setdefault(same or call, (factor, call))
             if not math.isclose(known, factor, rel_tol=1e-6):
                 return None  # layers that learn at paces of their own: no one loss has these gradients
@@ -115,7 +117,7 @@ class _Walk:
         self._kept: list[Any] = []  # so that ids stay those of their tensors
 
     def source(self, tensor: Any, key: str) -> Any | None:
-        """The tensor itself if it is what a tape gave for a variable (or a weighted sum), else the one it is made of."""
+        """The tensor itself if a tape gave it for a variable (or a weighted sum), else the one that it is made of."""
         known, alien = self._beneath(tensor)
         if alien:
             return None
