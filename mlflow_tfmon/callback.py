@@ -16,7 +16,26 @@ from mlflow_tfmon.settings import Settings
 _LOSS = "this training's epochs are not recorded"
 
 
-class MonitorCallback(keras.callbacks.Callback):
+class _BothKerases(keras.callbacks.Callback):
+    """A callback for the `fit` of Keras 3 and of Keras 2, which asks a callback what it wants to be called for."""
+
+    _supports_tf_logs = True  # so that what the other callbacks are given does not change with ours
+
+    def _implements(self, mode: str) -> bool:
+        methods = (f"on_{mode}_batch_begin", f"on_{mode}_batch_end")
+        return any(getattr(type(self), m) is not getattr(keras.callbacks.Callback, m) for m in methods)
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return self._implements("train")
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return self._implements("test")
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return self._implements("predict")
+
+
+class MonitorCallback(_BothKerases):
     """Watches one `model.fit`: without autologging that one alone, with autologging under settings of its own.
 
     Keras tells a callback nothing of an exception that ends `fit`. With autologging on, the run ends all the same;

@@ -9,10 +9,14 @@ from typing import Any
 import keras
 import mlflow
 import tensorflow as tf
-from mlflow.utils.autologging_utils import autologging_integration, safe_patch
+from mlflow.utils.autologging_utils import (
+    autologging_integration,
+    autologging_is_disabled,
+    safe_patch,
+)
 from packaging.version import Version
 
-from mlflow_tfmon import fitting, loops, monitor, peers, pipeline, probes
+from mlflow_tfmon import fitting, kerases, loops, monitor, peers, pipeline, probes
 from mlflow_tfmon.callback import unwatch_train_function
 from mlflow_tfmon.errors import contained, logger, quiet
 from mlflow_tfmon.settings import Settings
@@ -134,6 +138,12 @@ def autolog(
 def _integration(disable: bool = False, silent: bool = False, exclusive: bool = False) -> None:
     """What MLflow knows of us: its switch, and its patch of `fit`."""
     safe_patch(INTEGRATION, keras.Model, "fit", _fit)
+    kerases.when_keras_2(_patch_keras_2)
+
+
+def _patch_keras_2(module: Any) -> None:
+    if not autologging_is_disabled(INTEGRATION):
+        safe_patch(INTEGRATION, module.Model, "fit", _fit)
 
 
 def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -11,15 +12,16 @@ import mlflow
 
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet
+from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.probes import graph, models
+from mlflow_tfmon.probes import cluster, graph, models
 from mlflow_tfmon.settings import Settings
-from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 
 _active: list[Monitor] = []
+_NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
 
 
 class Monitor:
@@ -88,6 +90,12 @@ class Monitor:
         if self.settings.silent:
             quiet(True)
         self._thread = thread or threading.get_ident()
+        place = cluster.place()
+        if place is not None and place.index > 0:
+            say_once("not the chief", f"mlflow_tfmon: {_NOT_CHIEF.format(place.index)}", logging.INFO)
+            with contained("starting the monitor", "this worker's part of each step is not recorded"):
+                probes.install(self, claim)
+            return self
         run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
         with contained("starting the monitor", "this training is not recorded"):
             if run is None:
@@ -120,6 +128,8 @@ class Monitor:
         pipeline = self._pipeline
         probes.remove(self)
         if pipeline is None:
+            with contained("ending the monitor", "this worker's last steps may be missing"):
+                pipelines.DRAIN.flush()
             return
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
@@ -313,6 +323,10 @@ def set_autolog_settings(settings: Settings | None) -> None:
 
 def claim(ring: Ring, optimizer: Any) -> None:
     """Gives a new ring to the training it belongs to; a custom loop that nobody watches yet may get a monitor."""
+    workers.number(ring)
+    if workers.reports(ring):
+        pipelines.report(ring)
+        return
     monitor = claimant(ring)
     if monitor is not None:
         monitor.attach(ring)

@@ -12,11 +12,11 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
-from mlflow_tfmon.probes import inputs
+from mlflow_tfmon.probes import cluster, inputs
 from mlflow_tfmon.settings import Settings
-from mlflow_tfmon.stream import records
-from mlflow_tfmon.stream.drain import Drain
-from mlflow_tfmon.stream.recording import Recording
+from mlflow_tfmon.stream import records, workers
+from mlflow_tfmon.stream.drain import Block, Drain
+from mlflow_tfmon.stream.recording import Recording, with_batches
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal
@@ -24,6 +24,7 @@ from mlflow_tfmon.tracking.process import DeliveryProcess
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
+_NEVER = 2**62  # the steps between two deep ones, where nobody wants any
 _LOOK = 1.0  # s between two looks at the delivery process
 
 
@@ -44,7 +45,7 @@ class Pipeline:
         self._journal = Journal.create()
         self._sequence = 0
         self.folder = self._journal.folder
-        self.recording = Recording(self._append, inputs.taken_until)
+        self.recording = Recording(self._append)
         self._delivery = DeliveryProcess.shared()
         self.recording.append(
             records.RunStarted(
@@ -84,7 +85,12 @@ class Pipeline:
         """Records a ring's steps from the first on that was not taken yet; `patient` as in `Drain.attach`."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
-        DRAIN.attach(ring, self.recording.take, patient)
+        whole = workers.gathered(ring)
+
+        def take(block: Block) -> None:
+            self.recording.take(whole(with_batches(block, inputs.taken_until)))
+
+        DRAIN.attach(ring, take, patient)
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
@@ -146,6 +152,15 @@ class Pipeline:
         if DRAIN.is_this_thread():
             return True  # the rings fill up meanwhile; whoever trains waits for nothing either
         return self._delivery.wait(self.folder, self._sequence, self.settings.delivery_wait)
+
+
+def report(ring: Ring) -> None:
+    """On a worker that is not the chief: a ring's steps are told to the chief, which records them."""
+    place = cluster.place()
+    if place is not None:
+        reporter = workers.Reporter(ring, place.index)
+        ring.begin(_NEVER)
+        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, inputs.taken_until)))
 
 
 def of_run(run_id: str | None) -> Pipeline | None:
@@ -214,4 +229,6 @@ def _close_all() -> None:
                 pipeline.close("FINISHED")
             else:
                 pipeline.close("FAILED", f"{type(error).__name__}: {error}")
+    with contained("telling the chief of the last steps", "their loss is not recorded"):
+        DRAIN.flush()
     DRAIN.stop()

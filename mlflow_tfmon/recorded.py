@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY
 
 PROBLEMS = "tfmon/problems.json"
+_TRIES = 5
 _METADATA_KEY = b"tfmon"
 _LISTS = "variables."
 
@@ -144,6 +146,8 @@ class RecordedRun:
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     """Loads everything that was recorded of a watched run.
 
+    A training that goes on is seen up to a few seconds ago; load it again to see more.
+
     Args:
         run_id: the MLflow run.
         tracking_uri: where the run is; default MLflow's current tracking URI.
@@ -169,14 +173,37 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
             )
         raise ValueError(
             f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
-            "load it when its training has ended, or deliver what a crash left behind with `mlflow-tfmon sync`."
+            "a running training's first steps come within some seconds, so load it again; what a crash or an outage "
+            "left behind is delivered by `mlflow-tfmon sync`."
         )
     # The files live as long as the object: they are read when a table is asked for.
     holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
-    folder = Path(client.download_artifacts(run_id, TELEMETRY, holder.name))
+    folder = _download(client, run_id, holder.name, final=state == "complete")
     recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
     recorded._holder = holder  # type: ignore[attr-defined]
     return recorded
+
+
+def _download(client: Any, run_id: str, folder: str, final: bool) -> Path:
+    """Downloads the telemetry; files that still grow are read once, and downloaded again if they cannot be."""
+    from mlflow.exceptions import MlflowException
+
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            found = Path(client.download_artifacts(run_id, TELEMETRY, folder))
+            if not final:
+                # A file's older parts do not change any more.
+                last = {path.name.rpartition("-")[0]: path for path in sorted(found.glob("*.parquet"))}
+                for path in last.values():
+                    pq.read_table(path)
+            return found
+        except (MlflowException, pa.ArrowException, OSError):
+            # MLflow 3.1 overwrites a local artifact in place, so that half of it may be read; 3.17 replaces it.
+            if final or tries == _TRIES:
+                raise
+            time.sleep(0.2)
 
 
 def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:

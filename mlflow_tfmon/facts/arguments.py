@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
 import tensorflow as tf
+
+from mlflow_tfmon import kerases
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class FitArguments:
     @property
     def callback_list(self) -> list[Any]:
         """The user's callbacks as a new flat list, whether given as None, one, a list, a tuple or a `CallbackList`."""
-        if isinstance(self.callbacks, keras.callbacks.CallbackList):
+        if isinstance(self.callbacks, kerases.every("callbacks.CallbackList")):
             return list(self.callbacks.callbacks)
         return list(tf.nest.flatten(self.callbacks)) if self.callbacks else []
 
@@ -66,7 +67,7 @@ class FitArguments:
         return self.args, {**self.kwargs, "callbacks": callbacks}
 
     def _joined(self, added: list[Any]) -> Any:
-        if not isinstance(self.callbacks, keras.callbacks.CallbackList):
+        if not isinstance(self.callbacks, kerases.every("callbacks.CallbackList")):
             return [*self.callback_list, *added]
         # fit takes a CallbackList as it comes, setting no model or params on it; copied, the user's own stays whole.
         joined = copy.copy(self.callbacks)

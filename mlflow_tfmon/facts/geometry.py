@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_tfmon import kerases
 from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 
@@ -31,7 +32,7 @@ def batch_size(arguments: FitArguments) -> int | None:
     try:
         if isinstance(x, tf.data.Dataset):
             return pipelines.batch_size(x)
-        if isinstance(x, keras.utils.PyDataset):
+        if isinstance(x, kerases.every("utils.Sequence")):
             # Its first batch would tell too, but making it may draw random numbers (augmentation) and take its time.
             size = getattr(x, "batch_size", None)
             return int(size) if size else None
@@ -65,8 +66,9 @@ def total_steps(arguments: FitArguments) -> int | None:
         batches, per_epoch = _batches(arguments), arguments.steps_per_epoch
         if not per_epoch:
             return None if batches is None else batches * epochs
-        # An execution runs all its steps, past the epoch's last one too, as long as there is data.
-        at_once = int(getattr(arguments.model, "steps_per_execution", None) or 1)
+        # An execution of Keras 3 runs all its steps, past the epoch's last one too, as long as there is data.
+        keras_3 = isinstance(arguments.model, keras.Model)
+        at_once = int(getattr(arguments.model, "steps_per_execution", None) or 1) if keras_3 else 1
         per_epoch = math.ceil(per_epoch / at_once) * at_once
         return per_epoch * epochs if batches is None else _steps_of_finite_data(per_epoch, epochs, batches)
     except Exception:
@@ -100,8 +102,9 @@ def _batches(arguments: FitArguments) -> int | None:
     if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
         cardinality = int(x.cardinality() if callable(x.cardinality) else x.cardinality)
         return cardinality if cardinality >= 0 else None
-    if isinstance(x, keras.utils.PyDataset):
-        return None if x.num_batches is None else int(x.num_batches)
+    if isinstance(x, kerases.every("utils.Sequence")):  # a `PyDataset`, as Keras 3 calls it
+        batches = x.num_batches if hasattr(x, "num_batches") else len(x)
+        return None if batches is None else int(batches)
     count, size = _training_rows(arguments), batch_size(arguments)
     return None if count is None or size is None else math.ceil(count / size)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 
+from mlflow_tfmon import kerases
 from mlflow_tfmon.stream.records import Facts
 
 
@@ -55,7 +55,7 @@ def early_stopping_facts(callbacks: list[Any], *, epoch_offset: int = 0) -> Fact
     """
     found: dict[str, int] = {}
     for callback in callbacks:
-        if not isinstance(callback, keras.callbacks.EarlyStopping):
+        if not isinstance(callback, kerases.every("callbacks.EarlyStopping")):
             continue
         # Keras leaves 0 where the training was not stopped, and never stops it after epoch 0.
         if callback.stopped_epoch > 0:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import keras
-
+from mlflow_tfmon import kerases
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.geometry import batch_size
 
@@ -54,7 +53,7 @@ def optimizer_params(model: Any) -> dict[str, str]:
 def early_stopping_params(callbacks: list[Any]) -> dict[str, str]:
     """What the first `EarlyStopping` among the callbacks watches, and how; empty where there is none."""
     for callback in callbacks:
-        if isinstance(callback, keras.callbacks.EarlyStopping):
+        if isinstance(callback, kerases.every("callbacks.EarlyStopping")):
             names = ("monitor", "min_delta", "patience", "baseline", "restore_best_weights")
             return {name: str(getattr(callback, name, None)) for name in names}
     return {}

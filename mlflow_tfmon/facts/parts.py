@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import keras
+from mlflow_tfmon import kerases
 
 # Where Keras looks for a function of which it keeps the name only.
-_BUILTIN_FUNCTIONS = (keras.activations, keras.initializers, keras.losses, keras.metrics, keras.regularizers)
+_BUILTIN_FUNCTIONS = ("activations", "initializers", "losses", "metrics", "regularizers")
+_KERAS = ("keras", "keras_hub", "tf_keras")
 
 
 @dataclass(frozen=True)
@@ -42,53 +43,53 @@ def custom_parts(model: Any) -> tuple[Parts, Parts]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of lambdas, which are unknown parts here
-        config = keras.saving.serialize_keras_object(model)
+        config = kerases.of(model).saving.serialize_keras_object(model)
     compilation = config.pop("compile_config", None)
-    return _parts(config), _parts(compilation)
+    return _parts(config, kerases.of(model)), _parts(compilation, kerases.of(model))
 
 
-def _parts(config: Any) -> Parts:
-    found = set(_walk(config))
+def _parts(config: Any, home: Any) -> Parts:
+    found = set(_walk(config, home))
     unknown = frozenset(name for name, loadable in found if not loadable)
     return Parts(frozenset(name for name, _ in found) - unknown, unknown)
 
 
-def _walk(config: Any) -> Iterator[tuple[str, bool]]:
+def _walk(config: Any, home: Any) -> Iterator[tuple[str, bool]]:
     if isinstance(config, (list, tuple)):
         for part in config:
-            yield from _walk(part)
+            yield from _walk(part, home)
     elif isinstance(config, dict):
         if config.get("class_name") == "__lambda__":
             yield "lambda", False
         if {"class_name", "config", "module", "registered_name"} <= config.keys():
-            yield from _part(config)
+            yield from _part(config, home)
         for part in config.values():
-            yield from _walk(part)
+            yield from _walk(part, home)
 
 
-def _part(config: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+def _part(config: dict[str, Any], home: Any) -> Iterator[tuple[str, bool]]:
     """Names one serialized object and says whether it can be found and made again, if it is not Keras's own."""
     name, package = str(config["class_name"]), str(config["module"]).split(".")[0]
     function = name == "function"
     if function:
         name = str(config["config"])
     for registered_name in (config["registered_name"], name if function else None):
-        found = keras.saving.get_registered_object(registered_name)
+        found = home.saving.get_registered_object(registered_name)
         if found is not None:
             yield str(registered_name), function or _takes(found, config["config"])
             return
-    own = package in ("keras", "keras_hub") or name.startswith("__")  # "__tensor__" and the like
-    if not own and not (package == "builtins" and _is_builtin(name, function)):
+    own = package in _KERAS or name.startswith("__")  # "__tensor__" and the like
+    if not own and not (package == "builtins" and _is_builtin(name, function, home)):
         yield name, False
 
 
-def _is_builtin(name: str, function: bool) -> bool:
-    return not function or any(hasattr(group, name) for group in _BUILTIN_FUNCTIONS)
+def _is_builtin(name: str, function: bool, home: Any) -> bool:
+    return not function or any(hasattr(getattr(home, group), name) for group in _BUILTIN_FUNCTIONS)
 
 
 def _takes(cls: Any, config: Any) -> bool:
     """Whether a class's constructor takes its configuration (Keras's default one holds "trainable" and "dtype")."""
-    own = not getattr(cls.from_config, "__module__", "keras").startswith("keras")
+    own = not getattr(cls.from_config, "__module__", "keras").startswith(_KERAS)
     if own or not isinstance(config, dict) or "layers" in config:
         return True
     try:
@@ -99,13 +100,13 @@ def _takes(cls: Any, config: Any) -> bool:
 
 
 @contextmanager
-def registered_only(names: frozenset[str]) -> Iterator[None]:
-    """Leaves only these objects registered with Keras.
+def registered_only(names: frozenset[str], home: Any) -> Iterator[None]:
+    """Leaves only these objects registered with a Keras.
 
     MLflow pickles all of the process's registered objects into every model, and unpickles them before it loads it: a
     model could not be loaded where any of them, its own or not, cannot be imported.
     """
-    registry = keras.saving.get_custom_objects()
+    registry = home.saving.get_custom_objects()
     everything = dict(registry)
     for name in everything.keys() - names:
         del registry[name]
@@ -118,9 +119,10 @@ def registered_only(names: frozenset[str]) -> Iterator[None]:
 @contextmanager
 def compilation_hidden(model: Any, hidden: bool) -> Iterator[None]:
     """Lets Keras save the model as if it had not been compiled, if `hidden`."""
-    compiled = model.compiled
-    model.compiled = compiled and not hidden
+    name = "compiled" if hasattr(model, "compiled") else "_is_compiled"  # the latter in Keras 2
+    compiled = getattr(model, name)
+    setattr(model, name, compiled and not hidden)
     try:
         yield
     finally:
-        model.compiled = compiled
+        setattr(model, name, compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import warnings
@@ -9,19 +10,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import keras
 import mlflow.tensorflow
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon import kerases
 from mlflow_tfmon.facts import parts, specs
 from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.probes import graph
 
 _logger = logging.getLogger(__name__)
 _REMEDY = (
     "To have all of it, decorate it with @keras.saving.register_keras_serializable(), and let a class have "
     "get_config() and a constructor that takes **kwargs."
 )
+_REMEDY_OF_KERAS = {
+    name: f"To have all of it, set the environment variable TF_USE_LEGACY_KERAS={value} before the start."
+    for name, value in (("keras", 0), ("tf_keras", 1))
+}
 
 
 def save_model(
@@ -39,7 +45,7 @@ def save_model(
     A model is saved in Keras's format. One that Keras could not load again, because a class of it is not registered
     or its constructor does not take its configuration, is saved as a SavedModel, which needs no code of the user's,
     with its weights beside it in `model.weights.h5`. Where only the loss, a metric or the optimizer cannot be loaded,
-    the model is saved without them.
+    the model is saved without them. Nor does MLflow save a model of a Keras that is not `tf.keras`.
 
     Args:
         model: a built Keras model.
@@ -69,15 +75,22 @@ def save_model(
         "signature": (specs.signature(spec, model) if log_model_signatures else None) or False,
         "input_example": example,
     }
+    home, remedy = kerases.of(model), _REMEDY
     try:
+        if not isinstance(model, tf.keras.Model):
+            remedy = _REMEDY_OF_KERAS[home.__name__]
+            raise TypeError(f"tf.keras is another one than {home.__name__}, and MLflow knows no other")
         own, compilation = parts.custom_parts(model)
         if not own.unknown:
             if compilation.unknown:
                 reason = f"Keras cannot load {_listed(compilation.unknown)} again"
                 _warn(model, f"without its compilation, since {reason}")
             used = own.known if compilation.unknown else own.known | compilation.known
-            with parts.registered_only(used), parts.compilation_hidden(model, bool(compilation.unknown)):
-                _save(model, folder, used, keras_model_kwargs=keras_model_kwargs, **common)
+            with (
+                parts.registered_only(used, home),
+                parts.compilation_hidden(model, bool(compilation.unknown)),
+            ):
+                _save(model, home, folder, used, keras_model_kwargs=keras_model_kwargs, **common)
             return True
         reason = f"Keras cannot load {_listed(own.unknown)} again"
     except Exception as error:
@@ -85,30 +98,38 @@ def save_model(
         reason = f"Keras cannot save it ({_brief(error)})"
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        _save(_Inference(model, spec), folder, frozenset(), saved_model_kwargs=saved_model_kwargs, **common)
+        _save(
+            _Inference(model, spec),
+            home,
+            folder,
+            frozenset(),
+            saved_model_kwargs=saved_model_kwargs,
+            **common,
+        )
         model.save_weights(str(folder / "model.weights.h5"))
     except Exception as error:
         _logger.debug("The model could not be saved as SavedModel.", exc_info=True)
         shutil.rmtree(folder, ignore_errors=True)
         _logger.warning(
             "The model %r (%s) is not logged: %s, and TensorFlow cannot save it either (%s). %s",
-            model.name, type(model).__name__, reason, _brief(error), _REMEDY,
+            model.name, type(model).__name__, reason, _brief(error), remedy,
         )  # fmt: skip
         return False
-    _warn(model, f"as a SavedModel (for inference) with its weights beside it, since {reason}")
+    _warn(model, f"as a SavedModel (for inference) with its weights beside it, since {reason}", remedy)
     return True
 
 
-def pip_requirements(*, pickled: bool) -> list[str]:
+def pip_requirements(home: Any, *, pickled: bool) -> list[str]:
     """What a saved model needs, pinned to what is installed.
 
     MLflow would find out in a process of its own that loads the model, which takes 7 to 25 s.
 
     Args:
+        home: the Keras that the model is of.
         pickled: whether the model comes with pickled classes.
     """
     requirements = list(mlflow.tensorflow.get_default_pip_requirements(include_cloudpickle=pickled))
-    return [*requirements, f"keras=={keras.__version__}", f"numpy=={np.__version__}"]
+    return [*requirements, f"{home.__name__}=={home.__version__}", f"numpy=={np.__version__}"]
 
 
 class _Inference(tf.Module):
@@ -118,25 +139,26 @@ class _Inference(tf.Module):
         super().__init__()
         if spec is None:
             raise ValueError("the shape and type of its input are not known")
-        self._weights = [getattr(variable, "value", variable) for variable in model.variables]
+        self._weights = [graph.raw(variable) for variable in model.variables]
+        aside = getattr(kerases.of(model), "StatelessScope", contextlib.nullcontext)  # not in Keras 2
 
         def infer(x: Any) -> Any:
             # State that inference moves (random numbers) is kept aside.
-            with keras.StatelessScope():
+            with aside():
                 return model(x, training=False)
 
         self.__call__ = tf.function(infer, input_signature=[spec])
 
 
-def _save(model: Any, folder: Path, pickled: frozenset[str], **options: Any) -> None:
-    requirements = pip_requirements(pickled=bool(pickled))
+def _save(model: Any, home: Any, folder: Path, pickled: frozenset[str], **options: Any) -> None:
+    requirements = pip_requirements(home, pickled=bool(pickled))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.tensorflow.save_model(model, path=str(folder), pip_requirements=requirements, **options)
 
 
-def _warn(model: Any, how: str) -> None:
-    _logger.warning("The model %r (%s) is logged %s. %s", model.name, type(model).__name__, how, _REMEDY)
+def _warn(model: Any, how: str, remedy: str = _REMEDY) -> None:
+    _logger.warning("The model %r (%s) is logged %s. %s", model.name, type(model).__name__, how, remedy)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from mlflow.models import ModelSignature
@@ -35,7 +34,7 @@ def schema(spec: Any) -> Schema | None:
     named = spec if isinstance(spec, dict) else {None: spec}
     fields = []
     for name, part in named.items():
-        if not isinstance(part, (np.ndarray, tf.Tensor, tf.TensorSpec, keras.KerasTensor)) or not part.shape:
+        if not isinstance(part, (np.ndarray, tf.Tensor, tf.TensorSpec)) or not part.shape:
             return None
         sizes = tuple(-1 if size is None else int(size) for size in part.shape[1:])
         fields.append(TensorSpec(_numpy_type(part.dtype), (-1, *sizes), name))
@@ -104,8 +103,8 @@ def _first_rows(data: Any) -> np.ndarray | None:
 def signature(spec: Any, model: Any) -> ModelSignature | None:
     """The model's signature for inputs of a spec.
 
-    The output's shape and type are found by tracing the model symbolically, with all state kept aside: a prediction
-    would move the random state of layers that draw numbers in inference too.
+    The output's shape and type are found by tracing the model: a prediction would move the random state of layers that
+    draw numbers in inference too.
 
     Args:
         spec: from `input_spec`.
@@ -119,16 +118,8 @@ def signature(spec: Any, model: Any) -> ModelSignature | None:
         return None
     outputs = None
     try:
-        outputs = schema(model.compute_output_spec(symbolic(spec)))
+        infer = tf.function(lambda x: model(x, training=False), autograph=False)
+        outputs = schema(infer.get_concrete_function(spec).structured_outputs)
     except Exception:
         _logger.debug("The model's output could not be traced.", exc_info=True)
     return ModelSignature(inputs=inputs, outputs=outputs)
-
-
-def symbolic(spec: Any) -> Any:
-    """Keras's symbolic tensors for a spec; named, since Keras counts those that are not."""
-    if isinstance(spec, dict):
-        return {
-            name: keras.KerasTensor(part.shape, part.dtype.name, name=name) for name, part in spec.items()
-        }
-    return keras.KerasTensor(spec.shape, spec.dtype.name, name="input")

@@ -34,19 +34,42 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     from keras.src.backend.tensorflow.optimizer import TFOptimizer
     from keras.src.optimizers.base_optimizer import BaseOptimizer
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator
+    from tensorflow.python.distribute.input_lib import DistributedIteratorBase
+    from tensorflow.python.distribute.mirrored_run import _MirroredReplicaThread
 
-    from mlflow_tfmon.probes import inputs, optimizer, tape
+    from mlflow_tfmon import kerases
+    from mlflow_tfmon.probes import inputs, keras2, optimizer, replicas, tape
 
     watch_apply = functools.partial(optimizer.watch_apply, on_ring=on_ring)
     for owner, name, wrap, loss in (
         (BaseOptimizer, "_backend_apply_gradients", watch_apply, "no step is recorded"),
         (TFOptimizer, "_backend_update_step", optimizer.watch_update, "clipped gradients are not recorded"),
+        (
+            TFOptimizer,
+            "_all_reduce_sum_gradients",
+            optimizer.watch_reduction,
+            "clipped gradients are not recorded",
+        ),
+        (
+            _MirroredReplicaThread,
+            "__init__",
+            replicas.watch_thread,
+            "steps on several replicas may be nobody's",
+        ),
         (BaseOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (LossScaleOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
+        (DistributedIteratorBase, "get_next", inputs.watch_next, "the wait for input is not recorded"),
     ):
         also(owner, name, wrap, loss)
+
+    def into_keras_2(_: Any) -> None:
+        if _users:
+            for owner, name, wrap, loss in keras2.methods(on_ring):
+                also(owner, name, wrap, loss)
+
+    kerases.when_keras_2(into_keras_2)
 
 
 def also(owner: Any, name: str, wrap: Callable[[Any], Any], loss: str) -> None:

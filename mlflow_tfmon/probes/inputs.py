@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes import graph, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
 _PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
@@ -19,46 +20,65 @@ _PART, _LOSS = "the input probe", "the time spent waiting for input is not recor
 # (Unix time, seconds waited, examples) of the last batches that eager code took from a dataset, by thread.
 _taken: dict[int, collections.deque[tuple[float, float, float]]] = {}
 
+_within = threading.local()  # what takes from other iterators is one taking
+
 
 def watch_next(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `OwnedIterator._next_internal`, by which eager code and Keras's train function take the next batch."""
+    """Wraps `OwnedIterator._next_internal`, by which eager code and Keras's train function take the next batch.
 
-    def _next_internal(self: Any) -> Any:
-        function = graph.tracing()
-        if function is None:
-            return _take(original, self) if tf.executing_eagerly() else original(self)
-        start = None
-        with (
-            contained(_PART, _LOSS),
-            graph.after(graph.effects(function)),
-        ):  # such as the step before, if it is here
-            start = tf.timestamp()
-        with tf.control_dependencies([] if start is None else [start]):
-            element = original(self)
-        with contained(_PART, _LOSS):
-            if start is not None:
-                written = _clock(function).written.assign(_reading(start, element))
-                with graph.after(written):  # what is computed from the batch comes after
-                    element = tf.nest.map_structure(tf.identity, element, expand_composites=True)
-        return element
+    And `DistributedIteratorBase.get_next`, which takes the batches of all replicas from such iterators.
+    """
+
+    def _next_internal(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(_within, "on", False):
+            return original(self, *args, **kwargs)
+        _within.on = True
+        try:
+            function = graph.tracing()
+            if function is not None:
+                return _traced(function, functools.partial(original, self, *args, **kwargs))
+            if tf.executing_eagerly():
+                return _take(original, self, *args, **kwargs)
+            return original(self, *args, **kwargs)
+        finally:
+            _within.on = False
 
     return _next_internal
 
 
-def _take(original: Callable[..., Any], iterator: Any) -> Any:
+def _traced(function: Any, take: Callable[[], Any]) -> Any:
+    start = None
+    # After what the function did before, such as the step before, if it is here.
+    with contained(_PART, _LOSS), graph.after(graph.effects(function)):
+        start = tf.timestamp()
+    with tf.control_dependencies([] if start is None else [start]):
+        element = take()
+    with contained(_PART, _LOSS):
+        if start is not None:
+            written = _clock(function).written.assign(_reading(start, element))
+            with graph.after(written):  # what is computed from the batch comes after
+                element = tf.nest.map_structure(_same, element, expand_composites=True)
+    return element
+
+
+def _same(tensor: tf.Tensor) -> tf.Tensor:
+    with tf.device(tensor.device):  # a batch for several replicas is on several
+        return tf.identity(tensor)
+
+
+def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any) -> Any:
     start = time.perf_counter()
-    element = original(iterator)
+    element = original(iterator, *args, **kwargs)
     waited = time.perf_counter() - start
     with contained(_PART, _LOSS):
         thread = threading.get_ident()
         taken = _taken.get(thread)
         if taken is None:
             taken = _taken[thread] = collections.deque(maxlen=65536)
-        first = element
-        while isinstance(first, (tuple, list, dict)):
-            first = next(iter(first.values() if isinstance(first, dict) else first))
-        shape: Any = getattr(first, "shape", ())
-        taken.append((time.time(), waited, float(shape[0]) if len(shape) and shape[0] else float("nan")))
+        examples = 0.0
+        for part in replicas.rows(element):
+            examples += part.shape[0]
+        taken.append((time.time(), waited, examples or float("nan")))
     return element
 
 
@@ -72,13 +92,10 @@ def taken_until(thread: int, end: float) -> list[tuple[float, float, float]]:
 
 
 def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
-    tensors = [t for t in tf.nest.flatten(element) if tf.is_tensor(t)]
-    with graph.after(tensors):
+    with graph.after(tf.nest.flatten(element, expand_composites=True)):
         now = tf.timestamp()
-    known = tensors and tensors[0].shape.rank not in (None, 0)
-    examples = (
-        tf.cast(tf.shape(tensors[0])[0], tf.float64) if known else tf.constant(float("nan"), tf.float64)
-    )
+    sizes = [tf.cast(tf.shape(part)[0], tf.float64) for part in replicas.rows(element)]
+    examples = tf.add_n(sizes) if sizes else tf.constant(float("nan"), tf.float64)
     return tf.stack([now, now - start, examples])
 
 
@@ -98,7 +115,8 @@ class _Clock:
         self._handle._cached_variable = self.written.handle._cached_variable  # see lasting_variable
 
     def read(self) -> tf.Tensor:
-        return tf.ensure_shape(tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float64), [3])
+        with replicas.at(self.written):
+            return tf.ensure_shape(tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float64), [3])
 
 
 def _clock(function: Any) -> _Clock:

@@ -11,12 +11,13 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph, origin
+from mlflow_tfmon.probes import graph, origin, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
-# One slot a set of variables. A variable, not a tensor, since tape and optimizer may be traced into different
-# functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
-_slots: dict[frozenset[str], tf.Variable] = {}  # each (sum of losses, number of losses) since the last step
+# One slot a set of variables and replica. A variable, not a tensor, since tape and optimizer may be traced into
+# different functions (or one of them run eagerly), where a tensor of the one does not exist in the other.
+# Each holds (sum of losses, number of losses) since the last step; the number is 0 in replicas but the first.
+_slots: dict[frozenset[str], dict[int, tf.Variable]] = {}
 _UNSCALED = "_mlflow_tfmon_unscaled"
 _eager = threading.local()  # `calls`: those of this thread's eager code since the last step
 
@@ -52,7 +53,7 @@ def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _note(target: Any, sources: Any, result: Any, nested: bool) -> None:
-    if not graph.can_record() or graph.in_pfor() or tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if not graph.can_record() or graph.in_pfor():
         return
     # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
     pairs = [
@@ -68,7 +69,8 @@ def _note(target: Any, sources: Any, result: Any, nested: bool) -> None:
     reading, slot = None, None
     if targets:
         losses = [tf.reduce_sum(tf.cast(getattr(t, _UNSCALED, t), tf.float64)) for t in targets]
-        reading = tf.stack([losses[0] if len(losses) == 1 else tf.add_n(losses), 1.0])
+        first = 1.0 if replicas.index() == 0 else 0.0  # the slots of replicas are added up
+        reading = tf.stack([losses[0] if len(losses) == 1 else tf.add_n(losses), first])
         if not nested:
             slot = _slot([v for v, _ in pairs])
             graph.keep_alive(slot)
@@ -85,11 +87,13 @@ def _note(target: Any, sources: Any, result: Any, nested: bool) -> None:
 
 
 def _slot(variables: list[Any]) -> tf.Variable:
-    keys = frozenset(graph.key(v) for v in variables)
+    keys, replica = frozenset(graph.key(v) for v in variables), replicas.index()
     if keys not in _slots:
-        _slots[keys] = lasting_variable(2)
+        _slots[keys] = {}
         weakref.finalize(graph.raw(variables[0]), _slots.pop, keys, None)
-    return _slots[keys]
+    if replica not in _slots[keys]:
+        _slots[keys][replica] = lasting_variable(2)
+    return _slots[keys][replica]
 
 
 def _of(function: Any) -> list[origin.Call]:
@@ -113,25 +117,25 @@ class Step(NamedTuple):
 
     Attributes:
         reading: tensor (loss, 1), or None if that must be read from the slots.
-        slots: each (sum of losses, number of losses); to be emptied, for what comes next is the next step's.
+        slots: for each set of variables, those of the replicas; to be emptied, for what comes next is the next step's.
         before: the gradients before the loop changed them (clipping by hand), or None if it did not.
     """
 
     reading: tf.Tensor | None
-    slots: list[tf.Variable]
+    slots: list[list[tf.Variable]]
     before: list[Any] | None
 
 
 def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
     """What tapes tell of the step whose gradients an optimizer has been given."""
     keys = [graph.key(v) for v in variables]
-    found = origin.trace(gradients, keys, _calls())
+    found = origin.trace(gradients, keys, _calls()) if replicas.count() == 1 else None
     if graph.tracing() is None:
         _eager.calls = [call for call in _calls() if not call.gradients.keys() & set(keys)]
     if found is None:
         # Micro-batches whose gradients were added up in variables, say: the mean of all losses since the last step.
         return Step(None, _slots_of(frozenset(keys)), None)
-    slots = list({id(call.slot): call.slot for _, call in found.calls if call.slot is not None}.values())
+    slots = [[slot] for slot in {id(c.slot): c.slot for _, c in found.calls if c.slot is not None}.values()]
     losses = [(factor, call.reading) for factor, call in found.calls if call.reading is not None]
     if not losses:
         return Step(None, [], found.before)
@@ -141,9 +145,18 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
     return Step(tf.stack([total, 1.0]), slots, found.before)
 
 
-def read(slots: Sequence[tf.Variable]) -> tf.Tensor:
-    """(sum of losses, number of losses): where each part of the variables has a loss of its own, of their sum."""
-    readings = [slot.read_value() for slot in slots]
+def read(slots: Sequence[Sequence[tf.Variable]]) -> tf.Tensor:
+    """(sum of losses, number of losses): where each part of the variables has a loss of its own, of their sum.
+
+    What is minimized over several replicas is the sum of what each of their tapes differentiates.
+    """
+    readings = []
+    for group in slots:
+        parts = []
+        for slot in group:
+            with replicas.at(slot):
+                parts.append(slot.read_value())
+        readings.append(parts[0] if len(parts) == 1 else tf.add_n(parts))
     if len(readings) == 1:
         return readings[0]
     means = [tf.math.divide_no_nan(reading[0], reading[1]) for reading in readings]
@@ -151,13 +164,21 @@ def read(slots: Sequence[tf.Variable]) -> tf.Tensor:
     return tf.stack([tf.add_n(means), tf.minimum(known, 1.0)])
 
 
-def _slots_of(keys: frozenset[str]) -> list[tf.Variable]:
+def empty(slots: Sequence[Sequence[tf.Variable]]) -> None:
+    """A step without a tape has no loss: that of an earlier one is not its."""
+    for group in slots:
+        for slot in group:
+            with replicas.at(slot):
+                slot.assign([0.0, 0.0])
+
+
+def _slots_of(keys: frozenset[str]) -> list[list[tf.Variable]]:
     """The fewest slots of losses whose gradients go to these variables."""
     chosen, missing, left = [], keys, dict(_slots)
     while missing and left:
         best = max(left, key=lambda slot: (len(slot & missing), -len(slot)))
         if not best & missing:
             break
-        chosen.append(left.pop(best))
+        chosen.append(list(left.pop(best).values()))
         missing -= best
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,7 @@ class Block:
         first: the ring's own number of the first step asked for.
         lost: how many steps from `first` on were overwritten before they could be read.
         seen: Unix time of the reading.
+        more: further columns, by name; NaN where there is nothing.
     """
 
     ring: Ring
@@ -40,6 +41,7 @@ class Block:
     first: int
     lost: int
     seen: float
+    more: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,16 +38,10 @@ class Recording:
 
     Args:
         append: takes records in order (the journal's).
-        batches: tells which batches a thread's eager code took from datasets until a time.
     """
 
-    def __init__(
-        self,
-        append: Callable[[Sequence[records.Record]], None],
-        batches: Callable[[int, float], list[tuple[float, float, float]]],
-    ) -> None:
+    def __init__(self, append: Callable[[Sequence[records.Record]], None]) -> None:
         self._append = append
-        self._batches = batches
         self._streams: list[_Stream] = []
         self._epochs: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -103,8 +99,8 @@ class Recording:
                 out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + block.lost))
             offset = stream.steps + 1 - block.first
             opened = stream.opened
-            for rows in _runs(block.rows):
-                layout, steps = self._steps(stream, block, rows, offset)
+            for part in _runs(block.rows):
+                layout, steps = self._steps(stream, block, part, offset)
                 out += [steps] if layout == opened else [layout, steps]
                 opened = layout
             if len(block.deep_rows):
@@ -119,46 +115,29 @@ class Recording:
                 stream.learning_rate = float(block.rows[-1, _HEAD["learning_rate"]])
 
     def _steps(
-        self, stream: _Stream, block: Block, rows: np.ndarray, offset: int
+        self, stream: _Stream, block: Block, part: slice, offset: int
     ) -> tuple[records.StreamOpened, records.Steps]:
+        rows = block.rows[part]
         layout, measured = block.ring.layout, int(rows[0, _HEAD["measured"]])
-        count = len(layout.variables)
         columns = {"step": rows[:, _HEAD["step"]] + offset}
         if measured & TIME:
             columns["time"] = rows[:, _HEAD["time"]]
         if measured & INPUT:
             for name in ("input_time", "input_wait", "examples"):
                 columns[name] = rows[:, _HEAD[name]]
-        elif measured & TIME:
-            columns |= self._taken(block.ring.thread, rows[:, _HEAD["time"]])
         if rows[0, _HEAD["losses"]]:
             columns["loss"] = rows[:, _HEAD["loss"]] / rows[:, _HEAD["losses"]]
         columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
         squares = 2 * rows[:, len(HEAD) :]  # the ring holds halves
-        columns["grad_norm"] = np.sqrt(squares[:, :count].sum(axis=1))
-        variable_columns = ["grad_norm"]
-        if layout.clipped:
-            columns["grad_norm_clipped"] = np.sqrt(squares[:, count:].sum(axis=1))
-            variable_columns.append("grad_norm_clipped")
+        for norm, halves in zip(layout.norms, np.split(squares, len(layout.norms), axis=1), strict=True):
+            columns[norm] = np.sqrt(halves.sum(axis=1))
+        columns |= {name: values[part] for name, values in block.more.items()}
         opened = records.StreamOpened(
-            stream.number, stream.prefix, layout.variables, tuple(columns), tuple(variable_columns), DEEP,
+            stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms, DEEP,
             stream.total_steps, stream.model,
         )  # fmt: skip
         values = np.column_stack([*columns.values(), np.sqrt(squares)])
         return opened, records.Steps(stream.number, block.seen, values)
-
-    def _taken(self, thread: int, times: np.ndarray) -> dict[str, np.ndarray]:
-        """For each step, the last batch that the thread's eager code had taken from a dataset before its end."""
-        taken = self._batches(thread, float(times[-1]))
-        if not taken:
-            return {}
-        batches = np.array(taken)
-        last = np.searchsorted(batches[:, 0], times, side="right") - 1
-        fresh = (
-            np.diff(last, prepend=-1) > 0
-        )  # a step that took no batch of its own has no figures of its own
-        chosen = np.where(fresh[:, None], batches[np.maximum(last, 0)], np.nan)
-        return {"input_time": chosen[:, 0], "input_wait": chosen[:, 1], "examples": chosen[:, 2]}
 
     # -- from callbacks and from the user --------------------------------------------------------------------------
     def epoch_ended(self, epoch: int, metrics: dict[str, float], keys: frozenset[str], prefix: str) -> None:
@@ -190,10 +169,33 @@ class Recording:
             self._append(list(out))
 
 
-def _runs(rows: np.ndarray) -> list[np.ndarray]:
+def _runs(rows: np.ndarray) -> list[slice]:
     """Splits rows where what they measure changes (another trace of the same training)."""
-    if not len(rows):
-        return []
     measured = np.stack([rows[:, _HEAD["measured"]], rows[:, _HEAD["losses"]] > 0], axis=1)
     edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
-    return [part for part in np.split(rows, edges) if len(part)]
+    bounds = [0, *edges.tolist(), len(rows)]
+    return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
+
+
+def with_batches(block: Block, batches: Callable[[int, float], list[tuple[float, float, float]]]) -> Block:
+    """Adds to a block which batches eager code took: for each step the last that it had taken before its end.
+
+    Args:
+        block: as it was read.
+        batches: tells what a thread's eager code took from datasets until a time.
+    """
+    measured = block.rows[:, _HEAD["measured"]].astype(int)
+    lacking = (measured & TIME != 0) & (measured & INPUT == 0)
+    if not lacking.any():
+        return block
+    rows = block.rows.copy()
+    times = rows[lacking, _HEAD["time"]]
+    taken = np.array(batches(block.ring.thread, float(times[-1])))
+    if not len(taken):
+        return block
+    last = np.searchsorted(taken[:, 0], times, side="right") - 1
+    fresh = np.diff(last, prepend=-1) > 0  # a step that took no batch of its own has no figures of its own
+    columns = [_HEAD[name] for name in ("input_time", "input_wait", "examples")]
+    rows[np.ix_(lacking, columns)] = np.where(fresh[:, None], taken[np.maximum(last, 0)], np.nan)
+    rows[lacking, _HEAD["measured"]] += INPUT
+    return dataclasses.replace(block, rows=rows)

@@ -65,7 +65,8 @@ class StreamOpened:
         prefix: what precedes the names of its series: "" or, where there are several, "generator." and the like.
         variables: the variables it trains, in the order of the blocks' per-variable columns.
         columns: scalar columns of a `Steps` block, of "step", "time", "input_time", "input_wait", "examples",
-            "loss", "learning_rate", "grad_norm", "grad_norm_clipped". A thing that is not measured has no column.
+            "loss", "learning_rate", "grad_norm", "grad_norm_clipped", "worker_<i>/step_time_ms".
+            A thing that is not measured has no column.
         variable_columns: quantities of a `Steps` block per variable: after the scalars come, for each of these
             ("grad_norm", "grad_norm_clipped"), one column a variable.
         deep_columns: quantities of a `DeepSteps` block per variable: after the scalar "step" come, for each of

@@ -7,7 +7,6 @@ graph: no Python, no I/O and no host synchronisation on the training thread. A r
 
 from __future__ import annotations
 
-import threading
 import uuid
 from dataclasses import dataclass
 
@@ -17,9 +16,10 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from mlflow_tfmon.stream.records import Variable
 
-# A row in the ring begins with these; after them, per variable, half the squared norm of its gradient (before
-# clipping; then, where clipping is on, after it). "measured" is a sum of the flags below, what this trace measures;
-# "loss" is the sum of so many "losses" as were differentiated for the step, none where that is not known.
+# A row in the ring begins with these; after them, for each of `RingLayout.norms`, per variable, half the squared norm
+# of its gradient. "measured" is a sum of the flags below, what this trace measures; "loss" is the sum of so many
+# "losses" as were differentiated for the step, none where that is not known; "ready" is when this worker's gradients
+# were ready to be summed with those of the others.
 HEAD = (
     "input_time",
     "input_wait",
@@ -29,6 +29,7 @@ HEAD = (
     "step",
     "measured",
     "time",
+    "ready",
     "learning_rate",
 )
 TIME, INPUT = 1, 2
@@ -83,11 +84,19 @@ def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation
 
 @dataclass(frozen=True)
 class RingLayout:
-    """What the rows of a ring hold."""
+    """What the rows of a ring hold.
+
+    Attributes:
+        variables: what is trained.
+        keys: its identifiers within the process.
+        norms: the gradient norms per variable, of "grad_norm" (before clipping) and "grad_norm_clipped".
+        workers: over how many workers the gradients are summed.
+    """
 
     variables: tuple[Variable, ...]
     keys: frozenset[str]
-    clipped: bool
+    norms: tuple[str, ...]
+    workers: int = 1
 
 
 class Ring:
@@ -95,15 +104,16 @@ class Ring:
 
     Args:
         layout: what a row holds.
+        thread: the user's thread that trains.
     """
 
-    def __init__(self, layout: RingLayout) -> None:
+    def __init__(self, layout: RingLayout, thread: int) -> None:
         self.layout = layout
-        self.thread = threading.get_ident()  # the user's thread that traced it
+        self.thread = thread
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         self._deep_taken = 0
         count = len(layout.variables)
-        self.width = len(HEAD) + count * (2 if layout.clipped else 1)
+        self.width = len(HEAD) + count * len(layout.norms)
         self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
         deep_width = 1 + count * len(DEEP)
         self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))

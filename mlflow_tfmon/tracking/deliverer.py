@@ -14,6 +14,7 @@ from typing import IO
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.journal import JournalReader
+from mlflow_tfmon.tracking.live import Live, Pace
 from mlflow_tfmon.tracking.outbox import Outbox
 from mlflow_tfmon.tracking.status import Ledger, Status
 from mlflow_tfmon.tracking.store import AwayError, fcntl
@@ -22,6 +23,7 @@ from mlflow_tfmon.tracking.translation import Translation
 _BACK_OFF = (0.5, 15.0)  # s
 _SLICE_SECONDS = 2.0
 _BATCH = 1000
+_PROGRESS_SECONDS = 2.0
 
 
 class Deliverer:
@@ -48,6 +50,8 @@ class Deliverer:
         self._lock: IO[str] | None = None
         self._started: RunStarted | None = None
         self._translation: Translation | None = None
+        self._live = Live(self._outbox.show)
+        self._progress = Pace(_PROGRESS_SECONDS)
         self._resumed = 0  # last record that an earlier delivery has delivered
         self._seq = 0  # last record that was read
         self._time = 0.0  # of the last record that says it
@@ -140,8 +144,11 @@ class Deliverer:
             more = not self._ended and time.monotonic() < until and self._read(trainer_gone)
         if files_away is not None:
             raise files_away
-        if self._ended and self._outbox.empty:
+        if self._outbox.empty and self._ended:
             self._finish()
+        elif self._outbox.empty and self._translation is not None and self._seq >= self._resumed:
+            # What is read again, up to there, is less than what an earlier delivery has shown.
+            self._live.publish(self._translation.telemetry.unfinished)
 
     def _read(self, trainer_gone: bool) -> bool:
         """Reads and translates what comes next; returns whether there was anything."""
@@ -187,6 +194,9 @@ class Deliverer:
         if self._translation is not None:
             self._outbox.points(points + self._translation.settle())
             self._outbox.files(self._translation.telemetry.finished())
+            if self._progress.due:
+                with self._progress.turn():
+                    self._outbox.progress(self._translation.progress.text())
 
     def _start(self, started: RunStarted) -> None:
         self._started = started
@@ -201,6 +211,7 @@ class Deliverer:
         assert translation is not None
         self._outbox.points(points + translation.flush(final=ended is not None))
         self._outbox.files(translation.telemetry.finished())
+        self._outbox.progress(translation.progress.text())
         if ended is not None and end_run:
             self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
         self._outbox.flushed(self._seq, translation.lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import deque
@@ -18,9 +19,13 @@ from mlflow_tfmon.tracking.models import deliver_model
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
 LOST_TAG = "tfmon.lost_steps"
+PROGRESS_TAG = "tfmon.progress"
+
+_Call = Callable[[RunStore], "dict[str, str] | None"]
 
 
 class Outbox:
@@ -49,6 +54,7 @@ class Outbox:
         self._client: MlflowClient | None = None
         self._run: RunStore | None = None
         self._tagged = ""
+        self._progress = ""
         self._linkable: dict[str, Point] = {}
 
     @property
@@ -115,11 +121,28 @@ class Outbox:
         elif isinstance(record, ModelSaved):
             self._model(seq, record, when)
 
-    def files(self, paths: Sequence[Path]) -> None:
-        """Uploads telemetry files and deletes them here."""
-        for path in paths:
-            self._do(lambda run, path=path: run.file(path, TELEMETRY), path.name, self._files)  # type: ignore[misc]
-            self._files.append(partial(path.unlink, missing_ok=True))
+    def files(self, parts: Sequence[Part]) -> None:
+        """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
+        for part in parts if not self.muted else ():
+            with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
+                part.save()
+            self._do(partial(_upload, part=part), part.path.name, self._files)
+            self._files.append(partial(part.path.unlink, missing_ok=True))
+
+    def show(self, part: Part) -> None:
+        """Uploads a telemetry part as it stands, at once: it comes again when it is finished.
+
+        Raises:
+            AwayError: the store does not answer.
+        """
+        self._call(partial(_upload, part=part, patient=False), part.path.name)
+        part.path.unlink(missing_ok=True)
+
+    def progress(self, text: str) -> None:
+        """Says how far the training has come."""
+        if text != self._progress and not self.muted:
+            self._progress = text
+            self._do(lambda run: run.tags({PROGRESS_TAG: text}))
 
     def streaming(self) -> None:
         """Notes that more has come."""
@@ -146,22 +169,21 @@ class Outbox:
 
     def _do(
         self,
-        call: Callable[[RunStore], dict[str, str] | None],
+        call: _Call,
         name: str = "",
         queue: deque[Callable[[], None]] | None = None,
     ) -> None:
-        """Queues a call; what MLflow refuses of it is noted, not tried again."""
-        if self.muted:
-            return
+        """Queues a call."""
+        if not self.muted:
+            (self._calls if queue is None else queue).append(partial(self._call, call, name))
 
-        def work() -> None:
-            assert self._run is not None
-            try:
-                self._ledger.reject(call(self._run) or {})
-            except RefusedError as error:
-                self._ledger.reject({name: str(error)})
-
-        (self._calls if queue is None else queue).append(work)
+    def _call(self, call: _Call, name: str) -> None:
+        """Makes a call; what MLflow refuses of it is noted, not tried again."""
+        assert self._run is not None
+        try:
+            self._ledger.reject(call(self._run) or {})
+        except RefusedError as error:
+            self._ledger.reject({name: str(error)})
 
     def _open(self, started: RunStarted) -> None:
         tracking_uri = self._uris[0] or started.tracking_uri
@@ -201,3 +223,9 @@ class Outbox:
 
         self._do(deliver, f"model {saved.name}", self._files)
         self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
+    with store_errors():
+        part.save()
+    run.file(part.path, TELEMETRY, patient)

@@ -115,12 +115,16 @@ class StreamSeries:
             (at, name) for at, name in enumerate(layout.variable_columns) if name not in _NO_VARIABLE_SERIES
         ]
         self.step_keys = (
-            *(f"{layout.prefix}batch/{name}" for name in (*scalars, *self.measures)),
+            *(
+                layout.prefix + (name if name.startswith("worker_") else f"batch/{name}")
+                for name in (*scalars, *self.measures)
+            ),
             *(f"{layout.prefix}{quantity}/{name}" for _, quantity in quantities for name in names),
         )
         self.deep_keys = tuple(
             f"{layout.prefix}{quantity}/{name}" for quantity in layout.deep_columns for name in names
         )
+        self._by_worker = [at for at, name in enumerate(scalars) if name.startswith("worker_")]
         self._step_columns = [self._at[name] for name in scalars]
         self._variable_columns = [len(columns) + at * count + one for at, _ in quantities for one in chosen]
         self._deep_columns = [
@@ -157,6 +161,7 @@ class StreamSeries:
         values = np.concatenate([scalars, measures, variables], axis=1)
         measured = np.ones(values.shape, bool)
         measured[:, scalars.shape[1] : scalars.shape[1] + measures.shape[1]] = False
+        measured[:, self._by_worker] = False
         return Rows(self.column(block, "step").astype(np.int64), self.times(block), values, measured)
 
     def deep(self, block: DeepSteps) -> Rows:

@@ -195,9 +195,15 @@ class RunStore:
         with store_errors(), patient_uploads():
             self.client.log_text(self.run_id, text, path)
 
-    def file(self, path: Path, folder: str) -> None:
-        """Uploads a file into a folder of the run's artifacts."""
-        with store_errors(), patient_uploads():
+    def file(self, path: Path, folder: str, patient: bool = True) -> None:
+        """Uploads a file into a folder of the run's artifacts, over the one that is there.
+
+        Args:
+            path: the file.
+            folder: the folder.
+            patient: whether a server may take as long for it as files take.
+        """
+        with store_errors(), patient_uploads() if patient else contextlib.nullcontext():
             self.client.log_artifact(self.run_id, str(path), folder)
 
     def dataset(self, dataset: dict[str, str], context: str, tags: dict[str, str]) -> None:

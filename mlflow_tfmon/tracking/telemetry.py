@@ -9,12 +9,16 @@ The files of a recording, each cut into parts of bounded size that are numbered 
 - `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value).
 
 The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
+
+A part is held in memory until it is full or a flush comes. So it can be written as it stands at any time, for those who
+want to see a training that goes on, and later again, whole, under the same name. Where a part ends follows from the
+rows and the flushes alone: who replays a recording gets the same parts, however often they were looked at.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,8 @@ from mlflow_tfmon.tracking.series import StreamSeries
 
 FORMAT = 1
 METADATA_KEY = b"tfmon"
-_GROUP_BYTES = 8 * 2**20
-_PART_BYTES = 64 * 2**20
+_PART_BYTES = 8 * 2**20  # of rows in memory; written in some 50 ms, as half of that
+_ROWS = 10_000
 _LISTS = "variables."
 _LOGGED = pa.schema(
     {
@@ -44,16 +48,51 @@ _EPOCHS = pa.schema(
 )  # fmt: skip
 
 
+class Part:
+    """A part of a telemetry file.
+
+    Attributes:
+        path: where it is to be written.
+        rows: how many it has.
+    """
+
+    def __init__(self, path: Path, batches: Sequence[pa.RecordBatch]) -> None:
+        self.path = path
+        self.rows = sum(batch.num_rows for batch in batches)
+        self._batches = batches
+
+    def save(self) -> Path:
+        """Writes it, unless that is done.
+
+        Raises:
+            OSError: it could not be written; its rows are kept.
+        """
+        if self._batches:
+            table = pa.Table.from_batches(self._batches).combine_chunks()
+            # Doubles that were singles: their bytes taken apart need a quarter less space and half the time.
+            split = [
+                f"{one.name}.list.element" if pa.types.is_list(one.type) else one.name
+                for one in table.schema
+                if pa.types.is_list(one.type) or pa.types.is_float64(one.type)
+            ]
+            pq.write_table(
+                table, self.path, row_group_size=table.num_rows, compression="zstd", compression_level=1,
+                use_dictionary=["name", "prefix"], use_byte_stream_split=split,
+            )  # fmt: skip
+            self._batches = ()
+        return self.path
+
+
 class Telemetry:
-    """Writes the telemetry files of one recording.
+    """Makes the telemetry files of one recording.
 
     Args:
-        folder: where to write; must exist and be empty.
+        folder: where they are to be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, _Parts] = {}
+        self._files: dict[str, _File] = {}
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._schemas: dict[str, pa.Schema] = {}
         self._prefixes: dict[int, str] = {}
@@ -98,29 +137,41 @@ class Telemetry:
             self._add("epochs", (record.epoch, record.step, record.time, record.prefix, name, value))
 
     def rotate(self) -> None:
-        """Closes the parts that are open, so that all that was added is in finished files."""
+        """Closes the parts that are open, so that all that was added is in finished ones."""
         for stem in self._rows:
             self._settle(stem)
-        for parts in self._files.values():
-            parts.close()
+        for file in self._files.values():
+            file.close()
 
-    def finished(self) -> list[Path]:
+    def finished(self) -> list[Part]:
         """The finished parts that were not asked for yet."""
-        return [path for parts in self._files.values() for path in parts.take()]
+        return [part for file in self._files.values() for part in file.take()]
+
+    def unfinished(self) -> list[Part]:
+        """The parts that are open, with the rows that they have by now."""
+        parts = [file.so_far(self._batches(stem)) for stem, file in self._files.items()]
+        return [part for part in parts if part.rows]
 
     def _add(self, stem: str, row: tuple[Any, ...]) -> None:
+        self._file(stem)
         rows = self._rows.setdefault(stem, [])
         rows.append(row)
-        if len(rows) >= 10_000:
+        if len(rows) >= _ROWS:
             self._settle(stem)
 
     def _settle(self, stem: str) -> None:
-        rows, self._rows[stem] = self._rows[stem], []
-        if rows:
-            schema = self._schemas[stem]
-            columns = zip(*rows, strict=True)
-            arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-            self._parts(stem).write(pa.record_batch(arrays, schema=schema))
+        for batch in self._batches(stem):
+            self._file(stem).write(batch)
+        self._rows[stem] = []
+
+    def _batches(self, stem: str) -> list[pa.RecordBatch]:
+        """The rows that no batch was made of yet, as one."""
+        rows = self._rows.get(stem)
+        if not rows:
+            return []
+        schema, columns = self._schemas[stem], zip(*rows, strict=True)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        return [pa.record_batch(arrays, schema=schema)]
 
     def _write(self, stem: str, arrays: dict[str, pa.Array], layout: StreamOpened) -> None:
         metadata = _metadata(
@@ -136,61 +187,44 @@ class Telemetry:
         for name in columns.keys() - arrays.keys():
             arrays[name] = _list(missing) if columns[name] else pa.array(np.full(len(missing), np.nan))
         batch = pa.record_batch([arrays[name] for name in columns], names=list(columns))
-        self._parts(stem).write(batch.replace_schema_metadata(metadata))
+        self._file(stem).write(batch.replace_schema_metadata(metadata))
 
-    def _parts(self, stem: str) -> _Parts:
+    def _file(self, stem: str) -> _File:
         if stem not in self._files:
-            self._files[stem] = _Parts(lambda number: self._folder / f"{stem}-{number:05d}.parquet")
+            self._files[stem] = _File(lambda number: self._folder / f"{stem}-{number:05d}.parquet")
         return self._files[stem]
 
 
-class _Parts:
-    """One file in parts; where a part ends follows from the rows and the closings alone."""
+class _File:
+    """One file in parts."""
 
     def __init__(self, path: Callable[[int], Path]) -> None:
         self._path = path
         self._number = 0
-        self._waiting: list[pa.RecordBatch] = []
-        self._waiting_bytes = 0
-        self._part_bytes = 0
-        self._schema: pa.Schema | None = None
-        self._writer: pq.ParquetWriter | None = None
-        self._finished: list[Path] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self._finished: list[Part] = []
 
     def write(self, batch: pa.RecordBatch) -> None:
-        if self._schema is not None and not batch.schema.equals(self._schema, check_metadata=True):
+        if self._batches and not batch.schema.equals(self._batches[0].schema, check_metadata=True):
             self.close()
-        self._schema = batch.schema
-        self._waiting.append(batch)
-        self._waiting_bytes += batch.nbytes
-        if self._waiting_bytes >= _GROUP_BYTES:
-            self._write_group()
-            if self._part_bytes >= _PART_BYTES:
-                self.close()
+        self._batches.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes >= _PART_BYTES:
+            self.close()
 
     def close(self) -> None:
-        self._write_group()
-        if self._writer is not None:
-            self._writer.close()
-            self._finished.append(self._path(self._number))
+        if self._batches:
+            self._finished.append(Part(self._path(self._number), self._batches))
             self._number += 1
-            self._writer, self._schema, self._part_bytes = None, None, 0
+            self._batches, self._bytes = [], 0
 
-    def take(self) -> list[Path]:
+    def take(self) -> list[Part]:
         finished, self._finished = self._finished, []
         return finished
 
-    def _write_group(self) -> None:
-        if not self._waiting:
-            return
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(
-                self._path(self._number), self._schema, compression="zstd", use_dictionary=["name", "prefix"]
-            )
-        table = pa.Table.from_batches(self._waiting)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self._part_bytes += self._waiting_bytes
-        self._waiting, self._waiting_bytes = [], 0
+    def so_far(self, rows: list[pa.RecordBatch]) -> Part:
+        return Part(self._path(self._number), [*self._batches, *rows])
 
 
 def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: int) -> dict[str, pa.Array]:

@@ -4,14 +4,17 @@ The MLflow UI draws at most 320 points of a curve and samples evenly beyond that
 So rows are gathered in buckets, and each bucket gives the rows of its smallest and its largest value. How long a
 bucket is follows from the budget that is left and the steps that are still to come:
 
-- horizon known: three quarters of the points are spread evenly over the steps up to it;
-- horizon unknown: the first rows all pass, then buckets grow in proportion to the steps done, so that three quarters
-  of the points last for 100,000 steps;
-- past either, each tenfold of steps is given a quarter anew. So a second fit in the same run still keeps the bound (up
-  to ten times the horizon), and beyond that points grow with the logarithm of the steps.
+- horizon known: three quarters of the points are spread evenly over the steps up to it, and each tenfold of steps past
+  it is given a quarter anew;
+- horizon unknown: the first rows all pass, then buckets grow in proportion to the steps done, so that five eighths of
+  the points last for 2,000 steps, and each tenfold past them is given an eighth anew.
 
-While less than half of the budget is spent, a bucket also closes two seconds after the last one, so that a slow
-training is seen live.
+So a second fit in the same run still keeps the bound (up to ten times the horizon), and so does a loop of two million
+steps; beyond that points grow with the logarithm of the steps.
+
+While less than half of the budget is spent, a bucket also closes two seconds after the last one, so that the curves of
+a training begin at once, however long it is. Later a point may be minutes or hours in coming: what shows every row
+within seconds are the telemetry files.
 
 Everything follows from the rows (their steps and times) and the flushes between them, never from a clock and never from
 how rows were cut into blocks: the same recording always gives the same points.
@@ -24,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-UNKNOWN_HORIZON = 100_000
+UNKNOWN_HORIZON = 2_000
 LIVE_SECONDS = 2.0
 _RESERVE = 4  # points kept for the last flush: smallest, largest, last, and one for rounding
 _NEVER = np.iinfo(np.int64).min
@@ -58,7 +61,6 @@ class Thinner:
 
     def __init__(self, width: int, max_points: int = 320, total_steps: int | None = None) -> None:
         self._max_points = max(16, max_points)
-        self._budget = self._max_points * 3 // 4
         self._spent = 0
         self._origin: int | None = None  # the step before the first
         self._done = 0  # last step of the last bucket that was closed
@@ -82,7 +84,9 @@ class Thinner:
 
     def expect(self, total_steps: int | None) -> None:
         """Takes another horizon; one that comes after the first was reached changes nothing."""
-        if self._done < self._horizon():
+        # A loop that has gone far goes on as it did: evenly spread points would leave none for what comes later.
+        settled = self._decades and not self._known
+        if self._done < self._horizon() and not settled:
             self._total = total_steps
 
     def add(self, steps: np.ndarray, times: np.ndarray, values: np.ndarray) -> Points:
@@ -131,12 +135,20 @@ class Thinner:
             self._spent += 1
         return _join(found)
 
+    @property
+    def _known(self) -> int:
+        """How many steps were announced; 0 if that is unknown or long past."""
+        return max(0, (self._total or 0) - (self._origin or 0))
+
     def _horizon(self) -> int:
         """The step that the budget must last for."""
-        origin = self._origin or 0
-        known = self._total is not None and self._total > origin
-        steps = self._total - origin if known and self._total is not None else UNKNOWN_HORIZON
-        return origin + steps * 10**self._decades
+        return (self._origin or 0) + (self._known or UNKNOWN_HORIZON) * 10**self._decades
+
+    @property
+    def _budget(self) -> int:
+        """The points that may be spent up to the horizon."""
+        eighths = 6 + 2 * self._decades if self._known else 5 + self._decades
+        return self._max_points * eighths // 8
 
     def _span(self) -> int:
         """Steps that the next bucket covers."""
@@ -145,16 +157,15 @@ class Thinner:
         assert self._origin is not None
         while self._done >= self._horizon():
             self._decades += 1
-            self._budget += self._max_points // 4
         left = self._budget - self._spent - _RESERVE
         ahead = self._horizon() - self._done
         if left >= ahead:
             return 1
         if left < 2:
             return ahead
-        if self._total is not None and not self._decades:
+        if self._known and not self._decades:
             return math.ceil(2 * ahead / left)
-        if self._spent < 0.3 * self._max_points:
+        if self._spent < 0.2 * self._max_points:
             return 1
         done = self._done - self._origin
         growth = ((self._horizon() - self._origin) / done) ** (2 / left)

@@ -19,6 +19,7 @@ from mlflow_tfmon.stream.records import (
 )
 from mlflow_tfmon.tracking.curves import Curves, Point
 from mlflow_tfmon.tracking.names import Names
+from mlflow_tfmon.tracking.progress import Progress
 from mlflow_tfmon.tracking.series import StepClock, StreamSeries
 from mlflow_tfmon.tracking.telemetry import Telemetry
 
@@ -28,6 +29,7 @@ class Translation:
 
     Attributes:
         telemetry: the files.
+        progress: how far it has come.
         last_step: the last optimizer step that was seen, of any stream.
         lost: how many steps were lost.
 
@@ -38,6 +40,7 @@ class Translation:
 
     def __init__(self, started: RunStarted, folder: Path) -> None:
         self.telemetry = Telemetry(folder)
+        self.progress = Progress()
         self.last_step = 0
         self.lost = 0
         self._max_variables = started.max_variables
@@ -82,6 +85,7 @@ class Translation:
         series = self._streams[block.stream]
         measures = series.measured(block)
         self.telemetry.steps(series, block, measures)
+        self.progress.steps(series, block, measures)
         rows = series.steps(block, measures)
         self.last_step = max(self.last_step, int(rows.steps[-1]))
         return self._curves.rows(("steps", block.stream), rows)
@@ -104,6 +108,7 @@ class Translation:
 
     def _epoch(self, record: EpochEnded) -> list[Point]:
         self.telemetry.epoch(record)
+        self.progress.epoch(record)
         found: list[Point] = []
         for name, value in record.metrics.items():
             found += self._curves.exact(record.prefix + name, value, record.epoch, record.time)

@@ -51,6 +51,10 @@ def test_rows_are_in_mlflow_while_training_goes_on_and_a_killed_delivery_loses_a
     journal.append([started(store, run_id), layout(), *blocks(rows[:300])])
     delivery.watch(journal.folder, store, store)
     until(lambda: "batch/loss" in client.get_run(run_id).data.metrics)
+    until(
+        lambda: client.list_artifacts(run_id, "tfmon/telemetry")
+    )  # no flush, no end: the part is still open
+    assert load_run(run_id, store).steps.index.tolist() == list(range(1, 301))
     assert delivery._process is not None and delivery._process.poll() is None
     first = delivery._process
     os.kill(first.pid, signal.SIGINT)  # Ctrl-C is for the trainer

@@ -42,7 +42,7 @@ def trainings(draw: st.DrawFn) -> dict[str, object]:
     values = rng.normal(size=(count, 2))
     values[rng.random(values.shape) < draw(st.sampled_from([0.0, 0.3]))] = np.nan
     first, last = int(steps[0]), int(steps[-1])
-    total = draw(st.sampled_from([None, last, 2 * last, first + (last - first) // 5]))  # also run past
+    total = draw(st.sampled_from([None, last, 2 * last, first + (last - first) // 5, 0]))  # also run past
     cuts = draw(st.lists(st.integers(0, count), max_size=6))
     flushes = draw(st.frozensets(st.integers(1, count), max_size=40))
     return {
@@ -103,6 +103,24 @@ def test_unknown_horizon_grows_with_the_logarithm() -> None:
         counts[begin + 9_999] = seen
     assert counts[1_000_000] <= 320
     assert counts[3_000_000] <= 320 + 80
+
+
+@pytest.mark.parametrize("length", [320, 900, 2_000])
+def test_a_short_loop_of_unknown_length_has_its_second_half_well_drawn(length: int) -> None:
+    steps = np.arange(1, length + 1)
+    points = thin(steps, steps * 1e-4, np.random.default_rng(0).normal(size=(length, 1)), None)
+    assert (points.steps > length / 2).sum() >= 25
+    assert len(points.steps) >= 120
+
+
+def test_a_loop_that_went_far_keeps_the_bound_when_a_fit_says_how_long_it_is() -> None:
+    thinner, found = Thinner(1, 320, None), 0
+    for begin in range(1, 300_001, 1000):
+        if begin == 5001:
+            thinner.expect(300_000)
+        steps = np.arange(begin, begin + 1000)
+        found += len(thinner.add(steps, steps * 1e-4, np.sin(steps)[:, None]).steps)
+    assert found + len(thinner.flush(final=True).steps) <= 320
 
 
 @pytest.mark.parametrize("total", [1_000_000, None])

@@ -23,6 +23,8 @@ def translate(
     translation = Translation(started("", **changes), folder)
     found = [point for record in records for point in translation.take(record)]
     found += translation.flush(final=True)
+    for part in translation.telemetry.finished():
+        part.save()
     curves: dict[str, list[Point]] = {}
     for point in found:
         curves.setdefault(point.key, []).append(point)
@@ -76,8 +78,7 @@ def test_what_is_not_finite_never_gets_into_its_series(tmp_path: Path) -> None:
 def test_every_step_is_in_the_files_once_and_in_order(tmp_path: Path) -> None:
     rows = values(2000)
     wide = deep(np.arange(100, 2001, 100))
-    _, translation = translate(tmp_path, layout(2000), *blocks(rows, 37), wide)
-    assert sorted(translation.telemetry.finished()) == sorted(tmp_path.iterdir())
+    translate(tmp_path, layout(2000), *blocks(rows, 37), wide)
     run = loaded(tmp_path)
     assert run.streams == [""]
     assert run.steps.index.tolist() == list(range(1, 2001))
@@ -95,7 +96,6 @@ def test_every_step_is_in_the_files_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_files_are_cut_into_bounded_parts(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(telemetry, "_GROUP_BYTES", 20_000)
     monkeypatch.setattr(telemetry, "_PART_BYTES", 60_000)
     rows = values(5000)
     translate(tmp_path, layout(), *blocks(rows))
@@ -171,3 +171,38 @@ def test_an_empty_recording_has_empty_tables(tmp_path: Path) -> None:
     run = loaded(tmp_path)
     assert run.steps.empty and run.steps.index.name == "step"
     assert run.layers.empty and run.epochs.empty and run.streams == []
+
+
+def test_progress_is_the_last_row_of_each_stream_in_a_line(tmp_path: Path) -> None:
+    def line(*more: Record) -> str:
+        for record in more:
+            translation.take(record)
+        return translation.progress.text()
+
+    translation = Translation(started(""), tmp_path)
+    rows = values(200)
+    rows[99, 4:7] = 0.123456, 1e-3, 12345.678
+    rows[149, 4], rows[149, 6] = np.nan, np.inf
+    assert line(layout()) == ""
+    whole = "step 100, loss 0.1235, learning_rate 0.001, grad_norm 1.235e+04, 10 ms a step"
+    assert line(*blocks(rows[:100]), deep(np.array([100])), Logged(0, 100, BEGUN, {"loss": 3.0})) == whole
+    assert line(EpochEnded(0, 100, BEGUN, {"loss": 1.0})).startswith("step 100, 1 epoch done, loss 0.1235, ")
+    assert (
+        line(*blocks(rows[100:150]))
+        == f"step 150, 1 epoch done, learning_rate {rows[149, 5]:.4g}, 10 ms a step"
+    )
+    assert "2 epochs done" in line(EpochEnded(1, 150, BEGUN, {"loss": 1.0}))
+
+    translation = Translation(started(""), tmp_path)
+    bare = {"columns": ("step", "learning_rate"), "variable_columns": (), "deep_columns": (), "variables": ()}
+    table = np.array([[1.0, 0.5], [2.0, 0.25]])
+    for stream in range(6):
+        line(layout(stream=stream, prefix=f"net_{stream}.", **bare))
+    assert line(Steps(1, BEGUN, table), Steps(0, BEGUN, table[:1])) == (
+        "net_0: step 1, learning_rate 0.5; net_1: step 2, learning_rate 0.25"
+    )
+    ended = EpochEnded(2, 2, BEGUN, {}, "net_5.")
+    assert line(ended, *(Steps(stream, BEGUN, table) for stream in (3, 2, 5, 0))) == (
+        "net_0: step 2, learning_rate 0.25; net_2: step 2, learning_rate 0.25; "
+        "net_3: step 2, learning_rate 0.25; net_5: step 2, 3 epochs done, learning_rate 0.25"
+    )

@@ -1,0 +1,1 @@
+"""What watching costs, beside the same training unwatched and watched by others: `make bench`."""

@@ -1,0 +1,142 @@
+"""One training in a process of its own: `python -m benchmarks.training '<JSON of a Case>'` prints what it took."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, how, and who watches.
+
+    Attributes:
+        task: model, a key of `benchmarks.models.TASKS`.
+        way: "fit" or "loop" (a step under `tf.function`).
+        mode: "plain", "xla", "float16", "bfloat16" or "mirrored" (two logical CPUs).
+        watcher: key of `benchmarks.watchers.WATCHERS`.
+        steps: of an epoch.
+        epochs: the first one, in which everything is traced, is not timed.
+    """
+
+    task: str = "mlp"
+    way: str = "fit"
+    mode: str = "plain"
+    watcher: str = "unwatched"
+    steps: int = 400
+    epochs: int = 6
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Trains in this process.
+
+    Returns:
+        `step_ms`: median over the epochs after the first; `train_s`: the whole training, from the call to its return.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    import tensorflow as tf
+
+    from benchmarks.models import TASKS, data
+    from benchmarks.watchers import WATCHERS
+
+    if case.mode == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    if case.mode in ("float16", "bfloat16"):
+        keras.mixed_precision.set_dtype_policy(f"mixed_{case.mode}")
+    strategy = (
+        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        if case.mode == "mirrored"
+        else tf.distribute.get_strategy()
+    )
+    task = TASKS[case.task]
+    dataset = tf.data.Dataset.from_tensor_slices(data(task, case.steps)).batch(task.batch).cache()
+    callbacks = WATCHERS[case.watcher]()
+    with strategy.scope():
+        keras.utils.set_random_seed(1)
+        model = task.model()
+        model.compile(
+            keras.optimizers.Adam(1e-4),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=case.mode == "xla",
+        )
+    begun = time.perf_counter()
+    if case.way == "fit":
+        epochs = _Epochs()
+        model.fit(dataset, epochs=case.epochs, verbose=0, callbacks=[epochs.callback(), *callbacks])
+        took = epochs.took
+    else:
+        took = _loop(model, dataset, case, strategy)
+    return {
+        "step_ms": sorted(took[1:])[(case.epochs - 1) // 2] / case.steps * 1e3,
+        "train_s": time.perf_counter() - begun,
+    }
+
+
+class _Epochs:
+    """Takes the time of each epoch."""
+
+    def __init__(self) -> None:
+        self.took: list[float] = []
+
+    def callback(self) -> Any:
+        import keras
+
+        took = self.took
+
+        class Clock(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                self.begun = time.perf_counter()
+
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                took.append(time.perf_counter() - self.begun)
+
+        return Clock()
+
+
+def _loop(model: Any, dataset: Any, case: Case, strategy: Any) -> list[float]:
+    import tensorflow as tf
+
+    optimizer, criterion, several = model.optimizer, model.loss, strategy.num_replicas_in_sync
+    variables = model.trainable_variables
+    with strategy.scope():
+        optimizer.build(variables)
+
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = criterion(y, model(x, training=True)) / several
+            scaled = optimizer.scale_loss(loss)
+        optimizer.apply(tape.gradient(scaled, variables), variables)
+        return loss
+
+    @tf.function(jit_compile=case.mode == "xla")
+    def train_step(x: Any, y: Any) -> Any:
+        return step(x, y) if several == 1 else strategy.run(step, args=(x, y))
+
+    batches = dataset if several == 1 else strategy.experimental_distribute_dataset(dataset)
+    took = []
+    for _ in range(case.epochs):
+        begun = time.perf_counter()
+        loss = None
+        for x, y in batches:
+            loss = train_step(x, y)
+        tf.nest.map_structure(lambda one: one.numpy(), strategy.experimental_local_results(loss))
+        took.append(time.perf_counter() - begun)
+    return took
+
+
+def main() -> int:
+    """Measures what the command line says, and leaves without waiting for whoever delivers in the background."""
+    case = Case(**json.loads(sys.argv[1]))
+    result = measure(case)
+    print(json.dumps({**asdict(case), **result}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The workers of a `MultiWorkerMirroredStrategy`: which of them this process is, and messages between them.
+
+Messages go through TensorFlow's coordination service, not through collectives in the graph: an all-reduce of one scalar
+costs 4 ms a step (two workers on one machine), and would wait for ever for a worker that is not watched.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import tensorflow as tf
+from tensorflow.python.distribute import multi_worker_util
+from tensorflow.python.eager import context as eager_context
+
+_KEY = "mlflow_tfmon/"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which worker a process is.
+
+    Attributes:
+        index: number of the worker, from 0, which is the chief.
+        count: how many workers there are.
+    """
+
+    index: int
+    count: int
+
+
+def place() -> Place | None:
+    """The place of this process in its cluster; None if it is in none, or its strategy was not made yet."""
+    context = eager_context.context()
+    server = context._collective_ops_server_def  # TF 2.16 to 2.21
+    if server is None or context.coordination_service is None:
+        return None
+    task = (server.cluster, server.job_name, server.task_index)
+    return Place(multi_worker_util.id_in_cluster(*task), multi_worker_util.worker_count(*task[:2]))
+
+
+def send(key: str, data: bytes) -> bool:
+    """Leaves a message for whoever asks for it, and tells whether that went well."""
+    try:
+        eager_context.context().set_config_key_value(_KEY + key, base64.b64encode(data).decode())
+    except tf.errors.OpError:  # the chief is gone
+        return False
+    return True
+
+
+def receive(key: str, seconds: float) -> bytes | None:
+    """A message, or None if it does not come in time (waits without the interpreter's lock)."""
+    try:
+        return base64.b64decode(eager_context.context().get_config_key_value(_KEY + key, int(1e3 * seconds)))
+    except tf.errors.OpError:
+        return None
+
+
+def forget(key: str) -> None:
+    """Deletes a message that was received."""
+    try:
+        eager_context.context().delete_config_key_value(_KEY + key)
+    except tf.errors.OpError:
+        return

@@ -1,0 +1,94 @@
+"""The optimizer probe's way into Keras 2 (`tf_keras`), whose optimizers take pairs of gradient and variable.
+
+Here they are only translated into what the probe expects, which is how Keras 3 passes them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes import optimizer, tape
+from mlflow_tfmon.stream.ring import Ring
+
+_PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
+
+
+def methods(on_ring: Callable[[Ring, Any], None]) -> Iterator[tuple[Any, str, Callable[..., Any], str]]:
+    """The methods to wrap (class, name, what wraps it, what is lost without it), as of tf_keras 2.16 to 2.21."""
+    from tf_keras.optimizers import Optimizer, legacy
+    from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
+    from tf_keras.src.optimizers.optimizer import _BaseOptimizer
+
+    for base in (_BaseOptimizer, legacy.Optimizer):
+        yield base, "apply_gradients", functools.partial(watch_apply, on_ring=on_ring), "no step is recorded"
+    for owner, name, wrap in (
+        (Optimizer, "_internal_apply_gradients", watch_update),
+        (legacy.Optimizer, "_transform_gradients", watch_legacy_clipping),
+    ):
+        yield owner, name, wrap, "clipped gradients are not recorded"
+    for scales in (LossScaleOptimizer, LossScaleOptimizerV3):
+        yield scales, "get_scaled_loss", watch_scaling, "the loss of each step is the scaled one"
+
+
+def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:
+    """Wraps `apply_gradients`, which is given the unscaled gradients, before clipping; some may be None."""
+
+    def apply_gradients(self: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        given: list[Any] = []
+        with contained(_PART, _LOSS):
+            given = [pair for pair in pairs if pair[0] is not None]
+
+        def apply(*_: Any) -> Any:
+            return original(self, pairs, *args, **kwargs)
+
+        if not given:
+            return apply()
+        return optimizer.watch_apply(apply, on_ring)(self, *zip(*given, strict=True))
+
+    return apply_gradients
+
+
+def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Optimizer._internal_apply_gradients`, which is given the clipped gradients."""
+
+    def _internal_apply_gradients(self: Any, grads_and_vars: Any) -> Any:
+        def update(*_: Any) -> Any:
+            return original(self, grads_and_vars)
+
+        return _update(self, grads_and_vars, lambda: self.learning_rate, update)
+
+    return _internal_apply_gradients
+
+
+def watch_legacy_clipping(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `legacy.Optimizer._transform_gradients`, which clips; a strategy updates in another thread than that."""
+
+    def _transform_gradients(self: Any, grads_and_vars: Any) -> Any:
+        clipped = list(original(self, grads_and_vars))
+        # Its attribute `learning_rate` may be a schedule, and leaves its `decay` out.
+        return _update(self, clipped, lambda: self._decayed_lr(tf.float32), lambda *_: clipped)
+
+    return _transform_gradients
+
+
+def _update(self: Any, pairs: Any, rate: Callable[[], Any], update: Callable[..., Any]) -> Any:
+    gradients = variables = learning_rate = None
+    with contained(_PART, _LOSS):
+        (gradients, variables), learning_rate = zip(*pairs, strict=True), rate()
+    return optimizer.watch_update(update)(self, gradients, variables, learning_rate)
+
+
+def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `LossScaleOptimizer.get_scaled_loss`; a loss that is a function is scaled when it is called."""
+    scale = tape.watch_scaling(original)
+
+    def get_scaled_loss(self: Any, loss: Any) -> Any:
+        return (lambda: scale(self, loss())) if callable(loss) else scale(self, loss)
+
+    return get_scaled_loss
