@@ -57,7 +57,7 @@ def norm(values: list[np.ndarray]) -> float:
 
 def name(variable: Any) -> str:
     """What a variable is called in the recording."""
-    return str(getattr(variable, "path", variable.name)).split(":")[0].replace("/", ".")
+    return str(getattr(variable, "path", None) or variable.name).split(":")[0].replace("/", ".")
 
 
 Differentiate = Callable[[Any, tf.Tensor, tf.Tensor], tuple[float, list[np.ndarray]]]
