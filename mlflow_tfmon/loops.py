@@ -122,8 +122,8 @@ def _goes_on(loop: Monitor, ring: Ring, active: str | None) -> bool:
         return active == loop.run_id
     if active is not None:
         return False
-    # A GAN's second optimizer comes in the first step; the same variables under a new optimizer are fine-tuning.
-    return loop.steps() <= 1 or loop.trains(ring.layout.keys)
+    # A GAN's second optimizer comes in the first steps; the same variables under a new optimizer are fine-tuning.
+    return loop.begins() or loop.trains(ring.layout.keys)
 
 
 def _look_for_old_rings(ended_run: str | None = None) -> None:

@@ -14,7 +14,7 @@ from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.probes import cluster, graph
+from mlflow_tfmon.probes import cluster, graph, models
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.ring import Ring
@@ -253,26 +253,22 @@ class Monitor:
         if self._pipeline is not None and not any(known is ring for known in self._rings):
             ring.begin(self.settings.deep_every)
             self._rings.append(ring)
-            self._pipeline.attach(ring, _trained(ring), self._model_name(ring), self.total_steps)
+            name = _trained(ring)
+            model = name if self.model is None else str(self.model.name)
+            self._pipeline.attach(ring, name, model, self.total_steps, patient=self.model is None)
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""
         return any(ring.layout.keys & keys for ring in self._rings)
 
-    def steps(self) -> int:
-        """How many optimizer steps have been made so far in the run's recording."""
-        if self._pipeline is None:
-            return 0
-        self._pipeline.drain()
-        return self._pipeline.recording.steps_of(self._keys())
+    def begins(self) -> bool:
+        """Whether this is the training's very beginning: its first few steps are still left in the rings."""
+        return self._pipeline is not None and self._pipeline.recording.steps_of(self._keys()) == 0
 
     def _keys(self) -> frozenset[str]:
         if self.model is None:
             return frozenset[str]().union(*(ring.layout.keys for ring in self._rings))
         return frozenset(graph.key(v) for v in self.model.trainable_variables)
-
-    def _model_name(self, ring: Ring) -> str:
-        return str(self.model.name) if self.model is not None else _trained(ring)
 
     @property
     def _prefix(self) -> str:
@@ -353,9 +349,11 @@ def watching(model: Any) -> Monitor | None:
 
 
 def _trained(ring: Ring) -> str:
-    """What an optimizer trains: the first part of its variables' names if they share it."""
+    """What an optimizer trains: the first part of its variables' names if they share it, else their model's name."""
     heads = {variable.name.split(".")[0] for variable in ring.layout.variables}
-    return heads.pop() if len(heads) == 1 else f"{sorted(heads)[0]}_etc" if heads else "model"
+    if len(heads) == 1:
+        return heads.pop()
+    return models.name_of(ring.layout.keys) or (f"{sorted(heads)[0]}_etc" if heads else "model")
 
 
 def _numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import cluster, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
-from mlflow_tfmon.stream.drain import Drain
+from mlflow_tfmon.stream.drain import Block, Drain
 from mlflow_tfmon.stream.recording import Recording, with_batches
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
@@ -79,12 +79,18 @@ class Pipeline:
         """The best epoch so far of the model whose names have a prefix."""
         return self._best.setdefault(prefix, Best(self.settings))
 
-    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
-        """Records a ring's steps from the first on that was not taken yet."""
+    def attach(
+        self, ring: Ring, name: str, model: str, total_steps: int | None, patient: bool = False
+    ) -> None:
+        """Records a ring's steps from the first on that was not taken yet; `patient` as in `Drain.attach`."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
         whole = workers.gathered(ring)
-        DRAIN.attach(ring, lambda block: self.recording.take(whole(with_batches(block, inputs.taken_until))))
+
+        def take(block: Block) -> None:
+            self.recording.take(whole(with_batches(block, inputs.taken_until)))
+
+        DRAIN.attach(ring, take, patient)
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""

@@ -80,13 +80,40 @@ def norm(values: list[np.ndarray]) -> float:
     return float(np.sqrt(sum((np.asarray(v, np.float64) ** 2).sum() for v in values)))
 
 
+def name(variable: Any) -> str:
+    """What a variable is called in the recording."""
+    return str(getattr(variable, "path", None) or variable.name).split(":")[0].replace("/", ".")
+
+
+Differentiate = Callable[[Any, tf.Tensor, tf.Tensor], tuple[float, list[np.ndarray]]]
+
+
+def differentiated(
+    net: Any, x: tf.Tensor, y: tf.Tensor, objective: Callable[..., tf.Tensor] | None = None
+) -> tuple[float, list[np.ndarray]]:
+    """A loss (`loss()`, or `objective(net, x, y)`) and its gradients, by an eager tape."""
+    with tf.GradientTape() as tape:
+        value = objective(net, x, y) if objective else loss()(y, net(x, training=True))
+    gradients = tape.gradient(value, net.trainable_variables)
+    return float(value), [tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
+Objective = Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]
+
+
+def plain_objective(net: Any, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    return loss()(y, net(x, training=True)), {}
+
+
 def by_hand(
     net: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     steps: Iterator[tuple[Any, ...]],
     rate: Callable[[int], float],
     clip: Callable[[list[np.ndarray]], list[np.ndarray]] | None = None,
-    objective: Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]] | None = None,
+    differentiate: Differentiate | None = None,
+    *,
+    objective: Objective | None = None,
     scale: Scale | None = None,
     accumulate: int = 1,
 ) -> Reference:
@@ -97,27 +124,27 @@ def by_hand(
         optimizer: a Keras optimizer, without what the further arguments do.
         steps: batches.
         rate: the learning rate in force at a step (from 0).
-        clip: clips gradients as the optimizer of the watched training does.
-        objective: the loss of a batch and what it is made of, given the model and the batch.
-        scale: scales the loss.
+        clip: clips gradients as the watched training does.
+        differentiate: gives a step's loss and gradients. Default: those of the objective.
+        objective: the loss of a batch and what it is made of, given the model and the batch. Default: `loss()`.
+        scale: scales the objective.
         accumulate: over so many steps gradients are averaged before they are applied.
     """
     mlflow_tfmon.autolog(disable=True)
-    seen, criterion, scale = Reference(), loss(), scale or Scale()
-    # Keras 2 knows no paths.
-    names = [getattr(v, "path", v.name).split(":")[0].replace("/", ".") for v in net.trainable_variables]
+    seen, scale, parts = Reference(), scale or Scale(), {}
+    names = [name(v) for v in net.trainable_variables]
     sums: list[Any] = [0.0] * len(names)
     for step, batch in enumerate(steps):
         before = [np.asarray(v.numpy(), np.float64) for v in net.trainable_variables]
-        with tf.GradientTape() as tape:
-            value, parts = (
-                objective(net, *batch)
-                if objective
-                else (criterion(batch[1], net(batch[0], training=True)), {})
-            )
-            scaled = value * scale.value
+        if differentiate:
+            value, given = differentiate(net, *batch)
+        else:
+            with tf.GradientTape() as tape:
+                value, parts = (objective or plain_objective)(net, *batch)
+                scaled = value * scale.value
+            found = tape.gradient(scaled, net.trainable_variables)
+            given = [tf.convert_to_tensor(g).numpy() for g in found]
         seen.loss_scale.append(scale.value)
-        given = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(scaled, net.trainable_variables)]
         gradients = [g / np.float32(scale.value) for g in given]
         finite = scale.finite(given)
         if finite:
@@ -223,8 +250,7 @@ def last_run() -> str:
 def renamed(seen: Reference, reference: keras.Model, net: keras.Model) -> Reference:
     """The reference's figures under the names of the watched model's variables."""
     names = {
-        a.path.replace("/", "."): b.path.replace("/", ".")
-        for a, b in zip(reference.trainable_variables, net.trainable_variables, strict=True)
+        name(a): name(b) for a, b in zip(reference.trainable_variables, net.trainable_variables, strict=True)
     }
     for quantity in (
         "variable_grad_norm",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes.optimizer import all_rings, rings_of
+from mlflow_tfmon.probes.step import all_rings, rings_of
 from mlflow_tfmon.stream.ring import Ring
 
 __all__ = ["all_rings", "also", "install", "remove", "rings_of"]

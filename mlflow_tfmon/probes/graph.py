@@ -40,6 +40,16 @@ def in_xla() -> bool:
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
+def in_pfor() -> bool:
+    """Whether this is the body of `tf.vectorized_map` or of `tape.jacobian`, where no state can be changed.
+
+    TensorFlow has no mark but the name of the scope (2.16 to 2.21).
+    """
+    return any(
+        part.split("_while")[0].startswith("loop_body") for part in tf.get_current_name_scope().split("/")
+    )
+
+
 def keep_alive(thing: object) -> None:
     """Ties the life of a thing to that of the function being traced.
 

@@ -72,14 +72,14 @@ class Recording:
                     stream.total_steps = stream.steps + total_steps
                     stream.opened = None
                 return
+            if len(self._streams) == 1 and self._streams[0].steps == 0:
+                self._streams[0].prefix = f"{self._streams[0].name}."
             known = {s.prefix for s in self._streams}
             prefixes = [f"{name}.", *(f"{name}_{n}." for n in range(2, 2 + len(known)))]
             prefix = next(p for p in prefixes if p not in known) if self._streams else ""
             self._streams.append(
                 _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
             )  # fmt: skip
-            if len(self._streams) == 2 and self._streams[0].steps == 0:
-                self._streams[0].prefix = f"{self._streams[0].name}."
 
     def _of(self, ring: Ring) -> _Stream | None:
         keys = ring.layout.keys
@@ -137,8 +137,8 @@ class Recording:
         if measured & INPUT:
             for name in ("input_time", "input_wait", "examples"):
                 columns[name] = rows[:, _HEAD[name]]
-        if rows[0, _HEAD["has_loss"]]:
-            columns["loss"] = rows[:, _HEAD["loss"]]
+        if rows[0, _HEAD["losses"]]:
+            columns["loss"] = rows[:, _HEAD["loss"]] / rows[:, _HEAD["losses"]]
         columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
         end = block.ring.width - len(layout.scalars)
         scalars = dict(zip(layout.scalars, rows[:, end:].T, strict=True))
@@ -148,8 +148,10 @@ class Recording:
                 halves[scalars[APPLIED] == 0] = np.nan  # nothing was clipped there
             columns[norm] = np.sqrt(halves.sum(axis=1))
         for name, values in scalars.items():
-            if "loss" in columns or name not in layout.parts:
+            if name not in layout.parts:
                 columns[name] = values
+            elif "loss" in columns:
+                columns[name] = values / rows[:, _HEAD["losses"]]
         if "loss_scale" in scalars:  # Keras's rule for leaving a step out
             columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
         columns |= {name: values[part] for name, values in block.more.items()}
@@ -206,7 +208,7 @@ class Recording:
 
 def _runs(rows: np.ndarray) -> list[slice]:
     """Splits rows where what they measure changes (another trace of the same training)."""
-    measured = rows[:, [_HEAD["measured"], _HEAD["has_loss"]]]
+    measured = np.stack([rows[:, _HEAD["measured"]], rows[:, _HEAD["losses"]] > 0], axis=1)
     edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
     bounds = [0, *edges.tolist(), len(rows)]
     return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]

@@ -18,15 +18,15 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 from mlflow_tfmon.stream.records import Variable
 
 # A row in the ring begins with these; after them, for each of `RingLayout.norms`, per variable, half the squared norm
-# of its gradient; then the layout's scalars. "measured" is a sum of the flags below, what this trace measures;
-# "has_loss" is 1 where a loss belongs to the step; "ready" is when this worker's gradients were ready to be summed
-# with those of the others.
+# of its gradient; then the layout's scalars. "measured" is a sum of the flags below, what this trace measures; "loss"
+# is the sum of so many "losses" as were differentiated for the step, none where that is not known; "ready" is when this
+# worker's gradients were ready to be summed with those of the others.
 HEAD = (
     "input_time",
     "input_wait",
     "examples",
     "loss",
-    "has_loss",
+    "losses",
     "step",
     "measured",
     "time",

@@ -65,6 +65,7 @@ class _Reports:
         rows = block.rows
         measured = rows[:, _HEAD["measured"]].astype(int)
         steps, times = rows[:, _HEAD["step"]], np.where(measured & TIME, rows[:, _HEAD["time"]], np.nan)
+        counts = rows[:, _HEAD["losses"]]
         before = np.concatenate([[self._time], times[:-1]])
         before[np.diff(steps, prepend=self._step) != 1] = np.nan
         out = np.column_stack(
@@ -72,7 +73,7 @@ class _Reports:
                 steps,
                 rows[:, len(HEAD) :].sum(axis=1),
                 rows[:, _HEAD["ready"]] - before,
-                np.where(rows[:, _HEAD["has_loss"]], rows[:, _HEAD["loss"]], np.nan),
+                np.where(counts > 0, rows[:, _HEAD["loss"]] / np.maximum(counts, 1), np.nan),
                 np.where(measured & INPUT, rows[:, _HEAD["examples"]], np.nan),
             ]
         )
@@ -155,7 +156,7 @@ class Gatherer:
         everyone = np.stack([own, *told])
         known = ~np.isnan(everyone[:, :, _STEP]).any(axis=0)
         rows[:, _HEAD["loss"]] = everyone[:, :, _LOSS].sum(axis=0)
-        rows[~known, _HEAD["has_loss"]] = 0
+        rows[:, _HEAD["losses"]] = known & (rows[:, _HEAD["losses"]] > 0)
         rows[:, _HEAD["examples"]] = everyone[:, :, _EXAMPLES].sum(axis=0)
         times = {
             f"worker_{worker}/step_time_ms": 1e3 * figures[:, _OWN_TIME]

@@ -1,0 +1,203 @@
+"""What measures the steps of an optimizer: takes what is known before an update and after it, and writes the row."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.probes import graph, inputs, quantities, replicas, tape
+from mlflow_tfmon.stream.records import Variable
+from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
+
+_probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
+OnRing = Callable[[Ring, Any], None]
+
+
+class Before(NamedTuple):
+    """What is known before an update: the number of its step, whether that is deep, copies of the weights if so.
+
+    And when the gradients were ready, where those of several workers are summed.
+    """
+
+    step: tf.Tensor
+    deep: tf.Tensor
+    weights: list[tf.Tensor]
+    ready: tf.Tensor
+
+
+class StepProbe:
+    """Measures the steps of one optimizer over one set of variables."""
+
+    def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
+        self.ring = Ring(layout, replicas.user_thread())
+        self._variables = list(variables)
+        # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
+        # half squares: no tensor of the branch exists outside of it.
+        clipped = len(variables) * ("grad_norm_clipped" in layout.norms)
+        self.made = lasting_variable(1 + clipped) if APPLIED in layout.scalars else None
+        # Eager code pays for each op: there, one call of a traced function does the lot.
+        self._before_traced = tf.function(self._before, autograph=False)
+        self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
+
+    def before(self, gradients: Sequence[Any], updates: Any = None) -> Before:
+        """Before the update: which step it is, at a deep one copies of the weights; when the gradients are ready.
+
+        Args:
+            gradients: that will be applied.
+            updates: whether this step is one that updates the weights; None if each step is.
+        """
+        graph.keep_alive((self.ring, self.made))
+        before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
+        if self.ring.layout.workers > 1 and not graph.in_xla():
+            with graph.after(tf.nest.flatten(gradients, expand_composites=True)):
+                before = before._replace(ready=tf.timestamp())
+        return before
+
+    def after(
+        self,
+        before: Before,
+        made_of: tape.Step,
+        kinds: dict[str, Any],
+        learning_rate: Any,
+        scalars: list[Any],
+    ) -> None:
+        """After the update: the row.
+
+        Args:
+            before: what `before` gave.
+            made_of: what tapes tell of the step.
+            kinds: gradients by the name of their norm; those that the update left in `made` are not looked at.
+            learning_rate: of the update.
+            scalars: values of the layout's further figures.
+        """
+        if made_of.reading is None and not made_of.slots:
+            say_once(
+                "no loss",
+                "mlflow_tfmon: a training's loss is not recorded step by step: its gradients do not come from "
+                "tf.GradientTape.gradient (called without output_gradients).",
+            )
+        graph.keep_alive(made_of.slots)
+        norms = [norm for norm in self.ring.layout.norms if norm == "grad_norm" or self.made is None]
+        gradients = [list(kinds[norm]) for norm in norms]
+        record = self._record_traced if tf.executing_eagerly() else self._record
+        record(before, made_of.reading, made_of.slots, gradients, learning_rate, scalars)
+
+    def note_update(self, clipped: Sequence[Any]) -> None:
+        """In the branch where the update is made: that it is, and its clipped gradients."""
+        if self.made is not None:
+            seen = clipped if "grad_norm_clipped" in self.ring.layout.norms else []
+            squares = quantities.half_squares([quantities.dense_values(g) for g in seen])
+            self.made.assign([1.0, *squares])
+
+    def _before(self, updates: Any) -> Before:
+        step, deep = self.ring.next_step(updates)
+        if self.made is not None:
+            self.made.assign(tf.zeros_like(self.made))
+        unknown = tf.constant(float("nan"), tf.float64)
+        return Before(step, deep, quantities.snapshot(deep, self._variables), unknown)
+
+    def _record(
+        self, before: Before, loss: Any, slots: Any, gradients: Any, learning_rate: Any, scalars: Any
+    ) -> None:
+        ring, (step, deep, weights, ready) = self.ring, before
+        dense = [[quantities.dense_values(g) for g in kind] for kind in gradients]
+        squares = [square for kind in dense for square in quantities.half_squares(kind)]
+        unknown, measured = tf.constant(float("nan"), tf.float64), 0
+        time, reading = unknown, tf.stack([unknown] * 3)
+        if not graph.in_xla():  # which has no clock
+            measured |= TIME
+            with graph.after(squares):  # with no input, it would tell when the function began
+                time = tf.timestamp()
+        clock = inputs.clock_in_reach()
+        if clock is not None:
+            measured |= INPUT
+            with graph.after([time, squares[0]]):  # which come of the batch
+                reading = clock.read()
+        if loss is None:
+            loss = tape.read(slots) if slots else tf.stack([unknown, 0.0])
+        tape.empty(slots)
+        known = [
+            tf.cast(step, tf.float64),
+            measured,
+            time,
+            ready,
+            tf.cast(learning_rate, tf.float64),
+            *squares,
+        ]
+        applied, more = None, [tf.cast(value, tf.float64) for value in scalars]
+        row = [reading, loss[:2], tf.stack(known)]
+        if self.made is not None:
+            made = self.made.read_value()
+            applied = made[0]
+            row += [made[1:], made[:1]]
+        row += [tf.stack(more)] if more else []
+        row += [loss[2:]] if ring.layout.parts else []
+
+        def write_deep() -> tf.Tensor:
+            ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense[0], applied))
+            return tf.constant(0)
+
+        written = graph.rarely(deep, write_deep, lambda: tf.constant(0))
+        ring.write(step, tf.concat(row, axis=0), after=written)
+
+
+def probe_of(
+    optimizer: Any,
+    variables: Sequence[Any],
+    norms: tuple[str, ...],
+    scalars: tuple[str, ...],
+    parts: tuple[str, ...],
+    on_ring: OnRing,
+) -> StepProbe:
+    """The probe for the steps of an optimizer over some variables, made if there is none.
+
+    Args:
+        optimizer: whose steps.
+        variables: that it updates.
+        norms: the gradient norms to measure.
+        scalars: further figures of a step, by name.
+        parts: names of what the loss is made of.
+        on_ring: told of a new ring and its optimizer.
+    """
+    keys, workers = frozenset(graph.key(v) for v in variables), replicas.workers()
+    parts = parts if workers == 1 else ()  # workers tell each other of the loss, not of what it is made of
+    probes = _probes.setdefault(optimizer, [])
+    for probe in probes:
+        layout = probe.ring.layout
+        # Steps that are not clipped may go with those that are: what they show is true, and the steps stay in order.
+        if (layout.keys, layout.scalars) == (keys, scalars + parts) and set(norms) <= set(layout.norms):
+            return probe
+    described = tuple(
+        Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)
+        for name, v in zip(_names(variables), variables, strict=True)
+    )
+    with tf.init_scope():
+        layout = RingLayout(described, keys, norms, workers, scalars + parts, parts)
+        probe = StepProbe(layout, [replicas.local(graph.raw(v)) for v in variables])
+        probes.append(probe)
+        on_ring(probe.ring, optimizer)
+    return probe
+
+
+def _names(variables: Sequence[Any]) -> list[str]:
+    """Names of variables; two that have one name are told apart by a number."""
+    seen: dict[str, int] = {}
+    names = []
+    for variable in variables:
+        name = graph.name(variable)
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
+
+
+def rings_of(keys: frozenset[str]) -> list[Ring]:
+    """The rings of all optimizers that train any of these variables."""
+    return [ring for ring in all_rings() if ring.layout.keys & keys]
+
+
+def all_rings() -> list[Ring]:
+    return [p.ring for probes in list(_probes.values()) for p in probes]
