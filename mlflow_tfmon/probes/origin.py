@@ -16,7 +16,9 @@ import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
 
-_SAME = frozenset({"Identity", "Cast", "StopGradient", "Snapshot", "PreventGradient", "CheckNumerics"})
+_SAME = frozenset(
+    {"Identity", "IdentityN", "Cast", "StopGradient", "Snapshot", "PreventGradient", "CheckNumerics"}
+)
 _SUMS = frozenset({"Add", "AddV2", "AddN"})
 _ZEROS = frozenset({"ZerosLike"})
 
@@ -191,7 +193,9 @@ class _Walk:
         if op.type in _ZEROS or _constant(tensor) == 0.0:
             return {}
         if op.type in _SAME:
-            return self.factors(inputs[0])
+            return self.factors(
+                inputs[tensor.value_index]
+            )  # IdentityN has several: Keras 2 sums replicas by it
         if op.type in _SUMS:
             return _added([(1.0, self.factors(one)) for one in inputs])
         if op.type == "Sub":
