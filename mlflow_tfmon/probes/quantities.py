@@ -1,4 +1,7 @@
-"""What is measured, as TensorFlow ops. A new quantity per variable is added here and named in `stream.ring.DEEP`."""
+"""What is measured, as TensorFlow ops.
+
+A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.recording`.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,9 @@ def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tenso
     if graph.in_xla():
         empty = [tf.zeros(v.shape, v.dtype) for v in variables]
     else:
-        empty = [tf.zeros([0], v.dtype) for v in variables]
-    copies = graph.rarely(
-        deep, lambda: [tf.identity(v) for v in variables], lambda: [tf.identity(e) for e in empty]
-    )
+        nothing = {dtype: tf.zeros([0], dtype) for dtype in {v.dtype for v in variables}}
+        empty = [nothing[v.dtype] for v in variables]
+    copies = graph.rarely(deep, lambda: [tf.identity(v) for v in variables], lambda: empty)
     return list(copies)
 
 
@@ -50,17 +52,13 @@ def deep_row(
     before: Sequence[tf.Tensor],
     gradients: Sequence[tf.Tensor],
 ) -> tf.Tensor:
-    """Weight norms after the step, update ratios ||after - before|| / ||before||, shares of zeros in the gradients."""
-    weight_norms, ratios, zeros = [], [], []
+    """What the host makes the deep quantities of (`stream.ring.DEEP`); few ops, since tracing takes long."""
+    after, earlier, changes, nonzero = [], [], [], []
     for variable, old, gradient in zip(variables, before, gradients, strict=True):
-        new = tf.convert_to_tensor(variable)
-        old = tf.reshape(old, tf.shape(new))
-        norm_before = tf.sqrt(2 * half_square(old))
-        weight_norms.append(tf.sqrt(2 * half_square(new)))
-        update = tf.sqrt(2 * half_square(tf.cast(new, tf.float64) - tf.cast(old, tf.float64)))
-        undefined = tf.constant(float("nan"), tf.float64)
-        ratios.append(tf.where(norm_before > 0, update / norm_before, undefined))
-        # The elements that a sparse gradient leaves out are zeros as well.
-        size = tf.cast(tf.size(new), tf.float64)
-        zeros.append((size - tf.cast(tf.math.count_nonzero(gradient), tf.float64)) / size)
-    return tf.stack([tf.cast(step, tf.float64), *weight_norms, *ratios, *zeros])
+        new = tf.cast(variable, tf.float64)
+        old = tf.cast(tf.ensure_shape(old, variable.shape), tf.float64)
+        after.append(tf.nn.l2_loss(new))
+        earlier.append(tf.nn.l2_loss(old))
+        changes.append(tf.nn.l2_loss(new - old))
+        nonzero.append(tf.reduce_sum(tf.cast(tf.not_equal(gradient, 0), tf.float64)))
+    return tf.stack([tf.cast(step, tf.float64), *after, *earlier, *changes, *nonzero])
