@@ -176,6 +176,8 @@ class _Walk:
             return {}
         if op.type in _SAME:
             return self.factors(inputs[0])
+        if op.type == "IdentityN":  # through which Keras 2 passes all gradients
+            return self.factors(inputs[tensor.value_index])
         if op.type in _SUMS:
             return _added([(1.0, self.factors(one)) for one in inputs])
         if op.type == "Sub":
