@@ -11,7 +11,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-oldest ui clean
+.PHONY: demo test test-oldest bench ui clean
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
@@ -26,6 +26,9 @@ test: $(VENV)/test.stamp  ## Lint, types, and all tests; the quick runs of the d
 
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
 	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)
+
+bench: $(VENV)/bench.stamp  ## What watching costs: ratios to the same training unwatched; BENCH=--help shows how to choose.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.overhead $(BENCH)
 
 ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.
 	$(VENV)/bin/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --port 5000
@@ -44,6 +47,10 @@ $(VENV)/demos.stamp: pyproject.toml | $(VENV)/bin/python
 $(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[test,demos]'
 	@touch $@ $(VENV)/demos.stamp
+
+$(VENV)/bench.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[bench]'
+	@touch $@
 
 $(OLDEST)/test.stamp: pyproject.toml constraints-oldest.txt | $(OLDEST)/bin/python
 	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e '.[test,demos]'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -68,3 +69,16 @@ def fresh(store: str, home: Path) -> Iterator[None]:
     mlflow_tfmon.autolog(disable=True)
     while mlflow.active_run():
         mlflow.end_run()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_watched() -> Iterator[None]:
+    """A test that leaves the probes in would be felt by the next."""
+    yield
+    probes = sys.modules.get("mlflow_tfmon.probes")
+    left = list(probes._users) if probes is not None else []
+    for user in left:
+        probes.remove(user)
+        if user in sys.modules["mlflow_tfmon.monitor"]._active:
+            user.end()
+    assert not left, f"still watching: {left}"

@@ -193,9 +193,7 @@ class _Walk:
         if op.type in _ZEROS or _constant(tensor) == 0.0:
             return {}
         if op.type in _SAME:
-            return self.factors(
-                inputs[tensor.value_index]
-            )  # IdentityN has several: Keras 2 sums replicas by it
+            return self.factors(inputs[tensor.value_index])
         if op.type in _SUMS:
             return _added([(1.0, self.factors(one)) for one in inputs])
         if op.type == "Sub":

@@ -1,4 +1,7 @@
-"""What is measured, as TensorFlow ops. A new quantity per variable is added here and named in `stream.ring.DEEP`."""
+"""What is measured, as TensorFlow ops.
+
+A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.recording`.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,9 @@ def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tenso
     if graph.in_xla():
         empty = [tf.zeros(v.shape, v.dtype) for v in variables]
     else:
-        empty = [tf.zeros([0], v.dtype) for v in variables]
-    copies = graph.rarely(
-        deep, lambda: [tf.identity(v) for v in variables], lambda: [tf.identity(e) for e in empty]
-    )
+        nothing = {dtype: tf.zeros([0], dtype) for dtype in {v.dtype for v in variables}}
+        empty = [nothing[v.dtype] for v in variables]
+    copies = graph.rarely(deep, lambda: [tf.identity(v) for v in variables], lambda: empty)
     return list(copies)
 
 
@@ -51,23 +53,21 @@ def deep_row(
     gradients: Sequence[tf.Tensor],
     applied: tf.Tensor | None,
 ) -> tf.Tensor:
-    """Weight norms after the step, update ratios ||after - before|| / ||before||, shares of zeros in the gradients.
+    """What the host makes the deep quantities of (`stream.ring.DEEP`); few ops, since tracing takes long.
 
-    An update is all that the step did to the weights: weight decay, averaging and constraints included. Where
-    `applied` is 0 none was made, and the ratio is not defined.
+    Where `applied` is 0 no update was made, and nothing is told of the change.
     """
-    weight_norms, ratios, zeros = [], [], []
+    after, earlier, changes, nonzero = [], [], [], []
     for variable, old, gradient in zip(variables, before, gradients, strict=True):
-        new = tf.convert_to_tensor(variable)
         # Traced by eager code at a step that is not deep, it would be known as empty for ever.
-        old = tf.reshape(tf.compat.v1.placeholder_with_default(old, None), tf.shape(new))
-        norm_before = tf.sqrt(2 * half_square(old))
-        weight_norms.append(tf.sqrt(2 * half_square(new)))
-        update = tf.sqrt(2 * half_square(tf.cast(new, tf.float64) - tf.cast(old, tf.float64)))
-        undefined = tf.constant(float("nan"), tf.float64)
-        defined = norm_before > 0 if applied is None else (norm_before > 0) & (applied > 0)
-        ratios.append(tf.where(defined, update / norm_before, undefined))
-        # The elements that a sparse gradient leaves out are zeros as well.
-        size = tf.cast(tf.size(new), tf.float64)
-        zeros.append((size - tf.cast(tf.math.count_nonzero(gradient), tf.float64)) / size)
-    return tf.stack([tf.cast(step, tf.float64), *weight_norms, *ratios, *zeros])
+        old = tf.ensure_shape(tf.compat.v1.placeholder_with_default(old, None), variable.shape)
+        new, old = tf.cast(variable, tf.float64), tf.cast(old, tf.float64)
+        after.append(tf.nn.l2_loss(new))
+        earlier.append(tf.nn.l2_loss(old))
+        changes.append(tf.nn.l2_loss(new - old))
+        nonzero.append(tf.reduce_sum(tf.cast(tf.not_equal(gradient, 0), tf.float64)))
+    change = tf.stack(changes)
+    if applied is not None:
+        change = tf.where(applied > 0, change, tf.constant(float("nan"), tf.float64))
+    head = tf.stack([tf.cast(step, tf.float64), *after, *earlier])
+    return tf.concat([head, change, tf.stack(nonzero)], axis=0)

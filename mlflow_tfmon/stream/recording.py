@@ -25,6 +25,7 @@ _FROM = {
     "batch/examples_per_second": {"examples"},
     "batch/input_wait_share": {"input_wait"},
 }
+DEEP_QUANTITIES = ("weight_norm", "update_ratio", "grad_zero_fraction")
 _HEAD = {name: index for index, name in enumerate(HEAD)}
 
 
@@ -116,7 +117,7 @@ class Recording:
                 opened = layout
             out += self._absent_from(opened)
             if len(block.deep_rows):
-                deep = block.deep_rows.copy()
+                deep = _deep(block)
                 deep[:, 0] += offset
                 out.append(records.DeepSteps(stream.number, block.seen, deep))
             self._append(out)
@@ -156,7 +157,8 @@ class Recording:
             columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
         columns |= {name: values[part] for name, values in block.more.items()}
         opened = records.StreamOpened(
-            stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms, DEEP,
+            stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms,
+            DEEP_QUANTITIES,
             stream.total_steps, stream.model,
         )  # fmt: skip
         values = np.column_stack([*columns.values(), np.sqrt(squares)])
@@ -236,3 +238,18 @@ def with_batches(block: Block, batches: Callable[[int, float], list[tuple[float,
     rows[np.ix_(lacking, columns)] = np.where(fresh[:, None], taken[np.maximum(last, 0)], np.nan)
     rows[lacking, _HEAD["measured"]] += INPUT
     return dataclasses.replace(block, rows=rows)
+
+
+def _deep(block: Block) -> np.ndarray:
+    """The deep rows of a block with the quantities instead of what they are made of.
+
+    The update ratio is ||after - before|| / ||before||, NaN for weights that were all zero. The elements that a sparse
+    gradient leaves out are zeros as well.
+    """
+    sizes = np.array([np.prod(variable.shape) for variable in block.ring.layout.variables], np.float64)
+    cuts = 1 + len(sizes) * np.arange(len(DEEP))
+    step, after, before, change, nonzero = np.split(block.deep_rows, cuts, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(before > 0, np.sqrt(change / before), np.nan)
+        zeros = (sizes - nonzero) / sizes
+    return np.concatenate([step, np.sqrt(2 * after), ratios, zeros], axis=1)

@@ -35,7 +35,9 @@ HEAD = (
 )
 TIME, INPUT = 1, 2
 APPLIED = "applied"
-DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
+# A deep row is the step and then, per variable, each of these: half the squares of the weights after the step, of those
+# before it and of their difference, and how many elements of the gradient are not zero.
+DEEP = ("after", "before", "change", "nonzero")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
 _DEEP_ROWS = 256
