@@ -114,6 +114,8 @@ class Monitor:
                 if not pipelines.DRAIN.has(ring):
                     ring.taken = ring.written()  # what it did before was another training, or none
                     self.attach(ring)
+        if self._pipeline is None:
+            probes.remove(self)
         return self
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:

@@ -23,6 +23,8 @@ def clean(name: str) -> str:
     """
     parts = _REFUSED.sub("_", name).split("/")
     cleaned = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    if cleaned.startswith(".."):  # which MLflow takes for a path upwards, whatever follows
+        cleaned = "_" + cleaned[1:]
     return cleaned if len(cleaned) <= MAX_LENGTH else _marked(cleaned, name)
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric, _validate_param, _validate_tag
 
@@ -9,6 +9,7 @@ from mlflow_tfmon.tracking.names import MAX_LENGTH, Names, clean
 NAMES = st.one_of(st.text(max_size=300), st.text("a/.: @\n_-", max_size=12))
 
 
+@example("..0")
 @given(NAMES)
 def test_mlflow_accepts_every_clean_name(name: str) -> None:
     _validate_metric(clean(name), 1.0, 0, 0)
