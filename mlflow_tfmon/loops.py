@@ -138,7 +138,8 @@ def _look_for_old_rings(ended_run: str | None = None) -> None:
                 _adopt(ring, ended_run)
             continue
         waited = time.monotonic() - _waiting.setdefault(ring, time.monotonic())
-        if runs.active_id(ring.thread) is not None or waited > _PATIENCE:
+        # While a nested run is being ended, the one around it is the active one: its turn comes a moment later.
+        if waited > (_PATIENCE if runs.active_id(ring.thread) is None else _PATIENCE / 5):
             _adopt(ring)
 
 
