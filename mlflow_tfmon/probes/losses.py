@@ -66,7 +66,8 @@ def watch_sum(original: Callable[..., Any]) -> Callable[..., Any]:
     def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
         parts = _parts() or _Parts()
         with _collecting(parts):
-            parts.adding = self._compile_loss is not None  # else what the layers add is the whole loss
+            # Else what the layers add is the whole loss.
+            parts.adding = getattr(self, "_compile_loss", None) is not None
             total = original(self, *args, **kwargs)
             parts.adding = False
         with contained(_PART, _LOSS):
@@ -84,9 +85,11 @@ def watch_compiled(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(self, *args, **kwargs)
         finally:
-            if self._flat_losses:
-                plain = [one._replace(loss=getattr(one.loss, _PLAIN, one.loss)) for one in self._flat_losses]
-                self._flat_losses = plain
+            with contained(_PART, _LOSS):
+                if self._flat_losses:
+                    self._flat_losses = [
+                        one._replace(loss=getattr(one.loss, _PLAIN, one.loss)) for one in self._flat_losses
+                    ]
 
     return call
 
@@ -104,11 +107,12 @@ def watch_build(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _note_each(compiled: Any) -> None:
     """Has each of several losses noted for the time of a call."""
-    parts, losses = _parts(), compiled._flat_losses
-    if parts is not None and losses is not None and len(losses) > 1:
-        compiled._flat_losses = [
-            one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses
-        ]
+    with contained(_PART, _LOSS):
+        parts, losses = _parts(), compiled._flat_losses
+        if parts is not None and losses is not None and len(losses) > 1:
+            compiled._flat_losses = [
+                one._replace(loss=_noting(one.loss, f"{one.name}_loss", parts)) for one in losses
+            ]
 
 
 def _noting(loss: Callable[..., Any], name: str, parts: _Parts) -> Callable[..., Any]:

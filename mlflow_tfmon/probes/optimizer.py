@@ -193,8 +193,9 @@ def watch_reduction(original: Callable[..., Any]) -> Callable[..., Any]:
     def _all_reduce_sum_gradients(self: Any, grads_and_vars: Any) -> Any:
         result = original(self, grads_and_vars)
         step = _step()
-        if step is not None and step.clipped is not None:
-            step.clipped = [gradient for gradient, _ in result]
+        with contained(_PART, _LOSS):
+            if step is not None and step.clipped is not None:
+                step.clipped = [gradient for gradient, _ in result]
         return result
 
     return _all_reduce_sum_gradients
