@@ -33,16 +33,6 @@ from mlflow_tfmon.tracking.store import AwayError, RunStore
 ENDED = RunEnded(BEGUN + 100.0, "FINISHED", True)
 
 
-@pytest.fixture
-def client(store: str) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(store)
-
-
-@pytest.fixture
-def run_id(client: mlflow.MlflowClient) -> str:
-    return str(client.create_run("0").info.run_id)
-
-
 def history(client: mlflow.MlflowClient, run_id: str, key: str) -> list[tuple[int, float, int]]:
     return sorted((one.step, one.value, one.timestamp) for one in client.get_metric_history(run_id, key))
 

@@ -40,16 +40,6 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def client(store: str) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(store)
-
-
-@pytest.fixture
-def run_id(client: mlflow.MlflowClient) -> str:
-    return str(client.create_run("0").info.run_id)
-
-
-@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=clock.monotonic))
