@@ -83,10 +83,10 @@ class Pipeline:
         """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
-        whole = workers.gathered(ring)
+        whole, batches = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(block: Block) -> None:
-            self.recording.take(whole(with_batches(block, inputs.taken_until)))
+            self.recording.take(whole(with_batches(block, batches.until)))
 
         DRAIN.attach(ring, take)
 
@@ -158,9 +158,9 @@ def report(ring: Ring) -> None:
     """On a worker that is not the chief: a ring's steps are told to the chief, which records them."""
     place = cluster.place()
     if place is not None:
-        reporter = workers.Reporter(ring, place.index)
+        reporter, batches = workers.Reporter(ring, place.index), inputs.Batches(ring.thread)
         ring.begin(_NEVER)
-        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, inputs.taken_until)))
+        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, batches.until)))
 
 
 def of_run(run_id: str | None) -> Pipeline | None:
