@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     "--tracking-uri", help="The store, where the one that was recorded has moved or needs credentials."
 )
 @click.option("--dry-run", is_flag=True, help="Show what waits, and deliver nothing.")
-def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool) -> None:
+@click.option(
+    "--check", is_flag=True, help="Count whether the store holds all that was sent of RUN; deliver nothing."
+)
+def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, check: bool) -> None:
     """Deliver what a crash or an outage left on this machine.
 
     Without RUN all that waits is delivered, else only what belongs to these runs: their ids, or how they begin. It can
@@ -27,6 +30,9 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool) -> N
     """
     from mlflow_tfmon.tracking.waiting import find_waiting
 
+    if check:
+        _check(runs, tracking_uri)
+        return
     found = _chosen(find_waiting(), runs)
     if not found:
         click.echo("Nothing waits for delivery.")
@@ -42,6 +48,37 @@ def _chosen(found: Sequence[Waiting], runs: Sequence[str]) -> list[Waiting]:
             names = ", ".join(one.name for one in found) or "nothing"
             raise click.BadParameter(f"nothing of {run!r} waits here; what does: {names}.", param_hint="RUN")
     return [one for one in found if not runs or one.name.startswith(tuple(runs))]
+
+
+def _check(runs: Sequence[str], tracking_uri: str | None) -> None:
+    import json
+
+    import mlflow
+
+    from mlflow_tfmon.tracking.tally import load_manifest, missing
+
+    if not runs:
+        raise click.UsageError("--check needs the id of a run.")
+    client = mlflow.MlflowClient(tracking_uri)
+    lacking = 0
+    for run in runs:
+        manifest = load_manifest(client, run)
+        if manifest is None:
+            raise click.ClickException(
+                f"run {run} is not delivered to its end: it goes on, waits, or was not watched."
+            )
+        lacks = missing(client, run, manifest)
+        lacking += len(lacks)
+        wanted = json.loads(manifest)
+        points, rows = (sum(wanted[what].values()) for what in ("series", "files"))
+        click.echo(
+            "\n".join([f"{run}: not all is there:", *lacks])
+            if lacks
+            else f"{run}: all is there: {points} points of {len(wanted['series'])} metrics, {rows} rows in "
+            f"{len(wanted['files'])} files."
+        )
+    if lacking:
+        raise click.ClickException(f"{lacking} metrics or files lack something that was sent.")
 
 
 def _show(found: Sequence[Waiting]) -> None:

@@ -61,6 +61,48 @@ def test_what_waits_is_shown_and_delivered_once(
     assert "Nothing waits" in capsys.readouterr().out
 
 
+def test_what_the_store_holds_is_counted(
+    store: str, home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    client = mlflow.MlflowClient(store)
+    run_id = client.create_run("0").info.run_id
+    rows = values(1000)
+    folder = write(home, started(store, run_id), layout(), *blocks(rows), RunEnded(BEGUN, "FINISHED", False))
+    assert deliver(folder, store).done
+    check = ["sync", "--check", run_id, "--tracking-uri", store]
+    assert main(check) == 0
+    assert "1000 rows in 1 files" in capsys.readouterr().out
+    points = len(client.get_metric_history(run_id, "batch/loss"))
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.execute("DELETE FROM metrics WHERE key = 'batch/loss' AND step = 1")
+    assert main(check) == 1
+    assert f"metric batch/loss: {points - 1} of {points} points" in capsys.readouterr().out
+    (part,) = (tmp_path / "artifacts").rglob("steps-0-00000.parquet")
+    part.unlink()
+    assert main(check) == 1
+    assert "steps-0-00000.parquet: not there" in capsys.readouterr().out
+    assert main(["sync", "--check", client.create_run("0").info.run_id, "--tracking-uri", store]) == 1
+    assert main(["sync", "--check"]) == 2
+
+
+def test_a_delivery_that_lost_a_point_is_not_called_complete(
+    store: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient(store)
+    run_id = client.create_run("0").info.run_id
+    folder = write(
+        home, started(store, run_id), layout(), *blocks(values(50)), RunEnded(BEGUN, "FINISHED", True)
+    )
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.execute(
+            "CREATE TRIGGER loses AFTER INSERT ON metrics WHEN NEW.key = 'batch/loss' AND NEW.step = 7 "
+            "BEGIN DELETE FROM metrics WHERE rowid = NEW.rowid; END"
+        )
+    assert deliver(folder, store).done
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "incomplete")
+
+
 def test_a_wrong_run_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sync", "nosuchrun"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
