@@ -57,6 +57,7 @@ class Pipeline:
                 dict(run.tags),
                 run.start_time,
                 run.owned,
+                run.active,
                 settings.max_points,
                 settings.max_variables,
             )
