@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY
+from mlflow_tfmon.stream import bins
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
 PROBLEMS = "tfmon/problems.json"
 _TRIES = 5
@@ -61,6 +62,7 @@ class RecordedRun:
         self.complete = complete
         self.problems = problems
         self._folder = folder
+        self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
 
     def __repr__(self) -> str:
         return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, complete={self.complete})"
@@ -152,12 +154,38 @@ class RecordedRun:
 
     @cached_property
     def histograms(self) -> pd.DataFrame:
-        """A row per histogram: step, variable, kind ("weight" or "gradient"), edges, counts."""
-        return pd.DataFrame(columns=["step", "variable", "kind", "edges", "counts"])
+        """A row per histogram, of a variable's weights after a step or of its gradient before clipping.
+
+        Columns: step, variable, kind ("weight" or "gradient"), edges and counts (arrays; a bin holds its left edge; of
+        the fixed bins of `mlflow_tfmon.stream.bins` those from the first to the last that is not empty), zeros,
+        nonfinite, min, max, and the quantiles q05, q25, q50, q75, q95, which are exact to the width of a bin.
+        """
+        frames = []
+        for path, about in _parts(self._fetch_histograms(), "histograms-*"):
+            frame = pq.read_table(path).to_pandas()
+            frame["variable"] = about["prefix"] + frame["variable"].astype(str)
+            frames.append(frame)
+        columns = ["step", "variable", "kind", "edges", "counts", "zeros", "nonfinite", "min", "max"]
+        if not frames:
+            return pd.DataFrame(columns=columns)
+        table = pd.concat(frames, ignore_index=True)
+        table["edges"] = [
+            bins.EDGES[first : first + len(counts) + 1]
+            for first, counts in zip(table["first_bin"], table["counts"], strict=True)
+        ]
+        shares = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+        figures = zip(table["edges"], table["counts"], table["min"], table["max"], strict=True)
+        found = [bins.quantiles(edges, counts, shares, *ends) for edges, counts, *ends in figures]
+        table[["q05", "q25", "q50", "q75", "q95"]] = np.array(found).reshape(-1, len(shares))
+        return table[[*columns, "q05", "q25", "q50", "q75", "q95"]]
 
     def _parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        for path in sorted(self._folder.glob(f"{pattern}.parquet")):
-            yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
+        return _parts(self._folder, pattern)
+
+
+def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.glob(f"{pattern}.parquet")):
+        yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
 
 
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
@@ -198,18 +226,22 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     folder = _download(client, run_id, holder.name, final=state == "complete")
     recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
     recorded._holder = holder  # type: ignore[attr-defined]
+    final = state == "complete"
+    recorded._fetch_histograms = lambda: _download(client, run_id, holder.name, final, HISTOGRAMS)
     return recorded
 
 
-def _download(client: Any, run_id: str, folder: str, final: bool) -> Path:
-    """Downloads the telemetry; files that still grow are read once, and downloaded again if they cannot be."""
+def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str = TELEMETRY) -> Path:
+    """Downloads a folder of Parquet files; files that still grow are read once, and downloaded again if they cannot be."""
     from mlflow.exceptions import MlflowException
 
     tries = 0
     while True:
         tries += 1
         try:
-            found = Path(client.download_artifacts(run_id, TELEMETRY, folder))
+            if artifacts != TELEMETRY and not client.list_artifacts(run_id, artifacts):
+                return Path(folder, artifacts)
+            found = Path(client.download_artifacts(run_id, artifacts, folder))
             if not final:
                 # A file's older parts do not change any more.
                 last = {path.name.rpartition("-")[0]: path for path in sorted(found.glob("*.parquet"))}

@@ -8,6 +8,7 @@ Nothing in here knows TensorFlow or MLflow.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -105,6 +106,18 @@ class DeepSteps:
     """A block of deep rows (every N steps): values has shape (rows, 1 + deep quantities * variables), float64.
 
     A NaN in "update_ratio" means that the ratio is not defined (the weights were all zero before the step).
+    """
+
+    stream: int
+    seen: float
+    values: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """A block of histograms: after column 0, the step, for each of `stream.bins.KINDS` a row of `bins.WIDTH` a variable.
+
+    The weights are those after the step, the gradient is that before clipping.
     """
 
     stream: int
@@ -285,8 +298,8 @@ class RunEnded:
 
 
 Record = Union[
-    RunStarted, StreamOpened, Steps, DeepSteps, Logged, EpochEnded, Activations, Paused, Lost, Facts, Text,
-    DatasetUsed, ModelSaved, Flushed, RunEnded,
+    RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Paused, Lost, Facts,
+    Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
 
@@ -298,18 +311,23 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
         >>> encode(Lost(stream=0, first=3, last=5))
         ('Lost', {'stream': 0, 'first': 3, 'last': 5}, None)
     """
-    if isinstance(record, (Steps, DeepSteps)):
+    if isinstance(record, (Steps, DeepSteps, Histograms)):
         values = np.ascontiguousarray(record.values, dtype="<f8")
+        block = values.tobytes()
+        if isinstance(record, Histograms):  # mostly zeros
+            block = zlib.compress(block, 1)
         return type(record).__name__, {
             "stream": record.stream, "seen": record.seen, "width": int(values.shape[1])
-        }, values.tobytes()  # fmt: skip
+        }, block  # fmt: skip
     return type(record).__name__, dataclasses.asdict(record), None
 
 
 def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
     """Puts together again what `encode` split."""
     cls = KINDS[kind]
-    if cls in (Steps, DeepSteps):
+    if cls in (Steps, DeepSteps, Histograms):
+        if cls is Histograms:
+            block = zlib.decompress(block or b"")
         values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
         result: Record = cls(stream=body["stream"], seen=body["seen"], values=values)
         return result

@@ -6,7 +6,7 @@ import hashlib
 import re
 
 DELIVERY_TAG = "tfmon.delivery"
-TELEMETRY = "tfmon/telemetry"  # folder of the run's artifacts
+TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 

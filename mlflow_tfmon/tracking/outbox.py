@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.telemetry import Part
@@ -228,4 +228,4 @@ class Outbox:
 def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
     with store_errors():
         part.save()
-    run.file(part.path, TELEMETRY, patient)
+    run.file(part.path, part.folder, patient)

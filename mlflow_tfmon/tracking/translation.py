@@ -10,6 +10,7 @@ from mlflow_tfmon.stream.records import (
     DeepSteps,
     EpochEnded,
     Facts,
+    Histograms,
     Logged,
     Lost,
     Paused,
@@ -52,7 +53,7 @@ class Translation:
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
-            Lost: self._lost,
+            Lost: self._lost, Histograms: self._histograms,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -96,6 +97,10 @@ class Translation:
         series = self._streams[block.stream]
         self.telemetry.deep(series.layout, block)
         return self._curves.rows(("deep", block.stream), series.deep(block))
+
+    def _histograms(self, block: Histograms) -> list[Point]:
+        self.telemetry.histograms(self._streams[block.stream].layout, block)
+        return []
 
     def _logged(self, record: Logged) -> list[Point]:
         self.telemetry.logged(record)
