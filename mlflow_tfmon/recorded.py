@@ -232,7 +232,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
 
 
 def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str = TELEMETRY) -> Path:
-    """Downloads a folder of Parquet files; files that still grow are read once, and downloaded again if they cannot be."""
+    """Downloads a folder of files; those that still grow are read once, and come again if they cannot be."""
     from mlflow.exceptions import MlflowException
 
     tries = 0

@@ -47,7 +47,8 @@ def quantiles(
         edges: of the bins.
         counts: in the bins.
         shares: which quantiles, from 0 to 1.
-        least, most: the least and the largest element.
+        least: the least element.
+        most: the largest element.
     """
     total = np.concatenate([[0], np.cumsum(counts)]).astype(float)
     if total[-1] == 0:

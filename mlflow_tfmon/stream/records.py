@@ -115,7 +115,7 @@ class DeepSteps:
 
 @dataclass(frozen=True)
 class Histograms:
-    """A block of histograms: after column 0, the step, for each of `stream.bins.KINDS` a row of `bins.WIDTH` a variable.
+    """Histograms: after column 0, the step, for each of `stream.bins.KINDS` a row of `bins.WIDTH` a variable.
 
     The weights are those after the step, the gradient is that before clipping.
     """

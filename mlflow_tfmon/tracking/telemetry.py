@@ -7,8 +7,8 @@ The files of a recording, each cut into parts of bounded size that are numbered 
 - `deep-<stream>-<part>.parquet`: a row every N steps, a list column for each quantity;
 - `logged-<stream>-<part>.parquet`: the user's own figures, a row each (step, time, name, value);
 - `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value);
-- `histograms-<stream>-<part>.parquet`, in a folder of their own: a row a step, variable and kind, with the bins from the
-  first that is not empty to the last, by the number of the first (`stream.bins`);
+- `histograms-<stream>-<part>.parquet`, in a folder of their own: a row a step, variable and kind, with the bins from
+  the first that is not empty to the last, by the number of the first (`stream.bins`);
 - `activations-<part>.parquet`: a row an epoch and layer, with the fields of `Activations` and `LayerActivations`.
 
 The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
