@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
 from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
@@ -59,8 +60,11 @@ class Pipeline:
                 run.owned,
                 settings.max_points,
                 settings.max_variables,
+                settings.report,
             )
         )
+        with contained("describing the environment", "it is not recorded"):
+            self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
 

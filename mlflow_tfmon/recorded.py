@@ -138,6 +138,46 @@ class RecordedRun:
         return _wide(table, "epoch")
 
     @cached_property
+    def epoch_ends(self) -> pd.DataFrame:
+        """When the epochs ended: epoch, prefix (of the stream), step, time (Unix seconds)."""
+        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("epochs-*")]
+        columns = ["epoch", "prefix", "step", "time"]
+        if not tables:
+            return pd.DataFrame(columns=columns)
+        table = pd.concat(tables, ignore_index=True)[columns]
+        return table.drop_duplicates(["epoch", "prefix"], ignore_index=True)
+
+    @cached_property
+    def variables(self) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """The shape of each variable, and whether it is a kernel, by its name in `layers`."""
+        return {
+            about["prefix"] + name: (tuple(shape), is_kernel)
+            for _, about in self._parts("steps-*")
+            for name, shape, is_kernel in about["variables"]
+        }
+
+    def layer_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
+        """What `layers` holds, in blocks of bounded size, for runs of which the whole does not fit into memory.
+
+        Yields:
+            The variables, the steps, and for each quantity an array of shape (steps, variables).
+        """
+        for stem in ("steps", "deep"):
+            for path, about in self._parts(f"{stem}-*"):
+                names = [about["prefix"] + name for name, _, _ in about["variables"]]
+                lists = [name for name in pq.read_schema(path).names if name.startswith(_LISTS)]
+                table = pq.read_table(path, columns=["step", *lists])
+                found = {
+                    name.removeprefix(_LISTS): table[name]
+                    .combine_chunks()
+                    .flatten()
+                    .to_numpy(zero_copy_only=False)
+                    for name in lists
+                }
+                wide = {name: values.reshape(-1, len(names)) for name, values in found.items()}
+                yield names, table["step"].to_numpy(), wide
+
+    @cached_property
     def activations(self) -> pd.DataFrame:
         """A row per epoch and layer, for a batch of the training: what the layer gives after its activation.
 

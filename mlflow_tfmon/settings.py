@@ -31,6 +31,7 @@ class Settings:
         max_points: bound on the points of one series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+        report: whether the run gets a report, `tfmon/report.html`, at its end.
         silent: whether nothing is said, neither log lines nor warnings.
     """
 
@@ -48,10 +49,18 @@ class Settings:
     max_points: int = 320
     max_variables: int = 50
     delivery_wait: float = 15.0
+    report: bool = True
     silent: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("log_models", "log_datasets", "log_input_examples", "log_model_signatures", "silent"):
+        for name in (
+            "log_models",
+            "log_datasets",
+            "log_input_examples",
+            "log_model_signatures",
+            "report",
+            "silent",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise self._error(name, "must be True or False")
         for name, least in (("deep_every", 1), ("max_points", 20), ("max_variables", 0)):

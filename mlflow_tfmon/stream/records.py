@@ -30,6 +30,7 @@ class RunStarted:
         owned: whether this recording made the run, and so must end it if the trainer dies.
         max_points: bound on the points of one series in MLflow.
         max_variables: how many variables get series of their own in MLflow.
+        report: whether a report is made at the end.
     """
 
     tracking_uri: str
@@ -42,6 +43,7 @@ class RunStarted:
     owned: bool
     max_points: int = 320
     max_variables: int = 50
+    report: bool = False
 
 
 @dataclass(frozen=True)

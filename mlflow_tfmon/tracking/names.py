@@ -7,6 +7,7 @@ import re
 
 DELIVERY_TAG = "tfmon.delivery"
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
+REPORT = "tfmon/report.html"  # artifact of the run
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 

@@ -16,9 +16,9 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, clean
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
-from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
@@ -160,6 +160,10 @@ class Outbox:
             self._do(lambda run: run.tags({DELIVERY_TAG: self._tagged}), DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
 
+    def report(self) -> None:
+        """Makes the run's report of all that has arrived."""
+        self._do(_report, REPORT, self._files)
+
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""
         if ended.reason:
@@ -223,6 +227,22 @@ class Outbox:
 
         self._do(deliver, f"model {saved.name}", self._files)
         self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+def _report(run: RunStore) -> dict[str, str]:
+    from mlflow_tfmon.report.making import make  # which few runs of a long process need
+
+    try:
+        with store_errors():
+            page = make(run.run_id, run.client.tracking_uri)
+    except (AwayError, RefusedError):
+        raise
+    except ValueError:
+        return {}  # nothing was recorded
+    except Exception as error:  # what was recorded is there without it
+        return {REPORT: f"{type(error).__name__}: {error}"}
+    run.text(REPORT, page)
+    return {}
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
