@@ -15,7 +15,7 @@ ENVIRONMENT_TAG = "tfmon.environment"
 
 
 def environment() -> str:
-    """Versions and devices, such as "Python 3.11.4, TensorFlow 2.21.0, …, Linux x86_64, 8 CPUs, 1 GPU (NVIDIA H200)"."""
+    """Versions and devices, such as "Python 3.11.4, TensorFlow 2.21.0, …, 8 CPUs, 1 GPU (NVIDIA H200)"."""
     gpus = [tf.config.experimental.get_device_details(d) for d in tf.config.list_physical_devices("GPU")]
     names = ", ".join(sorted({str(details.get("device_name", "GPU")) for details in gpus}))
     parts = [

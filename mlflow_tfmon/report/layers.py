@@ -13,7 +13,7 @@ from mlflow_tfmon.report.thin import Buckets
 from mlflow_tfmon.stream.bins import quantiles
 
 _FEW = 8  # the largest kernels, which get curves and histograms of their own
-_CELLS = 16_000  # of a picture of all variables, at most
+_CELLS, _MOST_COLUMNS = 16_000, 300  # of a picture of all variables, at most
 _COLUMNS, _ROWS = 48, 40  # of a picture of histograms
 # Where training mostly goes well: updates of about a thousandth of the weights (Karpathy, CS231n, "Babysitting").
 HEALTHY_RATIO = (1e-4, 1e-2)
@@ -47,7 +47,8 @@ def _norms(run: RecordedRun, quantity: str, title: str, name: str) -> list[Panel
     last = int(run.steps.index.max()) if len(run.steps) else 0
     position = {one: at for at, one in enumerate(names)}
     few: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {one: [] for one in largest(run)}
-    buckets = Buckets(last, max(20, _CELLS // max(1, len(names))), len(names))
+    columns = np.clip(_CELLS // max(1, len(names)), 20, _MOST_COLUMNS)
+    buckets = Buckets(last, int(columns), len(names))
     for variables, steps, wide in run.layer_blocks():
         if quantity not in wide:
             continue
@@ -88,7 +89,7 @@ def _spread(buckets: Buckets, quantity: str, title: str) -> list[Panel]:
         return []
     steps = buckets.steps[filled]
     shares = {"largest": 1.0, "upper quarter": 0.75, "median": 0.5, "lower quarter": 0.25, "least": 0.0}
-    found = np.nanquantile(values, list(shares.values()), axis=1)
+    found = pd.DataFrame(values.T).quantile(list(shares.values())).to_numpy()
     curves = tuple(Curve.of(name, steps, one) for name, one in zip(shares, found, strict=True))
     return [Panel(f"{quantity} spread", f"{title} of all variables: how they spread", curves, log=True)]
 

@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_tfmon.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
+from mlflow_tfmon.report.pictures import pictures
 from mlflow_tfmon.report.training import training
 
 _PROBLEMS_TAG = "tfmon.problems"
@@ -50,8 +51,21 @@ def make(run_id: str, tracking_uri: str | None = None) -> str:
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri)
-    recorded = load_run(run_id, tracking_uri)
-    return render(page_of(recorded, client.get_run(run_id)))
+    return render(page_of(load_run(run_id, tracking_uri), client.get_run(run_id)))
+
+
+def report_of(client: Any, run_id: str) -> tuple[str, list[tuple[str, int, Any]]]:
+    """The report of a run, and the pictures of its histograms (key, step, picture) for MLflow's image viewer.
+
+    Args:
+        client: MLflow's, of the store that has the run.
+        run_id: the run.
+
+    Raises:
+        ValueError: the run was not watched, or nothing of it has arrived yet.
+    """
+    recorded = load_run(run_id, client.tracking_uri)
+    return render(page_of(recorded, client.get_run(run_id))), list(pictures(recorded))
 
 
 def page_of(recorded: RecordedRun, run: Any) -> Page:
@@ -72,7 +86,7 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
         good=good,
         findings=findings,
         sections=sections,
-        clock=clock(recorded),
+        clocks=[clock(recorded)],
         tables=_tables(run),
         code=_code(run),
     )

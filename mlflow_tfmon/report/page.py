@@ -6,7 +6,6 @@ run or a variable named `<script>` is a name like any other.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ class Page:
         good: whether the verdict is good; None if nothing was judged.
         findings: the problems.
         sections: panels.
-        clock: to tell epochs and minutes of steps: lists "step", "epoch" and "minutes" of one length.
+        clocks: of each run, to tell epochs and minutes of steps: lists "step", "epoch", "minutes" of one length.
         tables: below the panels.
         code: how to go on, lines of Python with what they do before each.
         runs: names of the runs, where there are several.
@@ -76,7 +75,7 @@ class Page:
     good: bool | None
     findings: Sequence[Finding]
     sections: Sequence[Section]
-    clock: Mapping[str, Sequence[float]]
+    clocks: Sequence[Mapping[str, Sequence[float]]]
     tables: Sequence[Table] = ()
     code: Sequence[tuple[str, str]] = ()
     runs: Sequence[str] = ()
@@ -86,7 +85,7 @@ def render(page: Page) -> str:
     """The page as HTML."""
     panels = {panel.key: panel for section in page.sections for panel in section.panels}
     data = {
-        "clock": page.clock,
+        "clocks": list(page.clocks),
         "runs": list(page.runs),
         "panels": {key: _data(panel) for key, panel in panels.items()},
     }
@@ -103,13 +102,13 @@ def render(page: Page) -> str:
 
 
 def as_json(data: Any) -> str:
-    r"""JSON that can stand within a `<script>` element.
+    r"""JSON that can stand within a `<script>` element; a dataclass is an object of its fields.
 
     Example:
         >>> as_json({"a": "</script>"})
         '{"a":"\\\\u003c/script>"}'
     """
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True, default=vars)
     return text.replace("<", "\\u003c")
 
 
@@ -118,5 +117,4 @@ def _raw(name: str) -> Markup:
 
 
 def _data(panel: Any) -> dict[str, Any]:
-    fields = dataclasses.asdict(panel)
-    return {**fields, "kind": "curves" if isinstance(panel, Panel) else "cells"}
+    return {**vars(panel), "kind": "curves" if isinstance(panel, Panel) else "cells"}

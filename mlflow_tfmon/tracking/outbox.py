@@ -18,7 +18,7 @@ from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
-from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
@@ -161,7 +161,7 @@ class Outbox:
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
 
     def report(self) -> None:
-        """Makes the run's report of all that has arrived."""
+        """Makes the run's report of all that has arrived, and pictures of its histograms."""
         self._do(_report, REPORT, self._files)
 
     def end(self, ended: RunEnded) -> None:
@@ -230,18 +230,16 @@ class Outbox:
 
 
 def _report(run: RunStore) -> dict[str, str]:
-    from mlflow_tfmon.report.making import make  # which few runs of a long process need
+    from mlflow_tfmon.report.making import report_of  # with libraries that nothing else here needs
 
     try:
-        with store_errors():
-            page = make(run.run_id, run.client.tracking_uri)
-    except (AwayError, RefusedError):
-        raise
-    except ValueError:
-        return {}  # nothing was recorded
-    except Exception as error:  # what was recorded is there without it
+        page, pictures = report_of(run.client, run.run_id)
+    except Exception as error:  # what was recorded is there without it, and `mlflow-tfmon report` tries again
         return {REPORT: f"{type(error).__name__}: {error}"}
     run.text(REPORT, page)
+    with store_errors():
+        for key, step, picture in pictures:
+            run.client.log_image(run.run_id, picture, key=key, step=step, synchronous=True)
     return {}
 
 

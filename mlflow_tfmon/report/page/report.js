@@ -20,9 +20,9 @@
   };
 
   /** A step as the axis has it: between two steps of the clock, what is between. */
-  function at(step) {
+  function at(step, run) {
     if (axis === "step") return step;
-    const steps = data.clock.step, values = data.clock[axis];
+    const steps = data.clocks[run].step, values = data.clocks[run][axis];
     let low = 0, high = steps.length - 1;
     if (step <= steps[0]) return values[0];
     if (step >= steps[high]) return values[high];
@@ -58,7 +58,7 @@
     const series = panel.curves.map((curve, index) => {
       const points = curve.points
         .filter(([, value]) => !log || value > 0)
-        .map(([step, value]) => [at(step), value, step]);
+        .map(([step, value]) => [at(step, curve.run), value, step]);
       const nth = many ? panel.curves.slice(0, index).filter((other) => other.run === curve.run).length : index;
       const own = many ? curve.run : index;
       return {
@@ -80,7 +80,7 @@
       areas.push([{ yAxis: panel.band[0], itemStyle: { color: colour("--healthy") } }, { yAxis: panel.band[1] }]);
     }
     if (figure.marked) {
-      const [from, to] = figure.marked.map(at);
+      const [from, to] = figure.marked.map((step) => at(step, 0));
       areas.push([{ xAxis: from, itemStyle: { color: colour("--bad"), opacity: 0.12 } }, { xAxis: Math.max(to, from) }]);
     }
     if (areas.length) first.markArea = { silent: true, data: areas };
@@ -88,7 +88,7 @@
       first.markLine = {
         silent: true, symbol: "none", label: { show: false },
         lineStyle: { color: colour("--bad"), type: "dotted", width: 1 },
-        data: panel.marks.slice(0, 50).map((step) => ({ xAxis: at(step) })),
+        data: panel.marks.slice(0, 50).map((step) => ({ xAxis: at(step, 0) })),
       };
     }
     const legend = panel.curves.length > 1;
@@ -139,7 +139,7 @@
       ...look,
       grid: { left: 8, right: 76, top: 10, bottom: 26, containLabel: true },
       xAxis: {
-        ...look.axis, type: "category", data: choice.steps.map((step) => number(at(step))), name: AXES[axis],
+        ...look.axis, type: "category", data: choice.steps.map((step) => number(at(step, 0))), name: AXES[axis],
         nameLocation: "middle", nameGap: 26, splitLine: { show: false },
       },
       yAxis: {
@@ -221,10 +221,9 @@
   }
 
   repaint();
-  const epochs = data.clock.epoch.some((value) => value !== data.clock.epoch[0]);
-  const minutes = data.clock.minutes.some((value) => value !== data.clock.minutes[0]);
+  const moves = (name) => data.clocks.some((clock) => clock[name].some((value) => value !== clock[name][0]));
   document.querySelectorAll("input[name=axis]").forEach((input) => {
-    if ((input.value === "epoch" && !epochs) || (input.value === "minutes" && !minutes)) input.disabled = true;
+    input.disabled = !moves(input.value);
     input.onchange = () => { axis = input.value; drawn.forEach(draw); };
   });
   document.querySelectorAll("figure[data-panel]").forEach(begin);
