@@ -62,7 +62,8 @@ def _ridges(axes: Any, title: str, cells: Cells, last: int) -> None:
     shares = np.zeros((len(cells.steps), len(cells.rows)))
     for column, row, share in cells.cells:
         shares[column, row] = share
-    values = [float(row) for row in cells.rows]
+    shares = shares[:, 1:-1]  # the outermost classes also hold what lies beyond
+    values = [float(row) for row in cells.rows[1:-1]]
     shown = np.unique(np.linspace(0, last, min(last + 1, _RIDGES)).round().astype(int)).tolist()
     height = 2.5 / max(1e-12, float(shares[shown].max()))
     for place, column in enumerate(shown):

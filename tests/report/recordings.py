@@ -90,5 +90,5 @@ def delivered(store: str, home: Path, *records: Record, name: str = "a run", rep
     while not deliverer.done:
         deliverer.advance(trainer_gone=True)
         assert deliverer.status.error is None
-    assert not deliverer.status.rejected
+    assert not deliverer.status.rejected, deliverer.status.rejected
     return run_id
