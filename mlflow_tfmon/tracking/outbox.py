@@ -19,6 +19,7 @@ from mlflow_tfmon.tracking.models import deliver_model
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
 from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
@@ -56,6 +57,8 @@ class Outbox:
         self._tagged = ""
         self._progress = ""
         self._linkable: dict[str, Point] = {}
+        self._tally = Tally()
+        self._uncounted: set[str] = set()  # metrics with points that were not looked for in the store yet
 
     @property
     def empty(self) -> bool:
@@ -94,6 +97,8 @@ class Outbox:
 
     def points(self, points: Sequence[Point]) -> None:
         """Logs points."""
+        self._tally.points(points)
+        self._uncounted.update(point.key for point in points)
         if points:
             self._do(lambda run: run.points(points))
 
@@ -123,10 +128,11 @@ class Outbox:
 
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
+        self._tally.rows |= {part.artifact: part.rows for part in parts}
         for part in parts if not self.muted else ():
             with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
                 part.save()
-            self._do(partial(_upload, part=part), part.path.name, self._files)
+            self._do(partial(_upload, part=part), part.artifact, self._files)
             self._files.append(partial(part.path.unlink, missing_ok=True))
 
     def show(self, part: Part) -> None:
@@ -135,7 +141,7 @@ class Outbox:
         Raises:
             AwayError: the store does not answer.
         """
-        self._call(partial(_upload, part=part, patient=False), part.path.name)
+        self._call(partial(_upload, part=part, patient=False), part.artifact)
         part.path.unlink(missing_ok=True)
 
     def progress(self, text: str) -> None:
@@ -156,13 +162,24 @@ class Outbox:
             self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
         if self._tagged != "complete":
             self._tagged = "complete"
-            # If files were held up, more may have come since: then it is not complete after all.
-            self._do(lambda run: run.tags({DELIVERY_TAG: self._tagged}), DELIVERY_TAG, self._files)
+            self._do(self._count, DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
 
     def report(self) -> None:
         """Makes the run's report of all that has arrived, and pictures of its histograms."""
         self._do(_report, REPORT, self._files)
+
+    def _count(self, run: RunStore) -> dict[str, str]:
+        """Calls delivery complete if the store holds all that was sent."""
+        manifest = self._tally.manifest(self._ledger.status.rejected)
+        run.text(MANIFEST, manifest)
+        with store_errors():
+            lacks = missing(run.client, run.run_id, manifest, sorted(self._uncounted))
+        self._uncounted.clear()
+        # If files were held up, more may have come since: then it is not complete after all.
+        return run.tags({DELIVERY_TAG: "incomplete" if lacks else self._tagged}) | {
+            line.partition(":")[0]: line for line in lacks
+        }
 
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""

@@ -88,6 +88,11 @@ class Part:
         self.rows = sum(batch.num_rows for batch in batches)
         self._batches = batches
 
+    @property
+    def artifact(self) -> str:
+        """Its path among the run's artifacts."""
+        return f"{self.folder}/{self.path.name}"
+
     def save(self) -> Path:
         """Writes it, unless that is done.
 
@@ -128,6 +133,12 @@ class Telemetry:
     def opened(self, layout: StreamOpened) -> None:
         """Takes a stream's layout, before its first block."""
         self._prefixes[layout.stream] = layout.prefix
+
+    def forget(self, stream: int) -> None:
+        """Leaves out what a stream's open parts hold: it comes again."""
+        for quantity in ("steps", "deep", "histograms", "logged"):
+            self._rows.pop(f"{quantity}-{stream}", None)
+            self._files.pop(f"{quantity}-{stream}", None)
 
     def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
         """Adds a block and the measures that were computed from it."""

@@ -43,7 +43,9 @@ def server(store: str, tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port),
                "--workers", "1"]  # fmt: skip
     with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ}, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ}, start_new_session=True
+        )
     url, until = f"http://127.0.0.1:{port}", time.monotonic() + _SECONDS
     while True:
         try:
@@ -123,7 +125,9 @@ def test_from_disk_every_chart_is_drawn_and_nothing_is_asked_for(
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_timeout(300)
-    assert "step " in str(page.locator("figure[data-panel=loss] svg").text_content())  # what the pointer is at
+    assert "step " in str(
+        page.locator("figure[data-panel=loss] svg").text_content()
+    )  # what the pointer is at
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     labels = page.eval_on_selector_all(".chart", "(all) => all.map((one) => one.getAttribute('aria-label'))")
     assert all(len(label) > 30 for label in labels)
