@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlflow_tfmon.report.layers import largest, over_time
 from mlflow_tfmon.report.panels import Cells
 
 _VARIABLES, _PICTURES, _RIDGES = 4, 4, 10
+_REFUSED = re.compile(r"[^\w\-. /]")  # in the key of an image
 _FEWEST = 4  # steps with histograms, below which there is nothing to see
 _SIZE = 8.0, 4.5  # inches
 
@@ -36,7 +38,7 @@ def pictures(run: RecordedRun) -> Iterator[tuple[str, int, Any]]:
             continue
         count = min(len(one.steps) for one in found)
         for last in np.unique(np.linspace(0, count - 1, _PICTURES + 1).round().astype(int))[1:].tolist():
-            yield f"histograms/{name}", found[0].steps[last], _drawn(name, found, last)
+            yield f"histograms/{_REFUSED.sub('_', name)}", found[0].steps[last], _drawn(name, found, last)
 
 
 def _drawn(name: str, found: list[Cells], last: int) -> Any:

@@ -89,6 +89,6 @@ def delivered(store: str, home: Path, *records: Record, name: str = "a run", rep
     deliverer = Deliverer(folder)
     while not deliverer.done:
         deliverer.advance(trainer_gone=True)
-        assert deliverer.status.error is None
+        assert deliverer.status.error is None, deliverer.status.error
     assert not deliverer.status.rejected, deliverer.status.rejected
     return run_id
