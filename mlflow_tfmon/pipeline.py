@@ -61,6 +61,7 @@ class Pipeline:
                 settings.max_points,
                 settings.max_variables,
                 settings.report,
+                settings.tensorboard,
             )
         )
         with contained("describing the environment", "it is not recorded"):

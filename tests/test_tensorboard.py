@@ -54,6 +54,31 @@ def test_exported_event_files_are_read_back_value_for_value(store: str, home: Pa
         assert value[()] == np.float32(norms[step])
 
 
+@pytest.mark.usefixtures("fresh")
+def test_a_training_leaves_event_files_with_its_run() -> None:
+    import tempfile
+    import time
+
+    import mlflow_tfmon
+    from tests import trainings
+
+    mlflow_tfmon.autolog(tensorboard=True, report=False, log_models=False, log_datasets=False, deep_every=4)
+    net = trainings.model(name="boarded")
+    net.compile("sgd", trainings.loss())
+    net.fit(*trainings.data(), batch_size=trainings.BATCH, epochs=2, validation_split=0.1, verbose=0)
+    run_id, client = trainings.last_run(), mlflow.MlflowClient()
+    until = time.monotonic() + 60  # they come after the run's end
+    while not client.list_artifacts(run_id, "tfmon/tensorboard/validation"):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert not any(item.path == "tfmon/report.html" for item in client.list_artifacts(run_id, "tfmon"))
+    with tempfile.TemporaryDirectory() as folder:
+        found = read(Path(client.download_artifacts(run_id, "tfmon/tensorboard/train", folder)))
+    assert [value[()] for _, value in found["batch_loss"]] == load_run(run_id).steps.loss.tolist()
+    assert b"boarded" in found["keras"][0][1][()]
+    assert any(tag.startswith("weight/") for tag in found)
+
+
 WRITER = """
 import sys, tensorflow as tf
 for part, scale in (("train", 1.0), ("validation", 2.0)):

@@ -34,6 +34,7 @@ class RunStarted:
         max_points: bound on the points of one series in MLflow.
         max_variables: how many variables get series of their own in MLflow.
         report: whether a report is made at the end.
+        tensorboard: whether event files are made at the end.
     """
 
     tracking_uri: str
@@ -47,6 +48,7 @@ class RunStarted:
     max_points: int = 320
     max_variables: int = 50
     report: bool = False
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

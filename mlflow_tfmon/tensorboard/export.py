@@ -13,8 +13,8 @@ from mlflow_tfmon.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import largest
 from mlflow_tfmon.report.thin import thin
 from mlflow_tfmon.tensorboard.events import EventFile
+from mlflow_tfmon.tracking.names import MODEL
 
-MODEL = "tfmon/model.json"  # artifact of the run: the model's layers
 _VARIABLES = 50
 _LEFT_OUT = ("time", "input_time", "input_wait", "examples")
 
@@ -112,8 +112,7 @@ def _layers(file: EventFile, run: RecordedRun, times: _Times) -> None:
                 if name in chosen:
                     found.setdefault((quantity, name), []).append((steps, values[:, at]))
     for (quantity, name), parts in found.items():
-        steps, values = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-        at, kept = thin(steps, values)
+        at, kept = thin(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
         file.scalars(f"{quantity}/{name}", ((step, times(step), v) for step, v in zip(at, kept, strict=True)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, REPORT, clean
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
@@ -165,9 +166,12 @@ class Outbox:
             self._do(self._count, DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
 
-    def report(self) -> None:
-        """Makes the run's report of all that has arrived, and pictures of its histograms."""
-        self._do(_report, REPORT, self._files)
+    def show_all(self, started: RunStarted) -> None:
+        """Makes of all that has arrived what people look at: report, pictures of the histograms, event files."""
+        if started.report:
+            self._do(_report, REPORT, self._files)
+        if started.tensorboard:
+            self._do(_event_files, EVENT_FILES, self._files)
 
     def _count(self, run: RunStore) -> dict[str, str]:
         """Calls delivery complete if the store holds all that was sent."""
@@ -257,6 +261,19 @@ def _report(run: RunStore) -> dict[str, str]:
     with store_errors():
         for key, step, picture in pictures:
             run.client.log_image(run.run_id, picture, key=key, step=step, synchronous=True)
+    return {}
+
+
+def _event_files(run: RunStore) -> dict[str, str]:
+    from mlflow_tfmon.tensorboard.export import export
+
+    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+        try:
+            export(run.run_id, Path(folder), run.client.tracking_uri)
+        except Exception as error:  # as above: `mlflow-tfmon export-tensorboard` tries again
+            return {EVENT_FILES: f"{type(error).__name__}: {error}"}
+        with store_errors():
+            run.client.log_artifacts(run.run_id, folder, EVENT_FILES)
     return {}
 
 
