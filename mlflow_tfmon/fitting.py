@@ -21,6 +21,7 @@ from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
 from mlflow_tfmon.monitor import Monitor, autolog_settings, watching
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.tracking.names import MODEL
 
 _LOSS = "this fit is not recorded"
 
@@ -100,6 +101,8 @@ class _Fit:
             if not self._summarized and can_summarize(self.arguments.model):
                 self._summarized = True
                 self.monitor.record(model_summary(self.arguments.model))
+                if self._settings.tensorboard:
+                    self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
 
     def finish(self) -> None:
         """After a fit that went well: what can be told only now, and the model."""

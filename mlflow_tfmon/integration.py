@@ -57,6 +57,8 @@ def autolog(
     max_points: int = 320,
     max_variables: int = 50,
     delivery_wait: float = 15.0,
+    report: bool = True,
+    tensorboard: bool = False,
 ) -> None:
     """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
 
@@ -92,6 +94,8 @@ def autolog(
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+        report: whether a run gets a report, `tfmon/report.html`, at its end.
+        tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
 
     Raises:
         SettingError: a setting has a value that it can't have.

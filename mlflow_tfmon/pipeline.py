@@ -12,7 +12,8 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
-from mlflow_tfmon.probes import cluster, inputs
+from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
+from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
@@ -60,8 +61,12 @@ class Pipeline:
                 run.active,
                 settings.max_points,
                 settings.max_variables,
+                settings.report,
+                settings.tensorboard,
             )
         )
+        with contained("describing the environment", "it is not recorded"):
+            self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
 
@@ -84,10 +89,11 @@ class Pipeline:
         """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
-        whole, batches = workers.gathered(ring), inputs.Batches(ring.thread)
+        whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(block: Block) -> None:
-            self.recording.take(whole(with_batches(block, batches.until)))
+            batches.glance(ring)
+            self.recording.take(whole(with_batches(block, taken.until)))
 
         DRAIN.attach(ring, take)
 

@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY
+from mlflow_tfmon.stream import bins
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
 PROBLEMS = "tfmon/problems.json"
 _TRIES = 5
@@ -61,6 +62,7 @@ class RecordedRun:
         self.complete = complete
         self.problems = problems
         self._folder = folder
+        self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
 
     def __repr__(self) -> str:
         return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, complete={self.complete})"
@@ -136,13 +138,94 @@ class RecordedRun:
         return _wide(table, "epoch")
 
     @cached_property
+    def epoch_ends(self) -> pd.DataFrame:
+        """When the epochs ended: epoch, prefix (of the stream), step, time (Unix seconds)."""
+        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("epochs-*")]
+        columns = ["epoch", "prefix", "step", "time"]
+        if not tables:
+            return pd.DataFrame(columns=columns)
+        table = pd.concat(tables, ignore_index=True)[columns]
+        return table.drop_duplicates(["epoch", "prefix"], ignore_index=True)
+
+    @cached_property
+    def variables(self) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """The shape of each variable, and whether it is a kernel, by its name in `layers`."""
+        return {
+            about["prefix"] + name: (tuple(shape), is_kernel)
+            for _, about in self._parts("steps-*")
+            for name, shape, is_kernel in about["variables"]
+        }
+
+    def layer_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
+        """What `layers` holds, in blocks of bounded size, for runs of which the whole does not fit into memory.
+
+        Yields:
+            The variables, the steps, and for each quantity an array of shape (steps, variables).
+        """
+        for stem in ("steps", "deep"):
+            for path, about in self._parts(f"{stem}-*"):
+                names = [about["prefix"] + name for name, _, _ in about["variables"]]
+                lists = [name for name in pq.read_schema(path).names if name.startswith(_LISTS)]
+                table = pq.read_table(path, columns=["step", *lists])
+                found = {
+                    name.removeprefix(_LISTS): table[name]
+                    .combine_chunks()
+                    .flatten()
+                    .to_numpy(zero_copy_only=False)
+                    for name in lists
+                }
+                wide = {name: values.reshape(-1, len(names)) for name, values in found.items()}
+                yield names, table["step"].to_numpy(), wide
+
+    @cached_property
+    def activations(self) -> pd.DataFrame:
+        """A row per epoch and layer, for a batch of the training: what the layer gives after its activation.
+
+        Columns: epoch, step, time, examples (rows of the batch), layer, activation, units, output (whether it is the
+        model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
+        saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
+        """
+        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("activations-*")]
+        if not tables:
+            return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
+        table = pd.concat(tables, ignore_index=True)
+        table["layer"] = table.pop("prefix").astype(str) + table["layer"].astype(str)
+        return table
+
+    @cached_property
     def histograms(self) -> pd.DataFrame:
-        """A row per histogram: step, variable, kind ("weight" or "gradient"), edges, counts."""
-        return pd.DataFrame(columns=["step", "variable", "kind", "edges", "counts"])
+        """A row per histogram, of a variable's weights after a step or of its gradient before clipping.
+
+        Columns: step, variable, kind ("weight" or "gradient"), edges and counts (arrays; a bin holds its left edge; of
+        the fixed bins of `mlflow_tfmon.stream.bins` those from the first to the last that is not empty), zeros,
+        nonfinite, min, max, and the quantiles q05, q25, q50, q75, q95, which are exact to the width of a bin.
+        """
+        frames = []
+        for path, about in _parts(self._fetch_histograms(), "histograms-*"):
+            frame = pq.read_table(path).to_pandas()
+            frame["variable"] = about["prefix"] + frame["variable"].astype(str)
+            frames.append(frame)
+        columns = ["step", "variable", "kind", "edges", "counts", "zeros", "nonfinite", "min", "max"]
+        if not frames:
+            return pd.DataFrame(columns=columns)
+        table = pd.concat(frames, ignore_index=True)
+        table["edges"] = [
+            bins.EDGES[first : first + len(counts) + 1]
+            for first, counts in zip(table["first_bin"], table["counts"], strict=True)
+        ]
+        shares = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+        figures = zip(table["edges"], table["counts"], table["min"], table["max"], strict=True)
+        found = [bins.quantiles(edges, counts, shares, *ends) for edges, counts, *ends in figures]
+        table[["q05", "q25", "q50", "q75", "q95"]] = np.array(found).reshape(-1, len(shares))
+        return table[[*columns, "q05", "q25", "q50", "q75", "q95"]]
 
     def _parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        for path in sorted(self._folder.glob(f"{pattern}.parquet")):
-            yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
+        return _parts(self._folder, pattern)
+
+
+def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.glob(f"{pattern}.parquet")):
+        yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
 
 
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
@@ -183,18 +266,22 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     folder = _download(client, run_id, holder.name, final=state == "complete")
     recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
     recorded._holder = holder  # type: ignore[attr-defined]
+    final = state == "complete"
+    recorded._fetch_histograms = lambda: _download(client, run_id, holder.name, final, HISTOGRAMS)
     return recorded
 
 
-def _download(client: Any, run_id: str, folder: str, final: bool) -> Path:
-    """Downloads the telemetry; files that still grow are read once, and downloaded again if they cannot be."""
+def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str = TELEMETRY) -> Path:
+    """Downloads a folder of files; those that still grow are read once, and come again if they cannot be."""
     from mlflow.exceptions import MlflowException
 
     tries = 0
     while True:
         tries += 1
         try:
-            found = Path(client.download_artifacts(run_id, TELEMETRY, folder))
+            if artifacts != TELEMETRY and not client.list_artifacts(run_id, artifacts):
+                return Path(folder, artifacts)
+            found = Path(client.download_artifacts(run_id, artifacts, folder))
             if not final:
                 # A file's older parts do not change any more.
                 last = {path.name.rpartition("-")[0]: path for path in sorted(found.glob("*.parquet"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from mlflow_tfmon.errors import SettingError
@@ -31,6 +32,8 @@ class Settings:
         max_points: bound on the points of one series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+        report: whether the run gets a report, `tfmon/report.html`, at its end.
+        tensorboard: whether the run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
         silent: whether nothing is said, neither log lines nor warnings.
     """
 
@@ -48,12 +51,24 @@ class Settings:
     max_points: int = 320
     max_variables: int = 50
     delivery_wait: float = 15.0
+    report: bool = True
+    tensorboard: bool = False
     silent: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("log_models", "log_datasets", "log_input_examples", "log_model_signatures", "silent"):
+        for name in (
+            "log_models",
+            "log_datasets",
+            "log_input_examples",
+            "log_model_signatures",
+            "report",
+            "tensorboard",
+            "silent",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise self._error(name, "must be True or False")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise self._error("tensorboard", "needs TensorBoard: pip install 'mlflow-tfmon[tensorboard]'")
         for name, least in (("deep_every", 1), ("max_points", 20), ("max_variables", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -26,6 +26,7 @@ class Block:
         ring: where it comes from.
         rows: array (steps, ring.width), oldest first.
         deep_rows: array (deep steps, ...); column 0 is the ring's own step.
+        histograms: the same for the steps that have some.
         first: the ring's own number of the first step asked for.
         lost: how many steps from `first` on were overwritten before they could be read.
         seen: Unix time of the reading.
@@ -35,6 +36,7 @@ class Block:
     ring: Ring
     rows: np.ndarray = field(repr=False)
     deep_rows: np.ndarray = field(repr=False)
+    histograms: np.ndarray = field(repr=False)
     first: int
     lost: int
     seen: float
@@ -98,7 +100,8 @@ class Drain:
         if upto <= after:
             return
         rows, lost = ring.read(after, upto)
-        block = Block(ring, rows, ring.read_deep(after, upto), after + 1, lost, time.time())
+        seldom = ring.deep.read(after, upto), ring.histograms.read(after, upto)
+        block = Block(ring, rows, *seldom, after + 1, lost, time.time())
         tap.sink(block)
         ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream import bins, records
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
 
@@ -156,6 +156,8 @@ class Recording:
                 deep = _deep(block)
                 deep[:, 0] += offset
                 out.append(records.DeepSteps(stream.number, block.seen, deep))
+            if len(block.histograms):
+                out.append(records.Histograms(stream.number, block.seen, _histograms(block, offset)))
             self._append(out)
             # Only now: a block that could not be written down comes again.
             stream.opened = opened
@@ -274,6 +276,21 @@ def with_batches(block: Block, batches: Callable[[float], np.ndarray]) -> Block:
     rows[np.ix_(lacking, columns)] = np.where(fresh[:, None], taken[np.maximum(last, 0)], np.nan)
     rows[lacking, _HEAD["measured"]] += INPUT
     return dataclasses.replace(block, rows=rows)
+
+
+def _histograms(block: Block, offset: int) -> np.ndarray:
+    """The histograms of a block, with the zeros that sparse gradients leave out."""
+    rows = block.histograms.copy()
+    rows[:, 0] += offset
+    one = rows[:, 1:].reshape(len(rows), len(bins.KINDS), -1, bins.WIDTH)
+    sizes = np.array([variable.size for variable in block.ring.layout.variables], float)
+    left_out = sizes - one[..., : bins.COUNT + 1].sum(axis=-1)
+    one[..., bins.MIDDLE] += left_out
+    zeros, least, most = (one[..., at] for at in (-3, -2, -1))
+    zeros += left_out
+    np.minimum(least, 0, out=least, where=left_out > 0)
+    np.maximum(most, 0, out=most, where=left_out > 0)
+    return rows
 
 
 def _deep(block: Block) -> np.ndarray:

@@ -8,6 +8,7 @@ Nothing in here knows TensorFlow or MLflow.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -33,6 +34,8 @@ class RunStarted:
         active: whether it is the active run of the trainer: one that nobody else will end if the trainer dies.
         max_points: bound on the points of one series in MLflow.
         max_variables: how many variables get series of their own in MLflow.
+        report: whether a report is made at the end.
+        tensorboard: whether event files are made at the end.
     """
 
     tracking_uri: str
@@ -46,6 +49,8 @@ class RunStarted:
     active: bool = False
     max_points: int = 320
     max_variables: int = 50
+    report: bool = False
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,18 @@ class DeepSteps:
 
 
 @dataclass(frozen=True)
+class Histograms:
+    """Histograms: after column 0, the step, for each of `stream.bins.KINDS` a row of `bins.WIDTH` a variable.
+
+    The weights are those after the step, the gradient is that before clipping.
+    """
+
+    stream: int
+    seen: float
+    values: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Logged:
     """Figures of the user's own at a step, from `Monitor.log(name=value)`."""
 
@@ -146,6 +163,54 @@ class EpochEnded:
     step: int
     time: float
     metrics: dict[str, float]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """What one layer gives for a batch, after its activation; a unit of a convolution is a filter, at all places.
+
+    Attributes:
+        layer: name, as its variables' names begin, or of a layer that has none, its own.
+        activation: "relu", "sigmoid", …; "linear" or "" where there is none.
+        units: how many.
+        output: whether the model's output is this layer's.
+        mean, std: over all elements.
+        zero_fraction: share of the elements that are zero.
+        dead_fraction: share of the units that are zero for the whole batch.
+        saturated_fraction: share of the elements where less than 5% of the activation's largest slope is left; NaN
+            for an activation that does not saturate (other than sigmoid, tanh, softsign, hard_sigmoid, hard_tanh).
+    """
+
+    layer: str
+    activation: str
+    units: int
+    output: bool
+    mean: float
+    std: float
+    zero_fraction: float
+    dead_fraction: float
+    saturated_fraction: float
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the layers of a model give at an epoch's end for a batch of the training (`training=False`).
+
+    Attributes:
+        epoch: number of the epoch within the run, from 0.
+        step: optimizer steps done by then.
+        time: Unix time, seconds.
+        examples: rows of the batch, 256 at most.
+        layers: in the order in which the model calls them.
+        prefix: as in `StreamOpened`.
+    """
+
+    epoch: int
+    step: int
+    time: float
+    examples: int
+    layers: tuple[LayerActivations, ...]
     prefix: str = ""
 
 
@@ -245,8 +310,8 @@ class RunEnded:
 
 
 Record = Union[
-    RunStarted, StreamOpened, Steps, DeepSteps, Logged, EpochEnded, Paused, Lost, Facts, Text, DatasetUsed,
-    ModelSaved, Flushed, RunEnded,
+    RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Paused, Lost, Facts,
+    Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
 
@@ -258,18 +323,23 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
         >>> encode(Lost(stream=0, first=3, last=5))
         ('Lost', {'stream': 0, 'first': 3, 'last': 5}, None)
     """
-    if isinstance(record, (Steps, DeepSteps)):
+    if isinstance(record, (Steps, DeepSteps, Histograms)):
         values = np.ascontiguousarray(record.values, dtype="<f8")
+        block = values.tobytes()
+        if isinstance(record, Histograms):  # mostly zeros
+            block = zlib.compress(block, 1)
         return type(record).__name__, {
             "stream": record.stream, "seen": record.seen, "width": int(values.shape[1])
-        }, values.tobytes()  # fmt: skip
+        }, block  # fmt: skip
     return type(record).__name__, dataclasses.asdict(record), None
 
 
 def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
     """Puts together again what `encode` split."""
     cls = KINDS[kind]
-    if cls in (Steps, DeepSteps):
+    if cls in (Steps, DeepSteps, Histograms):
+        if cls is Histograms:
+            block = zlib.decompress(block or b"")
         values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
         result: Record = cls(stream=body["stream"], seen=body["seen"], values=values)
         return result
@@ -278,6 +348,8 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         body = {**body, "variables": variables} | {
             key: tuple(body[key]) for key in ("columns", "variable_columns", "deep_columns")
         }
+    if cls is Activations:
+        body = {**body, "layers": tuple(LayerActivations(**layer) for layer in body["layers"])}
     if cls is Facts:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
     record: Record = cls(**body)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
+from mlflow_tfmon.stream.bins import KINDS, WIDTH
 from mlflow_tfmon.stream.records import Variable
 
 # A row in the ring begins with these; after them, for each of `RingLayout.norms`, per variable, half the squared norm
@@ -41,19 +42,25 @@ DEEP = ("after", "before", "change", "nonzero")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
 _DEEP_ROWS = 256
+_HISTOGRAM_BYTES, _HISTOGRAM_ROWS = 4 * 2**20, 32
 
 
-def lasting_variable(*shape: int, dtype: tf.DType = tf.float64, fill: int = 0) -> tf.Variable:
+def lasting_variable(
+    *shape: int, dtype: tf.DType = tf.float64, fill: int = 0, any_shape: bool = False
+) -> tf.Variable:
     """A variable that can be made at any time, also while a function is traced, and belongs to no function.
+
+    With `any_shape` it may be assigned values of other shapes than its first.
 
     `tf.Variable` asks the traced function's variable creators even within `init_scope`, and a second trace forbids
     new variables; the class itself does not ask (TF 2.16 to 2.21).
     """
     with tf.init_scope():
-        variable = ResourceVariable(tf.fill(shape, tf.cast(fill, dtype)), trainable=False)
+        value = _filled(shape, dtype, fill)
+        variable = ResourceVariable(value, trainable=False, shape=tf.TensorShape(None) if any_shape else None)
     # What `tf.saved_model.save` asks of a capture that it has to replace (TF 2.16 to 2.21): a user's module that holds
     # a watched step can be saved, though nobody tracks our variable.
-    variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill)
+    variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill, any_shape)
     return variable
 
 
@@ -64,16 +71,19 @@ class _StandIn:
     shape: tuple[int, ...]
     dtype: tf.DType
     fill: int
+    any_shape: bool
 
     def read_value(self) -> tf.Tensor:
         """The handle, made in the function being saved; a first run of that makes the variable."""
         handle = tf.raw_ops.VarHandleOp(
-            dtype=self.dtype, shape=self.shape, shared_name=f"mlflow_tfmon/{uuid.uuid4().hex}"
+            dtype=self.dtype,
+            shape=tf.TensorShape(None) if self.any_shape else self.shape,
+            shared_name=f"mlflow_tfmon/{uuid.uuid4().hex}",
         )
 
         def make() -> tf.Operation:
             return tf.raw_ops.AssignVariableOp(
-                resource=handle, value=tf.fill(self.shape, tf.cast(self.fill, self.dtype))
+                resource=handle, value=_filled(self.shape, self.dtype, self.fill)
             )
 
         made = tf.cond(tf.raw_ops.VarIsInitializedOp(resource=handle), tf.no_op, make)
@@ -81,9 +91,22 @@ class _StandIn:
             return tf.identity(handle)
 
 
+def _filled(shape: tuple[int, ...], dtype: tf.DType, fill: int) -> tf.Tensor:
+    return tf.fill(shape, tf.cast(fill, dtype)) if fill else tf.zeros(shape, dtype)  # of strings, too
+
+
 def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
     # The op that needs the fewest others around it. Eagerly, gives None.
     return tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=slot, updates=row)
+
+
+def _gather(variable: tf.Variable, indices: np.ndarray) -> np.ndarray:
+    # Copies the rows asked for, not the whole ring.
+    return np.asarray(
+        tf.raw_ops.ResourceGather(
+            resource=variable.handle, indices=indices.astype(np.int64), dtype=variable.dtype
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +131,42 @@ class RingLayout:
     parts: tuple[str, ...] = ()
 
 
+class SeldomRing:
+    """Rows of steps that are few: the last of them; column 0 is the step.
+
+    Args:
+        width: of a row.
+        memory: bytes that it may take, unless four rows need more.
+        most: rows that it has at most.
+    """
+
+    def __init__(self, width: int, memory: int, most: int) -> None:
+        self.width = width
+        self.capacity = int(np.clip(memory // (8 * width), 4, most))
+        self.rows = lasting_variable(self.capacity, width)
+        self.count = lasting_variable(dtype=tf.int64)
+        self._taken = 0
+
+    def write(self, row: tf.Tensor) -> None:
+        """Traced: writes a row; then the counter moves."""
+        written = _put(self.rows, self.count % self.capacity, row)
+        with tf.control_dependencies([] if written is None else [written]):
+            self.count.assign_add(1)
+
+    def read(self, after: int, upto: int) -> np.ndarray:
+        """Reads the rows of steps after+1 to upto."""
+        count = int(self.count.numpy())
+        first = max(self._taken, count - self.capacity)
+        if first >= count:
+            return np.empty((0, self.width))
+        rows = _gather(self.rows, np.arange(first, count) % self.capacity)
+        spoiled = max(0, int(self.count.numpy()) + 1 - self.capacity - first)
+        rows, first = rows[spoiled:], first + spoiled
+        early = rows[:, 0] <= upto  # a later one is read with its step
+        self._taken = first + int(early.sum())
+        return rows[early & (rows[:, 0] > after)]
+
+
 class Ring:
     """Rows of the last steps of one optimizer over one set of variables.
 
@@ -119,22 +178,22 @@ class Ring:
     def __init__(self, layout: RingLayout, thread: int) -> None:
         self.layout = layout
         self.thread = thread
+        self.batch: Any = (
+            None  # where the training that writes here leaves its batches (probes.batches.Batch)
+        )
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
-        self._deep_taken = 0
         count = len(layout.variables)
         self.width = len(HEAD) + count * len(layout.norms) + len(layout.scalars)
         self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
-        deep_width = 1 + count * len(DEEP)
-        self.deep_capacity = int(np.clip(_ROW_BYTES // (8 * deep_width), 4, _DEEP_ROWS))
+        self.deep = SeldomRing(1 + count * len(DEEP), _ROW_BYTES, _DEEP_ROWS)
+        self.histograms = SeldomRing(1 + count * len(KINDS) * WIDTH, _HISTOGRAM_BYTES, _HISTOGRAM_ROWS)
 
         self.count = lasting_variable(dtype=tf.int64)
         self._deep_next = lasting_variable(dtype=tf.int64)  # the next step that is deep
         # Variables, since a function is traced once and may serve many trainings.
         self._begin = lasting_variable(dtype=tf.int64)  # steps made before the training that is recorded
         self._every = lasting_variable(dtype=tf.int64, fill=1)
-        self._deep_count = lasting_variable(dtype=tf.int64)
         self.rows = lasting_variable(self.capacity, self.width)
-        self.deep_rows = lasting_variable(self.deep_capacity, deep_width)
         self.begin(1)
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
@@ -151,9 +210,21 @@ class Ring:
     def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
         done = step - self._begin
         self._deep_next.assign(self._begin + (done // self._every + 1) * self._every)
-        written = _put(self.deep_rows, self._deep_count % self.deep_capacity, row)
-        with tf.control_dependencies([] if written is None else [written]):
-            self._deep_count.assign_add(1)
+        self.deep.write(row)
+
+    def histogram_due(self, step: tf.Tensor) -> tf.Tensor:
+        """Whether a deep step has histograms: the first 32 have, then every 2nd, from the 64th on every 4th, and so on.
+
+        So a training of any length has some 16 for each time that it grew to twice its length.
+        """
+        number = (step - self._begin) // self._every
+        octave = tf.math.log(tf.cast(tf.maximum(number, 1), tf.float64) + 0.5) / tf.math.log(
+            tf.constant(2, tf.float64)
+        )
+        spacing = tf.bitwise.left_shift(
+            tf.constant(1, tf.int64), tf.maximum(tf.cast(octave, tf.int64) - 4, 0)
+        )
+        return tf.equal(number % spacing, 0)
 
     def write(self, step: tf.Tensor, row: tf.Tensor, after: tf.Tensor) -> None:
         """Writes a step's row once `after` is there; then the counter moves: what it counts has been written."""
@@ -181,29 +252,7 @@ class Ring:
             The rows (oldest first) and how many of those asked for had been overwritten.
         """
         first = max(after + 1, upto - self.capacity + 1)
-        rows = self._gather(self.rows, np.arange(first, upto + 1) % self.capacity)
+        rows = _gather(self.rows, np.arange(first, upto + 1) % self.capacity)
         # Meanwhile the training went on, and is writing one more: what it may have overwritten does not count.
         spoiled = max(0, self.written() + 1 - self.capacity - (first - 1))
         return rows[spoiled:], upto - after - len(rows[spoiled:])
-
-    def read_deep(self, after: int, upto: int) -> np.ndarray:
-        """Reads the deep rows of steps after+1 to upto; column 0 is the step."""
-        count = int(self._deep_count.numpy())
-        first = max(self._deep_taken, count - self.deep_capacity)
-        if first >= count:
-            return np.empty((0, 1 + len(self.layout.variables) * len(DEEP)))
-        rows = self._gather(self.deep_rows, np.arange(first, count) % self.deep_capacity)
-        spoiled = max(0, int(self._deep_count.numpy()) + 1 - self.deep_capacity - first)
-        rows, first = rows[spoiled:], first + spoiled
-        early = rows[:, 0] <= upto  # a later one is read with its step
-        self._deep_taken = first + int(early.sum())
-        return rows[early & (rows[:, 0] > after)]
-
-    @staticmethod
-    def _gather(variable: tf.Variable, indices: np.ndarray) -> np.ndarray:
-        # Copies the rows asked for, not the whole ring.
-        return np.asarray(
-            tf.raw_ops.ResourceGather(
-                resource=variable.handle, indices=indices.astype(np.int64), dtype=variable.dtype
-            )
-        )

@@ -221,6 +221,8 @@ class Deliverer:
         if ended is not None and end_run:
             self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
         self._outbox.flushed(self._seq, translation.lost)
+        if ended is not None and self._started is not None and translation.last_step:
+            self._outbox.show_all(self._started)  # nobody waits for it
 
     def _end_abandoned(self) -> None:
         """Ends a recording whose trainer is gone without a word."""

@@ -6,7 +6,12 @@ import hashlib
 import re
 
 DELIVERY_TAG = "tfmon.delivery"
-TELEMETRY = "tfmon/telemetry"  # folder of the run's artifacts
+TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
+REPORT = "tfmon/report.html"  # artifact of the run
+MODEL, EVENT_FILES = (
+    "tfmon/model.json",
+    "tfmon/tensorboard",
+)  # with `tensorboard`: the model's layers; a folder
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 

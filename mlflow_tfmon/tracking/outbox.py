@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
@@ -130,11 +131,11 @@ class Outbox:
 
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
-        self._tally.rows |= {part.path.name: part.rows for part in parts}
+        self._tally.rows |= {part.artifact: part.rows for part in parts}
         for part in parts if not self.muted else ():
             with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
                 part.save()
-            self._do(partial(_upload, part=part), part.path.name, self._files)
+            self._do(partial(_upload, part=part), part.artifact, self._files)
             self._files.append(partial(part.path.unlink, missing_ok=True))
 
     def show(self, part: Part) -> None:
@@ -143,7 +144,7 @@ class Outbox:
         Raises:
             AwayError: the store does not answer.
         """
-        self._call(partial(_upload, part=part, patient=False), part.path.name)
+        self._call(partial(_upload, part=part, patient=False), part.artifact)
         part.path.unlink(missing_ok=True)
 
     def progress(self, text: str) -> None:
@@ -166,6 +167,13 @@ class Outbox:
             self._tagged = "complete"
             self._do(self._count, DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
+
+    def show_all(self, started: RunStarted) -> None:
+        """Makes of all that has arrived what people look at: report, pictures of the histograms, event files."""
+        if started.report:
+            self._do(_report, REPORT, self._files)
+        if started.tensorboard:
+            self._do(_event_files, EVENT_FILES, self._files)
 
     def _count(self, run: RunStore) -> dict[str, str]:
         """Calls delivery complete if the store holds all that was sent."""
@@ -252,7 +260,34 @@ class Outbox:
         self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
+def _report(run: RunStore) -> dict[str, str]:
+    from mlflow_tfmon.report.making import report_of  # with libraries that nothing else here needs
+
+    try:
+        page, pictures = report_of(run.client, run.run_id)
+    except Exception as error:  # what was recorded is there without it, and `mlflow-tfmon report` tries again
+        return {REPORT: f"{type(error).__name__}: {error}"}
+    run.text(REPORT, page)
+    with store_errors():
+        for key, step, picture in pictures:
+            run.client.log_image(run.run_id, picture, key=key, step=step, synchronous=True)
+    return {}
+
+
+def _event_files(run: RunStore) -> dict[str, str]:
+    from mlflow_tfmon.tensorboard.export import export
+
+    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+        try:
+            export(run.run_id, Path(folder), run.client.tracking_uri)
+        except Exception as error:  # as above: `mlflow-tfmon export-tensorboard` tries again
+            return {EVENT_FILES: f"{type(error).__name__}: {error}"}
+        with store_errors():
+            run.client.log_artifacts(run.run_id, folder, EVENT_FILES)
+    return {}
+
+
 def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
     with store_errors():
         part.save()
-    run.file(part.path, TELEMETRY, patient)
+    run.file(part.path, part.folder, patient)

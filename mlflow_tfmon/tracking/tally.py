@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_tfmon.tracking.curves import Point
-from mlflow_tfmon.tracking.names import TELEMETRY
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -25,7 +24,7 @@ class Tally:
 
     Attributes:
         steps: of each metric, the steps at which it has a point.
-        rows: of each telemetry file, how many rows it has.
+        rows: of each Parquet file, by its path among the run's artifacts, how many rows it has.
     """
 
     steps: dict[str, set[int]] = field(default_factory=dict)
@@ -59,12 +58,13 @@ def missing(client: MlflowClient, run_id: str, manifest: str, of: Sequence[str] 
             steps = {point.step for point in client.get_metric_history(run_id, key)}
             if len(steps) < count:
                 found.append(f"metric {key}: {len(steps)} of {count} points")
-    there = {item.path.rpartition("/")[2] for item in client.list_artifacts(run_id, TELEMETRY)}
+    folders = sorted({name.rpartition("/")[0] for name in wanted["files"]})
+    there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder)}
     for name, rows in wanted["files"].items():
         if name not in there:
-            found.append(f"file {TELEMETRY}/{name}: not there")
+            found.append(f"file {name}: not there")
         elif of is None and (got := _rows(client, run_id, name)) != rows:
-            found.append(f"file {TELEMETRY}/{name}: {got} of {rows} rows")
+            found.append(f"file {name}: {got} of {rows} rows")
     return found
 
 
@@ -73,9 +73,7 @@ def _rows(client: MlflowClient, run_id: str, name: str) -> int:
 
     with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
         try:
-            return int(
-                pq.read_metadata(client.download_artifacts(run_id, f"{TELEMETRY}/{name}", folder)).num_rows
-            )
+            return int(pq.read_metadata(client.download_artifacts(run_id, name, folder)).num_rows)
         except (OSError, ValueError):
             return 0
 

@@ -6,7 +6,10 @@ The files of a recording, each cut into parts of bounded size that are numbered 
   each per-variable quantity;
 - `deep-<stream>-<part>.parquet`: a row every N steps, a list column for each quantity;
 - `logged-<stream>-<part>.parquet`: the user's own figures, a row each (step, time, name, value);
-- `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value).
+- `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value);
+- `histograms-<stream>-<part>.parquet`, in a folder of their own: a row a step, variable and kind, with the bins from
+  the first that is not empty to the last, by the number of the first (`stream.bins`);
+- `activations-<part>.parquet`: a row an epoch and layer, with the fields of `Activations` and `LayerActivations`.
 
 The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
 
@@ -17,6 +20,7 @@ rows and the flushes alone: who replays a recording gets the same parts, however
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +30,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_tfmon.stream.records import DeepSteps, EpochEnded, Logged, Steps, StreamOpened
+from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.records import (
+    Activations,
+    DeepSteps,
+    EpochEnded,
+    Histograms,
+    Logged,
+    Steps,
+    StreamOpened,
+)
+from mlflow_tfmon.tracking.names import HISTOGRAMS, TELEMETRY
 from mlflow_tfmon.tracking.series import StreamSeries
 
 FORMAT = 1
@@ -46,6 +60,17 @@ _EPOCHS = pa.schema(
     {"epoch": pa.int64(), "step": pa.int64(), "time": pa.float64(), "prefix": pa.string(), "name": pa.string(),
      "value": pa.float64()}
 )  # fmt: skip
+_ACTIVATIONS = pa.schema(
+    {"epoch": pa.int64(), "step": pa.int64(), "time": pa.float64(), "prefix": pa.string(), "examples": pa.int64(),
+     "layer": pa.string(), "activation": pa.string(), "units": pa.int64(), "output": pa.bool_(), "mean": pa.float64(),
+     "std": pa.float64(), "zero_fraction": pa.float64(), "dead_fraction": pa.float64(),
+     "saturated_fraction": pa.float64()}
+)  # fmt: skip
+_HISTOGRAMS = pa.schema(
+    {"step": pa.int64(), "variable": pa.dictionary(pa.int32(), pa.string()),
+     "kind": pa.dictionary(pa.int32(), pa.string()), "first_bin": pa.int32(), "counts": pa.list_(pa.int64()),
+     "zeros": pa.int64(), "nonfinite": pa.int64(), "min": pa.float64(), "max": pa.float64()}
+)  # fmt: skip
 
 
 class Part:
@@ -53,13 +78,20 @@ class Part:
 
     Attributes:
         path: where it is to be written.
+        folder: of the run's artifacts, where it belongs.
         rows: how many it has.
     """
 
     def __init__(self, path: Path, batches: Sequence[pa.RecordBatch]) -> None:
         self.path = path
+        self.folder = HISTOGRAMS if path.name.startswith("histograms-") else TELEMETRY
         self.rows = sum(batch.num_rows for batch in batches)
         self._batches = batches
+
+    @property
+    def artifact(self) -> str:
+        """Its path among the run's artifacts."""
+        return f"{self.folder}/{self.path.name}"
 
     def save(self) -> Path:
         """Writes it, unless that is done.
@@ -73,11 +105,11 @@ class Part:
             split = [
                 f"{one.name}.list.element" if pa.types.is_list(one.type) else one.name
                 for one in table.schema
-                if pa.types.is_list(one.type) or pa.types.is_float64(one.type)
+                if one.type == pa.list_(pa.float64()) or pa.types.is_float64(one.type)
             ]
             pq.write_table(
                 table, self.path, row_group_size=table.num_rows, compression="zstd", compression_level=1,
-                use_dictionary=["name", "prefix"], use_byte_stream_split=split,
+                use_dictionary=["name", "prefix", "variable", "kind", "layer"], use_byte_stream_split=split,
             )  # fmt: skip
             self._batches = ()
         return self.path
@@ -104,7 +136,7 @@ class Telemetry:
 
     def forget(self, stream: int) -> None:
         """Leaves out what a stream's open parts hold: it comes again."""
-        for quantity in ("steps", "deep", "logged"):
+        for quantity in ("steps", "deep", "histograms", "logged"):
             self._rows.pop(f"{quantity}-{stream}", None)
             self._files.pop(f"{quantity}-{stream}", None)
 
@@ -128,6 +160,21 @@ class Telemetry:
         arrays |= _lists(block.values, 1, layout.deep_columns, len(layout.variables))
         self._write(f"deep-{layout.stream}", arrays, layout)
 
+    def histograms(self, layout: StreamOpened, block: Histograms) -> None:
+        """Adds a block of histograms."""
+        stem, count = f"histograms-{layout.stream}", len(layout.variables)
+        about = {"stream": layout.stream, "prefix": layout.prefix}
+        self._schemas[stem] = _HISTOGRAMS.with_metadata(_metadata(about))
+        for row in block.values:
+            one = row[1:].reshape(len(bins.KINDS), count, bins.WIDTH)
+            for kind, variables in zip(bins.KINDS, one, strict=True):
+                for variable, values in zip(layout.variables, variables, strict=True):
+                    first, end = bins.trimmed(values[: bins.COUNT])
+                    nonfinite, zeros, least, most = values[bins.COUNT :].tolist()
+                    counts = values[first:end].astype(np.int64)
+                    figures = (first, counts, int(zeros), int(nonfinite), least, most)
+                    self._add(stem, (int(row[0]), variable.name, kind, *figures))
+
     def logged(self, record: Logged) -> None:
         """Adds figures of the user's own."""
         stem = f"logged-{record.stream}"
@@ -141,6 +188,13 @@ class Telemetry:
         self._schemas["epochs"] = _EPOCHS.with_metadata(_metadata({}))
         for name, value in record.metrics.items():
             self._add("epochs", (record.epoch, record.step, record.time, record.prefix, name, value))
+
+    def activations(self, record: Activations) -> None:
+        """Adds what the layers gave at an epoch's end."""
+        self._schemas["activations"] = _ACTIVATIONS.with_metadata(_metadata({}))
+        head = (record.epoch, record.step, record.time, record.prefix, record.examples)
+        for layer in record.layers:
+            self._add("activations", (*head, *dataclasses.astuple(layer)))
 
     def rotate(self) -> None:
         """Closes the parts that are open, so that all that was added is in finished ones."""

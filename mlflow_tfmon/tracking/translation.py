@@ -8,9 +8,11 @@ from pathlib import Path
 
 from mlflow_tfmon.stream.records import (
     BEGINNING,
+    Activations,
     DeepSteps,
     EpochEnded,
     Facts,
+    Histograms,
     Logged,
     Lost,
     Paused,
@@ -62,7 +64,8 @@ class Translation:
         self._beginnings: dict[int, _Beginning] = {}
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
-            EpochEnded: self._epoch, Paused: self._paused, Facts: self._facts, Lost: self._lost,
+            EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
+            Lost: self._lost, Histograms: self._histograms,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -142,6 +145,10 @@ class Translation:
         self.telemetry.deep(series.layout, block)
         return self._curves.rows(("deep", block.stream), series.deep(block))
 
+    def _histograms(self, block: Histograms) -> list[Point]:
+        self.telemetry.histograms(self._streams[block.stream].layout, block)
+        return []
+
     def _logged(self, record: Logged) -> list[Point]:
         self.telemetry.logged(record)
         series = self._streams.get(record.stream)
@@ -160,6 +167,10 @@ class Translation:
         for name, value in record.metrics.items():
             found += self._curves.exact(record.prefix + name, value, record.epoch, record.time)
         return found
+
+    def _activations(self, record: Activations) -> list[Point]:
+        self.telemetry.activations(record)
+        return []
 
     def _facts(self, record: Facts) -> list[Point]:
         found: list[Point] = []

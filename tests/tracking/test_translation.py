@@ -172,7 +172,7 @@ def test_the_users_own_figures_and_epochs(tmp_path: Path) -> None:
     assert run.steps.loc[3, "loss_logged"] == 5.0
     assert run.epochs.index.tolist() == [0, 1, 2]
     assert run.epochs["loss"].tolist() == [1.0, 0.5, 1.0 / 3]
-    assert run.histograms.columns.tolist() == ["step", "variable", "kind", "edges", "counts"]
+    assert run.histograms.empty and "counts" in run.histograms
 
 
 def test_two_streams_keep_apart(tmp_path: Path) -> None:

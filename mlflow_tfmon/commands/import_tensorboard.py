@@ -1,0 +1,27 @@
+"""mlflow-tfmon import-tensorboard DIR: makes MLflow runs of a TensorBoard log directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("import-tensorboard")
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--experiment", help="Name of the experiment that gets the runs. Default: the folder's name.")
+@click.option(
+    "--tracking-uri", help="Where to make them. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
+)
+def command(folder: Path, experiment: str | None, tracking_uri: str | None) -> None:
+    """Make MLflow runs of the trainings in DIR; a training's train and validation folders become one run."""
+    import mlflow
+
+    from mlflow_tfmon.tensorboard.importing import import_logs
+
+    client = mlflow.MlflowClient(tracking_uri)
+    name = experiment or folder.absolute().name
+    known = client.get_experiment_by_name(name)
+    experiment_id = known.experiment_id if known else client.create_experiment(name)
+    for training in import_logs(folder, experiment_id, tracking_uri):
+        click.echo(f"{training.run_id}  {training.name}: {training.points} points")

@@ -1,0 +1,50 @@
+"""Histograms of weights and gradients, as TensorFlow ops (bins: `stream.bins`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from mlflow_tfmon.probes import graph
+from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.ring import Ring
+
+_FIRST = (
+    127 + bins.LOWEST
+) * bins.PER_OCTAVE - 1  # what the bits of a float32 below 2^LOWEST begin with, at most
+_DIGITS = 21  # bits after the exponent and the two digits that tell the bin
+_INFINITE = 0x7F800000
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False)
+def _row(values: tf.Tensor) -> tf.Tensor:
+    """The row of one histogram: traced once, since tracing these ops anew for each variable would take long."""
+    bits = tf.bitcast(values, tf.int32)
+    negative = tf.cast(bits < 0, tf.int32)
+    size = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
+    # A negative number's bin holds the edge that is farther from zero: one less in the last digit makes it so.
+    from_zero = tf.bitwise.right_shift(size - negative, _DIGITS) - _FIRST
+    bin_ = bins.MIDDLE + tf.clip_by_value(from_zero, 0, bins.MIDDLE) * (1 - 2 * negative)
+    finite = size < _INFINITE
+    counts = tf.math.unsorted_segment_sum(
+        tf.ones_like(bin_), tf.where(finite, bin_, bins.COUNT), bins.COUNT + 1
+    )
+    zeros = tf.reduce_sum(tf.cast(tf.equal(size, 0), tf.int32))
+    least = tf.reduce_min(tf.where(finite, values, float("inf")))
+    most = tf.reduce_max(tf.where(finite, values, float("-inf")))
+    ends = tf.cast(tf.stack([least, most]), tf.float64)
+    return tf.concat([tf.cast(counts, tf.float64), tf.cast(zeros, tf.float64)[None], ends], axis=0)
+
+
+def write(
+    ring: Ring, step: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]
+) -> None:
+    """Writes the histograms of a deep step, if it is one of those that have some."""
+
+    def do() -> tf.Tensor:
+        rows = [_row(tf.reshape(tf.cast(x, tf.float32), [-1])) for x in (*weights, *gradients)]
+        ring.histograms.write(tf.concat([tf.cast(step, tf.float64)[None], *rows], axis=0))
+        return tf.constant(0)
+
+    graph.rarely(ring.histogram_due(step), do, lambda: tf.constant(0))

@@ -1,0 +1,191 @@
+"""Several runs beside one another: the same panels laid over, what was set differently, and where two of them part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_tfmon.recorded import RecordedRun, load_run
+from mlflow_tfmon.report.layers import layers
+from mlflow_tfmon.report.making import clock
+from mlflow_tfmon.report.page import Page, Table, render
+from mlflow_tfmon.report.panels import laid_over
+from mlflow_tfmon.report.training import training
+
+# Sums in another order (another machine, more threads) differ by some 1e-7 in float32; what differs more is no noise.
+NOISE = 1e-5
+_BEFORE = 1000  # steps before the loss differs in which a single variable's gradient may differ already
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two runs part.
+
+    Attributes:
+        step: the first step at which they differ beyond noise.
+        variable: the variable whose gradient norm differs most there, or "" if only the loss does.
+        difference: by how much, relative to the larger.
+        compared: how many steps both runs have.
+    """
+
+    step: int
+    variable: str
+    difference: float
+    compared: int
+
+
+def parting(one: RecordedRun, other: RecordedRun, noise: float = NOISE) -> Parting | None:
+    """The first step and variable at which two runs of the same data and seed differ; None if they do not.
+
+    Args:
+        one: a run.
+        other: another.
+        noise: relative difference of a loss or a gradient norm that is not taken for one.
+
+    Example:
+        >>> parting(load_run(first_id), load_run(second_id))
+        Parting(step=12, variable='net.head.kernel', difference=0.031, compared=500)
+    """
+    steps = one.steps.index.intersection(other.steps.index)
+    names = [n for n in one.steps if n in other.steps and n.rpartition(".")[2] in ("loss", "grad_norm")]
+    here, there = (run.steps.loc[steps, names].to_numpy(float) for run in (one, other))
+    apart = _apart(here, there)
+    found = np.flatnonzero((apart > noise).any(axis=1))
+    # Gradients of single variables may differ before their sum does.
+    until = int(steps[found[0]]) if len(found) else int(steps[-1]) if len(steps) else 0
+    by_variable = _first_variable(one, other, max(1, until - _BEFORE), until, noise)
+    if by_variable is not None:
+        step, variable, difference = by_variable
+        return Parting(step, variable, difference, len(steps))
+    if len(found):
+        return Parting(until, "", float(np.nanmax(apart[found[0]])), len(steps))
+    return None
+
+
+def _apart(here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """The relative difference; 0 where neither is finite."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = np.abs(here - there) / np.maximum(np.abs(here), np.abs(there))
+    one_sided = np.isfinite(here) != np.isfinite(there)
+    return np.where(one_sided, np.inf, np.nan_to_num(apart, nan=0.0))
+
+
+def _first_variable(
+    one: RecordedRun, other: RecordedRun, first: int, last: int, noise: float
+) -> tuple[int, str, float] | None:
+    names, steps, here = _gradients(one, first, last)
+    others, other_steps, there = _gradients(other, first, last)
+    if [one.variables[n] for n in names] != [other.variables[n] for n in others]:
+        return None  # other layers: no variable has a counterpart
+    _, left, right = np.intersect1d(steps, other_steps, return_indices=True)
+    apart = _apart(here[left], there[right])
+    found = np.flatnonzero((apart > noise).any(axis=1))
+    if not len(found):
+        return None
+    at = int(apart[found[0]].argmax())
+    return int(steps[left[found[0]]]), names[at], float(apart[found[0], at])
+
+
+def _gradients(run: RecordedRun, first: int, last: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Gradient norms of the first stream's variables from one step to another."""
+    names: list[str] = []
+    steps, values = [np.empty(0, int)], []
+    for variables, at, found in run.layer_blocks():
+        if "grad_norm" not in found or (names and variables != names):
+            continue
+        names = variables
+        wanted = (at >= first) & (at <= last)
+        steps.append(at[wanted])
+        values.append(found["grad_norm"][wanted])
+    return names, np.concatenate(steps), np.concatenate(values) if values else np.empty((0, len(names)))
+
+
+def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
+    """The comparison of runs, as HTML.
+
+    Args:
+        run_ids: two MLflow runs or more.
+        tracking_uri: where they are; default MLflow's current tracking URI.
+
+    Raises:
+        ValueError: a run was not watched, or nothing of it has arrived yet, or there are fewer than two.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> Path("comparison.html").write_text(compare([first_id, second_id]))
+    """
+    import mlflow
+
+    if len(set(run_ids)) < 2:
+        raise ValueError("a comparison needs two different runs or more.")
+    client = mlflow.MlflowClient(tracking_uri)
+    runs = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
+    recorded = [load_run(run.info.run_id, tracking_uri) for run in runs]
+    names = _names(runs)
+    verdict, good = _verdict(names, recorded)
+    sections = laid_over(
+        [(name, [*training(one), *layers(one)]) for name, one in zip(names, recorded, strict=True)]
+    )
+    facts = [f"{name}: run {run.info.run_id}" for name, run in zip(names, runs, strict=True)]
+    settings = _differing([run.data.params for run in runs])
+    tables = (
+        Table("Settings that differ", settings, ["setting", *names]),
+        Table("Metrics, final", _metrics(runs, best=False), ["metric", *names]),
+        Table("Metrics, best", _metrics(runs, best=True), ["metric", *names]),
+    )
+    return render(
+        Page(
+            title="Comparison of " + " and ".join(names if len(names) < 4 else [*names[:3], "others"]),
+            facts=facts,
+            verdict=verdict,
+            good=good,
+            findings=(),
+            sections=sections,
+            clocks=[clock(one) for one in recorded],
+            tables=[table for table in tables if table.rows],
+            runs=names,
+        )
+    )
+
+
+def _names(runs: Sequence[Any]) -> list[str]:
+    names = [run.info.run_name or run.info.run_id for run in runs]
+    return [
+        name if names.count(name) == 1 else f"{name} {run.info.run_id[:6]}"
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
+def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str, bool | None]:
+    said = []
+    for name, one in list(zip(names, recorded, strict=True))[1:]:
+        found = parting(recorded[0], one)
+        if found is None:
+            said.append(f"{name} is the same as {names[0]} at every step that both have")
+            continue
+        where = (
+            f" (most: the gradient of {found.variable}, by {found.difference:.2g})" if found.variable else ""
+        )
+        cause = ": other data, seed, weights or settings from the start" if found.step == 1 else ""
+        said.append(f"{name} parts from {names[0]} at step {found.step}{where}{cause}")
+    return "; ".join(said) + ".", None
+
+
+def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:
+    keys = sorted(set().union(*tables))
+    rows = [[key, *(table.get(key, "-") for table in tables)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _metrics(runs: Sequence[Any], best: bool) -> list[list[str]]:
+    """Epoch metrics as they were last, or the best of them; those by step have names with a slash."""
+    keys = sorted(
+        {key for run in runs for key in run.data.metrics if ("best/" in key if best else "/" not in key)}
+    )
+    return [
+        [key, *(f"{run.data.metrics[key]:.6g}" if key in run.data.metrics else "-" for run in runs)]
+        for key in keys
+    ]

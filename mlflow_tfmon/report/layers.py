@@ -1,0 +1,225 @@
+"""The panels of a run's layers: norms, update ratios, histograms over time, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section
+from mlflow_tfmon.report.thin import Buckets
+from mlflow_tfmon.stream.bins import quantiles
+
+_FEW = 8  # the largest kernels, which get curves and histograms of their own
+_CELLS, _MOST_COLUMNS = 16_000, 300  # of a picture of all variables, at most
+_COLUMNS, _ROWS = 48, 40  # of a picture of histograms
+# Where training mostly goes well: updates of about a thousandth of the weights (Karpathy, CS231n, "Babysitting").
+HEALTHY_RATIO = (1e-4, 1e-2)
+_QUANTITIES = {
+    "grad_norm": ("Gradient norms", "gradient norm"),
+    "weight_norm": ("Weight norms", "weight norm"),
+    "update_ratio": ("Update ratios", "update ratio"),
+}
+
+
+def layers(run: RecordedRun) -> list[Section]:
+    """The sections on the layers."""
+    panels: list[Panel | Picture] = []
+    for quantity, (title, name) in _QUANTITIES.items():
+        panels += _norms(run, quantity, title, name)
+    found = Section("Layers", tuple(panels)), _histograms(run), _activations(run)
+    return [section for section in found if section is not None and section.panels]
+
+
+def largest(run: RecordedRun, count: int = _FEW) -> list[str]:
+    """The names of the largest kernels, in the order of the model; variables of any kind if it has no kernel."""
+    sizes = {name: int(np.prod(shape)) for name, (shape, is_kernel) in run.variables.items() if is_kernel}
+    sizes = sizes or {name: int(np.prod(shape)) for name, (shape, _) in run.variables.items()}
+    chosen = set(sorted(sizes, key=lambda name: -sizes[name])[:count])
+    return [name for name in sizes if name in chosen]
+
+
+def _norms(run: RecordedRun, quantity: str, title: str, name: str) -> list[Panel | Picture]:
+    """Curves of the largest kernels, how the quantity spreads over all variables, and a picture of all of them."""
+    names = list(run.variables)
+    last = int(run.steps.index.max()) if len(run.steps) else 0
+    position = {one: at for at, one in enumerate(names)}
+    few: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {one: [] for one in largest(run)}
+    columns = np.clip(_CELLS // max(1, len(names)), 20, _MOST_COLUMNS)
+    buckets = Buckets(last, int(columns), len(names))
+    for variables, steps, wide in run.layer_blocks():
+        if quantity not in wide:
+            continue
+        values = np.full((len(steps), len(names)), np.nan)
+        values[:, [position[one] for one in variables]] = wide[quantity]
+        buckets.add(steps, values)
+        for one in few.keys() & set(variables):
+            few[one].append((steps, wide[quantity][:, variables.index(one)]))
+    joined = {
+        one: tuple(np.concatenate(p) for p in zip(*parts, strict=True)) for one, parts in few.items() if parts
+    }
+    shared = _shared(names)
+    found = (Curve.of(one.removeprefix(shared), steps, values) for one, (steps, values) in joined.items())
+    curves = tuple(curve for curve in found if curve.points)
+    if not curves:
+        return []
+    band = HEALTHY_RATIO if quantity == "update_ratio" else None
+    note = "Shaded: where training mostly goes well, 1e-4 to 1e-2 a step." if band else ""
+    if len(names) > len(curves):
+        note = f"The {len(curves)} largest kernels. {note}"
+    return [
+        Panel(f"{quantity} by layer", f"{title} by layer", curves, log=True, band=band, note=note),
+        *_spread(buckets, quantity, title),
+        *_all(buckets, names, quantity, name),
+    ]
+
+
+def _shared(names: Sequence[str]) -> str:
+    """What all names begin with, to its last dot: the model's name, which tells none from another."""
+    head = names[0].split(".")[0] + "."
+    return head if all(name.startswith(head) and name.count(".") > 1 for name in names) else ""
+
+
+def _spread(buckets: Buckets, quantity: str, title: str) -> list[Panel]:
+    filled = np.isfinite(buckets.largest).any(axis=1)
+    values = np.where(np.isfinite(buckets.largest), buckets.largest, np.nan)[filled]
+    if values.shape[1] < 4:
+        return []
+    steps = buckets.steps[filled]
+    shares = {"largest": 1.0, "upper quarter": 0.75, "median": 0.5, "lower quarter": 0.25, "least": 0.0}
+    found = pd.DataFrame(values.T).quantile(list(shares.values())).to_numpy()
+    curves = tuple(Curve.of(name, steps, one) for name, one in zip(shares, found, strict=True))
+    return [Panel(f"{quantity} spread", f"{title} of all variables: how they spread", curves, log=True)]
+
+
+def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> list[Picture]:
+    """A row a variable, a column a stretch of steps; left out where there are too many variables to see any."""
+    if len(names) < 2 or len(names) > _CELLS // 20:
+        return []
+    filled = np.isfinite(buckets.largest).any(axis=1)
+    values, steps = buckets.largest[filled], buckets.steps[filled].tolist()
+    logs = np.log10(np.where(values > 0, values, np.nan))
+    cells = [
+        (column, len(names) - 1 - row, round(float(logs[column, row]), 2))
+        for column, row in np.argwhere(np.isfinite(logs)).tolist()
+    ]
+    if not cells:
+        return []
+    ends = [float(v) for v in np.percentile([c[2] for c in cells], [0, 100])]
+    text = f"{name} of {len(names)} variables, from 1e{ends[0]:.1f} to 1e{ends[1]:.1f}."
+    shared = _shared(names)
+    picture = Cells("", steps, [one.removeprefix(shared) for one in reversed(names)], cells, text)
+    title = f"{name.capitalize()} of every variable"
+    return [Picture(f"{quantity} of all", title, (picture,), f"log10 of the {name}")]
+
+
+def _histograms(run: RecordedRun) -> Section | None:
+    table = run.histograms
+    if table.empty:
+        return None
+    pictures = []
+    for kind in ("weight", "gradient"):
+        choices = []
+        for name in largest(run):
+            rows = table[(table.variable == name) & (table.kind == kind)]
+            if len(rows):
+                choices.append(over_time(name, kind, rows))
+        if choices:
+            title = "Weights over time" if kind == "weight" else "Gradients over time"
+            note = "A column is the histogram at a step; the colour is the share of the elements that a class holds."
+            pictures.append(
+                Picture(f"{kind} histograms", title, tuple(choices), "share of the elements", note)
+            )
+    return Section("Histograms", tuple(pictures)) if pictures else None
+
+
+def over_time(name: str, kind: str, rows: pd.DataFrame) -> Cells:
+    """A variable's histograms side by side, in classes of equal width; what lies far out is in the outermost."""
+    rows = rows.sort_values("step")
+    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _COLUMNS)).round().astype(int))]
+    low, high = _extent(rows)
+    edges = np.linspace(low, high, _ROWS + 1)
+    cells = []
+    for column, row in enumerate(rows.itertuples()):
+        for at, share in enumerate(rebinned(row.edges, row.counts, edges, row.min, row.max)):
+            if share > 1e-7:
+                cells.append((column, at, float(f"{share:.3g}")))
+    first, last = rows.iloc[0], rows.iloc[-1]
+    text = (
+        f"{name}, {kind}: the middle half of the elements lies between {first.q25:.3g} and {first.q75:.3g} at step "
+        f"{first.step}, between {last.q25:.3g} and {last.q75:.3g} at step {last.step}."
+    )
+    labels = [f"{middle:.3g}" for middle in (edges[:-1] + edges[1:]) / 2]
+    return Cells(name, rows.step.tolist(), labels, cells, text)
+
+
+def _extent(rows: pd.DataFrame) -> tuple[float, float]:
+    """Where the middle 99% lie in three of four histograms: one with a spike would flatten all others."""
+    shares = np.array([0.005, 0.995])
+    figures = zip(rows.edges, rows.counts, rows["min"], rows["max"], strict=True)
+    found = np.array(
+        [quantiles(edges, counts, shares, *ends) for edges, counts, *ends in figures if counts.sum()]
+    )
+    low, high = (
+        (np.quantile(found[:, 0], 0.25), np.quantile(found[:, 1], 0.75)) if len(found) else (-1.0, 1.0)
+    )
+    return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+
+
+def rebinned(
+    edges: np.ndarray, counts: np.ndarray, onto: np.ndarray, least: float, most: float
+) -> np.ndarray:
+    """The share of the elements in other bins, by taking those of a bin as evenly spread over it.
+
+    Args:
+        edges: of the bins.
+        counts: in them.
+        onto: edges of the other bins; the first and the last also take what is beyond.
+        least: the least element.
+        most: the largest element.
+    """
+    total = counts.sum()
+    if not total:
+        return np.zeros(len(onto) - 1)
+    ends = np.clip(edges, least, most)
+    if least == most:
+        at = np.clip(np.searchsorted(onto, least, side="right") - 1, 0, len(onto) - 2)
+        return np.eye(1, len(onto) - 1, int(at))[0]
+    below = np.interp(onto, ends, np.concatenate([[0], np.cumsum(counts)]) / total)
+    below[0], below[-1] = 0.0, 1.0
+    shares: np.ndarray = np.diff(below)
+    return shares
+
+
+def _labelled(layer: str, activation: str) -> str:
+    return f"{layer} ({activation})" if activation not in ("", "linear") else layer
+
+
+def _activations(run: RecordedRun) -> Section | None:
+    table = run.activations
+    if table.empty:
+        return None
+    panels, shared = [], _shared([f"{layer}." for layer in table.layer])
+    for column, key, title in (
+        ("zero_fraction", "zeros", "Share of outputs that are zero"),
+        ("dead_fraction", "dead", "Share of dead units"),
+        ("saturated_fraction", "saturated", "Share of saturated outputs"),
+        ("mean", "activation mean", "Mean of the outputs"),
+        ("std", "activation std", "Standard deviation of the outputs"),
+    ):
+        rows = table.dropna(subset=[column])
+        if column in ("zero_fraction", "dead_fraction"):
+            rows = rows[rows.groupby("layer")[column].transform("max") > 0]
+        chosen = list(dict.fromkeys(rows.layer))[: 2 * _FEW]
+        curves = tuple(
+            Curve.of(_labelled(layer.removeprefix(shared), one.activation.iloc[0]), one.step, one[column])
+            for layer in chosen
+            if len(one := rows[rows.layer == layer])
+        )
+        panels.append(Panel(key, title, tuple(c for c in curves if c.points)))
+    rows_seen = int(table.examples.max())
+    note = f"At each epoch's end, for {rows_seen} examples of the training."
+    kept = tuple(Panel(p.key, p.title, p.curves, note=note) for p in panels if p.curves)
+    return Section("Activations", kept) if kept else None

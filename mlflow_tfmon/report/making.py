@@ -1,0 +1,183 @@
+"""Makes the report of a run: reads what was recorded, and what MLflow knows of the run, and puts it on the page."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from mlflow_tfmon.recorded import RecordedRun, load_run
+from mlflow_tfmon.report.layers import layers
+from mlflow_tfmon.report.page import Finding, Page, Table, render
+from mlflow_tfmon.report.pictures import pictures
+from mlflow_tfmon.report.training import training
+
+_PROBLEMS_TAG = "tfmon.problems"
+_KNOTS = 500  # of the clock
+# The panel that shows a problem best, of those that the run has.
+_SHOWN_BY = {
+    "nan_or_inf": ("loss",),
+    "exploding_gradient": ("gradient", "grad_norm by layer"),
+    "vanishing_gradient": ("grad_norm by layer", "gradient"),
+    "dead_relu": ("dead", "zeros"),
+    "saturated_activation": ("saturated",),
+    "oscillating_loss": ("stability",),
+    "overfitting": ("gap", "loss"),
+    "stagnant_weights": ("update_ratio by layer",),
+    "poor_initialization": ("activation std", "grad_norm by layer"),
+    "improper_activation": ("activation std", "loss"),
+    "learning_rate_too_high": ("stability", "loss"),
+    "learning_rate_too_low": ("update_ratio by layer", "loss"),
+    "input_bound": ("input_wait", "throughput"),
+    "retracing": ("step_time",),
+}
+
+
+def make(run_id: str, tracking_uri: str | None = None) -> str:
+    """The report of a run, as HTML.
+
+    Args:
+        run_id: the MLflow run.
+        tracking_uri: where the run is; default MLflow's current tracking URI.
+
+    Raises:
+        ValueError: the run was not watched, or nothing of it has arrived yet.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> Path("report.html").write_text(make(run_id))
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri)
+    return render(page_of(load_run(run_id, tracking_uri), client.get_run(run_id)))
+
+
+def report_of(client: Any, run_id: str) -> tuple[str, list[tuple[str, int, Any]]]:
+    """The report of a run, and the pictures of its histograms (key, step, picture) for MLflow's image viewer.
+
+    Args:
+        client: MLflow's, of the store that has the run.
+        run_id: the run.
+
+    Raises:
+        ValueError: the run was not watched, or nothing of it has arrived yet.
+    """
+    recorded = load_run(run_id, client.tracking_uri)
+    return render(page_of(recorded, client.get_run(run_id))), list(pictures(recorded))
+
+
+def page_of(recorded: RecordedRun, run: Any) -> Page:
+    """What is on the page of a run.
+
+    Args:
+        recorded: what was recorded.
+        run: MLflow's run.
+    """
+    sections = [*training(recorded), *layers(recorded)]
+    keys = {panel.key for section in sections for panel in section.panels}
+    findings = [_finding(problem, keys) for problem in recorded.problems]
+    verdict, good = _verdict(findings, run.data.tags.get(_PROBLEMS_TAG))
+    return Page(
+        title=run.info.run_name or run.info.run_id,
+        facts=_facts(recorded, run),
+        verdict=verdict,
+        good=good,
+        findings=findings,
+        sections=sections,
+        clocks=[clock(recorded)],
+        tables=_tables(run),
+        code=_code(run),
+    )
+
+
+def clock(recorded: RecordedRun) -> dict[str, list[float]]:
+    """Which epoch, and how many minutes since the first step, a step belongs to."""
+    steps = recorded.steps.index.to_numpy()
+    if not len(steps):
+        return {"step": [0], "epoch": [0], "minutes": [0]}
+    at = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _KNOTS)).round().astype(int))
+    ends = recorded.epoch_ends.sort_values("step")
+    ends = ends[ends.prefix == ends.prefix.iloc[0]] if len(ends) else ends
+    epochs = np.interp(steps[at], [0, *ends.step], [0, *(ends.epoch + 1)]) if len(ends) else 0.0 * at
+    times = next((recorded.steps[c] for c in recorded.steps if c.rpartition(".")[2] == "time"), None)
+    minutes = 0.0 * at
+    if times is not None and times.notna().any():
+        known = times.dropna()
+        minutes = (np.interp(steps[at], known.index, known) - known.iloc[0]) / 60
+    found = zip(("step", "epoch", "minutes"), (steps[at], epochs, minutes), strict=True)
+    return {name: [round(float(value), 4) for value in values] for name, values in found}
+
+
+def _finding(problem: Any, keys: set[str]) -> Finding:
+    last = getattr(problem, "last_step", 0) or problem.first_step
+    span = (
+        f"step {problem.first_step}"
+        if last == problem.first_step
+        else f"steps {problem.first_step} to {last}"
+    )
+    where = [span]
+    if problem.variables:
+        names = ", ".join(problem.variables[:8])
+        where.append(
+            names + (f" and {len(problem.variables) - 8} more" if len(problem.variables) > 8 else "")
+        )
+    confidence = getattr(problem, "confidence", None)
+    if confidence is not None:
+        where.append(f"confidence {confidence:.0%}")
+    wanted = (*_SHOWN_BY.get(problem.kind, ()), "loss")
+    panel = next((key for key in wanted if key in keys), "")
+    return Finding(
+        problem.kind, problem.severity, " · ".join(where), problem.evidence, problem.advice, panel,
+        (problem.first_step, last),
+    )  # fmt: skip
+
+
+def _verdict(findings: list[Finding], tag: str | None) -> tuple[str, bool | None]:
+    if findings:
+        kinds = ", ".join(dict.fromkeys(finding.kind for finding in findings))
+        return f"{len(findings)} problem{'s' if len(findings) > 1 else ''} found: {kinds}.", False
+    if tag is not None:
+        return "No problem was found.", True
+    return "This run was not searched for problems.", None
+
+
+def _facts(recorded: RecordedRun, run: Any) -> list[str]:
+    info, steps = run.info, recorded.steps
+    facts = [f"run {info.run_id}", info.status.lower()]
+    facts.append(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(info.start_time / 1e3)))
+    if info.end_time:
+        facts.append(f"{(info.end_time - info.start_time) / 1e3:,.0f} s")
+    facts.append(f"{len(steps):,} steps, {len(recorded.epochs):,} epochs")
+    count = sum(int(np.prod(shape)) for shape, _ in recorded.variables.values())
+    facts.append(f"{count:,} trained weights in {len(recorded.variables)} variables")
+    if not recorded.complete:
+        facts.append("not all that was recorded has arrived yet")
+    return facts
+
+
+def _tables(run: Any) -> list[Table]:
+    tags, params = run.data.tags, run.data.params
+    shown = {
+        "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
+        "tfmon.environment": "environment", "tfmon.absent": "not measured", "tfmon.lost_steps": "steps lost",
+    }  # fmt: skip
+    about = [(name, tags[key]) for key, name in shown.items() if key in tags]
+    own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", "tfmon."))]
+    best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
+    tables = (
+        Table("Best epoch", best), Table("Settings", sorted(params.items())), Table("Environment", about + own)
+    )  # fmt: skip
+    return [table for table in tables if table.rows]
+
+
+def _code(run: Any) -> list[tuple[str, str]]:
+    lines = "import mlflow_tfmon\nrun = mlflow_tfmon.load_run({!r})\nrun.steps, run.layers, run.histograms, run.epochs"
+    found = [("Everything that was recorded, as pandas", lines.format(run.info.run_id))]
+    models = list(getattr(getattr(run, "outputs", None), "model_outputs", None) or [])
+    if models:
+        last = max(models, key=lambda model: int(model.step))
+        load = f"import mlflow\nmodel = mlflow.tensorflow.load_model('models:/{last.model_id}')  # step {last.step}"
+        found.insert(0, ("The model that was logged last", load))
+    return found

@@ -1,0 +1,120 @@
+"""The page: one self-contained HTML file, with the charting library (Apache ECharts) in it.
+
+All text goes through Jinja's escaping, all data as JSON in which no `<` is left, and the script writes text only: a
+run or a variable named `<script>` is a name like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mlflow_tfmon.report.panels import Panel, Section
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem as the page shows it.
+
+    Attributes:
+        kind: such as "plateau".
+        severity: "warning" or "critical".
+        where: steps and variables.
+        evidence: what was seen.
+        advice: what to do.
+        panel: key of the panel that shows it.
+        steps: from which step to which.
+    """
+
+    kind: str
+    severity: str
+    where: str
+    evidence: str
+    advice: str
+    panel: str
+    steps: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of facts: rows of text, the first column being what the others are of."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    head: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is on the page, from the top to the bottom.
+
+    Attributes:
+        title: of the run.
+        facts: short lines under the title.
+        verdict: one sentence.
+        good: whether the verdict is good; None if nothing was judged.
+        findings: the problems.
+        sections: panels.
+        clocks: of each run, to tell epochs and minutes of steps: lists "step", "epoch", "minutes" of one length.
+        tables: below the panels.
+        code: how to go on, lines of Python with what they do before each.
+        runs: names of the runs, where there are several.
+    """
+
+    title: str
+    facts: Sequence[str]
+    verdict: str
+    good: bool | None
+    findings: Sequence[Finding]
+    sections: Sequence[Section]
+    clocks: Sequence[Mapping[str, Sequence[float]]]
+    tables: Sequence[Table] = ()
+    code: Sequence[tuple[str, str]] = ()
+    runs: Sequence[str] = ()
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    panels = {panel.key: panel for section in page.sections for panel in section.panels}
+    data = {
+        "clocks": list(page.clocks),
+        "runs": list(page.runs),
+        "panels": {key: _data(panel) for key, panel in panels.items()},
+    }
+    loader = jinja2.FileSystemLoader(_HERE / "page")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html").render(
+        page=page,
+        panels=panels,
+        style=_raw("page/report.css"),
+        script=_raw("page/report.js"),
+        library=_raw("vendor/echarts.min.js"),
+        data=Markup(as_json(data)),
+    )
+
+
+def as_json(data: Any) -> str:
+    r"""JSON that can stand within a `<script>` element; a dataclass is an object of its fields.
+
+    Example:
+        >>> as_json({"a": "</script>"})
+        '{"a":"\\\\u003c/script>"}'
+    """
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True, default=vars)
+    return text.replace("<", "\\u003c")
+
+
+def _raw(name: str) -> Markup:
+    return Markup((_HERE / name).read_text("utf-8"))
+
+
+def _data(panel: Any) -> dict[str, Any]:
+    return {**vars(panel), "kind": "curves" if isinstance(panel, Panel) else "cells"}

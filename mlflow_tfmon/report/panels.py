@@ -1,0 +1,159 @@
+"""What is drawn, as plain data: a panel is curves over the steps, or a picture of cells; each with a text that says it.
+
+A panel of several runs is that of each run, laid over one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mlflow_tfmon.report.thin import thin
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve.
+
+    Attributes:
+        name: in the legend.
+        points: (step, value), in the order of the steps.
+        faint: whether it is the background of another.
+        run: position of the run that it is of, where there are several.
+    """
+
+    name: str
+    points: list[tuple[float, float]]
+    faint: bool = False
+    run: int = 0
+
+    @classmethod
+    def of(cls, name: str, steps: Any, values: Any, faint: bool = False) -> Curve:
+        """A curve of many points, thinned."""
+        at, kept = thin(np.asarray(steps), np.asarray(values, float))
+        digits = (float(f"{value:.5g}") for value in kept)
+        return cls(name, list(zip(at.tolist(), digits, strict=True)), faint)
+
+    @property
+    def text(self) -> str:
+        """What there is to see, in words."""
+        values = np.array([value for _, value in self.points])
+        steps = [int(step) for step, _ in self.points]
+        least, most = int(values.argmin()), int(values.argmax())
+        if len(values) == 1:
+            return f"{self.name}: {values[0]:.4g} at step {steps[0]}"
+        return (
+            f"{self.name}: from {values[0]:.4g} (step {steps[0]}) to {values[-1]:.4g} (step {steps[-1]}), "
+            f"least {values[least]:.4g} (step {steps[least]}), largest {values[most]:.4g} (step {steps[most]})"
+        )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves over the steps.
+
+    Attributes:
+        key: what it is, the same in every run.
+        title: above it.
+        curves: what is drawn.
+        unit: of the values.
+        log: whether the axis of the values is logarithmic at first.
+        band: from where to where values are healthy, or None.
+        marks: steps at which a value was not finite.
+        note: what to know when looking at it.
+    """
+
+    key: str
+    title: str
+    curves: tuple[Curve, ...]
+    unit: str = ""
+    log: bool = False
+    band: tuple[float, float] | None = None
+    marks: tuple[int, ...] = ()
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """The picture in words."""
+        said = [curve.text for curve in self.curves[:6]]
+        if len(self.curves) > 6:
+            said.append(f"and {len(self.curves) - 6} more")
+        if self.marks:
+            said.append(f"not finite at {len(self.marks)} steps, first at step {self.marks[0]}")
+        return "; ".join(said) + "."
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A picture of cells: columns are steps, rows are classes of values or variables.
+
+    Attributes:
+        name: what to choose it by, among the pictures of a `Picture`.
+        steps: of the columns.
+        rows: their names, from the bottom to the top.
+        cells: (column, row, value); a cell that is left out is empty.
+        text: the picture in words.
+    """
+
+    name: str
+    steps: list[int]
+    rows: list[str]
+    cells: list[tuple[int, int, float]] = field(repr=False)
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pictures of cells of which one is seen at a time.
+
+    Attributes:
+        key: what it is, the same in every run.
+        title: above it.
+        choices: the pictures.
+        scale: what the colours say.
+        note: what to know when looking at it.
+    """
+
+    key: str
+    title: str
+    choices: tuple[Cells, ...]
+    scale: str
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """The first picture in words."""
+        return self.choices[0].text
+
+
+@dataclass(frozen=True)
+class Section:
+    """Panels that belong together."""
+
+    title: str
+    panels: tuple[Panel | Picture, ...]
+
+
+def laid_over(runs: Sequence[tuple[str, Sequence[Section]]]) -> list[Section]:
+    """The curves of several runs in the same panels; pictures of cells can't be laid over one another.
+
+    Args:
+        runs: the name of each run, and its sections.
+
+    Example:
+        >>> laid_over([("one", sections_one), ("two", sections_two)])
+    """
+    titles: dict[str, dict[str, Panel]] = {}
+    for at, (name, sections) in enumerate(runs):
+        for section in sections:
+            panels = titles.setdefault(section.title, {})
+            for panel in section.panels:
+                if not isinstance(panel, Panel):
+                    continue
+                curves = tuple(replace(c, name=f"{name} · {c.name}", run=at) for c in panel.curves)
+                first = panels.get(panel.key)
+                panels[panel.key] = replace(panel, curves=(first.curves if first else ()) + curves, marks=())
+    return [Section(title, tuple(panels.values())) for title, panels in titles.items() if panels]

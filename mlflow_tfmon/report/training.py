@@ -1,0 +1,148 @@
+"""The panels of a run's whole training: loss, metrics, learning rate, gradient, gap, stability, throughput."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.report.panels import Curve, Panel, Section
+
+_FEW = 12  # curves of one kind that can be told apart
+
+
+def training(run: RecordedRun) -> list[Section]:
+    """The sections on the training as a whole and on its speed."""
+    panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run), _stability(run)]
+    speed = [
+        _stepwise(run, "step_time", "Time of a step", {"step_time_ms": "step time"}, "ms", log=True),
+        _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
+        _stepwise(
+            run, "input_wait", "Share of the step spent waiting for input", {"input_wait_share": "input wait"}
+        ),
+    ]
+    own = [_others(run)]
+    return [
+        Section(title, kept)
+        for title, found in (("Training", panels), ("More figures", own), ("Throughput and input", speed))
+        if (kept := tuple(panel for panel in found if panel is not None and panel.curves))
+    ]
+
+
+def _stepwise(
+    run: RecordedRun, key: str, title: str, columns: dict[str, str], unit: str = "", log: bool = False
+) -> Panel:
+    """Columns of `run.steps`, those of each stream."""
+    curves, marks = [], set[int]()
+    for prefix in run.streams:
+        for column, name in columns.items():
+            if prefix + column not in run.steps:
+                continue
+            values = run.steps[prefix + column].to_numpy(float)
+            curves.append(Curve.of(prefix + name, run.steps.index, values))
+            if column in ("loss", "grad_norm"):  # others may be left out where nothing was measured
+                there = _there(run, prefix)
+                marks |= set(run.steps.index[~np.isfinite(values) & there].tolist())
+    kept = tuple(curve for curve in curves if curve.points)
+    return Panel(key, title, kept, unit, log, marks=tuple(sorted(marks)[:200]))
+
+
+def _there(run: RecordedRun, prefix: str) -> np.ndarray:
+    """At which steps a stream has a row: one of several may be shorter."""
+    rate = f"{prefix}learning_rate"
+    there = run.steps[rate].notna() if rate in run.steps else pd.Series(True, run.steps.index)
+    if f"{prefix}skipped" in run.steps:
+        there &= run.steps[f"{prefix}skipped"] != 1  # left out by loss scaling, as it should be
+    return there.to_numpy()
+
+
+def epoch_curve(run: RecordedRun, metric: str, name: str | None = None) -> Curve | None:
+    """An epoch metric over the steps at which its epochs ended."""
+    if metric not in run.epochs:
+        return None
+    ends = run.epoch_ends
+    prefix = next((p for p in sorted(set(ends.prefix), key=len, reverse=True) if metric.startswith(p)), "")
+    steps = ends[ends.prefix == prefix].set_index("epoch").step
+    values = run.epochs[metric].dropna()
+    values = values[values.index.isin(steps.index)]
+    curve = Curve.of(name or metric, steps.loc[values.index], values)
+    return curve if curve.points else None
+
+
+def _epoch_curves(run: RecordedRun, names: list[str]) -> list[Curve]:
+    return [curve for name in names if (curve := epoch_curve(run, name)) is not None]
+
+
+def _is_loss(metric: str) -> bool:
+    return metric.rpartition(".")[2].removeprefix("val_") == "loss"
+
+
+def _loss(run: RecordedRun) -> Panel:
+    steps = _stepwise(run, "loss", "Loss, training and validation", {"loss": "loss of the step"})
+    epochs = _epoch_curves(run, [name for name in run.epochs if _is_loss(name)])
+    faint = tuple(Curve(c.name, c.points, faint=bool(epochs)) for c in steps.curves)
+    return Panel("loss", steps.title, faint + tuple(epochs), marks=steps.marks)
+
+
+def _metrics(run: RecordedRun) -> list[str]:
+    """The epoch metrics besides the loss, each with its `val_` twin after it; first the one that tells most."""
+    names = [n for n in run.epochs if not _is_loss(n) and not n.endswith("learning_rate")]
+    names = [n for n in names if not n.startswith("validation_")]  # MLflow's second name of a `val_` metric
+    first = [n for n in names if not n.rpartition(".")[2].startswith("val_")] or names
+    first.sort(key=lambda n: not any(word in n for word in ("acc", "auc", "f1", "iou")))
+    return first
+
+
+def _twins(run: RecordedRun, name: str) -> list[str]:
+    head, dot, tail = name.rpartition(".")
+    return [n for n in (name, f"{head}{dot}val_{tail}") if n in run.epochs]
+
+
+def _metric(run: RecordedRun) -> Panel | None:
+    names = _metrics(run)
+    if not names:
+        return None
+    title = f"{names[0][:1].upper()}{names[0][1:]}, training and validation"
+    return Panel("metric", title, tuple(_epoch_curves(run, _twins(run, names[0]))))
+
+
+def _others(run: RecordedRun) -> Panel:
+    names = [twin for name in _metrics(run)[1:] for twin in _twins(run, name)]
+    return Panel("others", "Further metrics of the epochs", tuple(_epoch_curves(run, names[:_FEW])))
+
+
+def _learning_rate(run: RecordedRun) -> Panel:
+    return _stepwise(run, "learning_rate", "Learning rate", {"learning_rate": "learning rate"})
+
+
+def _gradient(run: RecordedRun) -> Panel:
+    columns = {"grad_norm": "gradient norm", "grad_norm_clipped": "after clipping"}
+    return _stepwise(run, "gradient", "Gradient norm", columns, log=True)
+
+
+def _gap(run: RecordedRun) -> Panel | None:
+    gaps = []
+    for name in [n for n in run.epochs if n.rpartition(".")[2] == "val_loss"]:
+        twin = name.removesuffix("val_loss") + "loss"
+        here, there = epoch_curve(run, name), epoch_curve(run, twin)
+        if here is not None and there is not None:
+            train = dict(there.points)
+            points = [(step, value - train[step]) for step, value in here.points if step in train]
+            gaps.append(Curve(f"{name} - {twin}", points))
+    note = "The validation loss less the training loss: growing, it tells of overfitting."
+    return Panel("gap", "Overfitting gap", tuple(gaps), note=note)
+
+
+def _stability(run: RecordedRun) -> Panel:
+    curves = []
+    for prefix in run.streams:
+        if f"{prefix}loss" not in run.steps:
+            continue
+        loss = run.steps[f"{prefix}loss"].replace([np.inf, -np.inf], np.nan).dropna()
+        half_life = max(5.0, len(loss) / 50)
+        curves.append(Curve.of(f"{prefix}loss", loss.index, loss, faint=True))
+        curves.append(Curve.of(f"{prefix}smoothed", loss.index, loss.ewm(halflife=half_life).mean()))
+    note = (
+        "The loss of each step, and its exponentially weighted mean (half-life: a fiftieth of the training)."
+    )
+    return Panel("stability", "Stability", tuple(c for c in curves if c.points), note=note)

@@ -1,0 +1,1 @@
+"""TensorBoard's event files: written from what was recorded, and read into MLflow runs. Needs no TensorFlow."""

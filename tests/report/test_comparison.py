@@ -1,0 +1,73 @@
+"""Comparison: where runs part, and what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from mlflow_tfmon import cli
+from mlflow_tfmon.recorded import load_run
+from mlflow_tfmon.report.comparison import compare, parting
+from mlflow_tfmon.stream.records import Facts, Record, Steps
+from tests.report import recordings
+from tests.report.test_report import data_of
+
+
+def changed(step: int, variable: int | None, by: float) -> list[Record]:
+    """A training whose gradient of one variable is another from a step on; with None, its loss is."""
+    records = recordings.training(400)
+    for record in records:
+        if isinstance(record, Steps):
+            column = len(recordings.COLUMNS) + variable if variable is not None else 2
+            record.values[step - 1 :, column] *= 1 + by
+    return records
+
+
+@pytest.fixture
+def original(store: str, home: Path) -> str:
+    return recordings.delivered(store, home, *recordings.training(400), name="original")
+
+
+def test_the_first_step_and_variable_at_which_two_runs_differ(original: str, store: str, home: Path) -> None:
+    found = {}
+    for name, (step, variable, by) in {
+        "one": (120, 1, 1e-3), "two": (1, 2, 0.5), "loss": (77, None, 1e-2), "noise": (5, 0, 1e-7),
+    }.items():  # fmt: skip
+        other = recordings.delivered(store, home, *changed(step, variable, by), name=name)
+        found[name] = parting(load_run(original), load_run(other))
+    assert found["noise"] is None and parting(load_run(original), load_run(original)) is None
+    one, two, loss = found["one"], found["two"], found["loss"]
+    assert one is not None and two is not None and loss is not None
+    assert (one.step, one.variable, one.compared) == (120, recordings.KERNELS[1], 400)
+    np.testing.assert_allclose(one.difference, 1e-3, rtol=1e-2)
+    assert (two.step, two.variable) == (1, recordings.KERNELS[2])
+    assert (loss.step, loss.variable) == (77, "")
+
+
+def test_the_page_lays_the_runs_over_one_another(
+    original: str, store: str, home: Path, tmp_path: Path
+) -> None:
+    other = recordings.delivered(
+        store, home, *changed(120, 1, 1e-3), Facts(params={"opt_rate": "0.2"}), name="other"
+    )
+    output = tmp_path / "comparison.html"
+    parent = mlflow.MlflowClient().create_run("0").info.run_id
+    assert cli.main(["compare", original, other, "--output", str(output), "--log-to", parent]) == 0
+    page = output.read_text("utf-8")
+    curves = data_of(page)["panels"]["loss"]["curves"]
+    assert {curve["run"] for curve in curves} == {0, 1}
+    assert {curve["name"].split(" · ")[0] for curve in curves} == {"original", "other"}
+    assert "other parts from original at step 120 (most: the gradient of net.second.kernel" in page
+    assert "opt_rate" in page and ">opt_name<" not in page  # which is the same in both
+    assert "val_accuracy" in page
+    logged = mlflow.artifacts.download_artifacts(run_id=parent, artifact_path="tfmon/comparison.html")
+    assert Path(logged).read_text("utf-8") == page
+
+
+def test_one_run_is_no_comparison(original: str) -> None:
+    with pytest.raises(ValueError, match="two different"):
+        compare([original, original])
+    assert cli.main(["compare", original]) == 2

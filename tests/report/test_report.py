@@ -1,0 +1,148 @@
+"""The report: what it tells is what was recorded, and nothing in it can do anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_tfmon import cli
+from mlflow_tfmon.recorded import Problem, load_run
+from mlflow_tfmon.report import making
+from mlflow_tfmon.report.layers import over_time, rebinned
+from mlflow_tfmon.report.page import as_json, render
+from mlflow_tfmon.report.thin import Buckets, thin
+from tests.report import recordings
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found
+    return json.loads(found[1])
+
+
+def curve(page: str, panel: str, name: str) -> np.ndarray:
+    curves = {one["name"]: one["points"] for one in data_of(page)["panels"][panel]["curves"]}
+    return np.array(curves[name])
+
+
+def test_thinned_curves_keep_their_extremes() -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=100_000).cumsum()
+    values[[777, 50_001]] = [1e6, -1e6]
+    values[5000:5100] = np.nan
+    steps, kept = thin(np.arange(100_000), values, points=400)
+    assert len(steps) <= 400 and (np.diff(steps) > 0).all()
+    assert kept.max() == 1e6 and kept.min() == -1e6 and {0, 99_999} <= set(steps.tolist())
+    np.testing.assert_array_equal(kept, values[steps])
+    few = np.array([3.0, np.inf, 1.0])
+    assert thin(np.arange(3), few)[1].tolist() == [3.0, 1.0]
+
+
+def test_buckets_hold_the_largest_of_each_stretch() -> None:
+    values = np.random.default_rng(0).normal(size=(1000, 2))
+    whole, parts = Buckets(1000, 10, 2), Buckets(1000, 10, 2)
+    whole.add(np.arange(1, 1001), values)
+    for at in range(0, 1000, 37):
+        parts.add(np.arange(at + 1, min(1000, at + 37) + 1), values[at : at + 37])
+    np.testing.assert_array_equal(whole.largest, values.reshape(10, 100, 2).max(axis=1))
+    np.testing.assert_array_equal(parts.largest, whole.largest)
+    assert whole.steps.tolist() == list(range(100, 1001, 100))
+
+
+def test_bins_are_changed_without_losing_an_element() -> None:
+    values = np.random.default_rng(0).uniform(-1, 1, 4000)
+    counts, edges = np.histogram(values, np.linspace(-1, 1, 401))
+    onto = np.linspace(-0.5, 0.5, 11)
+    shares = rebinned(edges, counts, onto, values.min(), values.max())
+    expected = np.histogram(np.clip(values, -0.5, 0.4999), onto)[0] / 4000
+    np.testing.assert_allclose(shares, expected, atol=2e-3)
+    assert rebinned(np.array([0.0, 1.0]), np.array([3]), onto, 0.25, 0.25).tolist() == [0] * 7 + [1] + [0] * 2
+
+
+def test_histograms_over_time_are_columns_of_shares() -> None:
+    random = np.random.default_rng(0)
+    rows = []
+    for step in range(1, 100):
+        counts, edges = np.histogram(random.normal(size=200), 30)
+        rows.append({"step": step, "edges": edges, "counts": counts, "min": edges[0], "max": edges[-1],
+                     "q25": -0.7, "q75": 0.7})  # fmt: skip
+    picture = over_time("a", "weight", pd.DataFrame(rows))
+    assert len(picture.steps) <= 48 and {picture.steps[0], picture.steps[-1]} == {1, 99}
+    sums = np.zeros(len(picture.steps))
+    for column, _, share in picture.cells:
+        sums[column] += share
+    np.testing.assert_allclose(sums, 1, atol=0.01)
+
+
+def test_what_it_tells_is_what_was_recorded(store: str, home: Path, tmp_path: Path) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(3000), report=True)
+    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="tfmon/report.html")
+    page = Path(path).read_text("utf-8")  # as the end of the run made it
+    recorded = load_run(run_id)
+    points = curve(page, "loss", "loss of the step")
+    loss = recorded.steps.loss
+    np.testing.assert_allclose(points[:, 1], loss.loc[points[:, 0].astype(int)], rtol=1e-4)
+    assert len(points) <= 1000 and points[:, 1].max() == 50  # the spike of one step
+    np.testing.assert_allclose(curve(page, "loss", "val_loss"), [[600 * n, 1.5] for n in range(1, 6)])
+    gap = [[600 * n, 1.5 - 2 / n] for n in range(1, 6)]
+    np.testing.assert_allclose(curve(page, "gap", "val_loss - loss"), gap, rtol=1e-4)
+    assert {"loss", "metric", "learning_rate", "gradient", "gap", "stability", "step_time", "grad_norm by layer",
+            "weight_norm by layer", "update_ratio by layer", "weight histograms", "gradient histograms", "zeros",
+            "dead"} <= data_of(page)["panels"].keys()  # fmt: skip
+    clock = data_of(page)["clocks"][0]
+    assert clock["epoch"][-1] == 5 and clock["minutes"][-1] == pytest.approx(0.01 * 2999 / 60, abs=1e-3)
+    assert "opt_name" in page and "adam" in page and len(page) < 3e6
+    output = tmp_path / "out.html"
+    assert cli.main(["report", run_id, "--output", str(output)]) == 0
+    assert data_of(output.read_text("utf-8"))["panels"] == data_of(page)["panels"]
+
+
+def test_nothing_in_it_can_do_anything(store: str, home: Path) -> None:
+    name = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    run_id = recordings.delivered(store, home, *recordings.training(300), name=name)
+    library = (Path(making.__file__).parent / "vendor/echarts.min.js").read_text("utf-8")
+    page = making.make(run_id).replace(library, "")
+    assert "<script>alert" not in page and "<img" not in page and "<b>ours" not in page
+    assert page.count("<script") == page.count("</script>") == 3  # the data, the library and ours
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is fetched
+    assert as_json({"a": "</script><!--"}).count("<") == 0
+    assert name in json.dumps(data_of(page)) or "&lt;script&gt;alert(1)" in page
+
+
+def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(300, nan_at=200))
+    recorded = load_run(run_id)
+    recorded.problems = [
+        Problem("nan_or_inf", "critical", 200, recordings.KERNELS[:1], "loss is NaN from step 200 on", "clip")
+    ]
+    page = render(making.page_of(recorded, mlflow.get_run(run_id)))
+    assert "1 problem found: nan_or_inf." in page and "loss is NaN from step 200 on" in page
+    figure = page.index('data-from="200"')
+    assert 'data-panel="loss"' in page[figure - 100 : figure + 100]
+    assert data_of(page)["panels"]["loss"]["marks"][0] == 200
+    assert "not finite at 101 steps, first at step 200" in page
+    clean = render(making.page_of(load_run(run_id), mlflow.get_run(run_id)))
+    assert "was not searched for problems" in clean
+
+
+def test_a_million_steps_make_a_report_as_small(store: str, home: Path) -> None:
+    few = making.make(recordings.delivered(store, home, *recordings.training(1000)))
+    many = making.make(recordings.delivered(store, home, *recordings.training(200_000)))
+    assert len(many) < len(few) + 150_000
+    assert curve(many, "loss", "loss of the step")[:, 1].max() == 50
+
+
+def test_a_run_that_has_next_to_nothing(store: str, home: Path) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(1, epochs=1)[:2])
+    assert set(data_of(making.make(run_id))["panels"]) >= {"loss", "gradient"}
+    unwatched = mlflow.MlflowClient().create_run("0").info.run_id
+    with pytest.raises(ValueError, match="not watched"):
+        making.make(unwatched)
+    assert cli.main(["report", unwatched]) == 1

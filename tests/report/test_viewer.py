@@ -1,0 +1,135 @@
+"""The report as people open it: in the MLflow UI of a real server, and from disk, by a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report import recordings
+
+playwright = pytest.importorskip("playwright.sync_api")
+_DRAWN = """() => [...document.querySelectorAll("figure[data-panel] .chart")].map(
+    (chart) => chart.querySelectorAll("svg path").length)"""
+_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        try:
+            found = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def server(store: str, tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port),
+               "--workers", "1"]  # fmt: skip
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ}, start_new_session=True
+        )
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + _SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "server.log").read_text()
+            time.sleep(0.5)
+    yield url
+    os.killpg(process.pid, 15)
+    process.wait(30)
+
+
+@pytest.mark.thorough
+def test_the_report_in_the_artifact_viewer_and_the_images_behind_a_slider(
+    browser: Any, server: str, store: str, home: Path
+) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(400), report=True)
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server}/#/experiments/0/runs/{run_id}/artifacts/tfmon/report.html")
+    frame, until = None, time.monotonic() + _SECONDS
+    while frame is None:  # a frame without an origin, in which scripts may run
+        page.wait_for_timeout(300)
+        frame = next((f for f in page.frames if f != page.main_frame and _is_report(f)), None)
+        assert time.monotonic() < until, [f.url for f in page.frames]
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    paths = frame.evaluate(_DRAWN)
+    assert len(paths) > 15 and min(paths) > 4
+    before = len(asked)
+    frame.evaluate("document.querySelector('input[value=epoch]').click()")
+    page.wait_for_timeout(500)
+    assert min(frame.evaluate(_DRAWN)) > 4 and not said
+    assert not [url for url in asked if not url.startswith((server, "data:", "blob:"))]
+    assert len([url for url in asked[before:] if "report" in url]) == 0
+    page.goto(f"{server}/#/experiments/0/runs/{run_id}/model-metrics")
+    page.wait_for_selector("img[src*='images']", timeout=_SECONDS * 1000, state="attached")
+    page.close()
+
+
+def _is_report(frame: Any) -> bool:
+    try:
+        return bool(frame.evaluate("Boolean(document.documentElement.dataset.drawn)"))
+    except playwright.Error:
+        return False
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("width, dark", [(1300, False), (390, True)])
+def test_from_disk_every_chart_is_drawn_and_nothing_is_asked_for(
+    browser: Any, store: str, home: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    from mlflow_tfmon.report.making import make
+
+    path = tmp_path / "report.html"
+    path.write_text(make(recordings.delivered(store, home, *recordings.training(400, nan_at=300))), "utf-8")
+    page = browser.new_page(
+        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+    )
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.goto(path.as_uri())
+    assert min(page.evaluate(_DRAWN)) > 4
+    for _ in range(2):  # to a logarithmic scale and back
+        page.click("figure[data-panel=loss] button")
+        assert min(page.evaluate(_DRAWN)) > 4
+    page.select_option("figure[data-panel='weight histograms'] select", index=2)
+    said_below = page.inner_text("figure[data-panel='weight histograms'] .said")
+    assert said_below.startswith(recordings.KERNELS[2])
+    box = page.locator("figure[data-panel=loss] .chart").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(300)
+    assert "step " in str(
+        page.locator("figure[data-panel=loss] svg").text_content()
+    )  # what the pointer is at
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    labels = page.eval_on_selector_all(".chart", "(all) => all.map((one) => one.getAttribute('aria-label'))")
+    assert all(len(label) > 30 for label in labels)
+    assert asked == [path.as_uri()] and not said
+    page.close()
