@@ -12,7 +12,9 @@ import mlflow
 
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
+from mlflow_tfmon.checkpoints.keeper import Moment
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
+from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph, models
 from mlflow_tfmon.settings import Settings
@@ -56,6 +58,7 @@ class Monitor:
         self.model = model
         self.settings = Settings.make(**settings)
         self.total_steps: int | None = None  # how many steps are expected, if that is known
+        self.arguments: FitArguments | None = None  # of the fit that is watched
         self._run_id = run_id
         self._thread = threading.get_ident()
         self._pipeline: Pipeline | None = None
@@ -174,6 +177,8 @@ class Monitor:
             with contained("Monitor.log", "these figures are not recorded"):
                 self._pipeline.drain()
                 self._pipeline.recording.logged(numbers, self._keys())
+                if isinstance(self.settings.checkpoint_save_freq, int):
+                    self._consider(self._pipeline.recording.epochs_done(self.prefix), numbers, within=True)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
         """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
@@ -194,9 +199,9 @@ class Monitor:
             self._pipeline.drain()
             number = self.first_epoch + int(epoch)
             recording = self._pipeline.recording
-            recording.epoch_ended(number, numbers, self._keys(), self._prefix)
+            recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
-            self._note_best(number, numbers)
+            self._consider(number, numbers)
             now = time.time()
             recording.append(records.Paused(self._paused_since or now, now))
             self._paused_since = None
@@ -205,7 +210,7 @@ class Monitor:
     def first_epoch(self) -> int:
         """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
         if self._first_epoch is None and self._pipeline is not None:
-            self._first_epoch = self._pipeline.recording.epochs_done(self._prefix)
+            self._first_epoch = self._pipeline.recording.epochs_done(self.prefix)
         return self._first_epoch or 0
 
     def new_fit(self) -> None:
@@ -273,27 +278,31 @@ class Monitor:
         return frozenset(graph.key(v) for v in self.model.trainable_variables)
 
     @property
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
+        """What precedes the names of the model's epoch metrics in the run."""
         if self._pipeline is None or self.model is None:
             return ""
         return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))
 
-    def _note_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def _consider(self, epoch: int, metrics: Mapping[str, float], within: bool = False) -> None:
+        """Has a checkpoint made where one is due."""
+        if self._pipeline is not None:
+            step = self._pipeline.recording.steps_of(self._keys())
+            now = Moment(self.model, (), epoch, step, metrics, self.arguments, within)
+            self._pipeline.keeper(self.prefix).consider(now)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a best model of the training is kept that MLflow can load, after what waits has been written."""
         if self._pipeline is None:
-            return
-        prefix = self._prefix
-        best = self._pipeline.best(prefix)
-        if best.consider(epoch, metrics) and best.value is not None:
-            figures = (
-                (f"{prefix}best/{best.metric}", best.value, epoch),
-                (f"{prefix}best/epoch", float(epoch), epoch),
-            )
-            self.record(records.Facts(metrics=figures, time=time.time()))
+            return False
+        self._pipeline.finish_checkpoints()
+        return self._pipeline.keeper(self.prefix).has_best
 
     def _say_what_is_missing(self, pipeline: Pipeline) -> None:
         if pipeline.recording.steps_of(self._keys()) == self._first_step:
             logger.warning("mlflow_tfmon: no optimizer step was seen: %s", self._why_no_steps())
-        complaint = pipeline.best(self._prefix).complaint()
+        complaint = pipeline.keeper(self.prefix).best.complaint()
         if complaint:
             logger.warning(complaint)
 

@@ -1,0 +1,105 @@
+"""A model's variables as they were at one moment, and a way to save the model with them while it trains on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class ChangedError(Exception):
+    """The model is no longer made of the variables that it had at the snapshot."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a model's variables held at one moment.
+
+    Keras 2 cannot save a model with other values than it holds: a snapshot of such a model is empty, and stands for the
+    model as it is.
+
+    Attributes:
+        model: the model.
+        optimizers: the optimizers that train it.
+        variables: the model's, the optimizers' and the metrics' variables.
+        values: what they held.
+    """
+
+    model: Any = field(repr=False)
+    optimizers: Sequence[Any] = field(repr=False)
+    variables: tuple[Any, ...] = field(repr=False)
+    values: tuple[np.ndarray, ...] = field(repr=False)
+
+    @classmethod
+    def take(cls, model: Any, optimizers: Sequence[Any] = ()) -> Snapshot:
+        """Copies the variables, on the thread that trains.
+
+        Args:
+            model: a built Keras model.
+            optimizers: those that train it, beside the one that it was compiled with.
+        """
+        variables = variables_of(model, optimizers)
+        return cls(model, optimizers, variables, tuple(variable.numpy() for variable in variables))
+
+    @property
+    def live(self) -> bool:
+        """Whether it stands for the model as it is."""
+        return not isinstance(self.model, keras.Model)
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Lets this thread, and no other, see the variables as they were.
+
+        Raises:
+            ChangedError: the model has become another meanwhile; what was saved within is worthless.
+        """
+        if self.live:
+            yield
+            return
+        self._check()
+        with tf.device("CPU:0"):
+            _look_up_optimizer()
+            scope = keras.StatelessScope(
+                zip(self.variables, self.values, strict=True), initialize_variables=False
+            )
+            with scope:
+                yield
+                # `keras.utils.clear_session()` ends every thread's scope.
+                ended = any(v.value is not scope.get_current_value(v) for v in self.variables[:1])
+        self._check(ended)
+
+    def _check(self, ended: bool = False) -> None:
+        now = variables_of(self.model, self.optimizers)
+        if ended or [id(one) for one in now] != [id(one) for one in self.variables]:
+            raise ChangedError(
+                f"the model {self.model.name!r} was changed while it was being saved (layers added or removed, compiled "
+                "anew, or Keras's session cleared)"
+            )
+
+
+def variables_of(model: Any, optimizers: Sequence[Any] = ()) -> tuple[Any, ...]:
+    """All variables that saving a model reads, each once; those of a Keras 2 model are left out."""
+    if not isinstance(model, keras.Model):
+        return ()
+    owned = [one for one in (getattr(model, "optimizer", None), *optimizers) if one is not None]
+    found = [*model.variables, *(v for one in owned for v in one.variables), *model.metrics_variables]
+    return tuple({id(variable): variable for variable in found}.values())
+
+
+def _look_up_optimizer() -> None:
+    """Has Keras look at an optimizer before a scope forbids that.
+
+    To see which attributes saving leaves out, Keras makes an optimizer, and so a variable, each time, since it remembers
+    the answer under another name than it looks for (3.7 to 3.15).
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from keras.src.backend.common import global_state
+        from keras.src.saving import saving_lib
+
+        answer = saving_lib.get_attr_skipset("Optimizer")
+        global_state.set_global_attribute("saving_attr_skiplist_Optimizer", answer)
