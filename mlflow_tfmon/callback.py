@@ -23,7 +23,10 @@ class _BothKerases(keras.callbacks.Callback):
 
     def _implements(self, mode: str) -> bool:
         methods = (f"on_{mode}_batch_begin", f"on_{mode}_batch_end")
-        return any(getattr(type(self), m) is not getattr(keras.callbacks.Callback, m) for m in methods)
+        return any(
+            getattr(getattr(self, m), "__func__", m) is not getattr(keras.callbacks.Callback, m)
+            for m in methods
+        )
 
     def _implements_train_batch_hooks(self) -> bool:
         return self._implements("train")
@@ -62,11 +65,18 @@ class MonitorCallback(_BothKerases):
         self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        self.heed(Settings.make(**settings))  # so that a bad setting is told here, not in the middle of fit
         self.run_id = run_id
         self.settings = settings
         self.given = started  # whose end is not this callback's
         self._monitor: Monitor | None = None
+        self._batches = self._batches_of_epoch = 0
+
+    def heed(self, settings: Settings) -> None:
+        """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
+        self._every = settings.checkpoint_save_freq
+        if isinstance(self._every, int):
+            self.on_train_batch_end = self._batch_ended
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
@@ -85,6 +95,7 @@ class MonitorCallback(_BothKerases):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the pause before the epoch."""
+        self._batches_of_epoch = 0
         if self._monitor is not None:
             self._monitor.paused(None)
 
@@ -92,6 +103,12 @@ class MonitorCallback(_BothKerases):
         """Notes that validation has begun."""
         if self._monitor is not None:
             self._monitor.paused(time.time())
+
+    def _batch_ended(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        done, self._batches = self._batches, self._batches + max(1, batch + 1 - self._batches_of_epoch)
+        self._batches_of_epoch = batch + 1
+        if self._monitor is not None and done // self._every < self._batches // self._every:
+            self._monitor.step_ended(epoch_metrics(logs))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the epoch's metrics."""

@@ -89,6 +89,7 @@ class _Fit:
             self.monitor.start()
         self.monitor.arguments = self.arguments
         self._callback.given = self.monitor
+        self._callback.heed(self.monitor.settings)
         with contained("reading the arguments of fit", "the params of this fit are not recorded"):
             self.monitor.record(records.Facts(params=fit_params(self.arguments)))
         self._summarize()

@@ -180,6 +180,13 @@ class Monitor:
                 if isinstance(self.settings.checkpoint_save_freq, int):
                     self._consider(self._pipeline.recording.epochs_done(self.prefix), numbers, within=True)
 
+    def step_ended(self, metrics: Mapping[str, float]) -> None:
+        """Has a checkpoint made within an epoch, where one is due, by the metrics so far."""
+        if self._pipeline is not None:
+            with contained("a checkpoint within an epoch", "the model at this step is not kept"):
+                self._pipeline.drain()
+                self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
+
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
         """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
 

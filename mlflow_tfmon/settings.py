@@ -33,8 +33,8 @@ class Settings:
         checkpoint_keep: how many of the best are kept.
         checkpoint_save_best_only: whether only the best and the last are kept; else all are.
         checkpoint_save_weights_only: whether checkpoints hold the weights, without the model's configuration.
-        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs"), or every so many optimizer steps (a number; in
-            a custom loop at the next `Monitor.log` or `log_epoch`).
+        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs"), or every so many optimizer steps and at
+            each epoch's end (a number; in a custom loop at the next `Monitor.log`).
         deep_every: every how many optimizer steps the weight norms, update ratios and fractions of zero gradients
             are measured; step 1 is, too.
         max_points: bound on the points of one series in MLflow; the Parquet files hold every step.
@@ -79,7 +79,8 @@ class Settings:
                 raise self._error(name, f"must be {unit}, 0 or more")
         if self.checkpoint_every is None:
             raise self._error(
-                "checkpoint_save_freq", 'must be "epoch", "5 epochs" or the like, or a number of steps, at least 1'
+                "checkpoint_save_freq",
+                'must be "epoch", "5 epochs" or the like, or a number of steps, at least 1',
             )
         if self.mode not in ("auto", "min", "max"):
             raise self._error("mode", 'must be "auto", "min" or "max"')

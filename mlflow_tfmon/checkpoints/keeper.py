@@ -121,7 +121,12 @@ class Keeper:
         value = now.metrics.get(metric)
         among = self._kept.joins(value, best.more, metric)
         began = time.monotonic()
-        if not is_best and not among and self._settings.checkpoint_save_best_only and began < self._patience_until:
+        if (
+            not is_best
+            and not among
+            and self._settings.checkpoint_save_best_only
+            and began < self._patience_until
+        ):
             return  # nothing but the last one yet: the next will be
         with self._lock:
             snapshot = Snapshot.take(now.model, now.optimizers)
@@ -140,7 +145,7 @@ class Keeper:
         every, unit = self._settings.checkpoint_every or (1, "epochs")
         if unit == "epochs":
             return not now.within and (now.epoch + 1) % every == 0
-        if now.step < self._due_from:
+        if now.within and now.step < self._due_from:
             return False
         self._due_from = (now.step // every + 1) * every
         return True

@@ -76,7 +76,8 @@ def why_not(new: Standing, holder: Standing | None) -> str | None:
     if (holder.metric, holder.more) != (new.metric, new.more) or not math.isfinite(holder.value):
         return f"they cannot be compared: {new} here, {holder} there"
     if holder.dataset != new.dataset:
-        return f"{new.metric} was measured on other data (digests {new.dataset or 'unknown'} and {holder.dataset or 'unknown'})"
+        digests = f"{new.dataset or 'unknown'} and {holder.dataset or 'unknown'}"
+        return f"{new.metric} was measured on other data (digests {digests})"
     if new.value == holder.value:
         return f"it is a tie ({new})"
     if (new.value > holder.value) != new.more:
@@ -108,7 +109,11 @@ def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
             version = make_version(client, source, model_id, name)
             reason = contend(client, version, ALIAS)
             says = f"{name} version {version.version} ({Standing.of(version.tags)})"
-            says += f" has the alias {ALIAS}" if reason is None else f"; the alias {ALIAS} stays where it is: {reason}"
+            says += (
+                f" has the alias {ALIAS}"
+                if reason is None
+                else f"; the alias {ALIAS} stays where it is: {reason}"
+            )
         return run.tags({REGISTERED_TAG: says})
     except RefusedError as error:
         run.tags({REGISTERED_TAG: f"{name} is refused: {error}"})
@@ -198,7 +203,9 @@ def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | No
         client.set_registered_model_alias(name, alias, str(best.version))
     if str(best.version) == str(version.version):
         return None
-    return _lost(client, version, state, f"{mine} does not beat {Standing.of(best.tags)}, which came at the same time")
+    return _lost(
+        client, version, state, f"{mine} does not beat {Standing.of(best.tags)}, which came at the same time"
+    )
 
 
 def _lost(client: MlflowClient, version: ModelVersion, state: str, reason: str) -> str:

@@ -77,8 +77,8 @@ class Snapshot:
         now = variables_of(self.model, self.optimizers)
         if ended or [id(one) for one in now] != [id(one) for one in self.variables]:
             raise ChangedError(
-                f"the model {self.model.name!r} was changed while it was being saved (layers added or removed, compiled "
-                "anew, or Keras's session cleared)"
+                f"the model {self.model.name!r} was changed while it was being saved (layers added or removed, "
+                "compiled anew, or Keras's session cleared)"
             )
 
 
@@ -94,8 +94,8 @@ def variables_of(model: Any, optimizers: Sequence[Any] = ()) -> tuple[Any, ...]:
 def _look_up_optimizer() -> None:
     """Has Keras look at an optimizer before a scope forbids that.
 
-    To see which attributes saving leaves out, Keras makes an optimizer, and so a variable, each time, since it remembers
-    the answer under another name than it looks for (3.7 to 3.15).
+    To see which attributes saving leaves out, Keras makes an optimizer, and so a variable, each time, since it
+    remembers the answer under another name than it looks for (3.7 to 3.15).
     """
     with contextlib.suppress(ImportError, AttributeError):
         from keras.src.backend.common import global_state

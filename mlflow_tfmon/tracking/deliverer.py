@@ -212,7 +212,7 @@ class Deliverer:
         self._outbox.points(points + translation.flush(final=ended is not None))
         self._outbox.files(translation.telemetry.finished())
         self._outbox.progress(translation.progress.text())
-        self._outbox.register()
+        self._outbox.settle_models()
         if ended is not None and end_run:
             self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
         self._outbox.flushed(self._seq, translation.lost)

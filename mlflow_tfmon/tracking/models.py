@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.curves import Point
@@ -27,7 +26,7 @@ def deliver_model(
     known: str | None,
     remember: Callable[[str], None],
 ) -> dict[str, str]:
-    """Makes a saved model a logged model of the run: files, step, metrics with their datasets, and then its pointers.
+    """Makes a saved model a logged model of the run: files, metrics with their datasets, and then its pointers.
 
     Args:
         run: the run.
@@ -61,12 +60,11 @@ def deliver_model(
                 remember(model_id)
             else:
                 model = client.get_logged_model(model_id)
-            _sign(folder, model_id, run.run_id, model.artifact_location)
-            with patient_uploads():
-                client.log_model_artifacts(model_id, str(folder))
-            client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-            if not known or model_id not in _outputs(client, run.run_id):
-                client.log_outputs(run.run_id, [LoggedModelOutput(model_id, step=saved.step)])
+            if model.status != LoggedModelStatus.READY:  # an earlier attempt may have got as far as that
+                _sign(folder, model_id, run.run_id, model.artifact_location)
+                with patient_uploads():
+                    client.log_model_artifacts(model_id, str(folder))
+                client.finalize_logged_model(model_id, LoggedModelStatus.READY)
         rejected |= run.points(metrics, model_id, datasets_of(source))
         rejected |= run.tags(dict.fromkeys(saved.pointers, model_id))
     except RefusedError as error:
@@ -90,9 +88,24 @@ def _sign(folder: Path, model_id: str, run_id: str, location: str) -> None:
         raise RefusedError(f"{path} cannot be read, the model was not saved in full: {error}") from error
 
 
-def _outputs(client: MlflowClient, run_id: str) -> list[str]:
-    outputs = client.get_run(run_id).outputs
-    return [output.model_id for output in outputs.model_outputs] if outputs else []
+def link_models(run: RunStore, steps: Mapping[str, int]) -> None:
+    """Makes logged models outputs of the run, those that are not yet.
+
+    A run's outputs cannot be taken back, so this comes once it is known which are kept.
+
+    Args:
+        run: the run.
+        steps: id -> step.
+
+    Raises:
+        AwayError: the store does not answer.
+    """
+    with store_errors():
+        outputs = run.client.get_run(run.run_id).outputs
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        new = [LoggedModelOutput(one, step) for one, step in steps.items() if one not in linked]
+        if new:
+            run.client.log_outputs(run.run_id, new)
 
 
 def drop_model(run: RunStore, model_id: str) -> None:

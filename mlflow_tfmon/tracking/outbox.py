@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.checkpoints.registry import register_pointed
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
-from mlflow_tfmon.tracking.models import deliver_model, drop_model
+from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
@@ -56,7 +56,8 @@ class Outbox:
         self._run: RunStore | None = None
         self._tagged = ""
         self._progress = ""
-        self._linkable: dict[str, Point] = {}
+        self._linkable: dict[tuple[str, int], Point] = {}
+        self._steps: dict[str, int] = {}  # of models that are kept: path -> step
         self._to_register: dict[str, str] = {}  # a run's tag that says which model -> registered model
 
     @property
@@ -101,7 +102,7 @@ class Outbox:
 
     def linkable(self, points: Sequence[Point]) -> None:
         """Points that a model's metrics may be: a model linked to one of them doubles nothing in the run."""
-        self._linkable |= {point.key: point for point in points}
+        self._linkable |= {(point.key, point.step): point for point in points}
 
     def record(self, record: Record, when: float) -> None:
         """Logs a record that is no data.
@@ -208,13 +209,16 @@ class Outbox:
         return str(run.info.run_id)
 
     def _model(self, saved: ModelSaved, when: float) -> None:
-        folder = self._folder / saved.path
-        finite = {clean(name): value for name, value in saved.metrics.items() if isfinite(value)}
+        name, folder = f"model {saved.name}", self._folder / saved.path
+        finite = {clean(key): value for key, value in saved.metrics.items() if isfinite(value)}
         points = []
-        for name, value in finite.items():
-            known = self._linkable.get(name)
-            same = known is not None and (known.value, known.step) == (value, saved.step)
-            points.append(known if known and same else Point(name, value, saved.step, int(when * 1e3)))
+        for key, value in finite.items():
+            known = self._linkable.get((key, saved.step))
+            same = known is not None and known.value == value
+            points.append(known if known and same else Point(key, value, saved.step, int(when * 1e3)))
+        self._steps[saved.path] = saved.step
+        for path in saved.drops:
+            self._steps.pop(path, None)
         if saved.registered_model_name:
             self._to_register[saved.pointers[0]] = saved.registered_model_name
 
@@ -223,25 +227,34 @@ class Outbox:
 
         def deliver(run: RunStore) -> dict[str, str]:
             known = self._ledger.status.models
-            if folder.with_name(f"{folder.name}.gone").exists():  # another took its place before it was delivered
+            gone = folder.with_name(f"{folder.name}.gone")
+            if gone.exists():  # another took its place before it was delivered
                 if saved.path in known:
                     drop_model(run, known[saved.path])
                 return {}
             rejected = deliver_model(run, saved, folder, points, known.get(saved.path), remember)
-            if not rejected:
+            if name in rejected:
+                self._steps.pop(saved.path, None)
+            else:
                 for path in saved.drops:
                     if path in known:
                         drop_model(run, known[path])
             return rejected
 
-        self._do(deliver, f"model {saved.name}", self._files)
+        self._do(deliver, name, self._files)
         self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))
 
-    def register(self) -> None:
-        """Has what the training's models point to registered: of many checkpoints, the one that was the best."""
+    def settle_models(self) -> None:
+        """Has the models that are kept linked to the run, and those registered that are to be: of many the best."""
+        if self._steps:
+            self._do(self._link, "outputs", self._files)
         for tag, name in self._to_register.items():
             self._do(partial(register_pointed, tag=tag, name=name), f"registered model {name}", self._files)
         self._to_register.clear()
+
+    def _link(self, run: RunStore) -> None:
+        known = self._ledger.status.models
+        link_models(run, {known[path]: step for path, step in self._steps.items() if path in known})
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
