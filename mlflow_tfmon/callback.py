@@ -74,8 +74,9 @@ class MonitorCallback(_BothKerases):
 
     def heed(self, settings: Settings) -> None:
         """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
-        self._every = settings.checkpoint_save_freq
-        if isinstance(self._every, int):
+        every = settings.checkpoint_save_freq
+        self._every = every if isinstance(every, int) else 0
+        if self._every:
             self.on_train_batch_end = self._batch_ended
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -107,7 +108,7 @@ class MonitorCallback(_BothKerases):
     def _batch_ended(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         done, self._batches = self._batches, self._batches + max(1, batch + 1 - self._batches_of_epoch)
         self._batches_of_epoch = batch + 1
-        if self._monitor is not None and done // self._every < self._batches // self._every:
+        if self._monitor is not None and self._every and done // self._every < self._batches // self._every:
             self._monitor.step_ended(epoch_metrics(logs))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
