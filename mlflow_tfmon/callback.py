@@ -10,6 +10,7 @@ import keras
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
+from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.monitor import Monitor
 from mlflow_tfmon.settings import Settings
 
@@ -71,6 +72,7 @@ class MonitorCallback(_BothKerases):
         self.given = started  # whose end is not this callback's
         self._monitor: Monitor | None = None
         self._batches = self._batches_of_epoch = 0
+        self._rate: Rate | None = None
 
     def heed(self, settings: Settings) -> None:
         """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
@@ -91,6 +93,8 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        with contained("reading the learning rate", "its changes are not recorded"):
+            self._rate = Rate(self.model.optimizer)
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
 
@@ -116,6 +120,10 @@ class MonitorCallback(_BothKerases):
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
                 self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
+                monitor, rate = self._monitor, self._rate
+                change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())
+                if change:
+                    monitor.record(change)
                 self._monitor.paused(time.time())
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import subprocess
@@ -102,6 +103,32 @@ def test_the_best_and_the_last_of_a_fit(tmp_path: Path, every_epoch: Any) -> Non
     assert len(points) == 5  # linking a metric adds no point
     (version,) = mlflow.MlflowClient().search_model_versions("name='digits'")
     assert (version.source, version.tags["tfmon.epoch"]) == (f"models:/{pointers[0]}", str(best))
+
+
+def test_kerass_callbacks_go_on_working_and_what_they_did_is_recorded(tmp_path: Path) -> None:
+    def train() -> Any:
+        model = net()
+        model.optimizer.learning_rate = 0.5
+        stopping = keras.callbacks.EarlyStopping(patience=4, restore_best_weights=True)
+        slower = keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=0.05)
+        history = fit(model, 30, [stopping, slower])
+        return model, history.history, stopping
+
+    reference, _, _ = train()
+    mlflow_tfmon.autolog(log_models=False)
+    model, history, stopping = train()
+    for ours, theirs in zip(weights(model), weights(reference), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    run_id = mlflow.last_active_run().info.run_id
+    client, metrics = mlflow.MlflowClient(), mlflow.get_run(run_id).data.metrics
+    assert metrics["stopped_epoch"] == stopping.stopped_epoch < 29
+    assert metrics["restored_epoch"] == stopping.best_epoch == metrics["best/epoch"]
+    rates = history["learning_rate"]  # of each epoch; a change is made at the end of the one before
+    changes = {at: new for at, (old, new) in enumerate(itertools.pairwise(rates)) if new != old}
+    found = {one.step: one.value for one in client.get_metric_history(run_id, "learning_rate_changed")}
+    assert len(changes) >= 2
+    assert {at: found[at] for at in changes} == pytest.approx(changes)
+    assert found.keys() - changes.keys() <= {len(rates) - 1}  # one at the very end comes into no epoch
 
 
 def losses(*values: float) -> Iterator[tuple[int, dict[str, float]]]:
