@@ -136,10 +136,12 @@ class Keeper:
                 self._writer = Writer(self._folder / "form" / uuid.uuid4().hex, self._settings, now.arguments)
             saved = self._described(now, metric, value)
             self._queue.put(self._number, _Job(snapshot, is_best, saved), self._kept.wanted)
-        if snapshot.live:
-            self._queue.finish(float("inf"))
-        ended = time.monotonic()
-        self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
+        if (
+            snapshot.live
+        ):  # the training waits for the writing too: no more often than that may take of its time
+            self._queue.finish(None)
+            ended = time.monotonic()
+            self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
 
     def _due(self, now: Moment) -> bool:
         every, unit = self._settings.checkpoint_every or (1, "epochs")

@@ -39,11 +39,11 @@ class Queue(Generic[Job]):
             self._stuck.clear()
             self._go_on()
 
-    def finish(self, timeout: float) -> bool:
+    def finish(self, timeout: float | None) -> bool:
         """Does at once all that waits.
 
         Args:
-            timeout: seconds to wait for it.
+            timeout: seconds to wait for it; None for as long as it takes.
 
         Returns:
             Whether all of it is done.

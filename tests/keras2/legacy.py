@@ -255,3 +255,17 @@ def test_a_sequence_and_a_callback_list() -> None:
     assert epochs == [0, 1] == list(run.epochs.index)
     assert list(run.steps.index) == list(range(1, 2 * nets.STEPS + 1))
     assert told in own.callbacks and len(own.callbacks) == 2  # as the user made it
+
+
+def test_the_best_of_a_fit_is_kept() -> None:
+    mlflow_tfmon.autolog(deep_every=DEEP)
+    seen: list[np.ndarray] = []
+
+    class Seen(tf_keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(self.model.predict(nets.data()[0], verbose=0))
+
+    losses = nets.fit(nets.compiled("adam", noise=0.2), epochs=3, callbacks=[Seen()]).history["loss"]
+    best = mlflow.get_run(nets.last_run()).data.tags["tfmon.best_model"]
+    loaded = mlflow.tensorflow.load_model(f"models:/{best}")
+    np.testing.assert_array_equal(loaded.predict(nets.data()[0], verbose=0), seen[int(np.argmin(losses))])
