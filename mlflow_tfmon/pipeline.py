@@ -86,18 +86,16 @@ class Pipeline:
         for keeper in self._keepers.values():
             keeper.finish(self.settings.delivery_wait)
 
-    def attach(
-        self, ring: Ring, name: str, model: str, total_steps: int | None, patient: bool = False
-    ) -> None:
-        """Records a ring's steps from the first on that was not taken yet; `patient` as in `Drain.attach`."""
+    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
+        """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
-        whole = workers.gathered(ring)
+        whole, batches = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(block: Block) -> None:
-            self.recording.take(whole(with_batches(block, inputs.taken_until)))
+            self.recording.take(whole(with_batches(block, batches.until)))
 
-        DRAIN.attach(ring, take, patient)
+        DRAIN.attach(ring, take)
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
@@ -112,6 +110,7 @@ class Pipeline:
         """Has MLflow brought up to date, and waits for it as long as the settings allow."""
         self.drain()
         self.finish_checkpoints()
+        self.recording.settle()
         self.recording.append(records.Flushed(time.time()))
         self._wait()
 
@@ -127,6 +126,7 @@ class Pipeline:
         self.finish_checkpoints()
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
+        self.recording.settle()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
@@ -167,9 +167,9 @@ def report(ring: Ring) -> None:
     """On a worker that is not the chief: a ring's steps are told to the chief, which records them."""
     place = cluster.place()
     if place is not None:
-        reporter = workers.Reporter(ring, place.index)
+        reporter, batches = workers.Reporter(ring, place.index), inputs.Batches(ring.thread)
         ring.begin(_NEVER)
-        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, inputs.taken_until)))
+        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, batches.until)))
 
 
 def of_run(run_id: str | None) -> Pipeline | None:
@@ -206,6 +206,7 @@ def _look() -> None:
     if time.monotonic() - _looked >= _LOOK:
         _looked = time.monotonic()
         for pipeline in list(_open.values()):
+            pipeline.recording.settle(waited=True)
             pipeline.watch_delivery()
 
 

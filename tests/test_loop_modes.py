@@ -6,7 +6,8 @@ Modes are functions that train a model on batches; each says beside it of what i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import keras
@@ -21,7 +22,9 @@ from tests.test_exactness import by_global_norm
 from tests.trainings import DEEP, compare, differentiated, renamed
 
 RATE = 0.1
-Batches = list[tuple[tf.Tensor, tf.Tensor]]
+NO_BATCHES = {"examples_per_second", "input_wait_share"}  # where no batch of a dataset belongs to a step
+NO_CLOCK = NO_BATCHES | {"time", "step_time_ms"}  # XLA has none
+Batches = Iterable[tuple[tf.Tensor, tf.Tensor]]
 Train = Callable[[Any, Any, Batches], None]
 
 
@@ -30,13 +33,17 @@ def watched(fresh: None) -> None:
     mlflow_tfmon.autolog(deep_every=DEEP, log_models=False)
 
 
-def batches() -> Batches:
+def batches() -> list[tuple[tf.Tensor, tf.Tensor]]:
     return list(trainings.batches(*trainings.data(), 1))
 
 
-def trained(train: Train, net: Any, optimizer: Any = None, steps: Batches | None = None) -> str:
+def dataset() -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(trainings.data()).batch(trainings.BATCH)
+
+
+def trained(train: Train, net: Any, optimizer: Any = None) -> str:
     with mlflow.start_run() as run:
-        train(net, optimizer or keras.optimizers.SGD(RATE), steps or batches())
+        train(net, optimizer or keras.optimizers.SGD(RATE), dataset())
     return str(run.info.run_id)
 
 
@@ -320,14 +327,36 @@ IN_GRAPH = {
 }
 
 
-def check(train: Train, by_hand: Any, clip: Any) -> None:
+def clipping() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(RATE, global_clipnorm=0.1)
+
+
+def check(
+    train: Train,
+    by_hand: Any = None,
+    clip: Any = None,
+    optimizer: Any = None,
+    absent: Collection[str] = (),
+) -> None:
+    """Trains on a dataset and compares with a loop by hand.
+
+    Args:
+        train: the training.
+        by_hand: gives a step's loss and gradients. Default: those of `trainings.loss()`.
+        clip: clips as the training does.
+        optimizer: the training's. Default: SGD, which does not clip.
+        absent: columns that can't be had.
+    """
     net = trainings.model()
-    run_id = trained(train, net)
+    begun = time.time()
+    run_id = trained(train, net, optimizer)
+    ended = time.time()
     reference = trainings.model()
     seen = trainings.by_hand(
         reference, keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE, clip, by_hand
     )
     compare(run_id, renamed(seen, reference, net), clipped=clip is not None)
+    trainings.compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, ended, absent)
 
 
 # Eager tensors don't tell what they were made of, and XLA has no clock: what depends on that is tried in them, too.
@@ -343,6 +372,9 @@ XLA = ("plain", "clipped by norm", "in a branch", "micro-batches in a loop")
 )
 def test_step(mode: str, how: str) -> None:
     make, by_hand, clip = (STEPS | IN_GRAPH)[mode]
+    optimizer = None
+    if clip is None and how == "function":  # where nothing is clipped by hand, the optimizer does it
+        clip, optimizer = by_global_norm, clipping()
 
     def train(net: Any, optimizer: Any, steps: Batches) -> None:
         step = make(net, optimizer)
@@ -350,22 +382,21 @@ def test_step(mode: str, how: str) -> None:
         for x, y in steps:
             step(x, y)
 
-    check(train, by_hand, clip)
+    check(train, by_hand, clip, optimizer, NO_CLOCK if how == "XLA" else ())
 
 
 def test_a_whole_epoch_in_one_function() -> None:
     def train(net: Any, optimizer: Any, steps: Batches) -> None:
         step = plain(net, optimizer)
-        dataset = tf.data.Dataset.from_tensor_slices(trainings.data()).batch(trainings.BATCH)
 
         @tf.function
         def epoch() -> None:
-            for x, y in dataset:
+            for x, y in steps:
                 step(x, y)
 
         epoch()
 
-    check(train, None, None)
+    check(train, None, by_global_norm, clipping(), absent=NO_BATCHES)
 
 
 @pytest.mark.parametrize("how", ["eager", "function"])
@@ -394,7 +425,7 @@ def test_accumulation_over_calls(how: str) -> None:
             if number % 4 == 0:
                 update()
 
-    check(train, None, None)
+    check(train, None, by_global_norm, clipping(), absent=NO_BATCHES)
 
 
 def test_shapes_change() -> None:
@@ -409,10 +440,12 @@ def test_shapes_change() -> None:
             step(a, b)
 
     net = trainings.model()
-    run_id = trained(train, net)
+    run_id = trained(train, net, clipping())
     reference = trainings.model()
-    seen = trainings.by_hand(reference, keras.optimizers.SGD(RATE), iter(steps), lambda step: RATE)
-    compare(run_id, renamed(seen, reference, net), clipped=False)
+    seen = trainings.by_hand(
+        reference, keras.optimizers.SGD(RATE), iter(steps), lambda step: RATE, by_global_norm
+    )
+    compare(run_id, renamed(seen, reference, net), clipped=True)
 
 
 def test_two_functions_of_one_optimizer() -> None:
@@ -422,7 +455,7 @@ def test_two_functions_of_one_optimizer() -> None:
         for number, (x, y) in enumerate(steps):
             (one if number % 2 else two)(x, y)
 
-    check(train, None, None)
+    check(train, None, by_global_norm, clipping())
 
 
 class Module(tf.Module):
@@ -446,9 +479,13 @@ def test_module_of_plain_variables() -> None:
         for x, y in steps:
             step(x, y)
 
-    run_id = trained(train, Module())
-    seen = trainings.by_hand(Module(), keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE)
-    compare(run_id, seen, clipped=False)
+    begun = time.time()
+    run_id = trained(train, Module(), clipping())
+    seen = trainings.by_hand(
+        Module(), keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE, by_global_norm
+    )
+    compare(run_id, seen, clipped=True)
+    trainings.compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, time.time(), ())
     assert set(mlflow_tfmon.load_run(run_id).layers.variable) == {"w", "b"}
 
 
@@ -474,9 +511,10 @@ def test_one_gradient_for_two_optimizers() -> None:
     np.testing.assert_allclose(found, np.stack([losses, losses], axis=1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("how", ["jacobian", "vectorized_map"])
+@pytest.mark.parametrize("how", ["jacobian", "vectorized_map", "output_gradients"])
 def test_gradients_of_each_example(how: str) -> None:
     """As for differential privacy: what is made of them has no loss that a tape was told of; nothing breaks."""
+    weights = tf.fill([trainings.BATCH], 1.0 / trainings.BATCH)
     criterion = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
 
     def make(net: Any, optimizer: Any) -> Any:
@@ -490,8 +528,13 @@ def test_gradients_of_each_example(how: str) -> None:
                 with tf.GradientTape() as tape:
                     value = criterion(y, net(x, training=True))
                 each = tape.jacobian(value, net.trainable_variables)
-            else:
+            elif how == "vectorized_map":
                 each = tf.vectorized_map(of_example, (x, y))
+            else:
+                with tf.GradientTape() as tape:
+                    value = criterion(y, net(x, training=True))
+                found = tape.gradient(value, net.trainable_variables, output_gradients=weights)
+                return apply(optimizer, found, net.trainable_variables)
             apply(optimizer, [tf.reduce_mean(g, axis=0) for g in each], net.trainable_variables)
 
         return step
@@ -502,12 +545,15 @@ def test_gradients_of_each_example(how: str) -> None:
             step(x, y)
 
     net = trainings.model()
-    run = mlflow_tfmon.load_run(trained(train, net))
+    begun = time.time()
+    run_id = trained(train, net, clipping())
+    reference = trainings.model()
     seen = trainings.by_hand(
-        trainings.model(), keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE
+        reference, keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE, by_global_norm
     )
-    np.testing.assert_allclose(run.steps.grad_norm, seen.grad_norm, rtol=1e-5)
-    assert "loss" not in run.steps
+    seen.loss.clear()
+    compare(run_id, renamed(seen, reference, net), clipped=True)
+    trainings.compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, time.time(), ())
 
 
 def functional(units: int, inputs: int, name: str) -> keras.Model:
@@ -525,7 +571,10 @@ def test_adversaries(how: str) -> None:
         functional(trainings.FEATURES, 2, "generator"),
         functional(1, trainings.FEATURES, "critic"),
     )
-    one, two = keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01)
+    one, two = (
+        keras.optimizers.SGD(0.1, global_clipnorm=0.5),
+        keras.optimizers.Adam(0.01, global_clipnorm=0.5),
+    )
     start = generator.get_weights(), critic.get_weights()
     noise = tf.constant(np.random.default_rng(1).normal(size=(trainings.BATCH, 2)).astype("float32"))
     real = batches()[0][0]
@@ -544,12 +593,13 @@ def test_adversaries(how: str) -> None:
         apply(one, gradients, generator.trainable_variables)
         return value, gradients
 
-    def train(wrap: Any) -> dict[str, list[tuple[float, float]]]:
-        seen: dict[str, list[tuple[float, float]]] = {"critic": [], "generator": []}
+    def train(wrap: Any) -> dict[str, list[tuple[float, ...]]]:
+        seen: dict[str, list[tuple[float, ...]]] = {"critic": [], "generator": []}
         steps = {"critic": wrap(critic_step), "generator": wrap(generator_step)}
-        for number in range(1, 25):
+        for number, _ in enumerate(dataset().repeat().take(24), 1):
             value, gradients = steps[name := "critic" if number % 6 else "generator"]()
-            seen[name].append((float(value), trainings.norm(gradients)))
+            norm = trainings.norm(gradients)
+            seen[name].append((float(value), norm, min(norm, 0.5)))
         return seen
 
     if how == "one function":
@@ -563,6 +613,7 @@ def test_adversaries(how: str) -> None:
         def wrapped() -> None:
             train(tf.function if how != "eager" else lambda step: step)
 
+    begun = time.time()
     if how == "without a run":
         wrapped()
         mlflow_tfmon.end_run()
@@ -570,15 +621,24 @@ def test_adversaries(how: str) -> None:
     else:
         with mlflow.start_run() as run:
             wrapped()
+    ended = time.time()
     mlflow_tfmon.autolog(disable=True)
     for net, weights in zip((generator, critic), start, strict=True):
         net.set_weights(weights)
-    one, two = keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01)
+    one, two = (
+        keras.optimizers.SGD(0.1, global_clipnorm=0.5),
+        keras.optimizers.Adam(0.01, global_clipnorm=0.5),
+    )
     seen = train(lambda step: step)
     steps = mlflow_tfmon.load_run(run.info.run_id).steps
     for name, rate in (("critic", 0.01), ("generator", 0.1)):
         expected = np.array(seen[name])
-        found = steps[[f"{name}.loss", f"{name}.grad_norm"]].dropna()
+        own = steps[[column for column in steps if column.startswith(f"{name}.")]]
+        own.columns = [column.removeprefix(f"{name}.") for column in own]
+        own = own.dropna(how="all")
+        absent = NO_BATCHES if how == "one function" else ()
+        trainings.compare_clocks(own, begun, ended, absent)
+        found = own[["loss", "grad_norm", "grad_norm_clipped"]]
         assert list(found.index) == list(range(1, len(expected) + 1))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(steps[f"{name}.learning_rate"].dropna(), rate)

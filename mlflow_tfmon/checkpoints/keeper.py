@@ -188,7 +188,7 @@ class Keeper:
         newer = [kind for kind in (BEST, LAST) if number > self._newest[kind] and (kind == LAST or job.best)]
         self._newest |= dict.fromkeys(newer, number)
         drops = tuple(path for n, path in self._paths.items() if n not in self._kept.wanted)
-        registers = job.best and self._writer is not None and self._writer.whole
+        registers = BEST in newer and self._writer is not None and self._writer.whole
         return records.ModelSaved(
             **{
                 **vars(job.saved),

@@ -20,6 +20,7 @@ from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
 from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
@@ -59,6 +60,8 @@ class Outbox:
         self._linkable: dict[tuple[str, int], Point] = {}
         self._steps: dict[str, int] = {}  # of models that are kept: path -> step
         self._to_register: dict[str, str] = {}  # a run's tag that says which model -> registered model
+        self._tally = Tally()
+        self._uncounted: set[str] = set()  # metrics with points that were not looked for in the store yet
 
     @property
     def empty(self) -> bool:
@@ -97,6 +100,8 @@ class Outbox:
 
     def points(self, points: Sequence[Point]) -> None:
         """Logs points."""
+        self._tally.points(points)
+        self._uncounted.update(point.key for point in points)
         if points:
             self._do(lambda run: run.points(points))
 
@@ -125,6 +130,7 @@ class Outbox:
 
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
+        self._tally.rows |= {part.path.name: part.rows for part in parts}
         for part in parts if not self.muted else ():
             with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
                 part.save()
@@ -158,9 +164,20 @@ class Outbox:
             self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
         if self._tagged != "complete":
             self._tagged = "complete"
-            # If files were held up, more may have come since: then it is not complete after all.
-            self._do(lambda run: run.tags({DELIVERY_TAG: self._tagged}), DELIVERY_TAG, self._files)
+            self._do(self._count, DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
+
+    def _count(self, run: RunStore) -> dict[str, str]:
+        """Calls delivery complete if the store holds all that was sent."""
+        manifest = self._tally.manifest(self._ledger.status.rejected)
+        run.text(MANIFEST, manifest)
+        with store_errors():
+            lacks = missing(run.client, run.run_id, manifest, sorted(self._uncounted))
+        self._uncounted.clear()
+        # If files were held up, more may have come since: then it is not complete after all.
+        return run.tags({DELIVERY_TAG: "incomplete" if lacks else self._tagged}) | {
+            line.partition(":")[0]: line for line in lacks
+        }
 
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""

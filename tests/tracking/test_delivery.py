@@ -375,8 +375,9 @@ def test_an_empty_or_damaged_recording_harms_no_other(
     good = write(home, started(store, run_id), layout(), *blocks(values(10)), ENDED)
     delivery = Delivery(give_up=0.1)
     delivery.listen(json.dumps({"watch": str(folder)}) for folder in (empty, broken, good, home / "gone"))
-    assert delivery.run() == 1
-    assert not empty.exists() and not good.exists() and broken.exists()
+    assert delivery.run() == 0
+    assert not empty.exists() and not good.exists() and not broken.exists()
+    assert (home / "damaged" / "broken" / "journal.sqlite").exists()
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
