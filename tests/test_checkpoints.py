@@ -70,6 +70,10 @@ def every_epoch(tmp_path: Path) -> keras.callbacks.Callback:
 
 
 def test_the_best_and_the_last_of_a_fit(tmp_path: Path, every_epoch: Any) -> None:
+    check_best_and_last(tmp_path, every_epoch)
+
+
+def check_best_and_last(tmp_path: Path, every_epoch: Any) -> None:
     unwatched = net()
     fit(unwatched)
     mlflow_tfmon.autolog(registered_model_name="digits")

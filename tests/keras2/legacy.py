@@ -148,7 +148,7 @@ def test_what_mlflow_records_of_a_fit_is_recorded() -> None:
 
 
 def test_the_model_is_logged_and_loads() -> None:
-    mlflow_tfmon.autolog(log_input_examples=True)
+    mlflow_tfmon.autolog(checkpoint=False, log_input_examples=True)
     model = nets.compiled(Adam(0.1))
     nets.fit(model)
     (logged,) = mlflow.search_logged_models(output_format="list")
@@ -171,7 +171,7 @@ class Registered(tf_keras.losses.Loss):
 
 
 def test_a_model_whose_loss_cannot_be_loaded_is_logged_without_it() -> None:
-    mlflow_tfmon.autolog()
+    mlflow_tfmon.autolog(checkpoint=False)
     model = nets.net()
     model.compile("sgd", Registered())
     nets.fit(model)
