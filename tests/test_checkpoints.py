@@ -21,6 +21,7 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.checkpoints.folder import WEIGHTS, Writer
+from mlflow_tfmon.checkpoints.snapshot import Camera, variables_of
 from tests import trainings
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -180,9 +181,26 @@ def test_no_epoch_end_waits_for_the_writing(monkeypatch: pytest.MonkeyPatch) -> 
     assert mlflow.get_logged_model(tags(run_id)["tfmon.best_model"]).tags["tfmon.epoch"] == "2"
 
 
-@keras.saving.register_keras_serializable("test_checkpoints")
-def own_loss(y: Any, p: Any) -> Any:
-    return keras.losses.sparse_categorical_crossentropy(y, p, from_logits=True)
+@pytest.mark.parametrize("kind", ["plain", "eager", "XLA", "sparse"])
+def test_a_snapshot_stays_as_it_was_while_the_model_trains_on(kind: str) -> None:
+    x = X
+    model = net()
+    if kind == "sparse":
+        x = np.abs(X * 10).astype("int32") % 50
+        model = keras.Sequential(
+            [keras.layers.Embedding(50, 4), keras.layers.Flatten(), keras.layers.Dense(3)]
+        )
+    for optimizer in (keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.1)):
+        model.compile(optimizer, trainings.loss(), run_eagerly=kind == "eager", jit_compile=kind == "XLA")
+        model.fit(x[:32], Y[:32], verbose=0)
+        before = [variable.numpy() for variable in variables_of(model)]
+        camera = Camera()
+        snapshots = [camera.take(model), camera.take(model)]
+        model.fit(x, Y, verbose=0)
+        assert any((a != v.numpy()).any() for a, v in zip(before, variables_of(model), strict=True))
+        for snapshot in snapshots:
+            for value, expected in zip(snapshot.values, before, strict=True):
+                np.testing.assert_array_equal(value, expected)
 
 
 class Unregistered(keras.Model):

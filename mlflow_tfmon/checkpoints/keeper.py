@@ -15,7 +15,7 @@ from typing import Any
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.checkpoints.folder import Writer
 from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, pointer, tags_of
-from mlflow_tfmon.checkpoints.snapshot import ChangedError, Snapshot
+from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
 from mlflow_tfmon.checkpoints.which import Kept
 from mlflow_tfmon.checkpoints.writing import SHARE, Queue
 from mlflow_tfmon.errors import contained, logger
@@ -79,6 +79,7 @@ class Keeper:
         self._kept = Kept(settings)
         self._lock = threading.RLock()
         self._queue: Queue[_Job] = Queue(self._write)
+        self._camera = Camera()
         self._writer: Writer | None = None
         self._number = 0
         every, unit = settings.checkpoint_every or (1, "epochs")
@@ -129,7 +130,7 @@ class Keeper:
         ):
             return  # nothing but the last one yet: the next will be
         with self._lock:
-            snapshot = Snapshot.take(now.model, now.optimizers)
+            snapshot = self._camera.take(now.model, now.optimizers)
             self._number += 1
             self._kept.add(self._number, value, best.more, metric)
             if self._writer is None:

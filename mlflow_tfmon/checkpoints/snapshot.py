@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 
@@ -27,24 +26,13 @@ class Snapshot:
         model: the model.
         optimizers: the optimizers that train it.
         variables: the model's, the optimizers' and the metrics' variables.
-        values: what they held.
+        values: what they held, as tensors in the machine's own memory.
     """
 
     model: Any = field(repr=False)
     optimizers: Sequence[Any] = field(repr=False)
     variables: tuple[Any, ...] = field(repr=False)
-    values: tuple[np.ndarray, ...] = field(repr=False)
-
-    @classmethod
-    def take(cls, model: Any, optimizers: Sequence[Any] = ()) -> Snapshot:
-        """Copies the variables, on the thread that trains.
-
-        Args:
-            model: a built Keras model.
-            optimizers: those that train it, beside the one that it was compiled with.
-        """
-        variables = variables_of(model, optimizers)
-        return cls(model, optimizers, variables, tuple(variable.numpy() for variable in variables))
+    values: tuple[tf.Tensor, ...] = field(repr=False)
 
     @property
     def live(self) -> bool:
@@ -89,6 +77,40 @@ def variables_of(model: Any, optimizers: Sequence[Any] = ()) -> tuple[Any, ...]:
     owned = [one for one in (getattr(model, "optimizer", None), *optimizers) if one is not None]
     found = [*model.variables, *(v for one in owned for v in one.variables), *model.metrics_variables]
     return tuple({id(variable): variable for variable in found}.values())
+
+
+class Camera:
+    """Takes snapshots of a model, on the thread that trains.
+
+    All variables are read by one call: each call of its own would wait for the interpreter, for 5 ms while another
+    thread runs. On a CPU a value shares its memory with the variable until that is next written to: then TensorFlow
+    gives the variable other memory.
+
+    Example:
+        >>> snapshot = Camera().take(model)
+    """
+
+    def __init__(self) -> None:
+        self._variables: list[Any] = []
+        self._read: Any = None
+
+    def take(self, model: Any, optimizers: Sequence[Any] = ()) -> Snapshot:
+        """Takes a snapshot.
+
+        Args:
+            model: a built Keras model.
+            optimizers: those that train it, beside the one that it was compiled with.
+        """
+        variables = variables_of(model, optimizers)
+        raw = [variable.value for variable in variables]
+        if self._read is None or [id(one) for one in raw] != [id(one) for one in self._variables]:
+            self._variables = raw
+            self._read = tf.function(self._read_all, autograph=False, jit_compile=False)
+        return Snapshot(model, optimizers, variables, tuple(self._read()) if raw else ())
+
+    def _read_all(self) -> list[tf.Tensor]:
+        with tf.device("CPU:0"):
+            return [tf.identity(one) for one in self._variables]
 
 
 def _look_up_optimizer() -> None:
