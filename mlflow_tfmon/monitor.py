@@ -13,6 +13,7 @@ import mlflow
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
 from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.complaints import plain_numbers, why_no_steps
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pipeline import Pipeline
@@ -172,7 +173,7 @@ class Monitor:
             monitor.log(temperature=0.7)
             ```
         """
-        numbers = _numbers(values, "log")
+        numbers = plain_numbers(values, "log")
         if self._pipeline is not None:
             with contained("Monitor.log", "these figures are not recorded"):
                 self._pipeline.drain()
@@ -199,7 +200,7 @@ class Monitor:
         """
         if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
             raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
-        numbers = _numbers(metrics or {}, "log_epoch")
+        numbers = plain_numbers(metrics or {}, "log_epoch")
         if self._pipeline is None:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
@@ -295,7 +296,7 @@ class Monitor:
         """Has a checkpoint made where one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
-            now = Moment(self.model, (), epoch, step, metrics, self.arguments, within)
+            now = Moment(self.model, epoch, step, metrics, self.arguments, within)
             self._pipeline.keeper(self.prefix).consider(now)
 
     @property
@@ -308,22 +309,10 @@ class Monitor:
 
     def _say_what_is_missing(self, pipeline: Pipeline) -> None:
         if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", self._why_no_steps())
+            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", why_no_steps(self.model))
         complaint = pipeline.keeper(self.prefix).best.complaint()
         if complaint:
             logger.warning(complaint)
-
-    def _why_no_steps(self) -> str:
-        if self.model is not None and not self.model.trainable_variables:
-            return "the model has no trainable weights (or was not built); unfreeze a layer."
-        if self.model is not None and getattr(self.model, "optimizer", True) is None:
-            return (
-                "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
-            )
-        return (
-            "no Keras optimizer was applied, or the training step had been traced before watching began; call "
-            "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
-        )
 
 
 def autolog_settings() -> Settings:
@@ -372,13 +361,3 @@ def _trained(ring: Ring) -> str:
     if len(heads) == 1:
         return heads.pop()
     return models.name_of(ring.layout.keys) or (f"{sorted(heads)[0]}_etc" if heads else "model")
-
-
-def _numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
-    numbers = {}
-    for name, value in values.items():
-        try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError):
-            raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
-    return numbers

@@ -7,18 +7,19 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_tfmon import kerases
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.checkpoints.folder import Writer
 from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, pointer, tags_of
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
 from mlflow_tfmon.checkpoints.which import Kept
 from mlflow_tfmon.checkpoints.writing import SHARE, Queue
-from mlflow_tfmon.errors import contained, logger
+from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records
@@ -30,7 +31,6 @@ class Moment:
 
     Attributes:
         model: the model.
-        optimizers: those that train it.
         epoch: number of the epoch within the run.
         step: optimizer steps done.
         metrics: by name.
@@ -39,7 +39,6 @@ class Moment:
     """
 
     model: Any
-    optimizers: Sequence[Any]
     epoch: int
     step: int
     metrics: Mapping[str, float]
@@ -104,7 +103,10 @@ class Keeper:
                 (f"{self._prefix}best/epoch", float(now.epoch), now.epoch),
             )
             self._record(records.Facts(metrics=figures, time=time.time()))
-        if self._settings.checkpoint and self._settings.log_models and now.model is not None:
+        wanted = self._settings.checkpoint and self._settings.log_models
+        if wanted and isinstance(
+            now.model, kerases.every("Model")
+        ):  # a tf.Module has no file format of its own
             with contained("the checkpoint", "the model of this epoch is not kept"):
                 self._keep(now, directions)
 
@@ -130,7 +132,7 @@ class Keeper:
         ):
             return  # nothing but the last one yet: the next will be
         with self._lock:
-            snapshot = self._camera.take(now.model, now.optimizers)
+            snapshot = self._camera.take(now.model)
             self._number += 1
             self._kept.add(self._number, value, best.more, metric)
             if self._writer is None:
@@ -212,7 +214,10 @@ class Keeper:
     def _tell(self, saved: records.ModelSaved, error: Exception) -> None:
         text = f"the checkpoint of epoch {saved.tags['tfmon.epoch']} is not saved: {type(error).__name__}: {error}"
         text = " ".join(text.split())[:400]
-        logger.warning("mlflow_tfmon: %s; the training goes on, and earlier checkpoints stay.", text)
+        say_once(
+            f"checkpoint {self._folder} {type(error).__name__}",
+            f"mlflow_tfmon: {text}; the training goes on, and earlier checkpoints stay.",
+        )
         with contained("recording what became of a checkpoint", "its run does not say it"):
             self._record(records.Facts(tags={pointer(ERROR, self._prefix): text}, time=time.time()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,11 @@ class Snapshot:
 
     Attributes:
         model: the model.
-        optimizers: the optimizers that train it.
-        variables: the model's, the optimizers' and the metrics' variables.
+        variables: the model's, its optimizer's and its metrics' variables.
         values: what they held, as tensors in the machine's own memory.
     """
 
     model: Any = field(repr=False)
-    optimizers: Sequence[Any] = field(repr=False)
     variables: tuple[Any, ...] = field(repr=False)
     values: tuple[tf.Tensor, ...] = field(repr=False)
 
@@ -62,7 +60,7 @@ class Snapshot:
         self._check(ended)
 
     def _check(self, ended: bool = False) -> None:
-        now = variables_of(self.model, self.optimizers)
+        now = variables_of(self.model)
         if ended or [id(one) for one in now] != [id(one) for one in self.variables]:
             raise ChangedError(
                 f"the model {self.model.name!r} was changed while it was being saved (layers added or removed, "
@@ -70,12 +68,13 @@ class Snapshot:
             )
 
 
-def variables_of(model: Any, optimizers: Sequence[Any] = ()) -> tuple[Any, ...]:
+def variables_of(model: Any) -> tuple[Any, ...]:
     """All variables that saving a model reads, each once; those of a Keras 2 model are left out."""
     if not isinstance(model, keras.Model):
         return ()
-    owned = [one for one in (getattr(model, "optimizer", None), *optimizers) if one is not None]
-    found = [*model.variables, *(v for one in owned for v in one.variables), *model.metrics_variables]
+    optimizer = getattr(model, "optimizer", None)
+    of_optimizer = [] if optimizer is None else optimizer.variables
+    found = [*model.variables, *of_optimizer, *model.metrics_variables]
     return tuple({id(variable): variable for variable in found}.values())
 
 
@@ -94,19 +93,14 @@ class Camera:
         self._variables: list[Any] = []
         self._read: Any = None
 
-    def take(self, model: Any, optimizers: Sequence[Any] = ()) -> Snapshot:
-        """Takes a snapshot.
-
-        Args:
-            model: a built Keras model.
-            optimizers: those that train it, beside the one that it was compiled with.
-        """
-        variables = variables_of(model, optimizers)
+    def take(self, model: Any) -> Snapshot:
+        """Takes a snapshot of a built Keras model."""
+        variables = variables_of(model)
         raw = [variable.value for variable in variables]
         if self._read is None or [id(one) for one in raw] != [id(one) for one in self._variables]:
             self._variables = raw
             self._read = tf.function(self._read_all, autograph=False, jit_compile=False)
-        return Snapshot(model, optimizers, variables, tuple(self._read()) if raw else ())
+        return Snapshot(model, variables, tuple(self._read()) if raw else ())
 
     def _read_all(self) -> list[tf.Tensor]:
         with tf.device("CPU:0"):
