@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow_tfmon.callback import MonitorCallback
+    from mlflow_tfmon.checkpoints.promote import promote
     from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.integration import autolog
     from mlflow_tfmon.loops import end_run
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.recorded import load_run
 
 __version__ = "0.1.0"
-__all__ = ["Monitor", "MonitorCallback", "SettingError", "autolog", "end_run", "load_run"]
+__all__ = ["Monitor", "MonitorCallback", "SettingError", "autolog", "end_run", "load_run", "promote"]
 
 _HOMES = {
     "autolog": "integration",
@@ -25,6 +26,7 @@ _HOMES = {
     "end_run": "loops",
     "Monitor": "monitor",
     "load_run": "recorded",
+    "promote": "checkpoints.promote",
 }
 
 

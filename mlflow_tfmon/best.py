@@ -16,6 +16,7 @@ class Best:
         metric: the metric it goes by, None until one has come.
         value: the best value so far, None until there is one.
         epoch: the epoch that had it.
+        more: whether more of it is better, once one has come.
 
     Args:
         settings: which metric, and whether more or less of it is better.
@@ -27,17 +28,31 @@ class Best:
         self.metric: str | None = None
         self.value: float | None = None
         self.epoch = -1
+        self.more = False
 
-    def consider(self, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Takes an epoch's metrics; returns whether it is the best so far. A value that is not finite never is."""
+    def consider(
+        self, epoch: int, metrics: Mapping[str, float], directions: Mapping[str, str] | None = None
+    ) -> bool:
+        """Takes an epoch's metrics; returns whether it is the best so far. A value that is not finite never is.
+
+        Args:
+            epoch: its number.
+            metrics: by name.
+            directions: as in `Settings.maximizes`.
+        """
         self._came += [name for name in metrics if name not in self._came]
+        if self.metric != self._settings.monitor and self._settings.monitor in metrics:
+            self.metric, self.value = self._settings.monitor, None  # nothing stands in for it any more
         self.metric = self.metric or self._choose(metrics)
         value = metrics.get(self.metric) if self.metric else None
         if value is None or not math.isfinite(value):
             return False
-        more = self.metric is not None and self._settings.maximizes(self.metric)
-        if self.value is not None and (value <= self.value if more else value >= self.value):
-            return False
+        assert self.metric is not None
+        self.more = self._settings.maximizes(self.metric, directions)
+        if self.value is not None:
+            gain = value - self.value if self.more else self.value - value
+            if gain <= self._settings.min_delta:
+                return False
         self.value, self.epoch = value, epoch
         return True
 

@@ -10,6 +10,7 @@ import keras
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
+from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.monitor import Monitor
 from mlflow_tfmon.settings import Settings
 
@@ -23,7 +24,10 @@ class _BothKerases(keras.callbacks.Callback):
 
     def _implements(self, mode: str) -> bool:
         methods = (f"on_{mode}_batch_begin", f"on_{mode}_batch_end")
-        return any(getattr(type(self), m) is not getattr(keras.callbacks.Callback, m) for m in methods)
+        return any(
+            getattr(getattr(self, m), "__func__", m) is not getattr(keras.callbacks.Callback, m)
+            for m in methods
+        )
 
     def _implements_train_batch_hooks(self) -> bool:
         return self._implements("train")
@@ -62,11 +66,20 @@ class MonitorCallback(_BothKerases):
         self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        self.heed(Settings.make(**settings))  # so that a bad setting is told here, not in the middle of fit
         self.run_id = run_id
         self.settings = settings
         self.given = started  # whose end is not this callback's
         self._monitor: Monitor | None = None
+        self._batches = self._batches_of_epoch = 0
+        self._rate: Rate | None = None
+
+    def heed(self, settings: Settings) -> None:
+        """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
+        every = settings.checkpoint_save_freq
+        self._every = every if isinstance(every, int) else 0
+        if self._every:
+            self.on_train_batch_end = self._batch_ended
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
@@ -80,11 +93,14 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        with contained("reading the learning rate", "its changes are not recorded"):
+            self._rate = Rate(self.model.optimizer)
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the pause before the epoch."""
+        self._batches_of_epoch = 0
         if self._monitor is not None:
             self._monitor.paused(None)
 
@@ -93,11 +109,21 @@ class MonitorCallback(_BothKerases):
         if self._monitor is not None:
             self._monitor.paused(time.time())
 
+    def _batch_ended(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        done, self._batches = self._batches, self._batches + max(1, batch + 1 - self._batches_of_epoch)
+        self._batches_of_epoch = batch + 1
+        if self._monitor is not None and self._every and done // self._every < self._batches // self._every:
+            self._monitor.step_ended(epoch_metrics(logs))
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the epoch's metrics."""
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
                 self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
+                monitor, rate = self._monitor, self._rate
+                change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())
+                if change:
+                    monitor.record(change)
                 self._monitor.paused(time.time())
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

@@ -11,6 +11,7 @@ from mlflow.utils.autologging_utils import ExceptionSafeClass
 
 from mlflow_tfmon import loops
 from mlflow_tfmon.callback import MonitorCallback
+from mlflow_tfmon.checkpoints.names import FINAL, pointer
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
 from mlflow_tfmon.facts.datasets import datasets
@@ -87,7 +88,9 @@ class _Fit:
             self.monitor.total_steps = total_steps(self.arguments)
         if self._own:
             self.monitor.start()
+        self.monitor.arguments = self.arguments
         self._callback.given = self.monitor
+        self._callback.heed(self.monitor.settings)
         with contained("reading the arguments of fit", "the params of this fit are not recorded"):
             self.monitor.record(records.Facts(params=fit_params(self.arguments)))
         self._summarize()
@@ -145,6 +148,7 @@ class _Fit:
                     name="model",
                     step=self.monitor.last_epoch,
                     metrics=self.monitor.last_metrics,
-                    registered_model_name=settings.registered_model_name,
+                    registered_model_name=None if self.monitor.has_best else settings.registered_model_name,
+                    pointers=(pointer(FINAL, self.monitor.prefix),),
                 )
             )

@@ -53,6 +53,8 @@ def autolog(
     checkpoint_save_freq: str | int = "epoch",
     monitor: str = "val_loss",
     mode: str = "auto",
+    min_delta: float = 0.0,
+    checkpoint_keep: int = 1,
     deep_every: int = 50,
     max_points: int = 320,
     max_variables: int = 50,
@@ -67,13 +69,13 @@ def autolog(
     (first called) after this call; `fit` is watched in any case.
 
     Args:
-        log_models: whether the model is logged at the end of `fit`.
+        log_models: whether models are logged: the trained one at the end of `fit`, and checkpoints.
         log_datasets: whether the datasets given to `fit` are described in the run.
         disable: whether to put everything back as it was.
         exclusive: whether to leave runs that the user made alone.
         disable_for_unsupported_versions: whether to do nothing on versions older than those that are tested.
         silent: whether to say nothing, neither log lines nor warnings.
-        registered_model_name: registered model of which each trained model becomes a version.
+        registered_model_name: registered model of which the best of each training becomes a version.
         log_input_examples: whether the logged model carries an input example.
         log_model_signatures: whether the logged model carries a signature.
         saved_model_kwargs: further arguments for `tf.saved_model.save`.
@@ -81,15 +83,16 @@ def autolog(
         extra_tags: tags for each run that is made.
         log_every_epoch: accepted so that a script moved over from MLflow runs; epochs are always logged.
         log_every_n_steps: accepted for the same reason; every step is always recorded.
-        checkpoint: accepted for the same reason. The epoch with the best metric is recorded (`best/epoch`); the model
-            that is logged is that of the last epoch.
+        checkpoint: whether the best and the last epoch's models are kept in MLflow.
         checkpoint_monitor: MLflow's name of `monitor`.
         checkpoint_mode: MLflow's name of `mode`.
-        checkpoint_save_best_only: see `checkpoint`.
-        checkpoint_save_weights_only: see `checkpoint`.
-        checkpoint_save_freq: see `checkpoint`.
+        checkpoint_save_best_only: whether only the best and the last are kept; else all are.
+        checkpoint_save_weights_only: whether checkpoints hold the weights alone.
+        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs") or every so many steps (a number).
         monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
-        mode: "min", "max" or "auto" (by the metric's name).
+        mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
+        min_delta: by how much a value must be better than the best to count as better.
+        checkpoint_keep: how many of the best are kept.
         deep_every: every how many optimizer steps the weights are measured.
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
@@ -119,12 +122,6 @@ def autolog(
         return
     if (log_every_epoch, log_every_n_steps) != (True, None):
         logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
-    if (checkpoint_save_best_only, checkpoint_save_weights_only, checkpoint_save_freq) != (
-        True,
-        False,
-        "epoch",
-    ):
-        logger.info("mlflow_tfmon: checkpoint settings do nothing: the last epoch's model is logged.")
     old = [f"{name} {version}" for name, version in _too_old()]
     if old and disable_for_unsupported_versions:
         logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))

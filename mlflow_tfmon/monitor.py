@@ -13,7 +13,10 @@ import mlflow
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
 from mlflow_tfmon.activations import ActivationWatch
+from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.complaints import plain_numbers, why_no_steps
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
+from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph, models
 from mlflow_tfmon.settings import Settings
@@ -57,6 +60,7 @@ class Monitor:
         self.model = model
         self.settings = Settings.make(**settings)
         self.total_steps: int | None = None  # how many steps are expected, if that is known
+        self.arguments: FitArguments | None = None  # of the fit that is watched
         self._run_id = run_id
         self._thread = threading.get_ident()
         self._pipeline: Pipeline | None = None
@@ -171,11 +175,20 @@ class Monitor:
             monitor.log(temperature=0.7)
             ```
         """
-        numbers = _numbers(values, "log")
+        numbers = plain_numbers(values, "log")
         if self._pipeline is not None:
             with contained("Monitor.log", "these figures are not recorded"):
                 self._pipeline.drain()
                 self._pipeline.recording.logged(numbers, self._keys())
+                if isinstance(self.settings.checkpoint_save_freq, int):
+                    self._consider(self._pipeline.recording.epochs_done(self.prefix), numbers, within=True)
+
+    def step_ended(self, metrics: Mapping[str, float]) -> None:
+        """Has a checkpoint made within an epoch, where one is due, by the metrics so far."""
+        if self._pipeline is not None:
+            with contained("a checkpoint within an epoch", "the model at this step is not kept"):
+                self._pipeline.drain()
+                self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
         """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
@@ -189,18 +202,18 @@ class Monitor:
         """
         if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
             raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
-        numbers = _numbers(metrics or {}, "log_epoch")
+        numbers = plain_numbers(metrics or {}, "log_epoch")
         if self._pipeline is None:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
             number = self.first_epoch + int(epoch)
             recording = self._pipeline.recording
-            recording.epoch_ended(number, numbers, self._keys(), self._prefix)
+            recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
-            self._note_best(number, numbers)
+            self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
-            recording.append(*self._activations.look(number, steps, self._prefix, self._rings))
+            recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             now = time.time()
             recording.append(records.Paused(self._paused_since or now, now))
             self._paused_since = None
@@ -209,7 +222,7 @@ class Monitor:
     def first_epoch(self) -> int:
         """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
         if self._first_epoch is None and self._pipeline is not None:
-            self._first_epoch = self._pipeline.recording.epochs_done(self._prefix)
+            self._first_epoch = self._pipeline.recording.epochs_done(self.prefix)
         return self._first_epoch or 0
 
     def new_fit(self) -> None:
@@ -277,41 +290,33 @@ class Monitor:
         return frozenset(graph.key(v) for v in self.model.trainable_variables)
 
     @property
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
+        """What precedes the names of the model's epoch metrics in the run."""
         if self._pipeline is None or self.model is None:
             return ""
         return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))
 
-    def _note_best(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def _consider(self, epoch: int, metrics: Mapping[str, float], within: bool = False) -> None:
+        """Has a checkpoint made where one is due."""
+        if self._pipeline is not None:
+            step = self._pipeline.recording.steps_of(self._keys())
+            now = Moment(self.model, epoch, step, metrics, self.arguments, within)
+            self._pipeline.keeper(self.prefix).consider(now)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a best model of the training is kept that MLflow can load, after what waits has been written."""
         if self._pipeline is None:
-            return
-        prefix = self._prefix
-        best = self._pipeline.best(prefix)
-        if best.consider(epoch, metrics) and best.value is not None:
-            figures = (
-                (f"{prefix}best/{best.metric}", best.value, epoch),
-                (f"{prefix}best/epoch", float(epoch), epoch),
-            )
-            self.record(records.Facts(metrics=figures, time=time.time()))
+            return False
+        self._pipeline.finish_checkpoints()
+        return self._pipeline.keeper(self.prefix).has_best
 
     def _say_what_is_missing(self, pipeline: Pipeline) -> None:
         if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", self._why_no_steps())
-        complaint = pipeline.best(self._prefix).complaint()
+            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", why_no_steps(self.model))
+        complaint = pipeline.keeper(self.prefix).best.complaint()
         if complaint:
             logger.warning(complaint)
-
-    def _why_no_steps(self) -> str:
-        if self.model is not None and not self.model.trainable_variables:
-            return "the model has no trainable weights (or was not built); unfreeze a layer."
-        if self.model is not None and getattr(self.model, "optimizer", True) is None:
-            return (
-                "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
-            )
-        return (
-            "no Keras optimizer was applied, or the training step had been traced before watching began; call "
-            "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
-        )
 
 
 def autolog_settings() -> Settings:
@@ -360,13 +365,3 @@ def _trained(ring: Ring) -> str:
     if len(heads) == 1:
         return heads.pop()
     return models.name_of(ring.layout.keys) or (f"{sorted(heads)[0]}_etc" if heads else "model")
-
-
-def _numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
-    numbers = {}
-    for name, value in values.items():
-        try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError):
-            raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
-    return numbers

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlflow_tfmon.best import Best
+from mlflow_tfmon.checkpoints.keeper import Keeper
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
 from mlflow_tfmon.probes import batches, cluster, inputs
@@ -42,7 +42,7 @@ class Pipeline:
         self.settings = settings
         self._rings: list[Ring] = []
         self.closed = False
-        self._best: dict[str, Best] = {}
+        self._keepers: dict[str, Keeper] = {}
         self._journal = Journal.create()
         self._sequence = 0
         self.folder = self._journal.folder
@@ -81,9 +81,16 @@ class Pipeline:
             pipeline = _open[key] = cls(run, settings)
             return pipeline, True
 
-    def best(self, prefix: str) -> Best:
-        """The best epoch so far of the model whose names have a prefix."""
-        return self._best.setdefault(prefix, Best(self.settings))
+    def keeper(self, prefix: str) -> Keeper:
+        """What keeps the best and the last of the model whose names have a prefix."""
+        if prefix not in self._keepers:
+            self._keepers[prefix] = Keeper(self.settings, self.folder, prefix, self.recording.append)
+        return self._keepers[prefix]
+
+    def finish_checkpoints(self) -> None:
+        """Has the checkpoints that wait written, so that they come before the end."""
+        for keeper in self._keepers.values():
+            keeper.finish(self.settings.delivery_wait)
 
     def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
@@ -109,6 +116,7 @@ class Pipeline:
     def flush(self) -> None:
         """Has MLflow brought up to date, and waits for it as long as the settings allow."""
         self.drain()
+        self.finish_checkpoints()
         self.recording.settle()
         self.recording.append(records.Flushed(time.time()))
         self._wait()
@@ -122,6 +130,7 @@ class Pipeline:
             for key in [key for key, pipeline in _open.items() if pipeline is self]:
                 del _open[key]
         self.release(list(self._rings))
+        self.finish_checkpoints()
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
         self.recording.settle()

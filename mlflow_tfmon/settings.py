@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,17 +18,24 @@ class Settings:
     """How a training is watched.
 
     Attributes:
-        log_models: whether the trained model is logged to MLflow at the end of `fit`.
+        log_models: whether models are logged to MLflow: the trained one at the end of `fit`, and checkpoints.
         log_datasets: whether the datasets given to `fit` are described in the run.
         log_input_examples: whether the logged model carries an input example.
         log_model_signatures: whether the logged model carries a signature.
-        registered_model_name: registered model of which each trained model becomes a version, or None.
+        registered_model_name: registered model of which the best of each training becomes a version, or None.
         saved_model_kwargs: further arguments for `tf.saved_model.save`.
         keras_model_kwargs: further arguments for `keras.Model.save`.
         extra_tags: tags for each run that autologging makes.
         monitor: epoch metric by which the best epoch is found ("loss" stands in if it is "val_loss" and there is
             no validation data).
-        mode: "min", "max" or "auto" (by the metric's name, as Keras does).
+        mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
+        min_delta: by how much a value must be better than the best to count as better.
+        checkpoint: whether the best and the last epoch's models are kept in MLflow (and `log_models`).
+        checkpoint_keep: how many of the best are kept.
+        checkpoint_save_best_only: whether only the best and the last are kept; else all are.
+        checkpoint_save_weights_only: whether checkpoints hold the weights, without the model's configuration.
+        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs"), or every so many optimizer steps and at
+            each epoch's end (a number; in a custom loop at the next `Monitor.log`).
         deep_every: every how many optimizer steps the weight norms, update ratios and fractions of zero gradients
             are measured; step 1 is, too.
         max_points: bound on the points of one series in MLflow; the Parquet files hold every step.
@@ -47,6 +56,12 @@ class Settings:
     extra_tags: Mapping[str, str] | None = None
     monitor: str = "val_loss"
     mode: str = "auto"
+    min_delta: float = 0.0
+    checkpoint: bool = True
+    checkpoint_keep: int = 1
+    checkpoint_save_best_only: bool = True
+    checkpoint_save_weights_only: bool = False
+    checkpoint_save_freq: str | int = "epoch"
     deep_every: int = 50
     max_points: int = 320
     max_variables: int = 50
@@ -56,26 +71,24 @@ class Settings:
     silent: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "log_models",
-            "log_datasets",
-            "log_input_examples",
-            "log_model_signatures",
-            "report",
-            "tensorboard",
-            "silent",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                raise self._error(name, "must be True or False")
+        for field in dataclasses.fields(self):
+            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
+                raise self._error(field.name, "must be True or False")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise self._error("tensorboard", "needs TensorBoard: pip install 'mlflow-tfmon[tensorboard]'")
-        for name, least in (("deep_every", 1), ("max_points", 20), ("max_variables", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        whole = (("deep_every", 1), ("max_points", 20), ("max_variables", 0), ("checkpoint_keep", 1))
+        for name, least in whole:
+            if not _is_whole(getattr(self, name), least):
                 raise self._error(name, f"must be a whole number, at least {least}")
-        wait = self.delivery_wait
-        if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait < float("inf"):
-            raise self._error("delivery_wait", "must be a number of seconds, 0 or more")
+        for name, unit in (("delivery_wait", "a number of seconds"), ("min_delta", "a number")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise self._error(name, f"must be {unit}, 0 or more")
+        if self.checkpoint_every is None:
+            raise self._error(
+                "checkpoint_save_freq",
+                'must be "epoch", "5 epochs" or the like, or a number of steps, at least 1',
+            )
         if self.mode not in ("auto", "min", "max"):
             raise self._error("mode", 'must be "auto", "min" or "max"')
         if not isinstance(self.monitor, str) or not self.monitor:
@@ -113,9 +126,31 @@ class Settings:
                 )
         return cls(**values)
 
-    def maximizes(self, metric: str) -> bool:
-        """Whether more of a metric is better, by `mode`; "auto" goes by the name, as Keras's callbacks do."""
+    @property
+    def checkpoint_every(self) -> tuple[int, str] | None:
+        """`checkpoint_save_freq` as a number of "epochs" or "steps"; None if it is neither."""
+        value = self.checkpoint_save_freq
+        if isinstance(value, str):
+            found = re.fullmatch(r"(?:([1-9]\d*) )?epochs?", value)
+            return (int(found[1] or 1), "epochs") if found else None
+        return (value, "steps") if _is_whole(value, 1) else None
+
+    def maximizes(self, metric: str, directions: Mapping[str, str] | None = None) -> bool:
+        """Whether more of a metric is better.
+
+        Args:
+            metric: its name.
+            directions: where `mode` is "auto": "up" or "down" for the metrics of which Keras knows it, by name without
+                "val_"; the others go by their names.
+        """
         if self.mode != "auto":
             return self.mode == "max"
+        known = (directions or {}).get(metric.removeprefix("val_"))
+        if known:
+            return known == "up"
         name = metric.removeprefix("val_").lower()
         return any(word in name for word in ("acc", "auc", "precision", "recall", "f1", "iou", "r2"))
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -75,7 +75,7 @@ def test_the_model_is_logged_with_signature_and_loads(tmp_path: Path) -> None:
     net = compiled()
     fit(net)
     (run,) = all_runs()
-    (model,) = mlflow.search_logged_models(output_format="list")
+    (model,) = [one for one in mlflow.search_logged_models(output_format="list") if one.name == "model"]
     assert model.source_run_id == run.info.run_id
     assert model.status == "READY"
     x, _ = trainings.data()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import mlflow.tensorflow
+
 from mlflow_tfmon import kerases
 
+_one_at_a_time = threading.RLock()
 # Where Keras looks for a function of which it keeps the name only.
 _BUILTIN_FUNCTIONS = ("activations", "initializers", "losses", "metrics", "regularizers")
 _KERAS = ("keras", "keras_hub", "tf_keras")
@@ -100,29 +104,42 @@ def _takes(cls: Any, config: Any) -> bool:
 
 
 @contextmanager
-def registered_only(names: frozenset[str], home: Any) -> Iterator[None]:
-    """Leaves only these objects registered with a Keras.
+def registered_only(names: frozenset[str]) -> Iterator[None]:
+    """Has MLflow find, on this thread, only these objects registered with Keras.
 
     MLflow pickles all of the process's registered objects into every model, and unpickles them before it loads it: a
-    model could not be loaded where any of them, its own or not, cannot be imported.
+    model could not be loaded where any of them, its own or not, cannot be imported. Keras's registry itself stays as it
+    is, for the training may look into it on another thread (MLflow 3.1 to 3.17).
     """
-    registry = home.saving.get_custom_objects()
-    everything = dict(registry)
-    for name in everything.keys() - names:
-        del registry[name]
-    try:
-        yield
-    finally:
-        registry.update(everything)
+    with _one_at_a_time:
+        find, thread = mlflow.tensorflow.get_global_custom_objects, threading.get_ident()
+
+        def found() -> Any:
+            everything = find() or {}
+            if threading.get_ident() != thread:
+                return everything
+            return {name: one for name, one in everything.items() if name in names}
+
+        mlflow.tensorflow.get_global_custom_objects = found
+        try:
+            yield
+        finally:
+            mlflow.tensorflow.get_global_custom_objects = find
 
 
 @contextmanager
 def compilation_hidden(model: Any, hidden: bool) -> Iterator[None]:
-    """Lets Keras save the model as if it had not been compiled, if `hidden`."""
-    name = "compiled" if hasattr(model, "compiled") else "_is_compiled"  # the latter in Keras 2
-    compiled = getattr(model, name)
-    setattr(model, name, compiled and not hidden)
+    """Lets Keras save the model on this thread as if it had not been compiled, if `hidden`."""
+    thread = threading.get_ident()
+
+    def config() -> Any:
+        return None if threading.get_ident() == thread else type(model).get_compile_config(model)
+
+    attributes = vars(model)  # past Keras's own way of setting one, which is the training's
+    if hidden:
+        attributes["get_compile_config"] = config
     try:
         yield
     finally:
-        setattr(model, name, compiled)
+        if hidden:
+            attributes.pop("get_compile_config", None)

@@ -65,15 +65,9 @@ def save_model(
     """
     folder = Path(folder)
     spec = specs.input_spec(arguments, model)
-    example = specs.input_example(arguments) if log_input_examples else None
-    if log_input_examples and example is None:
-        _logger.warning(
-            "log_input_examples=True: no example was kept, since the training data cannot be read without an effect on "
-            "the training. Pass arrays, or a tf.data pipeline of them that does not shuffle, to have one."
-        )
     common: dict[str, Any] = {
         "signature": (specs.signature(spec, model) if log_model_signatures else None) or False,
-        "input_example": example,
+        "input_example": input_example(arguments) if log_input_examples else None,
     }
     home, remedy = kerases.of(model), _REMEDY
     try:
@@ -87,7 +81,7 @@ def save_model(
                 _warn(model, f"without its compilation, since {reason}")
             used = own.known if compilation.unknown else own.known | compilation.known
             with (
-                parts.registered_only(used, home),
+                parts.registered_only(used),
                 parts.compilation_hidden(model, bool(compilation.unknown)),
             ):
                 _save(model, home, folder, used, keras_model_kwargs=keras_model_kwargs, **common)
@@ -117,6 +111,40 @@ def save_model(
         return False
     _warn(model, f"as a SavedModel (for inference) with its weights beside it, since {reason}", remedy)
     return True
+
+
+def input_example(arguments: FitArguments | None) -> Any:
+    """The first rows of the training data, or None with a warning that says why there are none."""
+    example = specs.input_example(arguments)
+    if example is None:
+        _logger.warning(
+            "log_input_examples=True: no example was kept, since the training data cannot be read without an effect on "
+            "the training. Pass arrays, or a tf.data pipeline of them that does not shuffle, to have one."
+        )
+    return example
+
+
+def save_form(
+    folder: Path, home: Any, own: frozenset[str], signature: Any, example: Any, **options: Any
+) -> None:
+    """Saves all that MLflow wants around a model: what is in it is nobody's.
+
+    Args:
+        folder: where to; must not exist yet.
+        home: the Keras that the model is of.
+        own: registered names of the user's own parts of the model.
+        signature: of the model, or None.
+        example: of its input, or None.
+        **options: `keras_model_kwargs`.
+
+    Raises:
+        TypeError: MLflow saves no model of that Keras.
+    """
+    nobody = home.Sequential([home.Input((1,))])
+    if not isinstance(nobody, tf.keras.Model):
+        raise TypeError(f"tf.keras is another one than {home.__name__}, and MLflow knows no other")
+    with parts.registered_only(own):
+        _save(nobody, home, folder, own, signature=signature or False, input_example=example, **options)
 
 
 def pip_requirements(home: Any, *, pickled: bool) -> list[str]:

@@ -100,7 +100,7 @@ def _first_rows(data: Any) -> np.ndarray | None:
     return None
 
 
-def signature(spec: Any, model: Any) -> ModelSignature | None:
+def signature(spec: Any, model: Any, trace: bool = True) -> ModelSignature | None:
     """The model's signature for inputs of a spec.
 
     The output's shape and type are found by tracing the model: a prediction would move the random state of layers that
@@ -109,6 +109,8 @@ def signature(spec: Any, model: Any) -> ModelSignature | None:
     Args:
         spec: from `input_spec`.
         model: the model, built.
+        trace: whether nothing else uses the model meanwhile. If something does, the model's own account of its outputs
+            is taken, if it has one of a single output.
 
     Returns:
         The signature, without outputs where they are a list or cannot be traced; None without a spec.
@@ -117,6 +119,11 @@ def signature(spec: Any, model: Any) -> ModelSignature | None:
     if inputs is None:
         return None
     outputs = None
+    if not trace:
+        known = getattr(model, "outputs", None) or []
+        if len(known) == 1:
+            outputs = schema(tf.TensorSpec((None, *known[0].shape[1:]), known[0].dtype))
+        return ModelSignature(inputs=inputs, outputs=outputs)
     try:
         infer = tf.function(lambda x: model(x, training=False), autograph=False)
         outputs = schema(infer.get_concrete_function(spec).structured_outputs)

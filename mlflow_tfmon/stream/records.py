@@ -274,8 +274,10 @@ class ModelSaved:
         name: name of the logged model.
         step: the step (epoch) it is of.
         metrics: metrics to link to it.
-        registered_model_name: where to register it, or None.
+        registered_model_name: where to register what `pointers` name when the training is over, or None.
         tags: tags of the logged model.
+        pointers: tags of the run that are its id as soon as it is whole, such as "tfmon.best_model".
+        drops: paths of earlier ones that it takes the place of.
     """
 
     path: str
@@ -284,6 +286,8 @@ class ModelSaved:
     metrics: dict[str, float] = field(default_factory=dict)
     registered_model_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    pointers: tuple[str, ...] = ()
+    drops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -352,5 +356,7 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         body = {**body, "layers": tuple(LayerActivations(**layer) for layer in body["layers"])}
     if cls is Facts:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
+    if cls is ModelSaved:
+        body = {**body, **{key: tuple(body[key]) for key in ("pointers", "drops") if key in body}}
     record: Record = cls(**body)
     return record

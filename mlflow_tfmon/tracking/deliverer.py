@@ -196,7 +196,7 @@ class Deliverer:
                 self._flush(points, record)
                 self._ended = True
                 return
-            self._outbox.record(seq, record, self._time)
+            self._outbox.record(record, self._time)
         if self._translation is not None:
             self._outbox.points(points + self._translation.settle())
             self._outbox.files(self._translation.telemetry.finished())
@@ -218,6 +218,7 @@ class Deliverer:
         self._outbox.points(points + translation.flush(final=ended is not None))
         self._outbox.files(translation.telemetry.finished())
         self._outbox.progress(translation.progress.text())
+        self._outbox.settle_models()
         if ended is not None and end_run:
             self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
         self._outbox.flushed(self._seq, translation.lost)

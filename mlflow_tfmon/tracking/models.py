@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.models import Model
-from mlflow.tracking import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, patient_uploads, store_errors
+
+_VERSIONS = "mlflow.modelVersions"  # MLflow's tag of a logged model that is registered (3.1 to 3.17)
 
 
 def deliver_model(
@@ -24,7 +26,7 @@ def deliver_model(
     known: str | None,
     remember: Callable[[str], None],
 ) -> dict[str, str]:
-    """Makes a saved model a logged model of the run: files, step, metrics and, where asked, a registered version.
+    """Makes a saved model a logged model of the run: files, metrics with their datasets, and then its pointers.
 
     Args:
         run: the run.
@@ -58,15 +60,13 @@ def deliver_model(
                 remember(model_id)
             else:
                 model = client.get_logged_model(model_id)
-            _sign(folder, model_id, run.run_id, model.artifact_location)
-            with patient_uploads():
-                client.log_model_artifacts(model_id, str(folder))
-            client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-            if not known or model_id not in _outputs(client, run.run_id):
-                client.log_outputs(run.run_id, [LoggedModelOutput(model_id, step=saved.step)])
-        rejected |= run.points(metrics, model_id)
-        if saved.registered_model_name:
-            _register(client, saved, model_id, run.run_id, again=known is not None)
+            if model.status != LoggedModelStatus.READY:  # an earlier attempt may have got as far as that
+                _sign(folder, model_id, run.run_id, model.artifact_location)
+                with patient_uploads():
+                    client.log_model_artifacts(model_id, str(folder))
+                client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        rejected |= run.points(metrics, model_id, datasets_of(source))
+        rejected |= run.tags(dict.fromkeys(saved.pointers, model_id))
     except RefusedError as error:
         rejected[f"model {saved.name}"] = str(error)
         if model_id is not None:
@@ -88,25 +88,59 @@ def _sign(folder: Path, model_id: str, run_id: str, location: str) -> None:
         raise RefusedError(f"{path} cannot be read, the model was not saved in full: {error}") from error
 
 
-def _outputs(client: MlflowClient, run_id: str) -> list[str]:
-    outputs = client.get_run(run_id).outputs
-    return [output.model_id for output in outputs.model_outputs] if outputs else []
+def link_models(run: RunStore, steps: Mapping[str, int]) -> None:
+    """Makes logged models outputs of the run, those that are not yet.
+
+    A run's outputs cannot be taken back, so this comes once it is known which are kept.
+
+    Args:
+        run: the run.
+        steps: id -> step.
+
+    Raises:
+        AwayError: the store does not answer.
+    """
+    with store_errors():
+        outputs = run.client.get_run(run.run_id).outputs
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        new = [LoggedModelOutput(one, step) for one, step in steps.items() if one not in linked]
+        if new:
+            run.client.log_outputs(run.run_id, new)
 
 
-def _register(client: MlflowClient, saved: ModelSaved, model_id: str, run_id: str, again: bool) -> None:
-    name, source = str(saved.registered_model_name), f"models:/{model_id}"
-    with store_errors(), _current_store(client.tracking_uri):
-        try:
-            client.get_registered_model(name)
-        except Exception:
-            client.create_registered_model(name)
-        if again and any(one.source == source for one in client.search_model_versions(f"name='{name}'")):
+def drop_model(run: RunStore, model_id: str) -> None:
+    """Deletes a logged model that another took the place of, files and all, unless somebody has registered it.
+
+    Raises:
+        AwayError: the store does not answer.
+    """
+    client = run.client
+    with contextlib.suppress(RefusedError), store_errors():
+        model = client.get_logged_model(model_id)
+        if _VERSIONS in model.tags:
             return
-        client.create_model_version(name, source, run_id=run_id, tags=saved.tags, model_id=model_id)
+        client.delete_logged_model(model_id)
+        # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.
+        with contextlib.suppress(Exception), current_store(client.tracking_uri):
+            get_artifact_repository(model.artifact_location).delete_artifacts()
+
+
+def datasets_of(run: Run) -> Callable[[str], tuple[str, str] | None]:
+    """Tells of which of a run's datasets a metric is, as (name, digest)."""
+    found: dict[str, tuple[str, str]] = {}
+    for one in run.inputs.dataset_inputs if run.inputs else []:
+        context = next((tag.value for tag in one.tags if tag.key == "mlflow.data.context"), "train")
+        found[context] = (one.dataset.name, one.dataset.digest)
+
+    def dataset_of(metric: str) -> tuple[str, str] | None:
+        validated = metric.rpartition("/")[2].startswith(("val_", "validation_"))
+        return found.get("eval" if validated else "train")
+
+    return dataset_of
 
 
 @contextlib.contextmanager
-def _current_store(uri: str) -> Iterator[None]:
+def current_store(uri: str) -> Iterator[None]:
     """A registry in a database looks a logged model up in the process's current store, whatever the client's is."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)

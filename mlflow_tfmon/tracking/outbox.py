@@ -14,9 +14,10 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon.checkpoints.registry import register_pointed
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
 from mlflow_tfmon.tracking.curves import Point
-from mlflow_tfmon.tracking.models import deliver_model
+from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors
@@ -58,7 +59,9 @@ class Outbox:
         self._run: RunStore | None = None
         self._tagged = ""
         self._progress = ""
-        self._linkable: dict[str, Point] = {}
+        self._linkable: dict[tuple[str, int], Point] = {}
+        self._steps: dict[str, int] = {}  # of models that are kept: path -> step
+        self._to_register: dict[str, str] = {}  # a run's tag that says which model -> registered model
         self._tally = Tally()
         self._uncounted: set[str] = set()  # metrics with points that were not looked for in the store yet
         self._counts = 0  # that in succession found something missing
@@ -107,13 +110,12 @@ class Outbox:
 
     def linkable(self, points: Sequence[Point]) -> None:
         """Points that a model's metrics may be: a model linked to one of them doubles nothing in the run."""
-        self._linkable |= {point.key: point for point in points}
+        self._linkable |= {(point.key, point.step): point for point in points}
 
-    def record(self, seq: int, record: Record, when: float) -> None:
+    def record(self, record: Record, when: float) -> None:
         """Logs a record that is no data.
 
         Args:
-            seq: its number.
             record: the record.
             when: Unix time for what has no time of its own, seconds.
         """
@@ -127,7 +129,7 @@ class Outbox:
         elif isinstance(record, DatasetUsed):
             self._do(lambda run: run.dataset(record.dataset, record.context, record.tags), "dataset")
         elif isinstance(record, ModelSaved):
-            self._model(seq, record, when)
+            self._model(record, when)
 
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
@@ -241,23 +243,53 @@ class Outbox:
         run = client.create_run(experiment, int(started.start_time * 1e3), tags, started.run_name)
         return str(run.info.run_id)
 
-    def _model(self, seq: int, saved: ModelSaved, when: float) -> None:
-        key, folder = str(seq), self._folder / saved.path
-        finite = {clean(name): value for name, value in saved.metrics.items() if isfinite(value)}
+    def _model(self, saved: ModelSaved, when: float) -> None:
+        name, folder = f"model {saved.name}", self._folder / saved.path
+        finite = {clean(key): value for key, value in saved.metrics.items() if isfinite(value)}
         points = []
-        for name, value in finite.items():
-            known = self._linkable.get(name)
-            same = known is not None and (known.value, known.step) == (value, saved.step)
-            points.append(known if known and same else Point(name, value, saved.step, int(when * 1e3)))
+        for key, value in finite.items():
+            known = self._linkable.get((key, saved.step))
+            same = known is not None and known.value == value
+            points.append(known if known and same else Point(key, value, saved.step, int(when * 1e3)))
+        self._steps[saved.path] = saved.step
+        for path in saved.drops:
+            self._steps.pop(path, None)
+        if saved.registered_model_name:
+            self._to_register[saved.pointers[0]] = saved.registered_model_name
 
         def remember(model_id: str) -> None:
-            self._ledger.note(models={**self._ledger.status.models, key: model_id})
+            self._ledger.note(models={**self._ledger.status.models, saved.path: model_id})
 
         def deliver(run: RunStore) -> dict[str, str]:
-            return deliver_model(run, saved, folder, points, self._ledger.status.models.get(key), remember)
+            known = self._ledger.status.models
+            gone = folder.with_name(f"{folder.name}.gone")
+            if gone.exists():  # another took its place before it was delivered
+                if saved.path in known:
+                    drop_model(run, known[saved.path])
+                return {}
+            rejected = deliver_model(run, saved, folder, points, known.get(saved.path), remember)
+            if name in rejected:
+                self._steps.pop(saved.path, None)
+            else:
+                for path in saved.drops:
+                    if path in known:
+                        drop_model(run, known[path])
+            return rejected
 
-        self._do(deliver, f"model {saved.name}", self._files)
+        self._do(deliver, name, self._files)
         self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))
+
+    def settle_models(self) -> None:
+        """Has the models that are kept linked to the run, and those registered that are to be: of many the best."""
+        if self._steps:
+            self._do(self._link, "outputs", self._files)
+        for tag, name in self._to_register.items():
+            self._do(partial(register_pointed, tag=tag, name=name), f"registered model {name}", self._files)
+        self._to_register.clear()
+
+    def _link(self, run: RunStore) -> None:
+        known = self._ledger.status.models
+        link_models(run, {known[path]: step for path, step in self._steps.items() if path in known})
 
 
 def _report(run: RunStore) -> dict[str, str]:

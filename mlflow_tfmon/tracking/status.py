@@ -26,7 +26,7 @@ class Status:
         error: why delivery does not get on, in a line, or None.
         tried: when that was last tried, Unix seconds.
         rejected: what MLflow refuses for good: name of the thing -> reason.
-        models: number of a `ModelSaved` record -> id of its logged model.
+        models: path of a `ModelSaved` record -> id of its logged model.
     """
 
     delivered: int = 0

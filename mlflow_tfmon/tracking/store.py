@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
@@ -124,12 +124,26 @@ class RunStore:
         self.client = client
         self.run_id = run_id
 
-    def points(self, points: Sequence[Point], model_id: str | None = None) -> dict[str, str]:
-        """Logs points; those that are there already are not doubled."""
+    def points(
+        self,
+        points: Sequence[Point],
+        model_id: str | None = None,
+        dataset_of: Callable[[str], tuple[str, str] | None] | None = None,
+    ) -> dict[str, str]:
+        """Logs points; those that are there already are not doubled.
+
+        Args:
+            points: the points.
+            model_id: logged model to link them to, or None.
+            dataset_of: name and digest of the dataset that a metric is of, where known.
+        """
         rejected: dict[str, str] = {}
         for at in range(0, len(points), MAX_METRICS_PER_BATCH):
-            part = points[at : at + MAX_METRICS_PER_BATCH]
-            self._metrics([Metric(p.key, p.value, p.time, p.step, model_id=model_id) for p in part], rejected)
+            metrics = []
+            for p in points[at : at + MAX_METRICS_PER_BATCH]:
+                name, digest = (dataset_of(p.key) if dataset_of else None) or (None, None)
+                metrics.append(Metric(p.key, p.value, p.time, p.step, model_id, name, digest))
+            self._metrics(metrics, rejected)
         return rejected
 
     def _metrics(self, metrics: list[Metric], rejected: dict[str, str]) -> None:

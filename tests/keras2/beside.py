@@ -78,7 +78,7 @@ def test_all_is_as_it_was_when_disabled() -> None:
 def test_a_model_that_mlflow_does_not_know_is_a_saved_model(caplog: pytest.LogCaptureFixture) -> None:
     from tests.keras2 import nets
 
-    mlflow_tfmon.autolog()
+    mlflow_tfmon.autolog(checkpoint=False)
     model = nets.compiled("adam")
     nets.fit(model)
     (logged,) = mlflow.search_logged_models(output_format="list")

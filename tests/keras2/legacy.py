@@ -148,7 +148,7 @@ def test_what_mlflow_records_of_a_fit_is_recorded() -> None:
 
 
 def test_the_model_is_logged_and_loads() -> None:
-    mlflow_tfmon.autolog(log_input_examples=True)
+    mlflow_tfmon.autolog(checkpoint=False, log_input_examples=True)
     model = nets.compiled(Adam(0.1))
     nets.fit(model)
     (logged,) = mlflow.search_logged_models(output_format="list")
@@ -171,7 +171,7 @@ class Registered(tf_keras.losses.Loss):
 
 
 def test_a_model_whose_loss_cannot_be_loaded_is_logged_without_it() -> None:
-    mlflow_tfmon.autolog()
+    mlflow_tfmon.autolog(checkpoint=False)
     model = nets.net()
     model.compile("sgd", Registered())
     nets.fit(model)
@@ -255,3 +255,17 @@ def test_a_sequence_and_a_callback_list() -> None:
     assert epochs == [0, 1] == list(run.epochs.index)
     assert list(run.steps.index) == list(range(1, 2 * nets.STEPS + 1))
     assert told in own.callbacks and len(own.callbacks) == 2  # as the user made it
+
+
+def test_the_best_of_a_fit_is_kept() -> None:
+    mlflow_tfmon.autolog(deep_every=DEEP)
+    seen: list[np.ndarray] = []
+
+    class Seen(tf_keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append(self.model.predict(nets.data()[0], verbose=0))
+
+    losses = nets.fit(nets.compiled("adam", noise=0.2), epochs=3, callbacks=[Seen()]).history["loss"]
+    best = mlflow.get_run(nets.last_run()).data.tags["tfmon.best_model"]
+    loaded = mlflow.tensorflow.load_model(f"models:/{best}")
+    np.testing.assert_array_equal(loaded.predict(nets.data()[0], verbose=0), seen[int(np.argmin(losses))])

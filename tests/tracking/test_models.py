@@ -15,7 +15,9 @@ from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.journal import Journal
 from mlflow_tfmon.tracking.store import AwayError
 
-SAVED = ModelSaved("models/0", "best", 3, {"val_loss": 0.25, "extra": 7.0}, "digits", {"kind": "best"})
+SAVED = ModelSaved(
+    "models/0", "best", 3, {"val_loss": 0.25, "extra": 7.0}, "digits", {"kind": "best"}, ("tfmon.best_model",)
+)
 
 
 def record(home: Path, store: str, run_id: str, *, whole: bool = True) -> Journal:
@@ -72,6 +74,7 @@ def test_a_saved_model_becomes_a_logged_and_registered_one_exactly_once(
         ("extra", 7.0, 3),
     }
     run = client.get_run(run_id)
+    assert run.data.tags["tfmon.best_model"] == model.model_id
     assert [(one.model_id, one.step) for one in run.outputs.model_outputs] == [(model.model_id, 3)]
     assert len(client.get_metric_history(run_id, "val_loss")) == 1
     (version,) = client.search_model_versions("name='digits'")

@@ -1,0 +1,1 @@
+"""The best and the last of a training, kept in MLflow, and the model registry."""

@@ -1,0 +1,237 @@
+"""Keeps the best and the last of one model within one run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_tfmon import kerases
+from mlflow_tfmon.best import Best
+from mlflow_tfmon.checkpoints.folder import Writer
+from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, pointer, tags_of
+from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
+from mlflow_tfmon.checkpoints.which import Kept
+from mlflow_tfmon.checkpoints.writing import SHARE, Queue
+from mlflow_tfmon.errors import contained, logger, say_once
+from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a training: what may become a checkpoint then.
+
+    Attributes:
+        model: the model.
+        epoch: number of the epoch within the run.
+        step: optimizer steps done.
+        metrics: by name.
+        arguments: the call of fit, or None.
+        within: whether the epoch goes on.
+    """
+
+    model: Any
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+    arguments: FitArguments | None = None
+    within: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    snapshot: Snapshot
+    best: bool
+    saved: records.ModelSaved
+
+
+class Keeper:
+    """Takes a snapshot where it is due, has it written elsewhere, and records what is kept.
+
+    Attributes:
+        best: the best epoch so far.
+
+    Args:
+        settings: what is kept.
+        folder: of the recording.
+        prefix: what precedes the model's names in the run.
+        record: takes records.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, prefix: str, record: Callable[[records.Record], None]
+    ) -> None:
+        self.best = Best(settings)
+        self._best_kept = Best(settings)  # of those that were due
+        self._settings = settings
+        self._folder = folder
+        self._prefix = prefix
+        self._record = record
+        self._kept = Kept(settings)
+        self._lock = threading.RLock()
+        self._queue: Queue[_Job] = Queue(self._write)
+        self._camera = Camera()
+        self._writer: Writer | None = None
+        self._number = 0
+        every, unit = settings.checkpoint_every or (1, "epochs")
+        self._due_from = every if unit == "steps" else 0  # the step from which on the next is due
+        self._patience_until = 0.0
+        self._paths: dict[int, str] = {}  # of those that are written and kept
+        self._on_disk: list[str] = []
+        self._newest = {BEST: -1, LAST: -1}
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a best model is kept that MLflow can load."""
+        return self._newest[BEST] >= 0 and self._writer is not None and self._writer.whole
+
+    def consider(self, now: Moment) -> None:
+        """Takes a moment of the training, on the thread that trains, which waits for the snapshot alone."""
+        directions = _directions(now.model)
+        if not now.within and self.best.consider(now.epoch, now.metrics, directions):
+            assert self.best.value is not None
+            figures = (
+                (f"{self._prefix}best/{self.best.metric}", self.best.value, now.epoch),
+                (f"{self._prefix}best/epoch", float(now.epoch), now.epoch),
+            )
+            self._record(records.Facts(metrics=figures, time=time.time()))
+        wanted = self._settings.checkpoint and self._settings.log_models
+        if wanted and isinstance(
+            now.model, kerases.every("Model")
+        ):  # a tf.Module has no file format of its own
+            with contained("the checkpoint", "the model of this epoch is not kept"):
+                self._keep(now, directions)
+
+    def finish(self, timeout: float) -> None:
+        """Has all that waits written at once, and waits for it, so many seconds at most."""
+        if not self._queue.finish(timeout):
+            logger.warning("mlflow_tfmon: the last checkpoints are not written (after %.0f s).", timeout)
+
+    def _keep(self, now: Moment, directions: Mapping[str, str]) -> None:
+        if not self._due(now):
+            return
+        best = self._best_kept
+        is_best = best.consider(now.epoch, now.metrics, directions)
+        metric = best.metric or ""
+        value = now.metrics.get(metric)
+        among = self._kept.joins(value, best.more, metric)
+        began = time.monotonic()
+        if (
+            not is_best
+            and not among
+            and self._settings.checkpoint_save_best_only
+            and began < self._patience_until
+        ):
+            return  # nothing but the last one yet: the next will be
+        with self._lock:
+            snapshot = self._camera.take(now.model)
+            self._number += 1
+            self._kept.add(self._number, value, best.more, metric)
+            if self._writer is None:
+                self._writer = Writer(self._folder / "form" / uuid.uuid4().hex, self._settings, now.arguments)
+            saved = self._described(now, metric, value)
+            self._queue.put(self._number, _Job(snapshot, is_best, saved), self._kept.wanted)
+        if (
+            snapshot.live
+        ):  # the training waits for the writing too: no more often than that may take of its time
+            self._queue.finish(None)
+            ended = time.monotonic()
+            self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
+
+    def _due(self, now: Moment) -> bool:
+        every, unit = self._settings.checkpoint_every or (1, "epochs")
+        if unit == "epochs":
+            return not now.within and (now.epoch + 1) % every == 0
+        if now.within and now.step < self._due_from:
+            return False
+        self._due_from = (now.step // every + 1) * every
+        return True
+
+    def _described(self, now: Moment, metric: str, value: float | None) -> records.ModelSaved:
+        place = f"{self._prefix}checkpoint/" if now.within else self._prefix
+        return records.ModelSaved(
+            path=f"checkpoints/{uuid.uuid4().hex}",
+            name=f"{self._prefix}checkpoint".replace(".", "-"),
+            step=now.step if now.within else now.epoch,
+            metrics={f"{place}{name}": number for name, number in now.metrics.items()},
+            tags=tags_of(now.epoch, now.step, metric, value, self._best_kept.more),
+        )
+
+    def _write(self, number: int, job: _Job) -> bool:
+        """Writes a checkpoint, on the queue's thread; returns whether there is nothing left to do for it."""
+        assert self._writer is not None
+        path = job.saved.path
+        try:
+            (self._folder / path).parent.mkdir(exist_ok=True)
+            self._writer.write(job.snapshot, self._folder / path)
+        except Exception as error:
+            self._tell(job.saved, error)
+            return isinstance(error, ChangedError)
+        with self._lock, contained("recording a checkpoint", "it does not reach MLflow"):
+            wanted = self._kept.wanted
+            if number not in wanted:
+                shutil.rmtree(self._folder / path, ignore_errors=True)
+                return True
+            self._paths[number] = path
+            self._record(self._pointed(number, job))
+            self._paths = {n: one for n, one in self._paths.items() if n in wanted}
+            self._make_room(path)
+        return True
+
+    def _pointed(self, number: int, job: _Job) -> records.ModelSaved:
+        """The record of a checkpoint that is written, with what changes by it."""
+        newer = [kind for kind in (BEST, LAST) if number > self._newest[kind] and (kind == LAST or job.best)]
+        self._newest |= dict.fromkeys(newer, number)
+        drops = tuple(path for n, path in self._paths.items() if n not in self._kept.wanted)
+        registers = BEST in newer and self._writer is not None and self._writer.whole
+        return records.ModelSaved(
+            **{
+                **vars(job.saved),
+                "pointers": tuple(pointer(kind, self._prefix) for kind in newer),
+                "drops": drops,
+                "registered_model_name": self._settings.registered_model_name if registers else None,
+            }
+        )
+
+    def _make_room(self, newest: str) -> None:
+        """Takes away what was superseded before it could be delivered, save the first, which may be on its way."""
+        self._on_disk = [path for path in (*self._on_disk, newest) if (self._folder / path).exists()]
+        for path in self._on_disk[1:]:
+            if path not in self._paths.values():
+                (self._folder / f"{path}.gone").touch()  # for delivery
+                old = self._folder / f"{path}.old"
+                os.replace(self._folder / path, old)
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _tell(self, saved: records.ModelSaved, error: Exception) -> None:
+        text = f"the checkpoint of epoch {saved.tags['tfmon.epoch']} is not saved: {type(error).__name__}: {error}"
+        text = " ".join(text.split())[:400]
+        say_once(
+            f"checkpoint {self._folder} {type(error).__name__}",
+            f"mlflow_tfmon: {text}; the training goes on, and earlier checkpoints stay.",
+        )
+        with contained("recording what became of a checkpoint", "its run does not say it"):
+            self._record(records.Facts(tags={pointer(ERROR, self._prefix): text}, time=time.time()))
+
+
+def _directions(model: Any) -> dict[str, str]:
+    """Of a model's metrics, whether "up" or "down" is better, as far as Keras (3.7 and newer) knows it."""
+    found: dict[str, str] = {}
+    try:
+        waiting = list(getattr(model, "metrics", None) or ())
+    except Exception:  # a property that the user wrote
+        return found
+    while waiting:
+        metric = waiting.pop()
+        waiting += getattr(metric, "metrics", None) or ()
+        if getattr(metric, "_direction", None):
+            found[str(metric.name)] = str(metric._direction)
+    return found

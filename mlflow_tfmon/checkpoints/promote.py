@@ -1,0 +1,146 @@
+"""promote(): gives a run's best model an alias in the registry, by a person's hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from mlflow_tfmon.checkpoints.names import BEST, FINAL, pointer
+from mlflow_tfmon.checkpoints.registry import (
+    ALIAS,
+    Standing,
+    holder_of,
+    make_version,
+    registry_errors,
+    version_of,
+    version_tags,
+    why_not,
+)
+from mlflow_tfmon.tracking.store import AwayError, RefusedError
+
+
+class PromotionError(Exception):
+    """Nothing was promoted; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What `promote` did, or would do.
+
+    Attributes:
+        name: the registered model.
+        alias: the alias.
+        model_id: logged model that is promoted.
+        version: its version; None if a dry run found that it would be made.
+        standing: by what it is judged, such as "val_loss 0.25".
+        before: version that had the alias, or None.
+        before_standing: by what that was judged.
+        done: whether it was done.
+    """
+
+    name: str
+    alias: str
+    model_id: str
+    version: str | None
+    standing: str
+    before: str | None
+    before_standing: str
+    done: bool
+
+    def __str__(self) -> str:
+        what = f"version {self.version}" if self.version else "a new version"
+        before = f", before: version {self.before} ({self.before_standing})" if self.before else ""
+        does = "has" if self.done else "would get"
+        return f"{self.name}: {what} ({self.standing}, {self.model_id}) {does} the alias {self.alias}{before}"
+
+
+def promote(
+    run_id: str,
+    alias: str = ALIAS,
+    name: str | None = None,
+    *,
+    dry_run: bool = False,
+    force: bool = False,
+    tracking_uri: str | None = None,
+) -> Promotion:
+    """Makes a run's best model a version of a registered model and gives it an alias.
+
+    Args:
+        run_id: the run.
+        alias: the alias.
+        name: registered model. Default: the one that the run's model is registered as already.
+        dry_run: whether only to say what would happen.
+        force: whether also to take the alias from a version that this one does not beat, or can't be compared with.
+        tracking_uri: where the run is. Default: MLflow's current tracking URI.
+
+    Returns:
+        What was done.
+
+    Raises:
+        PromotionError: nothing was done: no such run, no model, no name, or the alias stays where it is.
+
+    Example:
+        >>> print(promote(run_id, alias="champion", dry_run=True))
+        digits: version 3 (val_loss 0.25, m-5d1f…) would get the alias champion
+    """
+    client = MlflowClient(tracking_uri)
+    try:
+        with registry_errors(client):
+            return _promote(client, client.get_run(run_id), alias, name, dry_run, force)
+    except (AwayError, RefusedError) as error:
+        raise PromotionError(str(error)) from error
+
+
+def _promote(
+    client: MlflowClient, run: Run, alias: str, name: str | None, dry_run: bool, force: bool
+) -> Promotion:
+    run_id, model_id = run.info.run_id, _best_of(run)
+    name = name or _name_of(client, run_id)
+    known = version_of(client, run_id, model_id, name)
+    mine = Standing.of(version_tags(client, run, model_id))
+    holder = holder_of(client, name, alias)
+    theirs = None if holder is None else Standing.of(holder.tags)
+    if holder is not None and not (known is not None and str(known.version) == str(holder.version)):
+        reason = why_not(mine, theirs)
+        if reason is not None and not force:
+            raise PromotionError(
+                f"{name}: the alias {alias} stays with version {holder.version}: {reason}. Give --force to move it "
+                "all the same."
+            )
+    if not dry_run:
+        known = make_version(client, run, model_id, name)
+        client.set_registered_model_alias(name, alias, str(known.version))
+    return Promotion(
+        name, alias, model_id, None if known is None else str(known.version), str(mine),
+        None if holder is None else str(holder.version), str(theirs), not dry_run,
+    )  # fmt: skip
+
+
+def _best_of(run: Run) -> str:
+    """The id of a run's best model, or of its only one."""
+    for kind in (BEST, FINAL):
+        found = [
+            value for tag, value in run.data.tags.items() if tag.startswith("tfmon.") and tag.endswith(kind)
+        ]
+        exact = run.data.tags.get(pointer(kind))
+        if exact or len(set(found)) == 1:
+            return str(exact or found[0])
+        if found:
+            raise PromotionError(
+                f"run {run.info.run_id} has several models; register the one you mean: mlflow.register_model("
+                f"'models:/<id>', name), where <id> is one of {', '.join(sorted(set(found)))}."
+            )
+    raise PromotionError(
+        f"run {run.info.run_id} has no model: train with mlflow_tfmon.autolog(), and with log_models and checkpoint on."
+    )
+
+
+def _name_of(client: MlflowClient, run_id: str) -> str:
+    names = sorted({one.name for one in client.search_model_versions(f"run_id='{run_id}'")})
+    if len(names) == 1:
+        return str(names[0])
+    raise PromotionError(
+        f"run {run_id} is registered as {', '.join(names) or 'nothing'}: say which registered model with --name."
+    )

@@ -1,0 +1,226 @@
+"""The model registry: the best of a run becomes a version, and gets an alias if it beats the version that has it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mlflow_tfmon.checkpoints.names import EPOCH, METRIC, MODE, STEP, VALUE
+from mlflow_tfmon.tracking.models import current_store, datasets_of
+from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
+
+ALIAS = "best"
+REGISTERED_TAG = "tfmon.registered"
+DATASET, RUN = "tfmon.dataset", "tfmon.run"
+_WON = "won"
+# What a registry answers for good, beside what `store_errors` knows.
+_REFUSALS = frozenset(
+    {"PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
+     "NOT_IMPLEMENTED", "INVALID_STATE"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Standing:
+    """By what a model is judged.
+
+    Attributes:
+        metric: name of the metric, "" if there is none.
+        value: its value; NaN if there is none.
+        more: whether more of it is better.
+        dataset: digest of the data that it was measured on, "" if unknown.
+    """
+
+    metric: str
+    value: float
+    more: bool
+    dataset: str = ""
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> Standing:
+        """What the tags of a version say."""
+        try:
+            value = float(tags.get(VALUE, "nan"))
+        except ValueError:
+            value = math.nan
+        return cls(tags.get(METRIC, ""), value, tags.get(MODE) == "max", tags.get(DATASET, ""))
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.value:.6g}" if self.metric else "no metric"
+
+
+def why_not(new: Standing, holder: Standing | None) -> str | None:
+    """Why a model does not take an alias from the version that has it; None if it does.
+
+    Args:
+        new: the model.
+        holder: the version that has the alias, None if none has.
+
+    Example:
+        >>> why_not(Standing("val_loss", 0.2, more=False), Standing("val_loss", 0.3, more=False))
+        >>> why_not(Standing("val_loss", 0.3, more=False), Standing("val_loss", 0.3, more=False))
+        'it is a tie (val_loss 0.3)'
+    """
+    if not new.metric or not math.isfinite(new.value):
+        return "it has no value of a metric to be judged by"
+    if holder is None:
+        return None
+    if (holder.metric, holder.more) != (new.metric, new.more) or not math.isfinite(holder.value):
+        return f"they cannot be compared: {new} here, {holder} there"
+    if holder.dataset != new.dataset:
+        digests = f"{new.dataset or 'unknown'} and {holder.dataset or 'unknown'}"
+        return f"{new.metric} was measured on other data (digests {digests})"
+    if new.value == holder.value:
+        return f"it is a tie ({new})"
+    if (new.value > holder.value) != new.more:
+        return f"{new} does not beat {holder}"
+    return None
+
+
+def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
+    """Makes the model that a run's tag names a version of a registered model, and has it contend for the alias.
+
+    Args:
+        run: the run; its tag "tfmon.registered" says what became of it.
+        tag: the run's tag that holds the model's id; without it there is nothing to register.
+        name: registered model, made if there is none.
+
+    Returns:
+        What was refused: name -> reason.
+
+    Raises:
+        AwayError: the registry does not answer; call again.
+    """
+    client = run.client
+    try:
+        with registry_errors(client):
+            source = client.get_run(run.run_id)
+            model_id = source.data.tags.get(tag)
+            if model_id is None:
+                return {}
+            version = make_version(client, source, model_id, name)
+            reason = contend(client, version, ALIAS)
+            says = f"{name} version {version.version} ({Standing.of(version.tags)})"
+            says += (
+                f" has the alias {ALIAS}"
+                if reason is None
+                else f"; the alias {ALIAS} stays where it is: {reason}"
+            )
+        return run.tags({REGISTERED_TAG: says})
+    except RefusedError as error:
+        run.tags({REGISTERED_TAG: f"{name} is refused: {error}"})
+        return {f"registered model {name}": str(error)}
+
+
+def make_version(client: MlflowClient, run: Run, model_id: str, name: str) -> ModelVersion:
+    """The version that a logged model is, made if there is none yet."""
+    known = version_of(client, run.info.run_id, model_id, name)
+    if known is not None:
+        return known
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        with contextlib.suppress(MlflowException):  # somebody else just made it; or the version's error tells
+            client.create_registered_model(name)
+    tags = version_tags(client, run, model_id)
+    return client.create_model_version(
+        name, f"models:/{model_id}", run_id=run.info.run_id, tags=tags, model_id=model_id
+    )
+
+
+def version_of(client: MlflowClient, run_id: str, model_id: str, name: str) -> ModelVersion | None:
+    """The version of a registered model that a run's logged model is."""
+    versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    return next((one for one in versions if one.source == f"models:/{model_id}"), None)
+
+
+def version_tags(client: MlflowClient, run: Run, model_id: str) -> dict[str, str]:
+    """What a version made of a logged model is to say of itself."""
+    of_model = client.get_logged_model(model_id).tags
+    tags = {key: of_model[key] for key in (EPOCH, STEP, METRIC, VALUE, MODE) if key in of_model}
+    dataset_of = datasets_of(run)
+    data = dataset_of(tags.get(METRIC, "")) or dataset_of("")  # a validation split is of the training data
+    return {RUN: run.info.run_id, **tags, **({DATASET: data[1]} if data else {})}
+
+
+def holder_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that has an alias."""
+    try:
+        version = client.get_registered_model(name).aliases.get(alias)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return None if version is None else client.get_model_version(name, str(version))
+
+
+def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | None:
+    """Gives a version an alias if it beats the one that has it; of several at once the best ends with it.
+
+    A registry has no way to change an alias only if nobody else just has. So each that takes it says so in a tag and
+    then looks who else has since it began: whoever looks last sees all, and puts right what the others overwrote.
+
+    Args:
+        client: of the registry.
+        version: the version.
+        alias: the alias.
+
+    Returns:
+        Why it does not have the alias in the end, or None if it does.
+    """
+    name, state = version.name, f"tfmon.alias.{alias}"
+
+    def winners() -> dict[str, ModelVersion]:
+        found = client.search_model_versions(f"name='{name}'")
+        return {str(one.version): one for one in found if one.tags.get(state) == _WON}
+
+    before = winners()
+    holder = holder_of(client, name, alias)
+    mine = Standing.of(version.tags)
+    if holder is None or str(holder.version) != str(version.version):
+        reason = why_not(mine, None if holder is None else Standing.of(holder.tags))
+        if reason is not None:
+            return _lost(client, version, state, reason)
+        client.set_registered_model_alias(name, alias, str(version.version))
+    client.set_model_version_tag(name, str(version.version), state, _WON)
+    rivals = {number: one for number, one in winners().items() if number not in before}
+    best = version
+    for one in rivals.values():
+        if why_not(Standing.of(one.tags), Standing.of(best.tags)) is None:
+            best = one
+    now = holder_of(client, name, alias)
+    if now is not None and str(now.version) in rivals and str(now.version) != str(best.version):
+        client.set_registered_model_alias(name, alias, str(best.version))
+    if str(best.version) == str(version.version):
+        return None
+    return _lost(
+        client, version, state, f"{mine} does not beat {Standing.of(best.tags)}, which came at the same time"
+    )
+
+
+def _lost(client: MlflowClient, version: ModelVersion, state: str, reason: str) -> str:
+    client.set_model_version_tag(version.name, str(version.version), state, f"not given: {reason}")
+    return reason
+
+
+@contextlib.contextmanager
+def registry_errors(client: Any) -> Iterator[None]:
+    """As `store_errors`; more of what a registry answers is for good, so that no run waits for it."""
+    try:
+        with store_errors(), current_store(client.tracking_uri):
+            yield
+    except AwayError as error:
+        cause = error.__cause__
+        if isinstance(cause, MlflowException) and cause.error_code in _REFUSALS:
+            raise RefusedError(str(error)) from cause
+        raise

@@ -1,0 +1,121 @@
+"""A model's variables as they were at one moment, and a way to save the model with them while it trains on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class ChangedError(Exception):
+    """The model is no longer made of the variables that it had at the snapshot."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a model's variables held at one moment.
+
+    Keras 2 cannot save a model with other values than it holds: a snapshot of such a model is empty, and stands for the
+    model as it is.
+
+    Attributes:
+        model: the model.
+        variables: the model's, its optimizer's and its metrics' variables.
+        values: what they held, as tensors in the machine's own memory.
+    """
+
+    model: Any = field(repr=False)
+    variables: tuple[Any, ...] = field(repr=False)
+    values: tuple[tf.Tensor, ...] = field(repr=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether it stands for the model as it is."""
+        return not isinstance(self.model, keras.Model)
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Lets this thread, and no other, see the variables as they were.
+
+        Raises:
+            ChangedError: the model has become another meanwhile; what was saved within is worthless.
+        """
+        if self.live:
+            yield
+            return
+        self._check()
+        with tf.device("CPU:0"):
+            _look_up_optimizer()
+            scope = keras.StatelessScope(
+                zip(self.variables, self.values, strict=True), initialize_variables=False
+            )
+            with scope:
+                yield
+                # `keras.utils.clear_session()` ends every thread's scope.
+                ended = any(v.value is not scope.get_current_value(v) for v in self.variables[:1])
+        self._check(ended)
+
+    def _check(self, ended: bool = False) -> None:
+        now = variables_of(self.model)
+        if ended or [id(one) for one in now] != [id(one) for one in self.variables]:
+            raise ChangedError(
+                f"the model {self.model.name!r} was changed while it was being saved (layers added or removed, "
+                "compiled anew, or Keras's session cleared)"
+            )
+
+
+def variables_of(model: Any) -> tuple[Any, ...]:
+    """All variables that saving a model reads, each once; those of a Keras 2 model are left out."""
+    if not isinstance(model, keras.Model):
+        return ()
+    optimizer = getattr(model, "optimizer", None)
+    of_optimizer = [] if optimizer is None else optimizer.variables
+    found = [*model.variables, *of_optimizer, *model.metrics_variables]
+    return tuple({id(variable): variable for variable in found}.values())
+
+
+class Camera:
+    """Takes snapshots of a model, on the thread that trains.
+
+    All variables are read by one call: each call of its own would wait for the interpreter, for 5 ms while another
+    thread runs. On a CPU a value shares its memory with the variable until that is next written to: then TensorFlow
+    gives the variable other memory.
+
+    Example:
+        >>> snapshot = Camera().take(model)
+    """
+
+    def __init__(self) -> None:
+        self._variables: list[Any] = []
+        self._read: Any = None
+
+    def take(self, model: Any) -> Snapshot:
+        """Takes a snapshot of a built Keras model."""
+        variables = variables_of(model)
+        raw = [variable.value for variable in variables]
+        if self._read is None or [id(one) for one in raw] != [id(one) for one in self._variables]:
+            self._variables = raw
+            self._read = tf.function(self._read_all, autograph=False, jit_compile=False)
+        return Snapshot(model, variables, tuple(self._read()) if raw else ())
+
+    def _read_all(self) -> list[tf.Tensor]:
+        with tf.device("CPU:0"):
+            return [tf.identity(one) for one in self._variables]
+
+
+def _look_up_optimizer() -> None:
+    """Has Keras look at an optimizer before a scope forbids that.
+
+    To see which attributes saving leaves out, Keras makes an optimizer, and so a variable, each time, since it
+    remembers the answer under another name than it looks for (3.7 to 3.15).
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from keras.src.backend.common import global_state
+        from keras.src.saving import saving_lib
+
+        answer = saving_lib.get_attr_skipset("Optimizer")
+        global_state.set_global_attribute("saving_attr_skiplist_Optimizer", answer)

@@ -1,0 +1,27 @@
+"""mlflow-tfmon promote: gives a run's best model an alias in the model registry."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("promote")
+@click.argument("run")
+@click.option("--alias", default="best", show_default=True, help="The alias that it gets.")
+@click.option(
+    "--name", help="The registered model; by default the one that the run's model is registered as."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+@click.option("--force", is_flag=True, help="Also if it does not beat the version that has the alias.")
+def command(run: str, alias: str, name: str | None, dry_run: bool, force: bool) -> None:
+    """Give RUN's best model an alias in the model registry.
+
+    RUN is the id of an MLflow run. Its best model becomes a version of the registered model if it is none yet. The
+    alias stays where it is if the version that has it is not beaten by the same metric on the same data.
+    """
+    from mlflow_tfmon.checkpoints.promote import PromotionError, promote
+
+    try:
+        click.echo(promote(run, alias, name, dry_run=dry_run, force=force))
+    except PromotionError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,39 @@
+"""What is said to a user whose training, or whose figures, are not as they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_tfmon.errors import SettingError
+
+
+def why_no_steps(model: Any) -> str:
+    """Why no optimizer step of a model (None for whatever is trained) was seen, and what to do."""
+    if model is not None and not model.trainable_variables:
+        return "the model has no trainable weights (or was not built); unfreeze a layer."
+    if model is not None and getattr(model, "optimizer", True) is None:
+        return "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
+    return (
+        "no Keras optimizer was applied, or the training step had been traced before watching began; call "
+        "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
+    )
+
+
+def plain_numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
+    """A user's figures as floats.
+
+    Args:
+        values: numbers, or tensors of one number.
+        what: the call that they were given to, for the message.
+
+    Raises:
+        SettingError: one of them is not a number.
+    """
+    numbers = {}
+    for name, value in values.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError):
+            raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
+    return numbers
