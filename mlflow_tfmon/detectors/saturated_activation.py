@@ -1,0 +1,46 @@
+"""Sigmoids and the like at their ends, where they have no slope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.problem import Problem
+
+_SATURATED = 0.5
+_NEARLY_ALL = 0.8
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees hidden layers of which half of the values are within 2% of an end, while nothing is learned; 80% while little is.
+
+    The output layer is not looked at: a sure classifier's is saturated. Source: Glorot and Bengio, 2010. Counterpart of
+    SageMaker Debugger's "saturated activation".
+    """
+    state = learning(history)
+    table = history.activations.get("saturated_fraction")
+    if table is None or not len(table) or not (state.nothing(0.1) or state.little(0.5)):
+        return
+    outputs = {layer.name for layer in history.premises.layers if layer.is_output} if history.premises else set()
+    hidden = [name for name in table.names if name not in outputs]
+    if history.premises is None:
+        hidden = hidden[:-1]
+    recent = table.only(hidden).since(history.step / 2)
+    if not hidden or not len(recent):
+        return
+    least = _SATURATED if state.nothing(0.1) else _NEARLY_ALL
+    share = np.where(np.isfinite(recent.mean).any(axis=0), np.nan_to_num(recent.mean).mean(axis=0), 0.0)
+    over = np.flatnonzero(share >= least)
+    if len(over):
+        worst = over[int(share[over].argmax())]
+        yield Problem(
+            "saturated_activation", "critical", int(recent.first[0]), tuple(recent.names[at] for at in over),
+            f"{share[worst]:.0%} of what {recent.names[worst]} puts out is at an end of its range ({least:.0%} count), "
+            f"and the loss has made {max(state.learned, 0):.0%} of the way from a constant prediction to zero.",
+            "Scale the inputs to mean 0 and standard deviation 1, use glorot_uniform, put BatchNormalization before "
+            "the activation, or use ReLU or GELU in the hidden layers.",
+            history.step, 0.85,
+        )  # fmt: skip
