@@ -12,6 +12,7 @@ import mlflow
 
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon import probes
+from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph, models
@@ -61,6 +62,7 @@ class Monitor:
         self._pipeline: Pipeline | None = None
         self._made_pipeline = False
         self._rings: list[Ring] = []
+        self._activations = ActivationWatch(model)
         self._first_epoch: int | None = None
         self._first_step = 0
         self._paused_since: float | None = None
@@ -197,6 +199,8 @@ class Monitor:
             recording.epoch_ended(number, numbers, self._keys(), self._prefix)
             self.last_epoch, self.last_metrics = number, numbers
             self._note_best(number, numbers)
+            steps = recording.steps_of(self._keys())
+            recording.append(*self._activations.look(number, steps, self._prefix, self._rings))
             now = time.time()
             recording.append(records.Paused(self._paused_since or now, now))
             self._paused_since = None

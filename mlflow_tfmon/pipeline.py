@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
-from mlflow_tfmon.probes import cluster, inputs
+from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
@@ -88,6 +88,7 @@ class Pipeline:
         whole = workers.gathered(ring)
 
         def take(block: Block) -> None:
+            batches.glance(ring)
             self.recording.take(whole(with_batches(block, inputs.taken_until)))
 
         DRAIN.attach(ring, take, patient)

@@ -136,6 +136,21 @@ class RecordedRun:
         return _wide(table, "epoch")
 
     @cached_property
+    def activations(self) -> pd.DataFrame:
+        """A row per epoch and layer, for a batch of the training: what the layer gives after its activation.
+
+        Columns: epoch, step, time, examples (rows of the batch), layer, activation, units, output (whether it is the
+        model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
+        saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
+        """
+        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("activations-*")]
+        if not tables:
+            return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
+        table = pd.concat(tables, ignore_index=True)
+        table["layer"] = table.pop("prefix").astype(str) + table["layer"].astype(str)
+        return table
+
+    @cached_property
     def histograms(self) -> pd.DataFrame:
         """A row per histogram: step, variable, kind ("weight" or "gradient"), edges, counts."""
         return pd.DataFrame(columns=["step", "variable", "kind", "edges", "counts"])

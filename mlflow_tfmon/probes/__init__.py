@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes import batches
 from mlflow_tfmon.probes.step import all_rings, rings_of
 from mlflow_tfmon.stream.ring import Ring
 
@@ -111,3 +112,5 @@ def remove(user: object) -> None:
     while _originals and not _users:
         owner, name, original = _originals.pop()
         setattr(owner, name, original)
+    if not _users:
+        batches.forget()

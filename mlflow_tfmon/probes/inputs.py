@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph, replicas
+from mlflow_tfmon.probes import batches, graph, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
 _PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
@@ -58,6 +58,7 @@ def _traced(function: Any, take: Callable[[], Any]) -> Any:
             written = _clock(function).written.assign(_reading(start, element))
             with graph.after(written):  # what is computed from the batch comes after
                 element = tf.nest.map_structure(_same, element, expand_composites=True)
+            batches.hold(function, element)
     return element
 
 
@@ -71,6 +72,7 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
     element = original(iterator, *args, **kwargs)
     waited = time.perf_counter() - start
     with contained(_PART, _LOSS):
+        batches.took(element)
         thread = threading.get_ident()
         taken = _taken.get(thread)
         if taken is None:

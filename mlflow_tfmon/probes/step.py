@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.probes import graph, inputs, quantities, replicas, tape
+from mlflow_tfmon.probes import batches, graph, inputs, quantities, replicas, tape
 from mlflow_tfmon.stream.records import Variable
 from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
 
@@ -113,6 +113,7 @@ class StepProbe:
             with graph.after(squares):  # with no input, it would tell when the function began
                 time = tf.timestamp()
         clock = inputs.clock_in_reach()
+        ring.batch = batches.in_reach() or ring.batch
         if clock is not None:
             measured |= INPUT
             with graph.after([time, squares[0]]):  # which come of the batch

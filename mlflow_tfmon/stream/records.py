@@ -142,6 +142,54 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
+class LayerActivations:
+    """What one layer gives for a batch, after its activation; a unit of a convolution is a filter, at all places.
+
+    Attributes:
+        layer: name, as its variables' names begin, or of a layer that has none, its own.
+        activation: "relu", "sigmoid", …; "linear" or "" where there is none.
+        units: how many.
+        output: whether the model's output is this layer's.
+        mean, std: over all elements.
+        zero_fraction: share of the elements that are zero.
+        dead_fraction: share of the units that are zero for the whole batch.
+        saturated_fraction: share of the elements where less than 5% of the activation's largest slope is left; NaN
+            for an activation that does not saturate (other than sigmoid, tanh, softsign, hard_sigmoid, hard_tanh).
+    """
+
+    layer: str
+    activation: str
+    units: int
+    output: bool
+    mean: float
+    std: float
+    zero_fraction: float
+    dead_fraction: float
+    saturated_fraction: float
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the layers of a model give at an epoch's end for a batch of the training (`training=False`).
+
+    Attributes:
+        epoch: number of the epoch within the run, from 0.
+        step: optimizer steps done by then.
+        time: Unix time, seconds.
+        examples: rows of the batch, 256 at most.
+        layers: in the order in which the model calls them.
+        prefix: as in `StreamOpened`.
+    """
+
+    epoch: int
+    step: int
+    time: float
+    examples: int
+    layers: tuple[LayerActivations, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Paused:
     """From `start` to `end` (Unix time, seconds) nothing was trained (validation, say): no step time spans it."""
 
@@ -237,8 +285,8 @@ class RunEnded:
 
 
 Record = Union[
-    RunStarted, StreamOpened, Steps, DeepSteps, Logged, EpochEnded, Paused, Lost, Facts, Text, DatasetUsed,
-    ModelSaved, Flushed, RunEnded,
+    RunStarted, StreamOpened, Steps, DeepSteps, Logged, EpochEnded, Activations, Paused, Lost, Facts, Text,
+    DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
 
@@ -270,6 +318,8 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         body = {**body, "variables": variables} | {
             key: tuple(body[key]) for key in ("columns", "variable_columns", "deep_columns")
         }
+    if cls is Activations:
+        body = {**body, "layers": tuple(LayerActivations(**layer) for layer in body["layers"])}
     if cls is Facts:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
     record: Record = cls(**body)

@@ -43,17 +43,22 @@ _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of
 _DEEP_ROWS = 256
 
 
-def lasting_variable(*shape: int, dtype: tf.DType = tf.float64, fill: int = 0) -> tf.Variable:
+def lasting_variable(
+    *shape: int, dtype: tf.DType = tf.float64, fill: int = 0, any_shape: bool = False
+) -> tf.Variable:
     """A variable that can be made at any time, also while a function is traced, and belongs to no function.
+
+    With `any_shape` it may be assigned values of other shapes than its first.
 
     `tf.Variable` asks the traced function's variable creators even within `init_scope`, and a second trace forbids
     new variables; the class itself does not ask (TF 2.16 to 2.21).
     """
     with tf.init_scope():
-        variable = ResourceVariable(tf.fill(shape, tf.cast(fill, dtype)), trainable=False)
+        value = _filled(shape, dtype, fill)
+        variable = ResourceVariable(value, trainable=False, shape=tf.TensorShape(None) if any_shape else None)
     # What `tf.saved_model.save` asks of a capture that it has to replace (TF 2.16 to 2.21): a user's module that holds
     # a watched step can be saved, though nobody tracks our variable.
-    variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill)
+    variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill, any_shape)
     return variable
 
 
@@ -64,21 +69,28 @@ class _StandIn:
     shape: tuple[int, ...]
     dtype: tf.DType
     fill: int
+    any_shape: bool
 
     def read_value(self) -> tf.Tensor:
         """The handle, made in the function being saved; a first run of that makes the variable."""
         handle = tf.raw_ops.VarHandleOp(
-            dtype=self.dtype, shape=self.shape, shared_name=f"mlflow_tfmon/{uuid.uuid4().hex}"
+            dtype=self.dtype,
+            shape=tf.TensorShape(None) if self.any_shape else self.shape,
+            shared_name=f"mlflow_tfmon/{uuid.uuid4().hex}",
         )
 
         def make() -> tf.Operation:
             return tf.raw_ops.AssignVariableOp(
-                resource=handle, value=tf.fill(self.shape, tf.cast(self.fill, self.dtype))
+                resource=handle, value=_filled(self.shape, self.dtype, self.fill)
             )
 
         made = tf.cond(tf.raw_ops.VarIsInitializedOp(resource=handle), tf.no_op, make)
         with tf.control_dependencies([made]):
             return tf.identity(handle)
+
+
+def _filled(shape: tuple[int, ...], dtype: tf.DType, fill: int) -> tf.Tensor:
+    return tf.fill(shape, tf.cast(fill, dtype)) if fill else tf.zeros(shape, dtype)  # of strings, too
 
 
 def _put(variable: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
@@ -119,6 +131,9 @@ class Ring:
     def __init__(self, layout: RingLayout, thread: int) -> None:
         self.layout = layout
         self.thread = thread
+        self.batch: Any = (
+            None  # where the training that writes here leaves its batches (probes.batches.Batch)
+        )
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         self._deep_taken = 0
         count = len(layout.variables)

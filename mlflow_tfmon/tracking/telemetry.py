@@ -6,7 +6,8 @@ The files of a recording, each cut into parts of bounded size that are numbered 
   each per-variable quantity;
 - `deep-<stream>-<part>.parquet`: a row every N steps, a list column for each quantity;
 - `logged-<stream>-<part>.parquet`: the user's own figures, a row each (step, time, name, value);
-- `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value).
+- `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value);
+- `activations-<part>.parquet`: a row an epoch and layer, with the fields of `Activations` and `LayerActivations`.
 
 The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
 
@@ -17,6 +18,7 @@ rows and the flushes alone: who replays a recording gets the same parts, however
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_tfmon.stream.records import DeepSteps, EpochEnded, Logged, Steps, StreamOpened
+from mlflow_tfmon.stream.records import Activations, DeepSteps, EpochEnded, Logged, Steps, StreamOpened
 from mlflow_tfmon.tracking.series import StreamSeries
 
 FORMAT = 1
@@ -45,6 +47,12 @@ _LOGGED = pa.schema(
 _EPOCHS = pa.schema(
     {"epoch": pa.int64(), "step": pa.int64(), "time": pa.float64(), "prefix": pa.string(), "name": pa.string(),
      "value": pa.float64()}
+)  # fmt: skip
+_ACTIVATIONS = pa.schema(
+    {"epoch": pa.int64(), "step": pa.int64(), "time": pa.float64(), "prefix": pa.string(), "examples": pa.int64(),
+     "layer": pa.string(), "activation": pa.string(), "units": pa.int64(), "output": pa.bool_(), "mean": pa.float64(),
+     "std": pa.float64(), "zero_fraction": pa.float64(), "dead_fraction": pa.float64(),
+     "saturated_fraction": pa.float64()}
 )  # fmt: skip
 
 
@@ -135,6 +143,13 @@ class Telemetry:
         self._schemas["epochs"] = _EPOCHS.with_metadata(_metadata({}))
         for name, value in record.metrics.items():
             self._add("epochs", (record.epoch, record.step, record.time, record.prefix, name, value))
+
+    def activations(self, record: Activations) -> None:
+        """Adds what the layers gave at an epoch's end."""
+        self._schemas["activations"] = _ACTIVATIONS.with_metadata(_metadata({}))
+        head = (record.epoch, record.step, record.time, record.prefix, record.examples)
+        for layer in record.layers:
+            self._add("activations", (*head, *dataclasses.astuple(layer)))
 
     def rotate(self) -> None:
         """Closes the parts that are open, so that all that was added is in finished ones."""

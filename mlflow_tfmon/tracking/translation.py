@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlflow_tfmon.stream.records import (
+    Activations,
     DeepSteps,
     EpochEnded,
     Facts,
@@ -50,7 +51,8 @@ class Translation:
         self._pause: Paused | None = None
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
-            EpochEnded: self._epoch, Paused: self._paused, Facts: self._facts, Lost: self._lost,
+            EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
+            Lost: self._lost,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -113,6 +115,10 @@ class Translation:
         for name, value in record.metrics.items():
             found += self._curves.exact(record.prefix + name, value, record.epoch, record.time)
         return found
+
+    def _activations(self, record: Activations) -> list[Point]:
+        self.telemetry.activations(record)
+        return []
 
     def _facts(self, record: Facts) -> list[Point]:
         found: list[Point] = []

@@ -1,0 +1,69 @@
+"""The mlflow-tfmon command. A command is a module in `mlflow_tfmon/commands` that is loaded when it is called."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from mlflow_tfmon import __version__, commands
+
+_NAME = "mlflow-tfmon"
+
+
+class _Commands(click.Group):
+    """Finds a command as the `command` of the module of that name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = import_module(f"{commands.__name__}.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_Commands, no_args_is_help=False)
+@click.version_option(__version__, prog_name=_NAME)
+def group() -> None:
+    """The training monitor for TensorFlow that lives inside MLflow."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: of the command line; default: this process's.
+
+    Returns:
+        The exit status: 0, 1 if it failed, 2 for wrong usage. An error is told on stderr, in one line.
+
+    Example:
+        >>> main(["promote"])
+        2
+    """
+    try:
+        return group.main(arguments, prog_name=_NAME, standalone_mode=False) or 0
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else _NAME
+        return _fail(f"{error.format_message()} See: {path} --help", error.exit_code)
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("stopped.", 1)
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"{_NAME}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
