@@ -41,7 +41,8 @@ class History:
         gradients: gradient norm, a column a variable.
         deep: by quantity ("weight_norm", "update_ratio", "grad_zero_fraction"), a column a variable.
         epochs: the epochs' metrics, rows numbered from 1, and "step".
-        activations: by quantity ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction"), a column a layer.
+        activations: by quantity ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction"), a column a
+            layer; the output layer is not among them.
         activation_names: of those layers.
         kernels: the variables that are kernels, in the order of the model.
         sizes: elements of each variable.

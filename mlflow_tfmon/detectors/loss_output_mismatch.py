@@ -9,13 +9,14 @@ from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
+_PATIENCE = 0.4
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 
 
 def detect(history: History) -> Iterator[Problem]:
     """Sees, before the first step: logits taken for probabilities, softmax over one unit, labels out of range.
 
-    What only may do harm is said where nothing is learned: probabilities taken for logits, a sigmoid or softmax that
+    What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a sigmoid or softmax that
     does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras scales its outputs to a sum of 1.)
     Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
     """
@@ -24,7 +25,7 @@ def detect(history: History) -> Iterator[Problem]:
     if data is None or out is None or data.loss not in CROSS_ENTROPIES:
         return
     certain = _certain(data)
-    suspect = _suspect(data) if learning(history).nothing(0.1) else None
+    suspect = _suspect(data) if learning(history).nothing(_PATIENCE) else None
     if certain or suspect:
         evidence, advice = certain or suspect or ("", "")
         yield Problem(

@@ -12,6 +12,7 @@ from mlflow_tfmon.detectors.problem import Problem
 
 _SATURATED = 0.5
 _NEARLY_ALL = 0.8
+_PATIENCE = 0.3  # deep nets of tanh that begin saturated may take so long to get going
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -22,16 +23,12 @@ def detect(history: History) -> Iterator[Problem]:
     """
     state = learning(history)
     table = history.activations.get("saturated_fraction")
-    if table is None or not len(table) or not (state.nothing(0.1) or state.little(0.5)):
+    if table is None or not (state.nothing(_PATIENCE) or state.little(0.5)):
         return
-    outputs = {layer.name for layer in history.premises.layers if layer.is_output} if history.premises else set()
-    hidden = [name for name in table.names if name not in outputs]
-    if history.premises is None:
-        hidden = hidden[:-1]
-    recent = table.only(hidden).since(history.step / 2)
-    if not hidden or not len(recent):
+    recent = table.since(history.step / 2)
+    if not len(recent):
         return
-    least = _SATURATED if state.nothing(0.1) else _NEARLY_ALL
+    least = _SATURATED if state.nothing(_PATIENCE) else _NEARLY_ALL
     share = np.where(np.isfinite(recent.mean).any(axis=0), np.nan_to_num(recent.mean).mean(axis=0), 0.0)
     over = np.flatnonzero(share >= least)
     if len(over):
