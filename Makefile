@@ -4,14 +4,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3 p
 VENV := .venv
 OLDEST := .venv-oldest
 STORE := sqlite:///mlflow.db
-TWO_AT_ONCE := --numprocesses 2 --dist loadfile  # a file's tests share a process: TensorFlow takes seconds to import
+# A file's tests share a process, since TensorFlow takes seconds to import.
+TWO_AT_ONCE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-oldest bench ui clean
+.PHONY: demo test quick test-oldest bench ui clean
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
@@ -23,6 +24,9 @@ test: $(VENV)/test.stamp  ## Lint, types, and all tests; the quick runs of the d
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE)
+
+quick: $(VENV)/test.stamp  ## The tests of daily work: all but those that take long.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough"
 
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
 	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)

@@ -20,6 +20,7 @@ from mlflow_tfmon.tracking import runs
 
 _loops: dict[int, Monitor] = {}  # the loop that each thread is in, by the thread's id
 _lock = threading.RLock()
+_adopting: set[int] = set()  # threads that are just making a run for a loop
 _waiting: weakref.WeakKeyDictionary[Ring, float] = (
     weakref.WeakKeyDictionary()
 )  # since when steps wait for a run
@@ -37,7 +38,8 @@ def begin() -> None:
     pipeline.on_look.append(_look_for_old_rings)
     pipeline.on_run_end.append(_run_ends)
     pipeline.on_exit.append(_settle)
-    probes.also(mlflow.MlflowClient, "create_run", watch_run_start, "steps may go to the run before theirs")
+    # Only `mlflow.start_run` makes one, of new runs and known ones, just before the run is active (MLflow 3.1, 3.17).
+    probes.also(mlflow.ActiveRun, "__init__", watch_run_start, "steps may go to a run that is not theirs")
     pipeline.DRAIN.keep_running()
 
 
@@ -68,16 +70,18 @@ def end_run() -> None:
 
 
 def watch_run_start(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `MlflowClient.create_run`: what a loop has trained by then is not the new run's."""
+    """Wraps `ActiveRun.__init__`: what this thread has trained before a run becomes active is not that run's."""
 
-    def create_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with contained("ending a loop's part in a run", "some steps may go to the run before theirs"):
-            thread = threading.get_ident()
-            if thread in _loops:
-                _end(thread)
-        return original(self, *args, **kwargs)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        thread = threading.get_ident()
+        if thread not in _adopting:
+            with contained("ending a loop's part in a run", "some steps may go to a run that is not theirs"):
+                _settle(thread)
+                if thread in _loops:
+                    _end(thread)
+        original(self, *args, **kwargs)
 
-    return create_run
+    return __init__
 
 
 def _run_ends(run_id: str) -> None:
@@ -103,7 +107,12 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             loop = None
         if loop is None:
             loop = Monitor.with_settings(None, monitors.autolog_settings(), run_id=ended_run)
-            if not loop.start(stay_active=False, thread=ring.thread).on:
+            _adopting.add(threading.get_ident())
+            try:
+                loop.start(stay_active=False, thread=ring.thread)
+            finally:
+                _adopting.discard(threading.get_ident())
+            if not loop.on:
                 stop()  # it has been said why; trying again with each look would make run after run
                 return
             _loops[ring.thread] = loop

@@ -261,15 +261,15 @@ class Monitor:
             self._rings.append(ring)
             name = _trained(ring)
             model = name if self.model is None else str(self.model.name)
-            self._pipeline.attach(ring, name, model, self.total_steps, patient=self.model is None)
+            self._pipeline.attach(ring, name, model, self.total_steps)
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""
         return any(ring.layout.keys & keys for ring in self._rings)
 
     def begins(self) -> bool:
-        """Whether this is the training's very beginning: its first few steps are still left in the rings."""
-        return self._pipeline is not None and self._pipeline.recording.steps_of(self._keys()) == 0
+        """Whether this is the training's very beginning: a further optimizer is part of it."""
+        return self._pipeline is not None and self._pipeline.recording.begins(self._keys())
 
     def _keys(self) -> frozenset[str]:
         if self.model is None:

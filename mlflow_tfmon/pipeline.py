@@ -79,10 +79,8 @@ class Pipeline:
         """The best epoch so far of the model whose names have a prefix."""
         return self._best.setdefault(prefix, Best(self.settings))
 
-    def attach(
-        self, ring: Ring, name: str, model: str, total_steps: int | None, patient: bool = False
-    ) -> None:
-        """Records a ring's steps from the first on that was not taken yet; `patient` as in `Drain.attach`."""
+    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
+        """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
         whole = workers.gathered(ring)
@@ -91,7 +89,7 @@ class Pipeline:
             batches.glance(ring)
             self.recording.take(whole(with_batches(block, inputs.taken_until)))
 
-        DRAIN.attach(ring, take, patient)
+        DRAIN.attach(ring, take)
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
@@ -105,6 +103,7 @@ class Pipeline:
     def flush(self) -> None:
         """Has MLflow brought up to date, and waits for it as long as the settings allow."""
         self.drain()
+        self.recording.settle()
         self.recording.append(records.Flushed(time.time()))
         self._wait()
 
@@ -119,6 +118,7 @@ class Pipeline:
         self.release(list(self._rings))
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
+        self.recording.settle()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
@@ -198,6 +198,7 @@ def _look() -> None:
     if time.monotonic() - _looked >= _LOOK:
         _looked = time.monotonic()
         for pipeline in list(_open.values()):
+            pipeline.recording.settle(waited=True)
             pipeline.watch_delivery()
 
 

@@ -89,6 +89,7 @@ def clipped_by_replica() -> tuple[list[float], list[float]]:
     return losses, norms
 
 
+@pytest.mark.thorough
 def test_two_replicas_in_one_process(store: str, home: Path, tmp_path: Path) -> None:
     output = finish(start(store, "mirrored", str(tmp_path)))[0]
     mlflow.set_tracking_uri(store)
@@ -118,6 +119,7 @@ def processes(store: str, home: Path, tmp_path: Path) -> list[str]:
     return output
 
 
+@pytest.mark.thorough
 def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     chief, other = (json.loads((tmp_path / f"worker{index}.json").read_text()) for index in range(2))
     assert chief["same"] and other["same"]

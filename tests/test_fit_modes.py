@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +24,16 @@ from tests.trainings import (
     Scale,
     by_hand,
     compare,
+    compare_clocks,
     last_run,
     renamed,
 )
 
 STEPS = 10  # an epoch of `trainings.data()`
 X, Y = trainings.data()
-TIMES = {"time", "step_time_ms"}
+TIMES = frozenset({"time", "step_time_ms"})
 INPUT = frozenset({"examples_per_second", "input_wait_share"})
+CLIP = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,8 @@ def batches() -> Iterator[tuple[Any, ...]]:
     return trainings.batches(X, Y, 1)
 
 
-def sgd() -> keras.optimizers.Optimizer:
-    return keras.optimizers.SGD(0.05, momentum=0.9)
+def sgd(**more: Any) -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.05, momentum=0.9, **more)
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ class Mode:
         compile: arguments of `compile`.
         fit: arguments of `fit`, besides the data.
         net: makes the model, the same each time.
-        optimizer: makes the optimizer.
-        plain: makes the reference's optimizer, without what `by_hand` does.
+        optimizer: makes the optimizer, given how it clips.
+        plain: makes the reference's optimizer, without what `by_hand` does. Default: that optimizer without clipping.
         data: what is given to `fit` as x and y.
         batches: the same, batch by batch.
         by_hand: arguments of the reference.
-        clipped: whether gradients are clipped.
+        clipped: whether the optimizer clips.
         deep: as in `compare`.
         rtol: as in `compare`.
         absent: columns that can't be measured in this mode.
@@ -86,13 +89,13 @@ class Mode:
     compile: dict[str, Any] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     net: Callable[[], keras.Model] = trainings.model
-    optimizer: Callable[[], Any] = sgd
+    optimizer: Callable[..., Any] = sgd
     plain: Callable[[], Any] | None = None
     data: Callable[[], tuple[Any, ...]] = lambda: (X, Y)
     batches: Callable[[], Iterator[tuple[Any, ...]]] = batches
     by_hand: Callable[[], dict[str, Any]] = dict
     loss: Any = field(default_factory=trainings.loss)
-    clipped: bool = False
+    clipped: bool = True
     deep: list[int] | None = None
     rtol: float = 1e-5
     absent: frozenset[str] = frozenset()
@@ -235,68 +238,63 @@ class Sequence(keras.utils.PyDataset):
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
 def clip_global(gradients: list[np.ndarray]) -> list[np.ndarray]:
-    return [(g * min(1.0, 0.1 / trainings.norm(gradients))).astype("float32") for g in gradients]
+    return [(g * min(1.0, CLIP / trainings.norm(gradients))).astype("float32") for g in gradients]
 
 
-def clipping_sgd(**more: Any) -> Callable[[], Any]:
-    return lambda: keras.optimizers.SGD(0.05, momentum=0.9, global_clipnorm=0.1, **more)
+def accumulating(**more: Any) -> Any:
+    return sgd(gradient_accumulation_steps=3, **more)
 
 
-def scaled_sgd(**more: Any) -> Callable[[], Any]:
-    # At 2 ** 18 gradients overflow in float16 a few times; then the scale grows after 3 good steps.
-    return lambda: keras.optimizers.LossScaleOptimizer(
-        keras.optimizers.SGD(0.05, momentum=0.9, **more), initial_scale=2.0**21, dynamic_growth_steps=3
-    )
+def scaled_sgd(**more: Any) -> Any:
+    # At 2 ** 21 gradients overflow in float16 a few times; then the scale grows after 3 good steps.
+    return keras.optimizers.LossScaleOptimizer(sgd(**more), initial_scale=2.0**21, dynamic_growth_steps=3)
 
 
-def ema() -> Any:
-    return keras.optimizers.SGD(0.05, momentum=0.9, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=4)
+def ema(**more: Any) -> Any:
+    return sgd(use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=4, **more)
 
 
-def adamw() -> Any:
-    return keras.optimizers.AdamW(0.05, weight_decay=0.1)
+def adamw(**more: Any) -> Any:
+    return keras.optimizers.AdamW(0.05, weight_decay=0.1, **more)
 
 
 MODES = {
     # Keras fetches a batch while the step before is being made: neither waits for the other.
     "steps_per_execution=5": Mode({"steps_per_execution": 5}, absent=INPUT),
     "steps_per_execution=7, which does not divide": Mode({"steps_per_execution": 7}, absent=INPUT),
-    "XLA": Mode({"jit_compile": True}, absent=frozenset({"time"})),
+    "XLA": Mode({"jit_compile": True}, clipped=False, absent=frozenset({"time"})),
+    "XLA, clipped": Mode({"jit_compile": True}, absent=frozenset({"time"})),
+    "XLA, steps_per_execution=5": Mode({"jit_compile": True, "steps_per_execution": 5}, absent=TIMES | INPUT),
     "jit_compile=auto": Mode({"jit_compile": "auto"}),
     "eager": Mode({"run_eagerly": True}),
     # Matrix products in half precision are summed in another order in the graph than eagerly: a few units in the last
     # place of float16 (1e-3) and bfloat16 (8e-3).
     "float16": Mode(
         net=policy("mixed_float16"),
-        optimizer=scaled_sgd(),
+        optimizer=scaled_sgd,
         plain=sgd,
         by_hand=lambda: {"scale": Scale(2.0**21, 3)},
+        clipped=False,
         rtol=2e-3,
     ),
-    "float16 with clipping, compiled by XLA": Mode(
+    "float16, compiled by XLA": Mode(
         {"jit_compile": True},
         net=policy("mixed_float16"),
-        optimizer=scaled_sgd(global_clipnorm=0.1),
+        optimizer=scaled_sgd,
         plain=sgd,
-        by_hand=lambda: {"scale": Scale(2.0**21, 3), "clip": clip_global},
-        clipped=True,
+        by_hand=lambda: {"scale": Scale(2.0**21, 3)},
         rtol=2e-3,
         absent=frozenset({"time"}),
     ),
     "bfloat16": Mode(net=policy("mixed_bfloat16"), rtol=1e-2),
     "gradient accumulation": Mode(
-        optimizer=clipping_sgd(gradient_accumulation_steps=3),
-        plain=sgd,
-        by_hand=lambda: {"accumulate": 3, "clip": clip_global},
-        clipped=True,
-        deep=[3, 6, 9],
+        optimizer=accumulating, plain=sgd, by_hand=lambda: {"accumulate": 3}, deep=[3, 6, 9]
     ),
     "eager gradient accumulation": Mode(
         {"run_eagerly": True},
-        optimizer=clipping_sgd(gradient_accumulation_steps=3),
+        optimizer=accumulating,
         plain=sgd,
-        by_hand=lambda: {"accumulate": 3, "clip": clip_global},
-        clipped=True,
+        by_hand=lambda: {"accumulate": 3},
         deep=[3, 6, 9],
     ),
     "moving average": Mode(optimizer=ema),
@@ -343,20 +341,27 @@ MODES = {
 }
 
 
+def clipping(mode: Mode) -> dict[str, Any]:
+    return {"global_clipnorm": CLIP} if mode.clipped else {}
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_mode(watched: None, name: str) -> None:
     mode = MODES[name]
     net = mode.net()
-    net.compile(mode.optimizer(), mode.loss, **mode.compile)
+    net.compile(mode.optimizer(**clipping(mode)), mode.loss, **mode.compile)
     data = mode.data()
     batch = {"batch_size": BATCH} if len(data) == 2 else {}
+    begun = time.time()
     net.fit(*data, shuffle=False, verbose=0, **batch, **mode.fit)
+    ended = time.time()
     reference = mode.net()
-    plain = (mode.plain or mode.optimizer)()
-    seen = by_hand(reference, plain, mode.batches(), lambda step: 0.05, **mode.by_hand())
+    plain, how = (mode.plain or mode.optimizer)(), mode.by_hand()
+    if mode.clipped:
+        how["clip"] = clip_global
+    seen = by_hand(reference, plain, mode.batches(), lambda step: 0.05, **how)
     compare(last_run(), renamed(seen, reference, net), mode.clipped, deep=mode.deep, rtol=mode.rtol)
-    columns = set(mlflow_tfmon.load_run(last_run()).steps.columns)
-    assert (TIMES | INPUT) - columns == mode.absent
+    compare_clocks(mlflow_tfmon.load_run(last_run()).steps, begun, ended, mode.absent)
     said = mlflow.get_run(last_run()).data.tags.get("tfmon.absent", "")
     assert said == ", ".join(f"batch/{name}" for name in sorted(mode.absent - {"time"}))
 
@@ -408,7 +413,7 @@ def test_a_variable_without_a_gradient(watched: None) -> None:
     with tf.GradientTape() as tape:
         value = trainings.loss()(Y[:BATCH], net(X[:BATCH], training=True))
     gradient = tape.gradient(value, net.out.kernel.value)
-    net.compile(scaled_sgd()(), trainings.loss())
+    net.compile(scaled_sgd(), trainings.loss())
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         net.fit(X[:BATCH], Y[:BATCH], batch_size=BATCH, shuffle=False, verbose=0)
     layers = mlflow_tfmon.load_run(last_run()).layers.set_index("variable")
@@ -420,13 +425,16 @@ def test_a_variable_without_a_gradient(watched: None) -> None:
 
 def test_train_on_batch(watched: None) -> None:
     net, reference = trainings.model(), trainings.model()
-    net.compile(sgd(), trainings.loss())
+    net.compile(sgd(global_clipnorm=CLIP), trainings.loss())
+    begun = time.time()
     for x, y in batches():
         net.train_on_batch(x, y)
     mlflow_tfmon.end_run()
     run_id = mlflow.search_runs(output_format="list")[0].info.run_id
-    seen = by_hand(reference, sgd(), batches(), lambda step: 0.05)
-    compare(run_id, renamed(seen, reference, net), clipped=False)
+    ended = time.time()
+    seen = by_hand(reference, sgd(), batches(), lambda step: 0.05, clip_global)
+    compare(run_id, renamed(seen, reference, net), clipped=True)
+    compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, ended, INPUT)
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")])
@@ -439,19 +447,22 @@ def test_a_fit_that_is_broken_off(watched: None, error: type[BaseException], sta
                 raise error("enough")
 
     net, reference = trainings.model(), trainings.model()
-    net.compile(sgd(), trainings.loss())
+    net.compile(sgd(global_clipnorm=CLIP), trainings.loss())
+    begun = time.time()
     with pytest.raises(error, match="enough"):
         net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Stop()])
+    ended = time.time()
     run = mlflow.search_runs(output_format="list")[0]
     assert run.info.status == status
-    seen = by_hand(reference, sgd(), itertools.islice(batches(), 7), lambda step: 0.05)
-    compare(run.info.run_id, renamed(seen, reference, net), clipped=False)
+    seen = by_hand(reference, sgd(), itertools.islice(batches(), 7), lambda step: 0.05, clip_global)
+    compare(run.info.run_id, renamed(seen, reference, net), clipped=True)
+    compare_clocks(mlflow_tfmon.load_run(run.info.run_id).steps, begun, ended, ())
 
 
 def test_a_step_left_out_by_loss_scaling(watched: None) -> None:
     """Its gradient norm is in no series, and where there is none, no figure is made up."""
     net = policy("mixed_float16")()
-    net.compile(scaled_sgd(global_clipnorm=0.1)(), trainings.loss())
+    net.compile(scaled_sgd(global_clipnorm=CLIP), trainings.loss())
     net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
     steps = mlflow_tfmon.load_run(last_run()).steps
     skipped = set(steps.index[steps.skipped == 1])

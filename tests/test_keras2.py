@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent / "keras2"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tf_keras") is None, reason="tf_keras is not installed")
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("tests", "legacy"), [("legacy.py", "1"), ("beside.py", "0")])
 def test_keras_2(tests: str, legacy: str) -> None:

@@ -6,7 +6,8 @@ Modes are functions that train a model on batches; each says beside it of what i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import keras
@@ -21,7 +22,9 @@ from tests.test_exactness import by_global_norm
 from tests.trainings import DEEP, compare, differentiated, renamed
 
 RATE = 0.1
-Batches = list[tuple[tf.Tensor, tf.Tensor]]
+NO_BATCHES = {"examples_per_second", "input_wait_share"}  # where no batch of a dataset belongs to a step
+NO_CLOCK = NO_BATCHES | {"time", "step_time_ms"}  # XLA has none
+Batches = Iterable[tuple[tf.Tensor, tf.Tensor]]
 Train = Callable[[Any, Any, Batches], None]
 
 
@@ -30,13 +33,17 @@ def watched(fresh: None) -> None:
     mlflow_tfmon.autolog(deep_every=DEEP, log_models=False)
 
 
-def batches() -> Batches:
+def batches() -> list[tuple[tf.Tensor, tf.Tensor]]:
     return list(trainings.batches(*trainings.data(), 1))
 
 
-def trained(train: Train, net: Any, optimizer: Any = None, steps: Batches | None = None) -> str:
+def dataset() -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(trainings.data()).batch(trainings.BATCH)
+
+
+def trained(train: Train, net: Any, optimizer: Any = None) -> str:
     with mlflow.start_run() as run:
-        train(net, optimizer or keras.optimizers.SGD(RATE), steps or batches())
+        train(net, optimizer or keras.optimizers.SGD(RATE), dataset())
     return str(run.info.run_id)
 
 
@@ -320,14 +327,32 @@ IN_GRAPH = {
 }
 
 
-def check(train: Train, by_hand: Any, clip: Any) -> None:
+def check(
+    train: Train,
+    by_hand: Any = None,
+    clip: Any = None,
+    optimizer: Any = None,
+    absent: Collection[str] = (),
+) -> None:
+    """Trains on a dataset and compares with a loop by hand.
+
+    Args:
+        train: the training.
+        by_hand: gives a step's loss and gradients. Default: those of `trainings.loss()`.
+        clip: clips as the training does.
+        optimizer: the training's. Default: SGD, which does not clip.
+        absent: columns that can't be had.
+    """
     net = trainings.model()
-    run_id = trained(train, net)
+    begun = time.time()
+    run_id = trained(train, net, optimizer)
+    ended = time.time()
     reference = trainings.model()
     seen = trainings.by_hand(
         reference, keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE, clip, by_hand
     )
     compare(run_id, renamed(seen, reference, net), clipped=clip is not None)
+    trainings.compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, ended, absent)
 
 
 # Eager tensors don't tell what they were made of, and XLA has no clock: what depends on that is tried in them, too.
@@ -343,6 +368,9 @@ XLA = ("plain", "clipped by norm", "in a branch", "micro-batches in a loop")
 )
 def test_step(mode: str, how: str) -> None:
     make, by_hand, clip = (STEPS | IN_GRAPH)[mode]
+    optimizer = None
+    if clip is None and how == "function":  # where nothing is clipped by hand, the optimizer does it
+        clip, optimizer = by_global_norm, keras.optimizers.SGD(RATE, global_clipnorm=0.1)
 
     def train(net: Any, optimizer: Any, steps: Batches) -> None:
         step = make(net, optimizer)
@@ -350,22 +378,21 @@ def test_step(mode: str, how: str) -> None:
         for x, y in steps:
             step(x, y)
 
-    check(train, by_hand, clip)
+    check(train, by_hand, clip, optimizer, NO_CLOCK if how == "XLA" else ())
 
 
 def test_a_whole_epoch_in_one_function() -> None:
     def train(net: Any, optimizer: Any, steps: Batches) -> None:
         step = plain(net, optimizer)
-        dataset = tf.data.Dataset.from_tensor_slices(trainings.data()).batch(trainings.BATCH)
 
         @tf.function
         def epoch() -> None:
-            for x, y in dataset:
+            for x, y in steps:
                 step(x, y)
 
         epoch()
 
-    check(train, None, None)
+    check(train, absent=NO_BATCHES)
 
 
 @pytest.mark.parametrize("how", ["eager", "function"])
@@ -394,7 +421,7 @@ def test_accumulation_over_calls(how: str) -> None:
             if number % 4 == 0:
                 update()
 
-    check(train, None, None)
+    check(train, absent=NO_BATCHES)
 
 
 def test_shapes_change() -> None:
@@ -422,7 +449,7 @@ def test_two_functions_of_one_optimizer() -> None:
         for number, (x, y) in enumerate(steps):
             (one if number % 2 else two)(x, y)
 
-    check(train, None, None)
+    check(train)
 
 
 class Module(tf.Module):
@@ -474,9 +501,10 @@ def test_one_gradient_for_two_optimizers() -> None:
     np.testing.assert_allclose(found, np.stack([losses, losses], axis=1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("how", ["jacobian", "vectorized_map"])
+@pytest.mark.parametrize("how", ["jacobian", "vectorized_map", "output_gradients"])
 def test_gradients_of_each_example(how: str) -> None:
     """As for differential privacy: what is made of them has no loss that a tape was told of; nothing breaks."""
+    weights = tf.fill([trainings.BATCH], 1.0 / trainings.BATCH)
     criterion = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
 
     def make(net: Any, optimizer: Any) -> Any:
@@ -490,8 +518,13 @@ def test_gradients_of_each_example(how: str) -> None:
                 with tf.GradientTape() as tape:
                     value = criterion(y, net(x, training=True))
                 each = tape.jacobian(value, net.trainable_variables)
-            else:
+            elif how == "vectorized_map":
                 each = tf.vectorized_map(of_example, (x, y))
+            else:
+                with tf.GradientTape() as tape:
+                    value = criterion(y, net(x, training=True))
+                found = tape.gradient(value, net.trainable_variables, output_gradients=weights)
+                return apply(optimizer, found, net.trainable_variables)
             apply(optimizer, [tf.reduce_mean(g, axis=0) for g in each], net.trainable_variables)
 
         return step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from typing import Any
 
 import keras
@@ -109,6 +110,44 @@ def test_nested_runs_with_one_traced_step() -> None:
         third = loop(step)
     np.testing.assert_array_equal(mlflow_tfmon.load_run(parent.info.run_id).steps.loss, first + third)
     np.testing.assert_array_equal(mlflow_tfmon.load_run(child.info.run_id).steps.loss, second)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_run_does_not_take_what_was_trained_before_it_began(known: bool) -> None:
+    mlflow_tfmon.autolog()
+    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.1))
+    with mlflow.start_run() as run:
+        first = loop(step)
+    later = mlflow.MlflowClient().create_run("0").info.run_id if known else None
+    second = loop(step)
+    with mlflow.start_run(run_id=later) as other:
+        third = loop(step)
+    mlflow_tfmon.end_run()
+    given = {run.info.run_id, other.info.run_id}
+    (made,) = (one for one in mlflow.search_runs(output_format="list") if one.info.run_id not in given)
+    for run_id, losses in ((run.info.run_id, first), (made.info.run_id, second), (other.info.run_id, third)):
+        np.testing.assert_array_equal(mlflow_tfmon.load_run(run_id).steps.loss, losses)
+    assert mlflow.get_run(made.info.run_id).info.status == "FINISHED"
+
+
+def test_a_slow_loop_is_live_before_its_second_optimizer_comes() -> None:
+    mlflow_tfmon.autolog()
+    nets = [trainings.model(name=name) for name in ("critic", "generator")]
+    critic, generator = (trainings.custom_step(net, keras.optimizers.SGD(0.1)) for net in nets)
+    batch = next(trainings.batches(*trainings.data(), 1))
+    with mlflow.start_run() as run:
+        losses = [float(critic(*batch))]
+        while "batch/loss" not in mlflow.get_run(run.info.run_id).data.metrics:
+            time.sleep(0.1)
+        losses += [float(critic(*batch)) for _ in range(2)]
+        other = float(generator(*batch))
+        losses.append(float(critic(*batch)))
+    recorded = mlflow_tfmon.load_run(run.info.run_id)
+    assert recorded.streams == ["critic.", "generator."]
+    np.testing.assert_array_equal(recorded.steps["critic.loss"], losses)
+    np.testing.assert_array_equal(recorded.steps["generator.loss"].dropna(), [other])
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "critic.batch/loss")
+    assert [(m.step, m.value) for m in history] == list(enumerate(losses, 1))
 
 
 def test_models_of_one_name_in_one_run() -> None:

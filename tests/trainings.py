@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,6 +239,30 @@ def compare(
                 )
         measured = layers[quantity].dropna().reset_index().step.unique()
         assert set(measured) <= set(at)
+
+
+def compare_clocks(steps: Any, begun: float, ended: float, absent: Collection[str]) -> None:
+    """Compares times and batches with the test's own clock and batch size.
+
+    Args:
+        steps: as recorded.
+        begun: Unix time before the training, seconds.
+        ended: the same after it.
+        absent: the columns that can't be had.
+    """
+    columns = {"time", "step_time_ms", "examples_per_second", "input_wait_share"}
+    measured = steps.dropna(axis=1, how="all")
+    assert columns - set(measured.columns) == set(absent)
+    if "time" not in absent:
+        assert steps.time.is_monotonic_increasing and steps.time.between(begun, ended).all()
+    if "step_time_ms" not in absent:
+        assert (steps.step_time_ms.iloc[1:] > 0).all() and steps.step_time_ms.sum() < (ended - begun) * 1e3
+    if "examples_per_second" not in absent:
+        np.testing.assert_allclose(
+            (steps.examples_per_second * steps.step_time_ms / 1e3).iloc[1:], BATCH, rtol=1e-9
+        )
+    if "input_wait_share" not in absent:
+        assert steps.input_wait_share.iloc[1:].between(0, 1).all()
 
 
 def last_run() -> str:

@@ -16,9 +16,6 @@ from mlflow_tfmon.stream.ring import Ring
 _INTERVAL = (
     0.05  # s between two looks at the rings: at 1 ms a step a fraction of what the smallest ring holds
 )
-# A training whose optimizers are not known yet is left to itself so long: a GAN's second optimizer, which gives names
-# to both, comes after up to five steps of the first.
-_FEW_STEPS, _PATIENCE = 5, 30.0  # s
 
 
 @dataclass(frozen=True)
@@ -48,15 +45,6 @@ class Block:
 class _Tap:
     ring: Ring
     sink: Callable[[Block], None]
-    patient_until: float  # monotonic time
-
-    def waits(self) -> bool:
-        if self.patient_until:
-            few = self.ring.written() - self.ring.taken <= _FEW_STEPS
-            if few and time.monotonic() < self.patient_until:
-                return True
-            self.patient_until = 0.0
-        return False
 
 
 class Drain:
@@ -74,18 +62,12 @@ class Drain:
         self._pid = os.getpid()
         self._stopped = threading.Event()
 
-    def attach(self, ring: Ring, sink: Callable[[Block], None], patient: bool = False) -> None:
-        """Hands a ring's steps to a sink, from the first on that was not taken yet; a ring has one sink.
-
-        Args:
-            ring: the ring.
-            sink: takes its blocks.
-            patient: whether to leave the first few steps in the ring for a while, unless they are asked for.
-        """
+    def attach(self, ring: Ring, sink: Callable[[Block], None]) -> None:
+        """Hands a ring's steps to a sink, from the first on that was not taken yet; a ring has one sink."""
         with self._lock:
             if self.has(ring):
                 return
-            self._taps.append(_Tap(ring, sink, time.monotonic() + _PATIENCE if patient else 0.0))
+            self._taps.append(_Tap(ring, sink))
             self.keep_running()
 
     def is_this_thread(self) -> bool:
@@ -136,4 +118,4 @@ class Drain:
         while os.getpid() == self._pid and not self._stopped.wait(_INTERVAL):
             with contained("the drain", "some steps are not recorded"):
                 self._on_idle()
-                self.flush([tap.ring for tap in list(self._taps) if not tap.waits()])
+                self.flush()

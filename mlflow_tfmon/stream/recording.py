@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,13 +25,21 @@ _FROM = {
     "batch/examples_per_second": {"examples"},
     "batch/input_wait_share": {"input_wait"},
 }
+# So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
+_MOMENT = 2.0  # s
 DEEP_QUANTITIES = ("weight_norm", "update_ratio", "grad_zero_fraction")
 _HEAD = {name: index for index, name in enumerate(HEAD)}
 
 
 @dataclass
 class _Stream:
-    """One optimizer's steps within a recording: its number, what it trains, and how far it has come."""
+    """One optimizer's steps within a recording: its number, what it trains, and how far it has come.
+
+    Attributes:
+        begins: whether a further optimizer would belong to the same training, and give names to both.
+        named: whether the series are shown, under the names that they have now.
+        since: when it was opened, monotonic seconds.
+    """
 
     number: int
     keys: frozenset[str]
@@ -42,6 +50,9 @@ class _Stream:
     steps: int = 0
     learning_rate: float | None = None
     opened: records.StreamOpened | None = None
+    begins: bool = True
+    named: bool = False
+    since: float = field(default_factory=time.monotonic)
 
 
 class Recording:
@@ -73,14 +84,33 @@ class Recording:
                     stream.total_steps = stream.steps + total_steps
                     stream.opened = None
                 return
-            if len(self._streams) == 1 and self._streams[0].steps == 0:
-                self._streams[0].prefix = f"{self._streams[0].name}."
+            if len(self._streams) == 1 and self._streams[0].begins:
+                self._name(self._streams[0], f"{self._streams[0].name}.")
             known = {s.prefix for s in self._streams}
             prefixes = [f"{name}.", *(f"{name}_{n}." for n in range(2, 2 + len(known)))]
             prefix = next(p for p in prefixes if p not in known) if self._streams else ""
-            self._streams.append(
-                _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
-            )  # fmt: skip
+            stream = _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
+            stream.named = bool(self._streams)
+            self._streams.append(stream)
+
+    def settle(self, waited: bool = False) -> None:
+        """Lets streams have the names that they have now.
+
+        Args:
+            waited: only those that have been there for a moment.
+        """
+        with self._lock:
+            for stream in self._streams:
+                stream.begins &= waited
+                if not stream.named and (not waited or time.monotonic() - stream.since > _MOMENT):
+                    self._name(stream, stream.prefix)
+
+    def _name(self, stream: _Stream, prefix: str) -> None:
+        stream.prefix, stream.named = prefix, True
+        if stream.opened is not None:
+            opened = dataclasses.replace(stream.opened, prefix=prefix, named=True)
+            self._append([opened])
+            stream.opened = opened
 
     def _of(self, ring: Ring) -> _Stream | None:
         keys = ring.layout.keys
@@ -90,6 +120,10 @@ class Recording:
     def steps_of(self, keys: frozenset[str]) -> int:
         """How many steps the stream that trains these variables has made (drained so far)."""
         return next((s.steps for s in self._streams if s.keys & keys), 0)
+
+    def begins(self, keys: frozenset[str]) -> bool:
+        """Whether a further optimizer would belong to the training of these variables."""
+        return next((s.begins for s in self._streams if s.keys & keys), True)
 
     def prefix_of(self, keys: frozenset[str], model: str) -> str:
         """What precedes the names of the epoch metrics of a model that has these variables."""
@@ -110,6 +144,8 @@ class Recording:
             if block.lost:
                 out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + block.lost))
             offset = stream.steps + 1 - block.first
+            if stream.steps + len(block.rows) > records.BEGINNING:
+                stream.begins, stream.named = False, True
             opened = stream.opened
             for part in _runs(block.rows):
                 layout, steps = self._steps(stream, block, part, offset)
@@ -159,7 +195,7 @@ class Recording:
         opened = records.StreamOpened(
             stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms,
             DEEP_QUANTITIES,
-            stream.total_steps, stream.model,
+            stream.total_steps, stream.model, stream.named,
         )  # fmt: skip
         values = np.column_stack([*columns.values(), np.sqrt(squares)])
         return opened, records.Steps(stream.number, block.seen, values)

@@ -13,6 +13,9 @@ from typing import Any, Union
 
 import numpy as np
 
+# A GAN's second optimizer, which gives names to the series of both, comes after up to so many steps of the first.
+BEGINNING = 5
+
 
 @dataclass(frozen=True)
 class RunStarted:
@@ -75,6 +78,8 @@ class StreamOpened:
             these ("weight_norm", "update_ratio", "grad_zero_fraction"), one column a variable.
         total_steps: how many steps are expected in all, or None if unknown.
         model: name of the model.
+        named: False while it is not known whether there are several. Within its first `BEGINNING` steps a stream may
+            be opened anew under another prefix, which then is that of all its records.
     """
 
     stream: int
@@ -85,6 +90,7 @@ class StreamOpened:
     deep_columns: tuple[str, ...]
     total_steps: int | None = None
     model: str = ""
+    named: bool = True
 
 
 @dataclass(frozen=True)

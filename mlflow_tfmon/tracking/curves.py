@@ -65,6 +65,11 @@ class Curves:
             known.columns |= {key: len(known.columns) + at for at, key in enumerate(new)}
         known.current = [known.columns[key] for key in keys]
 
+    def forget(self, *groups: object) -> None:
+        """Leaves out what groups were given so far: their rows come again."""
+        for group in groups:
+            self._groups.pop(group, None)
+
     def rows(self, group: object, rows: Rows) -> list[Point]:
         """The points that a block of a group's rows gives; its columns are the keys that were set last."""
         known = self._groups[group]

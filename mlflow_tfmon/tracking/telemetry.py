@@ -110,6 +110,12 @@ class Telemetry:
         """Takes a stream's layout, before its first block."""
         self._prefixes[layout.stream] = layout.prefix
 
+    def forget(self, stream: int) -> None:
+        """Leaves out what a stream's open parts hold: it comes again."""
+        for quantity in ("steps", "deep", "logged"):
+            self._rows.pop(f"{quantity}-{stream}", None)
+            self._files.pop(f"{quantity}-{stream}", None)
+
     def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
         """Adds a block and the measures that were computed from it."""
         layout = series.layout

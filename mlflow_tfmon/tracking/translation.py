@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlflow_tfmon.stream.records import (
+    BEGINNING,
     Activations,
     DeepSteps,
     EpochEnded,
@@ -23,6 +25,15 @@ from mlflow_tfmon.tracking.names import Names
 from mlflow_tfmon.tracking.progress import Progress
 from mlflow_tfmon.tracking.series import StepClock, StreamSeries
 from mlflow_tfmon.tracking.telemetry import Telemetry
+
+
+@dataclass
+class _Beginning:
+    """A stream's first records, and the prefix under which they were read last."""
+
+    records: list[Record] = field(default_factory=list)
+    steps: int = 0
+    prefix: str | None = None
 
 
 class Translation:
@@ -49,6 +60,7 @@ class Translation:
         self._streams: dict[int, StreamSeries] = {}
         self._clocks: dict[int, StepClock] = {}
         self._pause: Paused | None = None
+        self._beginnings: dict[int, _Beginning] = {}
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
@@ -56,9 +68,40 @@ class Translation:
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
-        """The points that a record gives; none if it holds no data."""
+        """The points that a record gives; none if it holds no data, or its stream has no name yet."""
+        if isinstance(record, StreamOpened) and record.stream not in self._streams:
+            self._beginnings.setdefault(record.stream, _Beginning())
+        beginning = self._beginnings.get(getattr(record, "stream", -1))
+        if beginning is None:
+            return self._read(record)
+        beginning.records.append(record)
+        if isinstance(record, StreamOpened) and record.named and record.prefix != beginning.prefix:
+            return self._name(record.stream, record.prefix)
+        if isinstance(record, Steps):
+            beginning.steps += len(record.values)
+        if beginning.prefix is None:
+            return []
+        if beginning.steps > BEGINNING:
+            del self._beginnings[record.stream]  # type: ignore[union-attr]
+        return self._read(record)
+
+    def _read(self, record: Record) -> list[Point]:
         reader = self._readers.get(type(record))
         return reader(record) if reader else []
+
+    def _name(self, stream: int, prefix: str) -> list[Point]:
+        """Reads a stream's beginning under its name; what was shown under another one stays where it is."""
+        beginning = self._beginnings[stream]
+        beginning.prefix = prefix
+        self._clocks.pop(stream, None)
+        self.telemetry.forget(stream)
+        self._curves.forget(("steps", stream), ("deep", stream))
+        found: list[Point] = []
+        for record in beginning.records:
+            if isinstance(record, StreamOpened):
+                record = replace(record, prefix=prefix)
+            found += self._read(record)
+        return found
 
     def settle(self) -> list[Point]:
         """Points that were held back to be made in one go; to be asked for after each batch of records."""
@@ -66,8 +109,12 @@ class Translation:
 
     def flush(self, final: bool) -> list[Point]:
         """Brings curves and files up to the last record."""
+        found: list[Point] = []
+        for stream, beginning in self._beginnings.items():
+            if final and beginning.prefix is None:  # the trainer is gone
+                found += self._name(stream, "")
         self.telemetry.rotate()
-        return self._curves.flush(final)
+        return found + self._curves.flush(final)
 
     def _opened(self, layout: StreamOpened) -> list[Point]:
         clock = self._clocks.get(layout.stream)

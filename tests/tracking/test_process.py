@@ -117,6 +117,7 @@ def test_a_killed_trainer_leaves_a_failed_run_with_all_its_rows(store: str, home
     assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 201))
 
 
+@pytest.mark.thorough
 def test_four_scripts_on_one_fresh_store_at_once(tmp_path: Path, home: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     end = "journal.append([RunEnded(BEGUN, 'FINISHED', True)])"

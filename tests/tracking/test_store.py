@@ -9,6 +9,7 @@ from pathlib import Path
 OPEN = "import sys; from mlflow_tfmon.tracking.store import open_store; open_store(sys.argv[1])"
 
 
+@pytest.mark.thorough
 def test_processes_that_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     """All get it, and nothing of ours is left beside it."""
     command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"]

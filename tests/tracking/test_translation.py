@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from recordings import BEGUN, COLUMNS, VARIABLES, blocks, deep, layout, started, values
 
 from mlflow_tfmon.recorded import RecordedRun
@@ -93,6 +94,29 @@ def test_every_step_is_in_the_files_once_and_in_order(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one["weight_norm"].dropna(), wide.values[:, 1 + at])
         np.testing.assert_array_equal(one["update_ratio"].dropna(), wide.values[:, 1 + len(VARIABLES) + at])
         assert one["weight_norm"].dropna().index.tolist() == list(range(100, 2001, 100))
+
+
+@pytest.mark.parametrize("told", ["never", "before it is shown", "after it was shown"])
+def test_a_stream_whose_name_comes_after_its_first_steps(told: str, tmp_path: Path) -> None:
+    """Its curves and files are whole under the last name; a trainer that was killed before left it without one."""
+    rows, other = values(60), values(60, seed=3)
+    begins, goes_on = blocks(rows[:4]), blocks(rows[4:])
+    named = [layout(prefix="critic."), layout(stream=1, prefix="generator."), *blocks(other, stream=1)]
+    records: dict[str, list[Record]] = {
+        "never": [layout(named=False), *begins],
+        "before it is shown": [layout(named=False), *begins, *named, *goes_on],
+        "after it was shown": [layout(named=False), *begins, layout(), *named, *goes_on],
+    }
+    curves, _ = translate(tmp_path, *records[told])
+    prefix, count = ("", 4) if told == "never" else ("critic.", 60)
+    points = curves[f"{prefix}batch/loss"]
+    assert [(point.step, point.value) for point in points] == list(enumerate(rows[:count, 4], 1))
+    assert set(curves) & {"batch/loss", "critic.batch/loss"} == {f"{prefix}batch/loss"} | (
+        {"batch/loss"} if told == "after it was shown" else set()
+    )
+    run = loaded(tmp_path)
+    assert run.streams == ([""] if told == "never" else ["critic.", "generator."])
+    np.testing.assert_array_equal(run.steps[f"{prefix}loss"].dropna(), rows[:count, 4])
 
 
 def test_files_are_cut_into_bounded_parts(tmp_path: Path, monkeypatch) -> None:
