@@ -80,6 +80,7 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        self._monitor.tell_premises()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
 

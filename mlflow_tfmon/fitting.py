@@ -84,6 +84,7 @@ class _Fit:
             "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
         ):
             self.monitor.total_steps = total_steps(self.arguments)
+        self.monitor.premises.arguments = self.arguments
         if self._own:
             self.monitor.start()
         self._callback.given = self.monitor

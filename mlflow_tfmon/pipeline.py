@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
@@ -46,6 +47,7 @@ class Pipeline:
         self._sequence = 0
         self.folder = self._journal.folder
         self.recording = Recording(self._append)
+        self.watch = Watch(self.recording.append)
         self._delivery = DeliveryProcess.shared()
         self.recording.append(
             records.RunStarted(
@@ -104,6 +106,7 @@ class Pipeline:
         """Has MLflow brought up to date, and waits for it as long as the settings allow."""
         self.drain()
         self.recording.settle()
+        self.watch.finish()
         self.recording.append(records.Flushed(time.time()))
         self._wait()
 
@@ -119,6 +122,7 @@ class Pipeline:
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
         self.recording.settle()
+        self.watch.finish()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
@@ -148,6 +152,7 @@ class Pipeline:
     def _append(self, out: Sequence[records.Record]) -> None:
         if out:
             self._sequence = self._journal.append(out)
+            self.watch.take(out)
 
     def _wait(self) -> bool:
         if DRAIN.is_this_thread():
@@ -193,6 +198,8 @@ _looked = 0.0
 
 def _look() -> None:
     global _looked
+    for pipeline in list(_open.values()):
+        pipeline.watch.look()
     for look in on_look:
         look()
     if time.monotonic() - _looked >= _LOOK:

@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY
 
-PROBLEMS = "tfmon/problems.json"
 _TRIES = 5
 _METADATA_KEY = b"tfmon"
 _LISTS = "variables."
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that went wrong in a training.
-
-    Attributes:
-        kind: what, such as "nan_or_inf".
-        severity: how bad it is.
-        first_step: the optimizer step at which it was seen first.
-        variables: the variables concerned.
-        evidence: what was seen, with numbers and steps.
-        advice: what to do about it.
-    """
-
-    kind: str
-    severity: str
-    first_step: int
-    variables: tuple[str, ...]
-    evidence: str
-    advice: str
 
 
 class RecordedRun:
@@ -227,16 +206,7 @@ def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
     if not any(item.path == PROBLEMS for item in client.list_artifacts(run_id, "tfmon")):
         return []
     found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
-    known = {item.name for item in fields(Problem)}
-    return [
-        Problem(
-            **{
-                **{name: one[name] for name in known if name in one},
-                "variables": tuple(one.get("variables", ())),
-            }
-        )
-        for one in found
-    ]
+    return [Problem.from_dict(one) for one in found]
 
 
 def _wide(table: pd.DataFrame, index: str) -> pd.DataFrame:

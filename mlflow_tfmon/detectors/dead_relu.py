@@ -38,11 +38,11 @@ def detect(history: History) -> Iterator[Problem]:
             return
         names = [name for name in history.kernels if name in table]
     table = table.only([name for name in names if name in table])
-    recent = table.since(history.step / 2)
+    recent = table.since(history.at(0.5))
     recent = recent if len(recent) else table.rows(slice(-1, None))
     if not len(recent) or not len(recent.names):
         return
-    share = np.nanmedian(recent.mean, axis=0)
+    share = recent.medians()
     dead = np.flatnonzero(share >= least)
     if not len(dead):
         return

@@ -52,7 +52,7 @@ def detect(history: History) -> Iterator[Problem]:
     layers = history.over_kernels(history.gradients)
     if len(layers.names) < 3 or not len(layers):
         return
-    each = np.nanmedian(layers.mean, axis=0)
+    each = layers.medians()
     top = int(np.nanargmax(each)) if np.isfinite(each).any() else 0
     if top < len(each) - 1 and each[top] >= _GROWTH * each[-1] > 0 and each[top] > 1.0:
         yield Problem(

@@ -49,6 +49,7 @@ class History:
         nonfinite: of each series ("loss", "grad_norm", a variable's name); steps that loss scaling left out are not in.
         premises: what was known before the first step, or None.
         alone: whether no other optimizer's steps take turns with these (a GAN's do: its losses need not fall).
+        start: the step before the first that counts: what was before a rescue does not.
     """
 
     step: int = 0
@@ -64,6 +65,11 @@ class History:
     nonfinite: Mapping[str, NonFinite] = field(default_factory=dict)
     premises: Premises | None = None
     alone: bool = True
+    start: int = 0
+
+    def at(self, share: float) -> float:
+        """The step at which a share of what was done by now was done."""
+        return self.start + share * (self.step - self.start)
 
     def over_kernels(self, table: Table) -> Table:
         """The columns of the kernels, in the order of the model."""
@@ -87,6 +93,11 @@ class Gatherer:
         self._step = 0
         self._variables: dict[str, tuple[int, bool]] = {}
         self._now: tuple[str, ...] = ()  # the variables of the blocks that come
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was measured: the training begins anew from an earlier state."""
+        self._start = self._step
         self._steps = Gathering(_STEPS)
         self._gradients = Gathering(_VARIABLES)
         self._deep = {name: Gathering(_DEEP) for name in DEEP}
@@ -166,6 +177,7 @@ class Gatherer:
             dict(self._nonfinite),
             self.premises,
             self.alone,
+            self._start,
         )
 
     def _note(self, name: str, steps: np.ndarray) -> None:

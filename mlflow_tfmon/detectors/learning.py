@@ -57,11 +57,12 @@ class Learning:
 def learning(history: History) -> Learning:
     """How far a training has come."""
     curve = losses(history)
-    total = max(history.total_steps or 0, history.step)
+    done = history.step - history.start
+    total = max((history.total_steps or 0) - history.start, done)
     if not history.total_steps:
         # Its length is not known: as if it went on for as long again as it has gone on.
-        total = max(2 * history.step, _UNKNOWN_STEPS)
-    share = history.step / total if history.step >= _FEWEST_STEPS else 0.0
+        total = max(2 * done, _UNKNOWN_STEPS)
+    share = done / total if done >= _FEWEST_STEPS else 0.0
     if not len(curve):
         return Learning(*[float("nan")] * 1, False, *[float("nan")] * 4, share)
     level = curve.mean[:, 0]

@@ -33,7 +33,7 @@ def detect(history: History) -> Iterator[Problem]:
     rose = float(curve.most.max() / state.begun) if len(curve) and state.begun > 0 else 0.0
     reasons = []
     if (most if gone else usual) >= _LARGE:
-        reasons.append(f"a step changes the weights by {most if gone else usual:.0%} ({_LARGE:.0%} counts)")
+        reasons.append(f"a step changes the weights by {most if gone else usual:.2g} of their norm ({_LARGE:g} counts)")
     if gone and rose >= _ROSE:
         reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
     if optimizer and lr > band(optimizer)[1]:

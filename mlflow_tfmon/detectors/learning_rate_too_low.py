@@ -29,7 +29,7 @@ def detect(history: History) -> Iterator[Problem]:
     path = usual * max(history.total_steps or 0, history.step)
     begun = float(np.median(norms.mean[: max(1, len(norms) // 20), 0]))
     now = float(np.median(norms.mean[-max(1, len(norms) // 10) :, 0]))
-    if path < _PATH and now >= _SLOPE * begun > 0:
+    if 0 < path < _PATH and now >= _SLOPE * begun > 0:
         yield Problem(
             "learning_rate_too_low", "critical", 1, (),
             f"A step changes the weights by {usual:.1g} of their norm, so the whole training by {path:.1%} at most "

@@ -12,13 +12,15 @@ from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.problem import Problem
 
 _FAR = 10.0
+_HALF = 0.7
 
 
 def detect(history: History) -> Iterator[Problem]:
     """Sees kernels that begin constant, and those far from He's and Glorot's standard deviation.
 
     Two layers in a row that begin constant never differ in their units: that is said before the first step. A standard
-    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges or nothing is learned.
+    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is
+    learned, or less than 70% of the way from a constant prediction to zero in half of the training.
     Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor weight initialization".
     """
     if history.premises is None:
@@ -38,7 +40,8 @@ def detect(history: History) -> Iterator[Problem]:
     state = learning(history)
     first = history.nonfinite.get("loss")
     overflow = first is not None and first.first == 1
-    if not (state.nothing(0.1) or diverged(history) or overflow):
+    half = state.share >= 0.5 and state.learned < _HALF
+    if not (state.nothing(0.1) or half or diverged(history) or overflow):
         return
     far = [(layer, layer.std / _expected(layer)) for layer in layers if layer.std > 0 and layer.kind != "Embedding"]
     far = [(layer, ratio) for layer, ratio in far if not 1 / _FAR < ratio < _FAR]
@@ -47,7 +50,8 @@ def detect(history: History) -> Iterator[Problem]:
         yield Problem(
             "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
             f"{worst.kernel} begins with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's (a factor of "
-            f"{_FAR:.0f} counts), and nothing is learned.",
+            f"{_FAR:.0f} counts), and the loss has made {max(state.learned, 0):.0%} of the way from a constant "
+            "prediction to zero.",
             'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',
             history.step, 0.85,
         )  # fmt: skip

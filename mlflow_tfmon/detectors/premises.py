@@ -13,6 +13,7 @@ LINEAR = ("", "linear")
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid")
 # Keras's names of the losses that a constant prediction is worked out for.
 CROSS_ENTROPIES = ("categorical_crossentropy", "sparse_categorical_crossentropy", "binary_crossentropy")
+_MOST_NUMBERS = 2_000_000  # that are looked at of a data set
 SQUARED, ABSOLUTE = "mean_squared_error", "mean_absolute_error"
 
 
@@ -94,6 +95,7 @@ class Sample:
         array = np.asarray(values)
         if array.dtype == object or array.dtype.kind not in "biuf" or not array.size:
             return cls(count=len(array) if array.ndim else 0)
+        most = min(most, max(16, _MOST_NUMBERS * len(array) // array.size))
         array = array[:: max(1, len(array) // most)][:most].astype(np.float64)
         flat = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
         finite = flat[np.isfinite(flat).all(axis=1)]
@@ -134,6 +136,7 @@ class Premises:
             first) or takes indices (`Embedding`).
         inputs: of the data.
         targets: of the data.
+        weighted: whether examples or classes are weighted, so that a constant prediction's loss is not known.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -145,6 +148,7 @@ class Premises:
     normalizes: bool = False
     inputs: Sample | None = None
     targets: Sample | None = None
+    weighted: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:
@@ -174,7 +178,7 @@ class Premises:
         the mean distance from the median.
         """
         y = self.targets
-        if y is None or not y.count or y.nonfinite:
+        if y is None or not y.count or y.nonfinite or self.weighted:
             return float("nan")
         if self.loss in CROSS_ENTROPIES:
             return _entropy(y, self.loss == "binary_crossentropy")

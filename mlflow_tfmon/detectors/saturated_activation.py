@@ -25,7 +25,7 @@ def detect(history: History) -> Iterator[Problem]:
     table = history.activations.get("saturated_fraction")
     if table is None or not (state.nothing(_PATIENCE) or state.little(0.5)):
         return
-    recent = table.since(history.step / 2)
+    recent = table.since(history.at(0.5))
     if not len(recent):
         return
     least = _SATURATED if state.nothing(_PATIENCE) else _NEARLY_ALL

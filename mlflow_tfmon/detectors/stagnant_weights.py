@@ -12,6 +12,10 @@ from mlflow_tfmon.detectors.problem import Problem
 
 _STEPS = 50
 _SHARE = 0.05
+_ADVICE = (
+    "See that what these layers put out reaches the loss (no stop_gradient, argmax or rounding in between, no ReLU that "
+    "is always zero); freeze them (layer.trainable = False) if they are not to be trained."
+)
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -21,10 +25,20 @@ def detect(history: History) -> Iterator[Problem]:
     and "all zero". Can't see weights that move without getting anywhere.
     """
     table = history.over_kernels(history.gradients)
+    known = history.premises
+    if known is not None and known.loss and history.alone and len(table):
+        without = [one.kernel for one in known.layers if one.kernel and one.trainable and one.kernel not in history.sizes]
+        if without and len(without) < len(known.layers):
+            yield Problem(
+                "stagnant_weights", "critical", 1, tuple(without),
+                f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend on them.",
+                _ADVICE, history.step, 0.95,
+            )  # fmt: skip
+            return
     state = learning(history)
     if not history.alone or history.step < _STEPS or state.share < _SHARE or not len(table):
         return
-    recent = table.since(history.step * 0.5)
+    recent = table.since(history.at(0.5))
     still = [
         name
         for at, name in enumerate(recent.names)
@@ -37,7 +51,6 @@ def detect(history: History) -> Iterator[Problem]:
         "stagnant_weights", "critical" if every else "warning", int(recent.first[0]), tuple(still),
         f"The gradient of {len(still)} of {len(recent.names)} kernels is exactly zero at every step since "
         f"{recent.first[0]:.0f}: they are not trained.",
-        "See that what these layers put out reaches the loss (no stop_gradient, argmax or rounding in between, no ReLU "
-        "that is always zero); freeze them (layer.trainable = False) if they are not to be trained.",
+        _ADVICE,
         history.step, 0.9,
     )  # fmt: skip

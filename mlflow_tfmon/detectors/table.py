@@ -67,6 +67,13 @@ class Table:
             self.most[which],
         )
 
+    def medians(self) -> np.ndarray:
+        """The median of each column's means; NaN where it has none."""
+        some = np.isfinite(self.mean).any(axis=0)
+        found = np.full(len(self.names), np.nan)
+        found[some] = np.nanmedian(self.mean[:, some], axis=0)
+        return found
+
     def since(self, step: float) -> Table:
         """The rows that end after a step."""
         return self.rows(self.last > step)

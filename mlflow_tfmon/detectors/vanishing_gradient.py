@@ -24,10 +24,9 @@ def detect(history: History) -> Iterator[Problem]:
     table = history.over_kernels(history.gradients)
     if not state.nothing(0.1) or len(table.names) < 3 or not len(table):
         return
-    table = table.since(history.step / 2)
+    table = table.since(history.at(0.5))
     sizes = np.array([history.sizes[name] for name in table.names], float)
-    with np.errstate(invalid="ignore"):
-        each = np.nanmedian(table.mean, axis=0) / np.sqrt(sizes)
+    each = table.medians() / np.sqrt(sizes)
     if not np.isfinite(each).any() or np.nanmax(each) <= 0:
         return
     top = int(np.nanargmax(each))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import tensorflow as tf
 
 from mlflow_tfmon import kerases
 from mlflow_tfmon.detectors.premises import Layer, Premises, Sample
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.probes import graph
+from mlflow_tfmon.stream import records
 
 _SCALES = ("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization", "Embedding", "TextVectorization",
            "StringLookup", "IntegerLookup", "Discretization", "Hashing")  # fmt: skip
 _PASSES = ("InputLayer", "Reshape", "Flatten", "Permute", "Dropout", "Activation")
 _ACTIVATION_LAYERS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "PReLU": "prelu", "Softmax": "softmax"}
+_MOST_NUMBERS = 1_000_000
 _LOSSES = {"mse": "mean_squared_error", "mae": "mean_absolute_error"}
 
 
@@ -36,7 +43,7 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
     optimizer = getattr(model, "optimizer", None)
     return Premises(
         layers=layers,
-        loss="" if weighted else loss,
+        loss=loss,
         from_logits=from_logits,
         optimizer=type(optimizer).__name__ if optimizer is not None else "",
         learning_rate=_number(getattr(optimizer, "learning_rate", None)),
@@ -44,6 +51,7 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
         normalizes=_normalizes(model),
         inputs=_sample(inputs),
         targets=_sample(targets),
+        weighted=weighted,
     )
 
 
@@ -58,26 +66,21 @@ def _layers(model: Any) -> tuple[Layer, ...]:
         if kernel is None and found and kind in ("Activation", *_ACTIVATION_LAYERS) and found[-1].activation == "linear":
             # An activation of its own belongs to the layer before.
             before = found.pop()
-            found.append(_with(before, activation=activation, is_output=before.is_output or layer in outputs))
+            found.append(dataclasses.replace(before, activation=activation, is_output=before.is_output or layer in outputs))
         elif kernel is None:
             found.append(Layer(name, kind, activation, is_output=layer in outputs))
         else:
-            shape, values = tuple(kernel.shape), np.asarray(kernel, np.float64)
+            shape, values = tuple(kernel.shape), _values(kernel)
+            mean, std = (float(values.mean()), float(values.std())) if values.size else _announced(layer)
             receptive = int(np.prod(shape[:-2]))
             found.append(
                 Layer(
                     name, kind, activation, int(shape[-1]), graph.name(kernel),
                     receptive * int(shape[-2]), receptive * int(shape[-1]),
-                    float(values.mean()), float(values.std()), bool(layer.trainable), layer in outputs,
+                    mean, std, bool(layer.trainable), layer in outputs,
                 )  # fmt: skip
             )
     return tuple(found)
-
-
-def _with(layer: Layer, **changes: Any) -> Layer:
-    import dataclasses
-
-    return dataclasses.replace(layer, **changes)
 
 
 def _leaves(model: Any) -> list[Any]:
@@ -120,6 +123,25 @@ def _kernel(layer: Any) -> Any:
     return None
 
 
+def _values(kernel: Any) -> np.ndarray:
+    """A kernel's numbers, or as many of them as are quickly had."""
+    size = int(np.prod(kernel.shape))
+    rows = max(1, kernel.shape[0] * _MOST_NUMBERS // size) if size > _MOST_NUMBERS else kernel.shape[0]
+    return np.asarray(graph.raw(kernel)[:rows], np.float64)
+
+
+def _announced(layer: Any) -> tuple[float, float]:
+    """Mean and deviation that a kernel will have: one whose layer is just being traced has no numbers yet."""
+    initializer = getattr(layer, "kernel_initializer", None)
+    kind, nan = type(initializer).__name__, float("nan")
+    if kind in ("Zeros", "Ones", "Constant"):
+        value = getattr(initializer, "value", float(kind == "Ones"))
+        return (float(value), 0.0) if np.isscalar(value) else (nan, nan)
+    if kind in ("RandomNormal", "TruncatedNormal"):
+        return float(initializer.mean), float(initializer.stddev)
+    return nan, nan
+
+
 def _name(layer: Any) -> str:
     """The layer's name as the names of its variables begin."""
     weights = getattr(layer, "weights", None)
@@ -160,4 +182,46 @@ def _number(value: Any) -> float:
 
 
 def _sample(values: Any) -> Sample | None:
-    return Sample.of(values) if isinstance(values, np.ndarray) or hasattr(values, "__array__") else None
+    if isinstance(values, (pd.DataFrame, pd.Series)):
+        values = values.to_numpy()
+    known = isinstance(values, np.ndarray) or (tf.is_tensor(values) and hasattr(values, "numpy"))
+    return Sample.of(values) if known else None
+
+
+
+class Telling:
+    """Tells what is known of a model's training, once, while its weights are the initial ones.
+
+    A model that is built by its first call has weights when the step has been traced, and before it runs: so this is
+    asked when the training starts, and when its first optimizer is seen.
+
+    Attributes:
+        arguments: of the call of fit, where there is one that is known.
+
+    Args:
+        model: the model, or None.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.arguments: FitArguments | None = None
+        self._model = model
+        self._told = model is None
+
+    def tell(self, prefix: str) -> tuple[records.Premises, ...]:
+        """The record, if there is something new to tell; `prefix` is that of the model's series."""
+        # Within a replica's thread no variable can be read.
+        if self._told or not self._model.built or not tf.distribute.in_cross_replica_context() and tf.distribute.has_strategy():
+            return ()
+        with contained("looking at model and data", "some problems are found later, or not at all"):
+            self._told = True
+            data: tuple[Any, ...] = (None, None, False)
+            if self.arguments is not None:
+                values = self.arguments.values
+                weighted = self.arguments.sample_weight is not None or bool(values.get("class_weight"))
+                data = self.arguments.x, self.arguments.y, weighted
+            return (records.Premises(dataclasses.asdict(premises_of(self._model, *data)), prefix),)
+        return ()
+
+    def again(self) -> None:
+        """A further fit begins."""
+        self._told = self._model is None

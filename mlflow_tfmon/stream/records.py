@@ -71,7 +71,8 @@ class StreamOpened:
             "loss", "learning_rate", "grad_norm", "grad_norm_clipped", "applied" (0 where a step did not update the
             weights: its "grad_norm_clipped" is NaN), "loss_scale", "skipped" (1 where gradients that are not finite
             made loss scaling leave the update out), and what the loss is made of ("<output>_loss",
-            "regularization_loss"), "worker_<i>/step_time_ms". A thing that is not measured has no column.
+            "regularization_loss"), "traces" (how often the step had been traced when the block was drained),
+            "worker_<i>/step_time_ms". A thing that is not measured has no column.
         variable_columns: quantities of a `Steps` block per variable: after the scalars come, for each of these
             ("grad_norm", "grad_norm_clipped"), one column a variable.
         deep_columns: quantities of a `DeepSteps` block per variable: after the scalar "step" come, for each of
