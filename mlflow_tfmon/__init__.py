@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow_tfmon.callback import MonitorCallback
+    from mlflow_tfmon.detectors.problem import Problem
     from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.integration import autolog
     from mlflow_tfmon.loops import end_run
     from mlflow_tfmon.monitor import Monitor
+    from mlflow_tfmon.problems.others import Detector
     from mlflow_tfmon.recorded import load_run
 
 __version__ = "0.1.0"
-__all__ = ["Monitor", "MonitorCallback", "SettingError", "autolog", "end_run", "load_run"]
+__all__ = [
+    "Detector",
+    "Monitor",
+    "MonitorCallback",
+    "Problem",
+    "SettingError",
+    "autolog",
+    "end_run",
+    "load_run",
+]
 
 _HOMES = {
     "autolog": "integration",
@@ -25,6 +36,8 @@ _HOMES = {
     "end_run": "loops",
     "Monitor": "monitor",
     "load_run": "recorded",
+    "Problem": "detectors.problem",
+    "Detector": "problems.others",
 }
 
 

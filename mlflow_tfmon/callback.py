@@ -11,6 +11,7 @@ import keras
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 
 _LOSS = "this training's epochs are not recorded"
@@ -67,6 +68,7 @@ class MonitorCallback(_BothKerases):
         self.settings = settings
         self.given = started  # whose end is not this callback's
         self._monitor: Monitor | None = None
+        self._actions: Actions | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
@@ -83,6 +85,8 @@ class MonitorCallback(_BothKerases):
         self._monitor.tell_premises()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
+        with contained("preparing for problems", "nothing follows from them but a warning"):
+            self._actions = Actions.of(self._monitor, self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the pause before the epoch."""
@@ -100,6 +104,9 @@ class MonitorCallback(_BothKerases):
             with contained("the epoch callback", _LOSS):
                 self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
                 self._monitor.paused(time.time())
+            if self._actions is not None:
+                with contained("acting on a problem", "the training goes on as it is"):
+                    self._actions.epoch_ended(epoch_metrics(logs or {}))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""

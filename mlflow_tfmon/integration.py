@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from packaging.version import Version
 
 from mlflow_tfmon import fitting, kerases, loops, monitor, peers, pipeline, probes
 from mlflow_tfmon.callback import unwatch_train_function
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import contained, logger, quiet
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
@@ -57,6 +58,8 @@ def autolog(
     max_points: int = 320,
     max_variables: int = 50,
     delivery_wait: float = 15.0,
+    on_problem: str | Callable[[Problem], Any] = "warn",
+    alert_url: str | None = None,
 ) -> None:
     """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
 
@@ -92,6 +95,8 @@ def autolog(
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+        on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
+        alert_url: where each new problem is posted, as JSON.
 
     Raises:
         SettingError: a setting has a value that it can't have.

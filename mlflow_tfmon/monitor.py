@@ -16,6 +16,7 @@ from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
+from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.probes import cluster, graph, models
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
@@ -219,6 +220,16 @@ class Monitor:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
         self._first_epoch = None
         self.premises.again()
+
+    @property
+    def watch(self) -> Watch | None:
+        """What judges the training, while it is watched."""
+        return None if self._pipeline is None else self._pipeline.watch
+
+    @property
+    def stream_prefix(self) -> str:
+        """What precedes the names of the model's series within the run."""
+        return self._prefix
 
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""

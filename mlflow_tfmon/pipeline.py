@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.settings import Settings
@@ -48,6 +49,7 @@ class Pipeline:
         self.folder = self._journal.folder
         self.recording = Recording(self._append)
         self.watch = Watch(self.recording.append)
+        self.watch.on_new += alerts.of(settings, run.run_id, run.name)
         self._delivery = DeliveryProcess.shared()
         self.recording.append(
             records.RunStarted(

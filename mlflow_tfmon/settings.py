@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError
 
 
@@ -32,6 +33,10 @@ class Settings:
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
         silent: whether nothing is said, neither log lines nor warnings.
+        on_problem: what follows from a problem: "warn" (it is said), "stop" (`fit` ends, with its best weights), "rescue"
+            (`fit` goes back to good weights with a tenth of the learning rate, and clips gradients), or a function that
+            is called with each new `Problem`.
+        alert_url: where each new problem is posted, as JSON.
     """
 
     log_models: bool = True
@@ -49,6 +54,8 @@ class Settings:
     max_variables: int = 50
     delivery_wait: float = 15.0
     silent: bool = False
+    on_problem: str | Callable[[Problem], Any] = "warn"
+    alert_url: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("log_models", "log_datasets", "log_input_examples", "log_model_signatures", "silent"):
@@ -65,6 +72,11 @@ class Settings:
             raise self._error("mode", 'must be "auto", "min" or "max"')
         if not isinstance(self.monitor, str) or not self.monitor:
             raise self._error("monitor", 'must be the name of an epoch metric, such as "val_loss"')
+        if not callable(self.on_problem) and self.on_problem not in ("warn", "stop", "rescue"):
+            raise self._error("on_problem", 'must be "warn", "stop", "rescue" or a function of a Problem')
+        url = self.alert_url
+        if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
+            raise self._error("alert_url", "must be an address that begins with http:// or https://")
         name_ = self.registered_model_name
         if name_ is not None and (not isinstance(name_, str) or not name_.strip() or set("/:") & set(name_)):
             raise self._error("registered_model_name", "must be a non-empty name without '/' and ':'")

@@ -11,6 +11,7 @@ from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.table import Gathering, Table
 
 _STEPS, _VARIABLES, _EPOCHS, _DEEP = 512, 128, 256, 64  # rows of the tables
+_FIRST = 5  # steps whose loss is that before training, if they do not make it worse
 DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
 ACTIVATIONS = ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction")
 
@@ -50,6 +51,7 @@ class History:
         premises: what was known before the first step, or None.
         alone: whether no other optimizer's steps take turns with these (a GAN's do: its losses need not fall).
         start: the step before the first that counts: what was before a rescue does not.
+        first_losses: of the first few steps.
     """
 
     step: int = 0
@@ -66,6 +68,7 @@ class History:
     premises: Premises | None = None
     alone: bool = True
     start: int = 0
+    first_losses: tuple[float, ...] = ()
 
     def at(self, share: float) -> float:
         """The step at which a share of what was done by now was done."""
@@ -98,6 +101,7 @@ class Gatherer:
     def restart(self) -> None:
         """Forgets what was measured: the training begins anew from an earlier state."""
         self._start = self._step
+        self._first_losses: list[float] = []
         self._steps = Gathering(_STEPS)
         self._gradients = Gathering(_VARIABLES)
         self._deep = {name: Gathering(_DEEP) for name in DEEP}
@@ -125,6 +129,9 @@ class Gatherer:
         numbers = values[:, columns.index("step")]
         skipped = values[:, columns.index("skipped")] > 0 if "skipped" in columns else np.zeros(len(values), bool)
         self._step = max(self._step, int(numbers[-1]))
+        if "loss" in columns and len(self._first_losses) < _FIRST:
+            early = values[: _FIRST - len(self._first_losses), columns.index("loss")]
+            self._first_losses += early[np.isfinite(early)].tolist()
         for name in ("loss", "grad_norm"):
             if name in columns:
                 bad = np.isinf(values[:, columns.index(name)]) | np.isnan(values[:, columns.index(name)])
@@ -178,6 +185,7 @@ class Gatherer:
             self.premises,
             self.alone,
             self._start,
+            tuple(self._first_losses),
         )
 
     def _note(self, name: str, steps: np.ndarray) -> None:

@@ -17,7 +17,6 @@ from mlflow_tfmon.detectors.table import Table
 
 NOTHING = 0.05  # less than this share of the way from the constant prediction to zero loss is nothing learned
 LITTLE = 0.3
-_FIRST = 0.02  # share of the steps at the start that tell the loss before training
 _FEWEST_STEPS = 30
 _UNKNOWN_STEPS = 2000  # how long a training is taken to be whose length is not known, at least
 
@@ -66,7 +65,8 @@ def learning(history: History) -> Learning:
     if not len(curve):
         return Learning(*[float("nan")] * 1, False, *[float("nan")] * 4, share)
     level = curve.mean[:, 0]
-    begun = float(np.median(level[: max(1, round(len(level) * _FIRST))]))
+    # The least of them: too large a step may have made the loss of the next ones worse.
+    begun = min(history.first_losses, default=float(level[0]))
     tenths = [float(part.mean()) for part in np.array_split(level, min(10, len(level)))]
     now, best = tenths[-1], min(tenths)
     constant = history.premises.constant_loss() if history.premises is not None else float("nan")

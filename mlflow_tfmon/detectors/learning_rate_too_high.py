@@ -10,11 +10,12 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import band, rate, update_ratio
 
 _LARGE = 0.1
+_HUGE = 0.5
 _ROSE = 3.0
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss that diverged, or learned nothing, under steps that change the weights by a tenth or more.
+    """Sees a loss that diverged, or learned nothing, under steps that change the weights by a tenth, or one by half.
 
     About a thousandth a step is usual. A loss that diverged counts as well where it had risen threefold
     over several steps, or where the rate is outside of the optimizer's usual band. Source: LeCun et al., 1998 (steps
@@ -32,8 +33,10 @@ def detect(history: History) -> Iterator[Problem]:
     curve = losses(history)
     rose = float(curve.most.max() / state.begun) if len(curve) and state.begun > 0 else 0.0
     reasons = []
-    if (most if gone else usual) >= _LARGE:
-        reasons.append(f"a step changes the weights by {most if gone else usual:.2g} of their norm ({_LARGE:g} counts)")
+    if usual >= _LARGE or (gone and most >= _LARGE):
+        reasons.append(f"steps change the weights by {max(usual, most):.2g} of their norm ({_LARGE:g} counts)")
+    elif most >= _HUGE:  # and what it left does not move any more
+        reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
     if gone and rose >= _ROSE:
         reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
     if optimizer and lr > band(optimizer)[1]:

@@ -175,14 +175,22 @@ class Premises:
         """The loss of the best constant prediction; NaN where it is not known.
 
         For cross-entropy it is the entropy of the classes, for the squared error the variance, for the absolute error
-        the mean distance from the median.
+        the mean distance from the median. Where no targets are known, all classes are taken to be as frequent.
         """
         y = self.targets
-        if y is None or not y.count or y.nonfinite or self.weighted:
+        if self.weighted:
             return float("nan")
+        if y is None or not y.count or y.nonfinite:
+            return self._undecided()
         if self.loss in CROSS_ENTROPIES:
             return _entropy(y, self.loss == "binary_crossentropy")
         return {SQUARED: y.std**2 if y.columns == 1 else float("nan"), ABSOLUTE: y.spread}.get(self.loss, float("nan"))
+
+    def _undecided(self) -> float:
+        """The cross-entropy of a prediction that gives all classes the same share."""
+        if self.loss not in CROSS_ENTROPIES or self.output is None or not self.output.units:
+            return float("nan")
+        return float(np.log(2.0 if self.loss == "binary_crossentropy" else max(2, self.output.units)))
 
     def chance(self) -> float:
         """The accuracy of always naming the most frequent class; NaN where it is not known."""

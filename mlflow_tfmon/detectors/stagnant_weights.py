@@ -27,8 +27,9 @@ def detect(history: History) -> Iterator[Problem]:
     table = history.over_kernels(history.gradients)
     known = history.premises
     if known is not None and known.loss and history.alone and len(table):
-        without = [one.kernel for one in known.layers if one.kernel and one.trainable and one.kernel not in history.sizes]
-        if without and len(without) < len(known.layers):
+        kernels = [one.kernel for one in known.layers if one.kernel and one.trainable]
+        without = [name for name in kernels if name not in history.sizes]
+        if without and len(without) < len(kernels):
             yield Problem(
                 "stagnant_weights", "critical", 1, tuple(without),
                 f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend on them.",

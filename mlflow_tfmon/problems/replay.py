@@ -75,6 +75,11 @@ class Replay:
             found[prefix] = gatherer.history()
         return found
 
+    def restart(self, prefix: str) -> None:
+        """Forgets what was measured of a stream: its training begins anew from an earlier state."""
+        for gatherer in self._of(prefix):
+            gatherer.restart()
+
     def _of(self, prefix: str) -> list[Gatherer]:
         return [one for stream, one in self._gatherers.items() if self._layouts[stream].prefix == prefix]
 

@@ -27,12 +27,22 @@ class Standing:
 
     def __init__(self, further: Iterable[Detect] = ()) -> None:
         self._further = tuple(further)
+        self._past: list[Problem] = []
         self._found: dict[tuple[str, str], Problem] = {}
+        self.learned: dict[str, float] = {}  # by prefix: see `Learning`
 
     @property
     def problems(self) -> list[Problem]:
         """Those that stand, those that matter most first."""
-        return sorted(self._found.values(), key=lambda one: (one.severity != "critical", one.said_at))
+        kinds = {problem.kind for problem in self._found.values()}
+        found = [*self._found.values(), *(problem for problem in self._past if problem.kind not in kinds)]
+        return sorted(found, key=lambda one: (one.severity != "critical", one.said_at))
+
+    def restart(self, prefix: str) -> None:
+        """The training begins anew from an earlier state: what is found from here on is new."""
+        for key in [key for key in self._found if key[0] == prefix]:
+            problem = self._found.pop(key)
+            self._past = [one for one in self._past if one.kind != problem.kind] + [problem]
 
     def judge(self, histories: Mapping[str, History]) -> list[Problem]:
         """Judges the histories of all streams (by prefix) anew; returns the problems that were not known before."""
@@ -49,7 +59,8 @@ class Standing:
                     problem = dataclasses.replace(problem, first_step=first, said_at=known.said_at)
                     problem = _named(problem, prefix)
                 self._found[prefix, kind] = problem
-            if learning(history).learned >= LITTLE and not diverged(history):
+            self.learned[prefix] = learning(history).learned
+            if self.learned[prefix] >= LITTLE and not diverged(history):
                 gone = [key for key in self._found if key[0] == prefix and key[1] not in found]
                 for key in gone:
                     del self._found[key]

@@ -21,16 +21,16 @@ _SHARE = 0.01  # and no more than this share of one core's time for all of them
 class Watch:
     """Judges what is recorded in one run, now and then, on the thread that asks it to look.
 
+    Attributes:
+        on_new: told of each new problem, on that thread.
+
     Args:
         append: takes records (the recording's).
-        on_new: told of each new problem, on that thread.
     """
 
-    def __init__(
-        self, append: Callable[[records.Record], None], on_new: Iterable[Callable[[Problem], None]] = ()
-    ) -> None:
+    def __init__(self, append: Callable[[records.Record], None]) -> None:
         self._append = append
-        self._on_new = tuple(on_new)
+        self.on_new: list[Callable[[Problem], None]] = []
         self._replay = Replay()
         self._standing = Standing(others())
         self._lock = threading.Lock()
@@ -58,6 +58,16 @@ class Watch:
         if self._changed and time.monotonic() >= self._due:
             self._judge(final=False)
 
+    def learned(self, prefix: str) -> float:
+        """How far a stream has come: see `detectors.learning.Learning`."""
+        return self._standing.learned.get(prefix, float("nan"))
+
+    def restart(self, prefix: str) -> None:
+        """Judges a stream's training from here on as one that begins anew."""
+        with self._judging, self._lock:
+            self._replay.restart(prefix)
+            self._standing.restart(prefix)
+
     def finish(self) -> None:
         """Judges all that was recorded, and sums up in the log what was found."""
         self._judge(final=True)
@@ -81,7 +91,7 @@ class Watch:
                 logger.warning("mlflow_tfmon: step %d: %s", problem.said_at, problem.line())
             self._record(final)
             for problem in new:
-                for told in self._on_new:
+                for told in self.on_new:
                     told(problem)
             now = time.monotonic()
             self._due = now + max(_PAUSE, (now - start) / _SHARE)
