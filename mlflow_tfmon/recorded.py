@@ -47,7 +47,7 @@ class RecordedRun:
     @cached_property
     def streams(self) -> list[str]:
         """The prefixes of the streams, in the order of their numbers: [""] where there is only one."""
-        return list({about["stream"]: about["prefix"] for _, about in self._parts("steps-*")}.values())
+        return list({about["stream"]: about["prefix"] for _, about in self.parts("steps-*")}.values())
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -59,12 +59,12 @@ class RecordedRun:
         where a step did not update the weights, as with gradient accumulation), and the user's own figures.
         """
         tables: dict[str, list[pd.DataFrame]] = {}
-        for path, about in self._parts("steps-*"):
+        for path, about in self.parts("steps-*"):
             columns = [name for name in pq.read_schema(path).names if not name.startswith(_LISTS)]
             frame = pq.read_table(path, columns=columns).to_pandas().set_index("step")
             tables.setdefault(about["prefix"], []).append(frame)
         logged: dict[str, list[pd.DataFrame]] = {}
-        for path, about in self._parts("logged-*"):
+        for path, about in self.parts("logged-*"):
             logged.setdefault(about["prefix"], []).append(pq.read_table(path).to_pandas())
         frames = []
         for prefix in dict.fromkeys([*tables, *logged]):
@@ -90,7 +90,7 @@ class RecordedRun:
         """
         frames = []
         for stem in ("steps", "deep"):
-            parts = [_long(pq.read_table(path), about) for path, about in self._parts(f"{stem}-*")]
+            parts = [_long(pq.read_table(path), about) for path, about in self.parts(f"{stem}-*")]
             parts = [part for part in parts if len(part.columns) > 2]
             if parts:
                 frames.append(pd.concat(parts, ignore_index=True))
@@ -107,7 +107,7 @@ class RecordedRun:
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """A row per epoch, index "epoch" (0, 1, …): the epoch's metrics as Keras names them."""
-        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("epochs-*")]
+        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
         if not tables:
             return pd.DataFrame(index=pd.Index([], name="epoch"))
         table = pd.concat(tables, ignore_index=True)
@@ -122,7 +122,7 @@ class RecordedRun:
         model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
         saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
         """
-        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("activations-*")]
+        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("activations-*")]
         if not tables:
             return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
         table = pd.concat(tables, ignore_index=True)
@@ -134,9 +134,14 @@ class RecordedRun:
         """A row per histogram: step, variable, kind ("weight" or "gradient"), edges, counts."""
         return pd.DataFrame(columns=["step", "variable", "kind", "edges", "counts"])
 
-    def _parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
         for path in sorted(self._folder.glob(f"{pattern}.parquet")):
             yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
+
+    def files(self, pattern: str) -> list[Path]:
+        """Further telemetry files, by the pattern of their names."""
+        return sorted(self._folder.glob(pattern))
 
 
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
