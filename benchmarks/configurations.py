@@ -58,7 +58,9 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return x / 16.0, y.astype(np.int64)
 
 
-def digits(seed: int, train: int = 1000, scale: float = 1.0, noise: float = 0.0, shuffled: bool = False) -> Data:
+def digits(
+    seed: int, train: int = 1000, scale: float = 1.0, noise: float = 0.0, shuffled: bool = False
+) -> Data:
     """Handwritten digits; `noise` is a share of labels drawn at random, `shuffled` all of them."""
     x, y = _digits()
     rng = np.random.default_rng(seed + 1)
@@ -81,7 +83,9 @@ def tabular(seed: int, name: str = "wine", scaled: bool = True, missing: bool = 
     return _split(x, y.astype(np.int64), len(x) * 3 // 4, seed)
 
 
-def friedman(seed: int, noise: float = 0.3, scale: float = 1.0, offset: float = 0.0, inputs: float = 1.0) -> Data:
+def friedman(
+    seed: int, noise: float = 0.3, scale: float = 1.0, offset: float = 0.0, inputs: float = 1.0
+) -> Data:
     """Friedman's first regression; targets of mean 0 and deviation about 1, times `scale`, plus `offset`."""
     rng = np.random.default_rng(seed)
     x = rng.random((1200, 8))
@@ -127,10 +131,14 @@ def _finish(
     optimizer: str = "Adam", rate: float = 1e-3, units: int | None = None, kernel: Any = "glorot_uniform", **options: Any,
 ) -> Any:  # fmt: skip
     usual = {0: None, 1: "sigmoid"}.get(classes, "softmax")
-    y = layers.Dense(units or max(1, classes), activation=usual if output == "" else output, kernel_initializer=kernel)(x)
+    y = layers.Dense(
+        units or max(1, classes), activation=usual if output == "" else output, kernel_initializer=kernel
+    )(x)
     model = keras.Model(inputs, y)
     metrics = ["accuracy"] if classes else []
-    model.compile(_optimizer(optimizer, rate, **options), loss or _loss(classes, from_logits), metrics=metrics)
+    model.compile(
+        _optimizer(optimizer, rate, **options), loss or _loss(classes, from_logits), metrics=metrics
+    )
     return model
 
 
@@ -183,7 +191,9 @@ def rnn(
     inputs = x = keras.Input(made[0].shape[1:])
     chosen = {} if activation is None else {"activation": activation}
     for at in range(depth):
-        x = getattr(layers, cell)(units, recurrent_initializer=recurrent, return_sequences=at < depth - 1, **chosen)(x)
+        x = getattr(layers, cell)(
+            units, recurrent_initializer=recurrent, return_sequences=at < depth - 1, **chosen
+        )(x)
     return _finish(inputs, x, 3, **more), made
 
 
@@ -217,7 +227,9 @@ def autoencoder(seed: int, units: int = 24, activation: str = "relu", output: st
 
 def _log_loss(y: Any, p: Any) -> Any:
     """Cross-entropy by hand, without keeping log away from 0."""
-    return -keras.ops.sum(keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y, [-1]), "int32"), 10) * keras.ops.log(p), -1)
+    return -keras.ops.sum(
+        keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y, [-1]), "int32"), 10) * keras.ops.log(p), -1
+    )
 
 
 _REG = {"data": friedman, "classes": 0}

@@ -33,9 +33,9 @@ class Settings:
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
         silent: whether nothing is said, neither log lines nor warnings.
-        on_problem: what follows from a problem: "warn" (it is said), "stop" (`fit` ends, with its best weights), "rescue"
-            (`fit` goes back to good weights with a tenth of the learning rate, and clips gradients), or a function that
-            is called with each new `Problem`.
+        on_problem: what follows from a problem: "warn" (it is said), "stop" (`fit` ends, with its best weights),
+            "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
+            function that is called with each new `Problem`.
         alert_url: where each new problem is posted, as JSON.
     """
 

@@ -127,7 +127,9 @@ class Gatherer:
             return
         columns = list(columns)
         numbers = values[:, columns.index("step")]
-        skipped = values[:, columns.index("skipped")] > 0 if "skipped" in columns else np.zeros(len(values), bool)
+        skipped = (
+            values[:, columns.index("skipped")] > 0 if "skipped" in columns else np.zeros(len(values), bool)
+        )
         self._step = max(self._step, int(numbers[-1]))
         if "loss" in columns and len(self._first_losses) < _FIRST:
             early = values[: _FIRST - len(self._first_losses), columns.index("loss")]

@@ -43,7 +43,11 @@ def detect(history: History) -> Iterator[Problem]:
         )  # fmt: skip
     first = history.nonfinite.get("loss")
     if nothing or (first is not None and first.first == 1):
-        odd = [layer for layer in data.hidden if layer.activation in ("exponential", "softmax") and not _attends(layer.kind)]
+        odd = [
+            layer
+            for layer in data.hidden
+            if layer.activation in ("exponential", "softmax") and not _attends(layer.kind)
+        ]
         if odd:
             yield Problem(
                 "improper_activation", "critical", 1, tuple(layer.name for layer in odd),
@@ -56,10 +60,10 @@ def detect(history: History) -> Iterator[Problem]:
 
 def _output(history: History, data: Premises) -> Iterator[Problem]:
     out, y = data.output, data.targets
-    if out is None or y is None:
+    if out is None:
         return
     low, high = _RANGES.get(out.activation, (-float("inf"), float("inf")))
-    if data.loss in (SQUARED, ABSOLUTE) and y.std > 0:
+    if data.loss in (SQUARED, ABSOLUTE) and y is not None and y.std > 0:
         outside = max(low - y.least, y.most - high) / y.std
         if outside > _OUTSIDE:
             yield Problem(

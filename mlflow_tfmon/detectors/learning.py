@@ -54,7 +54,7 @@ class Learning:
 
 
 def learning(history: History) -> Learning:
-    """How far a training has come."""
+    """How far a training has come; unknown for one of several optimizers that take turns."""
     curve = losses(history)
     done = history.step - history.start
     total = max((history.total_steps or 0) - history.start, done)
@@ -62,8 +62,9 @@ def learning(history: History) -> Learning:
         # Its length is not known: as if it went on for as long again as it has gone on.
         total = max(2 * done, _UNKNOWN_STEPS)
     share = done / total if done >= _FEWEST_STEPS else 0.0
-    if not len(curve):
-        return Learning(*[float("nan")] * 1, False, *[float("nan")] * 4, share)
+    if not len(curve) or not history.alone:
+        nan = float("nan")
+        return Learning(nan, False, nan, nan, nan, nan, share)
     level = curve.mean[:, 0]
     # The least of them: too large a step may have made the loss of the next ones worse.
     begun = min(history.first_losses, default=float(level[0]))

@@ -34,7 +34,9 @@ def detect(history: History) -> Iterator[Problem]:
     rose = float(curve.most.max() / state.begun) if len(curve) and state.begun > 0 else 0.0
     reasons = []
     if usual >= _LARGE or (gone and most >= _LARGE):
-        reasons.append(f"steps change the weights by {max(usual, most):.2g} of their norm ({_LARGE:g} counts)")
+        reasons.append(
+            f"steps change the weights by {max(usual, most):.2g} of their norm ({_LARGE:g} counts)"
+        )
     elif most >= _HUGE:  # and what it left does not move any more
         reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
     if gone and rose >= _ROSE:
@@ -44,9 +46,9 @@ def detect(history: History) -> Iterator[Problem]:
     if not reasons:
         return
     became = "is not finite any more" if broken(history) else "has diverged" if gone else "does not fall"
-    steps = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else []
+    high = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else curve.first[:0]
     yield Problem(
-        "learning_rate_too_high", "critical", int(steps[0]) if len(steps) else 1, (),
+        "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),
         f"The loss {became}, and {', '.join(reasons)}.",
         f"Lower the learning rate{f' ({lr:.3g})' if lr == lr else ''} by a factor of 10, begin with a warm-up, or clip "
         "gradients (clipnorm=1.0).",

@@ -26,10 +26,11 @@ def detect(history: History) -> Iterator[Problem]:
                     history.step, 1.0,
                 )  # fmt: skip
                 return
+    of_steps = "loss" in history.steps
     found = {
         name: at
         for name, at in history.nonfinite.items()
-        if not name.startswith("epoch ") or name.endswith("loss")
+        if not name.startswith("epoch ") or name == "epoch val_loss" or (name == "epoch loss" and not of_steps)
     }
     if not found:
         return
@@ -41,7 +42,9 @@ def detect(history: History) -> Iterator[Problem]:
     what = " and ".join(series) or "a gradient"
     where = ""
     if variables and len(variables) < len(history.sizes):
-        where = f" Of {len(history.sizes)} gradients {len(variables)} were not finite there: it began in these."
+        where = (
+            f" Of {len(history.sizes)} gradients {len(variables)} were not finite there: it began in these."
+        )
     before = history.steps.column("grad_norm")
     before = before.rows(before.last < first)
     norm = f" The largest gradient norm before was {before.most.max():.3g}." if len(before) else ""

@@ -43,7 +43,11 @@ def detect(history: History) -> Iterator[Problem]:
     half = state.share >= 0.5 and state.learned < _HALF
     if not (state.nothing(0.1) or half or diverged(history) or overflow):
         return
-    far = [(layer, layer.std / _expected(layer)) for layer in layers if layer.std > 0 and layer.kind != "Embedding"]
+    far = [
+        (layer, layer.std / _expected(layer))
+        for layer in layers
+        if layer.std > 0 and layer.kind != "Embedding"
+    ]
     far = [(layer, ratio) for layer, ratio in far if not 1 / _FAR < ratio < _FAR]
     if far:
         worst, ratio = max(far, key=lambda one: abs(np.log(one[1])))

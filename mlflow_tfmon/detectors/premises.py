@@ -105,7 +105,11 @@ class Sample:
         std, mean = finite.std(axis=0), finite.mean(axis=0)
         varies = std > 0
         whole = bool((finite == np.round(finite)).all())
-        one_hot = flat.shape[1] > 1 and whole and bool(((finite == 1).sum(1) == 1).all() & (finite.sum(1) == 1).all())
+        one_hot = (
+            flat.shape[1] > 1
+            and whole
+            and bool(((finite == 1).sum(1) == 1).all() & (finite.sum(1) == 1).all())
+        )
         classes: tuple[int, ...] = ()
         if one_hot:
             classes = tuple(int(n) for n in finite.sum(axis=0))
@@ -184,7 +188,9 @@ class Premises:
             return self._undecided()
         if self.loss in CROSS_ENTROPIES:
             return _entropy(y, self.loss == "binary_crossentropy")
-        return {SQUARED: y.std**2 if y.columns == 1 else float("nan"), ABSOLUTE: y.spread}.get(self.loss, float("nan"))
+        return {SQUARED: y.std**2 if y.columns == 1 else float("nan"), ABSOLUTE: y.spread}.get(
+            self.loss, float("nan")
+        )
 
     def _undecided(self) -> float:
         """The cross-entropy of a prediction that gives all classes the same share."""
@@ -214,4 +220,6 @@ def _plogp(shares: np.ndarray) -> float:
 
 def _plain(cls: type[Any], values: Mapping[str, Any]) -> Any:
     known = {item.name for item in dataclasses.fields(cls)}
-    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
+    return cls(
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
+    )

@@ -117,7 +117,7 @@ class Gathering:
         self._seen += len(values)
         known = np.isfinite(values)
         values = np.where(known, values, np.nan)
-        into = np.ix_(rows[starts], at)
+        into = np.ix_(rows[starts], np.array(at))
         self._bounds[rows[starts], 0] = np.where(
             self._bounds[rows[starts], 1] > 0, self._bounds[rows[starts], 0], steps[starts]
         )
@@ -145,9 +145,7 @@ class Gathering:
             self._sums, self._counts = (
                 np.hstack([one, np.zeros_like(nothing)]) for one in (self._sums, self._counts)
             )
-            self._least, self._greatest = (
-                np.hstack([one, nothing]) for one in (self._least, self._greatest)
-            )
+            self._least, self._greatest = (np.hstack([one, nothing]) for one in (self._least, self._greatest))
         where = {name: at for at, name in enumerate(self._names)}
         return [where[name] for name in names]
 

@@ -28,7 +28,9 @@ def detect(history: History) -> Iterator[Problem]:
     low, high = x.feature_std
     reasons = []
     if high > _LARGE or abs(x.mean) + x.std > _LARGE * 2:
-        reasons.append(f"they go from {x.least:.3g} to {x.most:.3g} (a standard deviation of {high:.3g}; 20 counts)")
+        reasons.append(
+            f"they go from {x.least:.3g} to {x.most:.3g} (a standard deviation of {high:.3g}; 20 counts)"
+        )
     if low > 0 and high > _UNEQUAL * low and x.columns > 1 and high > 1:
         reasons.append(f"standard deviations of features go from {low:.2g} to {high:.2g}")
     if x.feature_offset > _OFFSET and x.columns <= 100:

@@ -20,7 +20,13 @@ from mlflow_tfmon.stream import records
 _SCALES = ("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization", "Embedding", "TextVectorization",
            "StringLookup", "IntegerLookup", "Discretization", "Hashing")  # fmt: skip
 _PASSES = ("InputLayer", "Reshape", "Flatten", "Permute", "Dropout", "Activation")
-_ACTIVATION_LAYERS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "PReLU": "prelu", "Softmax": "softmax"}
+_ACTIVATION_LAYERS = {
+    "ReLU": "relu",
+    "LeakyReLU": "leaky_relu",
+    "ELU": "elu",
+    "PReLU": "prelu",
+    "Softmax": "softmax",
+}
 _MOST_NUMBERS = 1_000_000
 _LOSSES = {"mse": "mean_squared_error", "mae": "mean_absolute_error"}
 
@@ -47,7 +53,10 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
         from_logits=from_logits,
         optimizer=type(optimizer).__name__ if optimizer is not None else "",
         learning_rate=_number(getattr(optimizer, "learning_rate", None)),
-        clips=any(getattr(optimizer, name, None) is not None for name in ("clipnorm", "clipvalue", "global_clipnorm")),
+        clips=any(
+            getattr(optimizer, name, None) is not None
+            for name in ("clipnorm", "clipvalue", "global_clipnorm")
+        ),
         normalizes=_normalizes(model),
         inputs=_sample(inputs),
         targets=_sample(targets),
@@ -63,10 +72,19 @@ def _layers(model: Any) -> tuple[Layer, ...]:
         if kernel is None and activation == "linear":
             continue
         name = _name(layer)
-        if kernel is None and found and kind in ("Activation", *_ACTIVATION_LAYERS) and found[-1].activation == "linear":
+        if (
+            kernel is None
+            and found
+            and kind in ("Activation", *_ACTIVATION_LAYERS)
+            and found[-1].activation == "linear"
+        ):
             # An activation of its own belongs to the layer before.
             before = found.pop()
-            found.append(dataclasses.replace(before, activation=activation, is_output=before.is_output or layer in outputs))
+            found.append(
+                dataclasses.replace(
+                    before, activation=activation, is_output=before.is_output or layer in outputs
+                )
+            )
         elif kernel is None:
             found.append(Layer(name, kind, activation, is_output=layer in outputs))
         else:
@@ -75,9 +93,17 @@ def _layers(model: Any) -> tuple[Layer, ...]:
             receptive = int(np.prod(shape[:-2]))
             found.append(
                 Layer(
-                    name, kind, activation, int(shape[-1]), graph.name(kernel),
-                    receptive * int(shape[-2]), receptive * int(shape[-1]),
-                    mean, std, bool(layer.trainable), layer in outputs,
+                    name,
+                    kind,
+                    activation,
+                    int(shape[-1]),
+                    graph.name(kernel),
+                    receptive * int(shape[-2]),
+                    receptive * int(shape[-1]),
+                    mean,
+                    std,
+                    bool(layer.trainable),
+                    layer in outputs,
                 )  # fmt: skip
             )
     return tuple(found)
@@ -132,11 +158,11 @@ def _values(kernel: Any) -> np.ndarray:
 
 def _announced(layer: Any) -> tuple[float, float]:
     """Mean and deviation that a kernel will have: one whose layer is just being traced has no numbers yet."""
-    initializer = getattr(layer, "kernel_initializer", None)
+    initializer: Any = getattr(layer, "kernel_initializer", None)
     kind, nan = type(initializer).__name__, float("nan")
     if kind in ("Zeros", "Ones", "Constant"):
         value = getattr(initializer, "value", float(kind == "Ones"))
-        return (float(value), 0.0) if np.isscalar(value) else (nan, nan)
+        return (float(value), 0.0) if isinstance(value, (int, float)) else (nan, nan)
     if kind in ("RandomNormal", "TruncatedNormal"):
         return float(initializer.mean), float(initializer.stddev)
     return nan, nan
@@ -168,9 +194,13 @@ def _loss(loss: Any) -> tuple[str, bool]:
     if callable(loss) and hasattr(loss, "__name__"):
         ours = getattr(loss, "__module__", "").startswith(("keras", "tf_keras"))
         return (str(loss.__name__), False) if ours else ("", False)
-    if isinstance(loss, kerases.every("losses.Loss")) and type(loss).__module__.startswith(("keras", "tf_keras")):
+    if isinstance(loss, kerases.every("losses.Loss")) and type(loss).__module__.startswith(
+        ("keras", "tf_keras")
+    ):
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
-        return name, bool(getattr(loss, "from_logits", False) or getattr(loss, "_fn_kwargs", {}).get("from_logits"))
+        return name, bool(
+            getattr(loss, "from_logits", False) or getattr(loss, "_fn_kwargs", {}).get("from_logits")
+        )
     return "", False
 
 
@@ -186,7 +216,6 @@ def _sample(values: Any) -> Sample | None:
         values = values.to_numpy()
     known = isinstance(values, np.ndarray) or (tf.is_tensor(values) and hasattr(values, "numpy"))
     return Sample.of(values) if known else None
-
 
 
 class Telling:
@@ -210,7 +239,12 @@ class Telling:
     def tell(self, prefix: str) -> tuple[records.Premises, ...]:
         """The record, if there is something new to tell; `prefix` is that of the model's series."""
         # Within a replica's thread no variable can be read.
-        if self._told or not self._model.built or not tf.distribute.in_cross_replica_context() and tf.distribute.has_strategy():
+        if (
+            self._told
+            or not self._model.built
+            or not tf.distribute.in_cross_replica_context()
+            and tf.distribute.has_strategy()
+        ):
             return ()
         with contained("looking at model and data", "some problems are found later, or not at all"):
             self._told = True

@@ -130,7 +130,9 @@ class Actions:
         before = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         _slow_down(optimizer)
         clipped = ""
-        if all(getattr(optimizer, name, None) is None for name in ("clipnorm", "clipvalue", "global_clipnorm")):
+        if all(
+            getattr(optimizer, name, None) is None for name in ("clipnorm", "clipvalue", "global_clipnorm")
+        ):
             optimizer.global_clipnorm = _CLIP
             clipped = f", gradients clipped to a norm of {_CLIP:g}"
         self._model.make_train_function(force=True)
@@ -157,7 +159,9 @@ def _built(model: Any, monitor: Monitor) -> bool:
 
 def _slow_down(optimizer: Any) -> None:
     rate = optimizer._learning_rate
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) or (callable(rate) and not hasattr(rate, "assign")):
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) or (
+        callable(rate) and not hasattr(rate, "assign")
+    ):
         optimizer._learning_rate = _Slower(rate)
     else:
         rate.assign(rate * _SLOWER)
@@ -170,7 +174,11 @@ class _Slower(keras.optimizers.schedules.LearningRateSchedule):
         self.schedule = schedule
 
     def __call__(self, step: Any) -> Any:
-        rate = self.schedule(step) if isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule) else self.schedule()
+        rate = (
+            self.schedule(step)
+            if isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
+            else self.schedule()
+        )
         return rate * _SLOWER
 
     def get_config(self) -> dict[str, Any]:

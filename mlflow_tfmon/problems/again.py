@@ -64,11 +64,15 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
     for path, about in run.parts("deep-*"):
         table = pq.read_table(path)
         layout = _layout(table, about)
-        values = np.column_stack([table["step"].to_numpy(), *_lists(table, layout.deep_columns, len(layout.variables))])
+        values = np.column_stack(
+            [table["step"].to_numpy(), *_lists(table, layout.deep_columns, len(layout.variables))]
+        )
         for row in values:
             yield float(row[0]), 3, records.DeepSteps(layout.stream, 0.0, row[None])
     for path, _ in run.parts("epochs-*"):
-        for (epoch, step, prefix), rows in pq.read_table(path).to_pandas().groupby(["epoch", "step", "prefix"]):
+        for (epoch, step, prefix), rows in (
+            pq.read_table(path).to_pandas().groupby(["epoch", "step", "prefix"])
+        ):
             metrics = dict(zip(rows["name"].astype(str), rows["value"].astype(float), strict=True))
             yield step + 0.5, 4, records.EpochEnded(int(epoch), int(step), 0.0, metrics, str(prefix))
     for path, _ in run.parts("activations-*"):
@@ -76,12 +80,23 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         for (epoch, step, examples, prefix), rows in table.groupby(["epoch", "step", "examples", "prefix"]):
             layers = tuple(
                 records.LayerActivations(
-                    str(row.layer), str(row.activation), int(row.units), bool(row.output), row.mean, row.std,
-                    row.zero_fraction, row.dead_fraction, row.saturated_fraction,
+                    str(row.layer),
+                    str(row.activation),
+                    int(row.units),
+                    bool(row.output),
+                    row.mean,
+                    row.std,
+                    row.zero_fraction,
+                    row.dead_fraction,
+                    row.saturated_fraction,
                 )  # fmt: skip
                 for row in rows.itertuples()
             )
-            yield step + 0.5, 5, records.Activations(int(epoch), int(step), 0.0, int(examples), layers, str(prefix))
+            yield (
+                step + 0.5,
+                5,
+                records.Activations(int(epoch), int(step), 0.0, int(examples), layers, str(prefix)),
+            )
     for path in run.files("premises-*.json"):
         about = json.loads(path.read_text("utf-8"))
         yield 0.0, 1, records.Premises(about["about"], about["prefix"])
@@ -99,5 +114,6 @@ def _layout(table: Any, about: dict[str, Any]) -> records.StreamOpened:
 
 def _lists(table: Any, names: tuple[str, ...], count: int) -> list[np.ndarray]:
     return [
-        table[_LISTS + name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, count) for name in names
+        table[_LISTS + name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, count)
+        for name in names
     ]

@@ -67,10 +67,14 @@ class Replay:
 
     def histories(self) -> dict[str, History]:
         """The histories up to now, by the prefix of their stream."""
+        if not self._gatherers:  # before the first step, which may never come
+            return {prefix: History(premises=premises) for prefix, premises in self._premises.items()}
         found = {}
         for stream, gatherer in list(self._gatherers.items()):
             prefix = self._layouts[stream].prefix
-            gatherer.premises = self._premises.get(prefix) or self._premises.get(f"{self._layouts[stream].model}.")
+            gatherer.premises = self._premises.get(prefix) or self._premises.get(
+                f"{self._layouts[stream].model}."
+            )
             gatherer.alone = self._turns.count(stream) < 2
             found[prefix] = gatherer.history()
         return found

@@ -71,4 +71,6 @@ def _named(problem: Problem, prefix: str) -> Problem:
     if not prefix:
         return problem
     variables = tuple(prefix + name for name in problem.variables)
-    return dataclasses.replace(problem, variables=variables, evidence=f"{prefix.rstrip('.')}: {problem.evidence}")
+    return dataclasses.replace(
+        problem, variables=variables, evidence=f"{prefix.rstrip('.')}: {problem.evidence}"
+    )

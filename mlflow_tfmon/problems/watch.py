@@ -74,7 +74,9 @@ class Watch:
         problems = [one.kind for one in self.problems]
         if problems != self._summed_up:
             self._summed_up = problems
-            named = ", ".join(f"{one.kind} ({one.severity}, since step {one.first_step})" for one in self.problems)
+            named = ", ".join(
+                f"{one.kind} ({one.severity}, since step {one.first_step})" for one in self.problems
+            )
             logger.warning("mlflow_tfmon: problems of this training: %s", named or "none any more")
 
     def _judge(self, final: bool) -> None:
