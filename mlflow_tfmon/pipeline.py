@@ -61,6 +61,7 @@ class Pipeline:
                 dict(run.tags),
                 run.start_time,
                 run.owned,
+                run.active,
                 settings.max_points,
                 settings.max_variables,
             )
@@ -87,11 +88,11 @@ class Pipeline:
         """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
         self._rings.append(ring)
-        whole = workers.gathered(ring)
+        whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(block: Block) -> None:
             batches.glance(ring)
-            self.recording.take(whole(with_batches(block, inputs.taken_until)))
+            self.recording.take(whole(with_batches(block, taken.until)))
 
         DRAIN.attach(ring, take)
 
@@ -128,11 +129,13 @@ class Pipeline:
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
-            error = self._delivery.status(self.folder).error
+            found = self._delivery.status(self.folder)
+            waiting = max(1, self._sequence - found.delivered)
             say_once(
                 f"waiting {self.folder}",
-                f"mlflow_tfmon: the last records of run {self.run.run_id or '(not made yet)'} wait for delivery"
-                f"{f' ({error})' if error else ''}; they are kept in {self.folder}.",
+                f"mlflow_tfmon: {waiting} records of run {self.run.run_id or '(not made yet)'} wait for delivery"
+                f"{f' ({found.error})' if found.error else ''}. It goes on for a minute after the script's end; what "
+                "it leaves, `mlflow-tfmon sync` delivers.",
             )
 
     def watch_delivery(self) -> None:
@@ -166,9 +169,9 @@ def report(ring: Ring) -> None:
     """On a worker that is not the chief: a ring's steps are told to the chief, which records them."""
     place = cluster.place()
     if place is not None:
-        reporter = workers.Reporter(ring, place.index)
+        reporter, batches = workers.Reporter(ring, place.index), inputs.Batches(ring.thread)
         ring.begin(_NEVER)
-        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, inputs.taken_until)))
+        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, batches.until)))
 
 
 def of_run(run_id: str | None) -> Pipeline | None:

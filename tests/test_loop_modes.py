@@ -327,6 +327,10 @@ IN_GRAPH = {
 }
 
 
+def clipping() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(RATE, global_clipnorm=0.1)
+
+
 def check(
     train: Train,
     by_hand: Any = None,
@@ -370,7 +374,7 @@ def test_step(mode: str, how: str) -> None:
     make, by_hand, clip = (STEPS | IN_GRAPH)[mode]
     optimizer = None
     if clip is None and how == "function":  # where nothing is clipped by hand, the optimizer does it
-        clip, optimizer = by_global_norm, keras.optimizers.SGD(RATE, global_clipnorm=0.1)
+        clip, optimizer = by_global_norm, clipping()
 
     def train(net: Any, optimizer: Any, steps: Batches) -> None:
         step = make(net, optimizer)
@@ -392,7 +396,7 @@ def test_a_whole_epoch_in_one_function() -> None:
 
         epoch()
 
-    check(train, absent=NO_BATCHES)
+    check(train, None, by_global_norm, clipping(), absent=NO_BATCHES)
 
 
 @pytest.mark.parametrize("how", ["eager", "function"])
@@ -421,7 +425,7 @@ def test_accumulation_over_calls(how: str) -> None:
             if number % 4 == 0:
                 update()
 
-    check(train, absent=NO_BATCHES)
+    check(train, None, by_global_norm, clipping(), absent=NO_BATCHES)
 
 
 def test_shapes_change() -> None:
@@ -436,10 +440,12 @@ def test_shapes_change() -> None:
             step(a, b)
 
     net = trainings.model()
-    run_id = trained(train, net)
+    run_id = trained(train, net, clipping())
     reference = trainings.model()
-    seen = trainings.by_hand(reference, keras.optimizers.SGD(RATE), iter(steps), lambda step: RATE)
-    compare(run_id, renamed(seen, reference, net), clipped=False)
+    seen = trainings.by_hand(
+        reference, keras.optimizers.SGD(RATE), iter(steps), lambda step: RATE, by_global_norm
+    )
+    compare(run_id, renamed(seen, reference, net), clipped=True)
 
 
 def test_two_functions_of_one_optimizer() -> None:
@@ -449,7 +455,7 @@ def test_two_functions_of_one_optimizer() -> None:
         for number, (x, y) in enumerate(steps):
             (one if number % 2 else two)(x, y)
 
-    check(train)
+    check(train, None, by_global_norm, clipping())
 
 
 class Module(tf.Module):
@@ -473,9 +479,13 @@ def test_module_of_plain_variables() -> None:
         for x, y in steps:
             step(x, y)
 
-    run_id = trained(train, Module())
-    seen = trainings.by_hand(Module(), keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE)
-    compare(run_id, seen, clipped=False)
+    begun = time.time()
+    run_id = trained(train, Module(), clipping())
+    seen = trainings.by_hand(
+        Module(), keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE, by_global_norm
+    )
+    compare(run_id, seen, clipped=True)
+    trainings.compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, time.time(), ())
     assert set(mlflow_tfmon.load_run(run_id).layers.variable) == {"w", "b"}
 
 
@@ -535,12 +545,15 @@ def test_gradients_of_each_example(how: str) -> None:
             step(x, y)
 
     net = trainings.model()
-    run = mlflow_tfmon.load_run(trained(train, net))
+    begun = time.time()
+    run_id = trained(train, net, clipping())
+    reference = trainings.model()
     seen = trainings.by_hand(
-        trainings.model(), keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE
+        reference, keras.optimizers.SGD(RATE), iter(batches()), lambda step: RATE, by_global_norm
     )
-    np.testing.assert_allclose(run.steps.grad_norm, seen.grad_norm, rtol=1e-5)
-    assert "loss" not in run.steps
+    seen.loss.clear()
+    compare(run_id, renamed(seen, reference, net), clipped=True)
+    trainings.compare_clocks(mlflow_tfmon.load_run(run_id).steps, begun, time.time(), ())
 
 
 def functional(units: int, inputs: int, name: str) -> keras.Model:
@@ -558,7 +571,10 @@ def test_adversaries(how: str) -> None:
         functional(trainings.FEATURES, 2, "generator"),
         functional(1, trainings.FEATURES, "critic"),
     )
-    one, two = keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01)
+    one, two = (
+        keras.optimizers.SGD(0.1, global_clipnorm=0.5),
+        keras.optimizers.Adam(0.01, global_clipnorm=0.5),
+    )
     start = generator.get_weights(), critic.get_weights()
     noise = tf.constant(np.random.default_rng(1).normal(size=(trainings.BATCH, 2)).astype("float32"))
     real = batches()[0][0]
@@ -577,12 +593,13 @@ def test_adversaries(how: str) -> None:
         apply(one, gradients, generator.trainable_variables)
         return value, gradients
 
-    def train(wrap: Any) -> dict[str, list[tuple[float, float]]]:
-        seen: dict[str, list[tuple[float, float]]] = {"critic": [], "generator": []}
+    def train(wrap: Any) -> dict[str, list[tuple[float, ...]]]:
+        seen: dict[str, list[tuple[float, ...]]] = {"critic": [], "generator": []}
         steps = {"critic": wrap(critic_step), "generator": wrap(generator_step)}
-        for number in range(1, 25):
+        for number, _ in enumerate(dataset().repeat().take(24), 1):
             value, gradients = steps[name := "critic" if number % 6 else "generator"]()
-            seen[name].append((float(value), trainings.norm(gradients)))
+            norm = trainings.norm(gradients)
+            seen[name].append((float(value), norm, min(norm, 0.5)))
         return seen
 
     if how == "one function":
@@ -596,6 +613,7 @@ def test_adversaries(how: str) -> None:
         def wrapped() -> None:
             train(tf.function if how != "eager" else lambda step: step)
 
+    begun = time.time()
     if how == "without a run":
         wrapped()
         mlflow_tfmon.end_run()
@@ -603,15 +621,24 @@ def test_adversaries(how: str) -> None:
     else:
         with mlflow.start_run() as run:
             wrapped()
+    ended = time.time()
     mlflow_tfmon.autolog(disable=True)
     for net, weights in zip((generator, critic), start, strict=True):
         net.set_weights(weights)
-    one, two = keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01)
+    one, two = (
+        keras.optimizers.SGD(0.1, global_clipnorm=0.5),
+        keras.optimizers.Adam(0.01, global_clipnorm=0.5),
+    )
     seen = train(lambda step: step)
     steps = mlflow_tfmon.load_run(run.info.run_id).steps
     for name, rate in (("critic", 0.01), ("generator", 0.1)):
         expected = np.array(seen[name])
-        found = steps[[f"{name}.loss", f"{name}.grad_norm"]].dropna()
+        own = steps[[column for column in steps if column.startswith(f"{name}.")]]
+        own.columns = [column.removeprefix(f"{name}.") for column in own]
+        own = own.dropna(how="all")
+        absent = NO_BATCHES if how == "one function" else ()
+        trainings.compare_clocks(own, begun, ended, absent)
+        found = own[["loss", "grad_norm", "grad_norm_clipped"]]
         assert list(found.index) == list(range(1, len(expected) + 1))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(steps[f"{name}.learning_rate"].dropna(), rate)

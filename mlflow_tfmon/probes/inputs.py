@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import collections
+import array
 import functools
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
@@ -17,8 +18,19 @@ from mlflow_tfmon.stream.ring import lasting_variable
 
 _PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
 
-# (Unix time, seconds waited, examples) of the last batches that eager code took from a dataset, by thread.
-_taken: dict[int, collections.deque[tuple[float, float, float]]] = {}
+_KEPT = 16384  # batches, of which the drain is never that far behind
+
+
+class _Taken:
+    """The last batches that a thread's eager code took from datasets: Unix time, seconds waited, examples of each."""
+
+    def __init__(self) -> None:
+        self.values = array.array("d")
+        self.dropped = 0  # batches before those
+        self.used = 0.0  # Unix time until which steps are known to have used them
+
+
+_taken: dict[int, _Taken] = {}  # by thread
 
 _within = threading.local()  # what takes from other iterators is one taking
 
@@ -76,21 +88,44 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
         thread = threading.get_ident()
         taken = _taken.get(thread)
         if taken is None:
-            taken = _taken[thread] = collections.deque(maxlen=65536)
+            taken = _taken[thread] = _Taken()
+        elif len(taken.values) >= 3 * 2 * _KEPT:
+            fewer = _Taken()  # put in its place as a whole: another thread reads it
+            fewer.values, fewer.dropped = taken.values[3 * _KEPT :], taken.dropped + _KEPT
+            fewer.used = taken.used
+            taken = _taken[thread] = fewer
         examples = 0.0
         for part in replicas.rows(element):
             examples += part.shape[0]
-        taken.append((time.time(), waited, examples or float("nan")))
+        taken.values.extend((time.time(), waited, examples or float("nan")))
     return element
 
 
-def taken_until(thread: int, end: float) -> list[tuple[float, float, float]]:
-    """Takes out what a thread's eager code took from datasets until a Unix time."""
-    taken = _taken.get(thread)
-    result = []
-    while taken and taken[0][0] <= end:
-        result.append(taken.popleft())
-    return result
+class Batches:
+    """Reads what a thread's eager code takes from datasets: each reader gets all that no step has used before.
+
+    Args:
+        thread: the thread's id.
+    """
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+        self._read = 0
+        taken = _taken.get(thread)
+        if taken is not None:
+            self.until(taken.used)
+
+    def until(self, end: float) -> np.ndarray:
+        """The batches taken until a Unix time that were not read yet: rows of time, seconds waited, examples."""
+        taken = _taken.get(self._thread)
+        if taken is None:
+            return np.empty((0, 3))
+        values = taken.values[3 * max(0, self._read - taken.dropped) :]  # a copy, which nobody makes longer
+        rows = np.frombuffer(values).reshape(-1, 3)
+        rows = rows[: np.searchsorted(rows[:, 0], end, side="right")]
+        self._read = max(self._read, taken.dropped) + len(rows)
+        taken.used = max(taken.used, end)
+        return rows
 
 
 def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:

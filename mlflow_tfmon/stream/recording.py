@@ -253,12 +253,12 @@ def _runs(rows: np.ndarray) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
 
 
-def with_batches(block: Block, batches: Callable[[int, float], list[tuple[float, float, float]]]) -> Block:
+def with_batches(block: Block, batches: Callable[[float], np.ndarray]) -> Block:
     """Adds to a block which batches eager code took: for each step the last that it had taken before its end.
 
     Args:
         block: as it was read.
-        batches: tells what a thread's eager code took from datasets until a time.
+        batches: tells what the thread's eager code took from datasets until a time, and since it was asked last.
     """
     measured = block.rows[:, _HEAD["measured"]].astype(int)
     lacking = (measured & TIME != 0) & (measured & INPUT == 0)
@@ -266,7 +266,7 @@ def with_batches(block: Block, batches: Callable[[int, float], list[tuple[float,
         return block
     rows = block.rows.copy()
     times = rows[lacking, _HEAD["time"]]
-    taken = np.array(batches(block.ring.thread, float(times[-1])))
+    taken = batches(float(times[-1]))
     if not len(taken):
         return block
     last = np.searchsorted(taken[:, 0], times, side="right") - 1

@@ -6,6 +6,7 @@ is translated (so that thinning and files go on exactly as they were) but not se
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -63,6 +64,11 @@ class Deliverer:
     def status(self) -> Status:
         """How far it has come."""
         return self._ledger.status
+
+    @property
+    def claimed(self) -> bool:
+        """Whether this is the one that delivers it."""
+        return self._lock is not None
 
     @property
     def progressed(self) -> float:
@@ -157,7 +163,7 @@ class Deliverer:
         batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
         if batch:
             self._translate(batch)
-        elif trainer_gone and not self._reader.error:
+        elif trainer_gone and (not self._reader.error or self._reader.damaged):
             self._end_abandoned()
         else:
             return False
@@ -228,11 +234,20 @@ class Deliverer:
             "mlflow_tfmon: the training process ended without notice, killed or crashed. "
             f"Last recorded: step {self._translation.last_step}, {moment}."
         )
-        # A run that is not the recording's own is its owner's to end.
-        self._flush([], RunEnded(when, "FAILED", True, reason), end_run=self._started.owned)
+        if self._reader.error:
+            reason += f" The rest could not be read: {self._reader.error}."
+        # Another run is its owner's to end.
+        end_run = self._started.owned or self._started.active
+        self._flush([], RunEnded(when, "FAILED", True, reason), end_run=end_run)
 
     def _finish(self) -> None:
         self._ledger.note(complete=True, waiting=0, error=None)
         self.done = True
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not self._reader.damaged:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        aside = self.folder.parent.parent / "damaged"  # for whoever has better tools
+        with contextlib.suppress(OSError):
+            aside.mkdir(mode=0o700, exist_ok=True)
+            self.folder.rename(aside / self.folder.name)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_tfmon.stream.records import Record, RunStarted, decode, encode
+from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.uris import absolute, without_secrets
 
 FORMAT = 1
@@ -46,6 +47,7 @@ class Journal:
         self.folder = folder
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        life.hold(folder)
         path = folder / DATABASE
         # SQLite gives its side files the database's mode: made private here, all of them are.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -106,6 +108,7 @@ class Journal:
         if os.getpid() == self._pid:
             with self._lock:
                 self._connection.close()
+            life.release(self.folder)
 
 
 class JournalReader:
@@ -113,11 +116,13 @@ class JournalReader:
 
     Attributes:
         error: why less than everything could be read, in a line, or None.
+        damaged: whether that is for good: the file is not what was written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.error: str | None = None
+        self.damaged = False
         self._connection: sqlite3.Connection | None = None
 
     def read(self, after: int, limit: int = 1000) -> list[tuple[int, Record]]:
@@ -135,13 +140,15 @@ class JournalReader:
                 if size > _READ_BYTES:
                     break
         except (sqlite3.Error, OSError) as error:
+            passes = ("locked", "unable to open", "I/O", "memory")
+            self.damaged = isinstance(error, sqlite3.Error) and not any(word in str(error) for word in passes)
             self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
         except (KeyError, TypeError, ValueError) as error:
             self.error = (
                 f"journal {self.folder / DATABASE} has a record that this version cannot read: {error!r}"
             )
         else:
-            self.error = None
+            self.error, self.damaged = None, False
         return found
 
     def last(self) -> int:

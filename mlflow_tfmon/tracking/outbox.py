@@ -29,12 +29,14 @@ from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, TELEMETRY, clean
 from mlflow_tfmon.tracking.status import Ledger
-from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors
+from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
 from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
 LOST_TAG = "tfmon.lost_steps"
 PROGRESS_TAG = "tfmon.progress"
+_COUNTS = 3
 
 _Call = Callable[[RunStore], "dict[str, str] | None"]
 
@@ -67,6 +69,9 @@ class Outbox:
         self._tagged = ""
         self._progress = ""
         self._linkable: dict[str, Point] = {}
+        self._tally = Tally()
+        self._uncounted: set[str] = set()  # metrics with points that were not looked for in the store yet
+        self._counts = 0  # that in succession found something missing
 
     @property
     def empty(self) -> bool:
@@ -105,6 +110,8 @@ class Outbox:
 
     def points(self, points: Sequence[Point]) -> None:
         """Logs points."""
+        self._tally.points(points)
+        self._uncounted.update(point.key for point in points)
         if points:
             self._do(lambda run: run.points(points))
 
@@ -140,6 +147,7 @@ class Outbox:
 
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
+        self._tally.rows |= {part.path.name: part.rows for part in parts}
         for part in parts if not self.muted else ():
             with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
                 part.save()
@@ -173,9 +181,25 @@ class Outbox:
             self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
         if self._tagged != "complete":
             self._tagged = "complete"
-            # If files were held up, more may have come since: then it is not complete after all.
-            self._do(lambda run: run.tags({DELIVERY_TAG: self._tagged}), DELIVERY_TAG, self._files)
+            self._do(self._count, DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
+
+    def _count(self, run: RunStore) -> dict[str, str]:
+        """Calls delivery complete if the store holds all that was sent."""
+        manifest = self._tally.manifest(self._ledger.status.rejected)
+        run.text(MANIFEST, manifest)
+        with store_errors():
+            lacks = missing(run.client, run.run_id, manifest, sorted(self._uncounted))
+        self._counts = self._counts + 1 if lacks else 0
+        if (
+            0 < self._counts < _COUNTS
+        ):  # an answer that was cut short looks empty to MLflow (3.17): it is asked again
+            raise AwayError(f"the store does not hold all that was sent: {lacks[0]}")
+        self._uncounted.clear()
+        # If files were held up, more may have come since: then it is not complete after all.
+        return run.tags({DELIVERY_TAG: "incomplete" if lacks else self._tagged}) | {
+            line.partition(":")[0]: line for line in lacks
+        }
 
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""
@@ -222,6 +246,9 @@ class Outbox:
         query = f"tags.`{RECORDING_TAG}` = '{mark}'"
         if found := client.search_runs([experiment], query, max_results=1):
             return str(found[0].info.run_id)
+        if client.get_experiment(experiment).experiment_id != experiment:
+            # What finds nothing may have been cut short: MLflow 3.17 takes an answer without a body for an empty one.
+            raise AwayError("the server's answers are cut short")
         tags = {**started.tags, RECORDING_TAG: mark}
         run = client.create_run(experiment, int(started.start_time * 1e3), tags, started.run_name)
         return str(run.info.run_id)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 OPEN = "import sys; from mlflow_tfmon.tracking.store import open_store; open_store(sys.argv[1])"
 
 

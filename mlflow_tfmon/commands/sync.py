@@ -1,0 +1,131 @@
+"""`mlflow-tfmon sync`: delivers what a crash or an outage left on this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.tracking.waiting import Waiting
+
+
+@click.command(name="sync")
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option(
+    "--tracking-uri", help="The store, where the one that was recorded has moved or needs credentials."
+)
+@click.option("--dry-run", is_flag=True, help="Show what waits, and deliver nothing.")
+@click.option(
+    "--check", is_flag=True, help="Count whether the store holds all that was sent of RUN; deliver nothing."
+)
+def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, check: bool) -> None:
+    """Deliver what a crash or an outage left on this machine.
+
+    Without RUN all that waits is delivered, else only what belongs to these runs: their ids, or how they begin. It can
+    be interrupted and called again: nothing is lost, and nothing arrives twice.
+    """
+    from mlflow_tfmon.tracking.waiting import find_waiting
+
+    if check:
+        _check(runs, tracking_uri)
+        return
+    found = _chosen(find_waiting(), runs)
+    if not found:
+        click.echo("Nothing waits for delivery.")
+        return
+    _show(found)
+    if not dry_run:
+        _deliver(found, tracking_uri)
+
+
+def _chosen(found: Sequence[Waiting], runs: Sequence[str]) -> list[Waiting]:
+    for run in runs:
+        if not any(one.name.startswith(run) for one in found):
+            names = ", ".join(one.name for one in found) or "nothing"
+            raise click.BadParameter(f"nothing of {run!r} waits here; what does: {names}.", param_hint="RUN")
+    return [one for one in found if not runs or one.name.startswith(tuple(runs))]
+
+
+def _check(runs: Sequence[str], tracking_uri: str | None) -> None:
+    import json
+
+    import mlflow
+
+    from mlflow_tfmon.tracking.tally import load_manifest, missing
+
+    if not runs:
+        raise click.UsageError("--check needs the id of a run.")
+    client = mlflow.MlflowClient(tracking_uri)
+    lacking = 0
+    for run in runs:
+        manifest = load_manifest(client, run)
+        if manifest is None:
+            raise click.ClickException(
+                f"run {run} is not delivered to its end: it goes on, waits, or was not watched."
+            )
+        lacks = missing(client, run, manifest)
+        lacking += len(lacks)
+        wanted = json.loads(manifest)
+        points, rows = (sum(wanted[what].values()) for what in ("series", "files"))
+        click.echo(
+            "\n".join([f"{run}: not all is there:", *lacks])
+            if lacks
+            else f"{run}: all is there: {points} points of {len(wanted['series'])} metrics, {rows} rows in "
+            f"{len(wanted['files'])} files."
+        )
+    if lacking:
+        raise click.ClickException(f"{lacking} metrics or files lack something that was sent.")
+
+
+def _show(found: Sequence[Waiting]) -> None:
+    rows = [("RUN", "BEGUN", "RECORDS", "SIZE", "STORE", "STATE")]
+    for one in found:
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
+        run = one.run_id or f"{one.folder.name} (run not made yet)"
+        state = "training goes on" if one.written else one.error or "waits"
+        rows.append((run, begun, str(one.records), f"{one.bytes / 2**20:.1f} MB", one.store, state))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]) - 1)]
+    for row in rows:
+        click.echo(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        )
+
+
+def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
+    import logging
+
+    from mlflow_tfmon.tracking.store import be_quick
+    from mlflow_tfmon.tracking.waiting import deliver
+
+    be_quick()
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    left = 0
+    for one in found:
+        with click.progressbar(length=max(1, one.records), label=one.name, file=sys.stderr) as bar:
+
+            def told(waiting: int, bar: object = bar, records: int = one.records) -> None:
+                bar.update(max(0, records - waiting - bar.pos))  # type: ignore[attr-defined]
+
+            error = deliver(one, tracking_uri, told)
+        if error is None:
+            how = (
+                ", as far as it has come"
+                if one.written
+                else f", as far as it can: {one.error}"
+                if one.damaged
+                else ""
+            )
+            click.echo(f"{one.name}: delivered{how}.")
+        else:
+            left += 1
+            click.echo(f"{one.name}: not delivered: {error}")
+    if left:
+        raise click.ClickException(
+            f"{left} of {len(found)} recordings still wait; they are kept. Call `mlflow-tfmon sync` again when their "
+            "store answers."
+        )
