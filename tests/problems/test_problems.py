@@ -81,7 +81,7 @@ def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.
 
 
 def test_a_training_that_diverges_is_rescued() -> None:
-    run_id, history = _fit(_model(rate=1e4, sgd=True), epochs=30, on_problem="rescue")
+    run_id, history = _fit(_model(rate=300.0, sgd=True), epochs=30, on_problem="rescue")
     assert np.mean(history["val_accuracy"][-5:]) > 0.9
     assert "learning rate" in _tags(run_id)["tfmon.rescues"]
     assert "tfmon.stopped" not in _tags(run_id)
