@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlflow_tfmon.callback import MonitorCallback
     from mlflow_tfmon.checkpoints.promote import promote
+    from mlflow_tfmon.detectors.problem import Problem
     from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.integration import autolog
     from mlflow_tfmon.loops import end_run
     from mlflow_tfmon.monitor import Monitor
+    from mlflow_tfmon.problems.others import Detector
     from mlflow_tfmon.recorded import load_run
 
 __version__ = "0.1.0"
-__all__ = ["Monitor", "MonitorCallback", "SettingError", "autolog", "end_run", "load_run", "promote"]
+__all__ = [
+    "Detector",
+    "Monitor",
+    "MonitorCallback",
+    "Problem",
+    "SettingError",
+    "autolog",
+    "end_run",
+    "load_run",
+    "promote",
+]
 
 _HOMES = {
     "autolog": "integration",
@@ -27,6 +39,8 @@ _HOMES = {
     "Monitor": "monitor",
     "load_run": "recorded",
     "promote": "checkpoints.promote",
+    "Problem": "detectors.problem",
+    "Detector": "problems.others",
 }
 
 

@@ -12,6 +12,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 
 _LOSS = "this training's epochs are not recorded"
@@ -80,6 +81,7 @@ class MonitorCallback(_BothKerases):
         self._every = every if isinstance(every, int) else 0
         if self._every:
             self.on_train_batch_end = self._batch_ended
+        self._actions: Actions | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
@@ -95,8 +97,11 @@ class MonitorCallback(_BothKerases):
             self._monitor.new_fit()
         with contained("reading the learning rate", "its changes are not recorded"):
             self._rate = Rate(self.model.optimizer)
+        self._monitor.tell_premises()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
+        with contained("preparing for problems", "nothing follows from them but a warning"):
+            self._actions = Actions.of(self._monitor, self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the pause before the epoch."""
@@ -125,6 +130,9 @@ class MonitorCallback(_BothKerases):
                 if change:
                     monitor.record(change)
                 self._monitor.paused(time.time())
+            if self._actions is not None:
+                with contained("acting on a problem", "the training goes on as it is"):
+                    self._actions.epoch_ended(epoch_metrics(logs or {}))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""

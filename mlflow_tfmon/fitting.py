@@ -86,6 +86,7 @@ class _Fit:
             "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
         ):
             self.monitor.total_steps = total_steps(self.arguments)
+        self.monitor.premises.arguments = self.arguments
         if self._own:
             self.monitor.start()
         self.monitor.arguments = self.arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from packaging.version import Version
 
 from mlflow_tfmon import fitting, kerases, loops, monitor, peers, pipeline, probes
 from mlflow_tfmon.callback import unwatch_train_function
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import contained, logger, quiet
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
@@ -61,6 +62,8 @@ def autolog(
     delivery_wait: float = 15.0,
     report: bool = True,
     tensorboard: bool = False,
+    on_problem: str | Callable[[Problem], Any] = "warn",
+    alert_url: str | None = None,
 ) -> None:
     """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
 
@@ -99,6 +102,8 @@ def autolog(
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
         report: whether a run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
+        on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
+        alert_url: where each new problem is posted, as JSON.
 
     Raises:
         SettingError: a setting has a value that it can't have.

@@ -17,8 +17,10 @@ from mlflow_tfmon.checkpoints.keeper import Moment
 from mlflow_tfmon.complaints import plain_numbers, why_no_steps
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph, models
+from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.ring import Ring
@@ -67,6 +69,7 @@ class Monitor:
         self._made_pipeline = False
         self._rings: list[Ring] = []
         self._activations = ActivationWatch(model)
+        self.premises = Telling(model)
         self._first_epoch: int | None = None
         self._first_step = 0
         self._paused_since: float | None = None
@@ -116,6 +119,7 @@ class Monitor:
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             _active.append(self)
+            self.tell_premises()
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
                     ring.taken = ring.written()  # what it did before was another training, or none
@@ -228,6 +232,22 @@ class Monitor:
     def new_fit(self) -> None:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
         self._first_epoch = None
+        self.premises.again()
+
+    @property
+    def watch(self) -> Watch | None:
+        """What judges the training, while it is watched."""
+        return None if self._pipeline is None else self._pipeline.watch
+
+    @property
+    def stream_prefix(self) -> str:
+        """What precedes the names of the model's series within the run."""
+        return self.prefix
+
+    def tell_premises(self) -> None:
+        """Records what is known before the first step, once the model is built."""
+        if self._pipeline is not None:
+            self.record(*self.premises.tell(self.prefix))
 
     def record(self, *out: records.Record) -> None:
         """Puts records of other parts of the package (facts of the fit, models) into the journal."""
@@ -275,6 +295,7 @@ class Monitor:
             name = _trained(ring)
             model = name if self.model is None else str(self.model.name)
             self._pipeline.attach(ring, name, model, self.total_steps)
+            self.tell_premises()
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""

@@ -14,6 +14,8 @@ from mlflow_tfmon.checkpoints.keeper import Keeper
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
 from mlflow_tfmon.probes import batches, cluster, inputs
+from mlflow_tfmon.problems import alerts
+from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
@@ -47,6 +49,8 @@ class Pipeline:
         self._sequence = 0
         self.folder = self._journal.folder
         self.recording = Recording(self._append)
+        self.watch = Watch(self.recording.append)
+        self.watch.on_new += alerts.of(settings, run.run_id, run.name)
         self._delivery = DeliveryProcess.shared()
         self.recording.append(
             records.RunStarted(
@@ -118,6 +122,7 @@ class Pipeline:
         self.drain()
         self.finish_checkpoints()
         self.recording.settle()
+        self.watch.finish()
         self.recording.append(records.Flushed(time.time()))
         self._wait()
 
@@ -134,6 +139,7 @@ class Pipeline:
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
         self.recording.settle()
+        self.watch.finish()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
@@ -165,6 +171,7 @@ class Pipeline:
     def _append(self, out: Sequence[records.Record]) -> None:
         if out:
             self._sequence = self._journal.append(out)
+            self.watch.take(out)
 
     def _wait(self) -> bool:
         if DRAIN.is_this_thread():
@@ -210,6 +217,8 @@ _looked = 0.0
 
 def _look() -> None:
     global _looked
+    for pipeline in list(_open.values()):
+        pipeline.watch.look()
     for look in on_look:
         look()
     if time.monotonic() - _looked >= _LOOK:

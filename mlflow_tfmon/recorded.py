@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,34 +15,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream import bins
+from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
-PROBLEMS = "tfmon/problems.json"
 _TRIES = 5
 _METADATA_KEY = b"tfmon"
 _LISTS = "variables."
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that went wrong in a training.
-
-    Attributes:
-        kind: what, such as "nan_or_inf".
-        severity: how bad it is.
-        first_step: the optimizer step at which it was seen first.
-        variables: the variables concerned.
-        evidence: what was seen, with numbers and steps.
-        advice: what to do about it.
-    """
-
-    kind: str
-    severity: str
-    first_step: int
-    variables: tuple[str, ...]
-    evidence: str
-    advice: str
 
 
 class RecordedRun:
@@ -70,7 +49,7 @@ class RecordedRun:
     @cached_property
     def streams(self) -> list[str]:
         """The prefixes of the streams, in the order of their numbers: [""] where there is only one."""
-        return list({about["stream"]: about["prefix"] for _, about in self._parts("steps-*")}.values())
+        return list({about["stream"]: about["prefix"] for _, about in self.parts("steps-*")}.values())
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -82,12 +61,12 @@ class RecordedRun:
         where a step did not update the weights, as with gradient accumulation), and the user's own figures.
         """
         tables: dict[str, list[pd.DataFrame]] = {}
-        for path, about in self._parts("steps-*"):
+        for path, about in self.parts("steps-*"):
             columns = [name for name in pq.read_schema(path).names if not name.startswith(_LISTS)]
             frame = pq.read_table(path, columns=columns).to_pandas().set_index("step")
             tables.setdefault(about["prefix"], []).append(frame)
         logged: dict[str, list[pd.DataFrame]] = {}
-        for path, about in self._parts("logged-*"):
+        for path, about in self.parts("logged-*"):
             logged.setdefault(about["prefix"], []).append(pq.read_table(path).to_pandas())
         frames = []
         for prefix in dict.fromkeys([*tables, *logged]):
@@ -113,7 +92,7 @@ class RecordedRun:
         """
         frames = []
         for stem in ("steps", "deep"):
-            parts = [_long(pq.read_table(path), about) for path, about in self._parts(f"{stem}-*")]
+            parts = [_long(pq.read_table(path), about) for path, about in self.parts(f"{stem}-*")]
             parts = [part for part in parts if len(part.columns) > 2]
             if parts:
                 frames.append(pd.concat(parts, ignore_index=True))
@@ -130,7 +109,7 @@ class RecordedRun:
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """A row per epoch, index "epoch" (0, 1, …): the epoch's metrics as Keras names them."""
-        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("epochs-*")]
+        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
         if not tables:
             return pd.DataFrame(index=pd.Index([], name="epoch"))
         table = pd.concat(tables, ignore_index=True)
@@ -140,7 +119,7 @@ class RecordedRun:
     @cached_property
     def epoch_ends(self) -> pd.DataFrame:
         """When the epochs ended: epoch, prefix (of the stream), step, time (Unix seconds)."""
-        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("epochs-*")]
+        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
         columns = ["epoch", "prefix", "step", "time"]
         if not tables:
             return pd.DataFrame(columns=columns)
@@ -152,7 +131,7 @@ class RecordedRun:
         """The shape of each variable, and whether it is a kernel, by its name in `layers`."""
         return {
             about["prefix"] + name: (tuple(shape), is_kernel)
-            for _, about in self._parts("steps-*")
+            for _, about in self.parts("steps-*")
             for name, shape, is_kernel in about["variables"]
         }
 
@@ -163,7 +142,7 @@ class RecordedRun:
             The variables, the steps, and for each quantity an array of shape (steps, variables).
         """
         for stem in ("steps", "deep"):
-            for path, about in self._parts(f"{stem}-*"):
+            for path, about in self.parts(f"{stem}-*"):
                 names = [about["prefix"] + name for name, _, _ in about["variables"]]
                 lists = [name for name in pq.read_schema(path).names if name.startswith(_LISTS)]
                 table = pq.read_table(path, columns=["step", *lists])
@@ -185,7 +164,7 @@ class RecordedRun:
         model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
         saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
         """
-        tables = [pq.read_table(path).to_pandas() for path, _ in self._parts("activations-*")]
+        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("activations-*")]
         if not tables:
             return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
         table = pd.concat(tables, ignore_index=True)
@@ -219,8 +198,13 @@ class RecordedRun:
         table[["q05", "q25", "q50", "q75", "q95"]] = np.array(found).reshape(-1, len(shares))
         return table[[*columns, "q05", "q25", "q50", "q75", "q95"]]
 
-    def _parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
         return _parts(self._folder, pattern)
+
+    def files(self, pattern: str) -> list[Path]:
+        """Further telemetry files, by the pattern of their names."""
+        return sorted(self._folder.glob(pattern))
 
 
 def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -299,16 +283,7 @@ def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
     if not any(item.path == PROBLEMS for item in client.list_artifacts(run_id, "tfmon")):
         return []
     found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
-    known = {item.name for item in fields(Problem)}
-    return [
-        Problem(
-            **{
-                **{name: one[name] for name in known if name in one},
-                "variables": tuple(one.get("variables", ())),
-            }
-        )
-        for one in found
-    ]
+    return [Problem.from_dict(one) for one in found]
 
 
 def _wide(table: pd.DataFrame, index: str) -> pd.DataFrame:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError
 
 
@@ -44,6 +45,10 @@ class Settings:
         report: whether the run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether the run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
         silent: whether nothing is said, neither log lines nor warnings.
+        on_problem: what follows from a problem: "warn" (it is said), "stop" (`fit` ends, with its best weights),
+            "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
+            function that is called with each new `Problem`.
+        alert_url: where each new problem is posted, as JSON.
     """
 
     log_models: bool = True
@@ -69,6 +74,8 @@ class Settings:
     report: bool = True
     tensorboard: bool = False
     silent: bool = False
+    on_problem: str | Callable[[Problem], Any] = "warn"
+    alert_url: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -93,6 +100,11 @@ class Settings:
             raise self._error("mode", 'must be "auto", "min" or "max"')
         if not isinstance(self.monitor, str) or not self.monitor:
             raise self._error("monitor", 'must be the name of an epoch metric, such as "val_loss"')
+        if not callable(self.on_problem) and self.on_problem not in ("warn", "stop", "rescue"):
+            raise self._error("on_problem", 'must be "warn", "stop", "rescue" or a function of a Problem')
+        url = self.alert_url
+        if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
+            raise self._error("alert_url", "must be an address that begins with http:// or https://")
         name_ = self.registered_model_name
         if name_ is not None and (not isinstance(name_, str) or not name_.strip() or set("/:") & set(name_)):
             raise self._error("registered_model_name", "must be a non-empty name without '/' and ':'")

@@ -51,6 +51,7 @@ class StepProbe:
             updates: whether this step is one that updates the weights; None if each step is.
         """
         graph.keep_alive((self.ring, self.made))
+        self.ring.traces += not tf.executing_eagerly()
         before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
         if self.ring.layout.workers > 1 and not graph.in_xla():
             with graph.after(tf.nest.flatten(gradients, expand_composites=True)):

@@ -193,6 +193,7 @@ class Recording:
                 columns[name] = values / rows[:, _HEAD["losses"]]
         if "loss_scale" in scalars:  # Keras's rule for leaving a step out
             columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
+        columns["traces"] = np.full(len(rows), float(block.ring.traces))
         columns |= {name: values[part] for name, values in block.more.items()}
         opened = records.StreamOpened(
             stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms,

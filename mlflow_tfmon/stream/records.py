@@ -78,7 +78,8 @@ class StreamOpened:
             "loss", "learning_rate", "grad_norm", "grad_norm_clipped", "applied" (0 where a step did not update the
             weights: its "grad_norm_clipped" is NaN), "loss_scale", "skipped" (1 where gradients that are not finite
             made loss scaling leave the update out), and what the loss is made of ("<output>_loss",
-            "regularization_loss"), "worker_<i>/step_time_ms". A thing that is not measured has no column.
+            "regularization_loss"), "traces" (how often the step had been traced when the block was drained),
+            "worker_<i>/step_time_ms". A thing that is not measured has no column.
         variable_columns: quantities of a `Steps` block per variable: after the scalars come, for each of these
             ("grad_norm", "grad_norm_clipped"), one column a variable.
         deep_columns: quantities of a `DeepSteps` block per variable: after the scalar "step" come, for each of
@@ -215,6 +216,34 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class Premises:
+    """What is known of a training before its first step, as `detectors.premises.Premises` tells it.
+
+    Attributes:
+        about: its fields, as `dataclasses.asdict` gives them.
+        prefix: as in `StreamOpened`.
+    """
+
+    about: dict[str, Any]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The problems of the training as they stand at a step; each such record takes the place of the one before.
+
+    Attributes:
+        step: optimizer steps done by then.
+        time: Unix time, seconds.
+        found: each as `dataclasses.asdict` gives a `detectors.problem.Problem`.
+    """
+
+    step: int
+    time: float
+    found: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Paused:
     """From `start` to `end` (Unix time, seconds) nothing was trained (validation, say): no step time spans it."""
 
@@ -314,8 +343,8 @@ class RunEnded:
 
 
 Record = Union[
-    RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Paused, Lost, Facts,
-    Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
+    RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Premises, Problems,
+    Paused, Lost, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
 
@@ -354,6 +383,8 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         }
     if cls is Activations:
         body = {**body, "layers": tuple(LayerActivations(**layer) for layer in body["layers"])}
+    if cls is Problems:
+        body = {**body, "found": tuple(body["found"])}
     if cls is Facts:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
     if cls is ModelSaved:

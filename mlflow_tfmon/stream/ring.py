@@ -181,6 +181,7 @@ class Ring:
         self.batch: Any = (
             None  # where the training that writes here leaves its batches (probes.batches.Batch)
         )
+        self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         count = len(layout.variables)
         self.width = len(HEAD) + count * len(layout.norms) + len(layout.scalars)
@@ -237,6 +238,7 @@ class Ring:
     # -- called by the drain ---------------------------------------------------------------------------------------
     def begin(self, deep_every: int) -> None:
         """A training begins with the first step that was not taken: it and every `deep_every`-th are deep."""
+        self.traces = 0
         self._begin.assign(self.taken)
         self._every.assign(deep_every)
         self._deep_next.assign(self.taken + 1)

@@ -15,7 +15,18 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.checkpoints.registry import register_pointed
-from mlflow_tfmon.stream.records import DatasetUsed, Facts, ModelSaved, Record, RunEnded, RunStarted, Text
+from mlflow_tfmon.stream.records import (
+    DatasetUsed,
+    Facts,
+    ModelSaved,
+    Premises,
+    Problems,
+    Record,
+    RunEnded,
+    RunStarted,
+    Text,
+)
+from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REPORT, clean
@@ -125,9 +136,15 @@ class Outbox:
             if record.tags:
                 self._do(lambda run: run.tags(record.tags))
         elif isinstance(record, Text):
-            self._do(lambda run: run.text(record.path, record.text), record.path, self._files)
+            self._text(record.path, record.text)
         elif isinstance(record, DatasetUsed):
             self._do(lambda run: run.dataset(record.dataset, record.context, record.tags), "dataset")
+        elif isinstance(record, Premises):
+            self._text(*findings.premises_file(record))
+        elif isinstance(record, Problems):
+            self._do(lambda run: run.tags({findings.TAG: findings.kinds(record)}))
+            self._do(lambda run: run.explain(findings.summary(record)), "description")
+            self._text(findings.FILE, findings.as_json(record))
         elif isinstance(record, ModelSaved):
             self._model(record, when)
 
@@ -210,6 +227,9 @@ class Outbox:
         """Queues a call."""
         if not self.muted:
             (self._calls if queue is None else queue).append(partial(self._call, call, name))
+
+    def _text(self, path: str, text: str) -> None:
+        self._do(lambda run: run.text(path, text), path, self._files)
 
     def _call(self, call: _Call, name: str) -> None:
         """Makes a call; what MLflow refuses of it is noted, not tried again."""

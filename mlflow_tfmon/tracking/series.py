@@ -10,7 +10,7 @@ import numpy as np
 from mlflow_tfmon.stream.records import DeepSteps, Paused, Steps, StreamOpened, Variable
 
 MEASURES = ("step_time_ms", "examples_per_second", "input_wait_share")
-_NO_SERIES = frozenset({"step", "time", "input_time", "input_wait", "examples", "applied"})
+_NO_SERIES = frozenset({"step", "time", "input_time", "input_wait", "examples", "applied", "traces"})
 _NO_VARIABLE_SERIES = frozenset({"grad_norm_clipped"})
 
 

@@ -18,6 +18,7 @@ from mlflow.utils.validation import (
     path_not_unique,
 )
 
+from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.uris import sqlite_path, without_secrets
@@ -201,6 +202,12 @@ class RunStore:
         """Adds a paragraph to the run's description, below what is there."""
         description = self._run().data.tags.get(DESCRIPTION, "")
         return {} if text in description else self.tags({DESCRIPTION: f"{description}\n\n{text}".strip()})
+
+    def explain(self, text: str) -> dict[str, str]:
+        """Sets our own part of the run's description, below what the user wrote there; "" takes it away."""
+        description = self._run().data.tags.get(DESCRIPTION, "")
+        changed = findings.with_part(description, text)
+        return {} if changed == description else self.tags({DESCRIPTION: changed})
 
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""

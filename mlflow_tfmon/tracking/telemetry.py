@@ -237,6 +237,7 @@ class Telemetry:
         metadata = _metadata(
             {
                 "stream": layout.stream, "prefix": layout.prefix, "model": layout.model,
+                "total_steps": layout.total_steps,
                 "variables": [[one.name, list(one.shape), one.is_kernel] for one in layout.variables],
             }
         )  # fmt: skip

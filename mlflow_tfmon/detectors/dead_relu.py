@@ -1,0 +1,61 @@
+"""Units that put out zero for every example, and so get no gradient any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.problem import Problem
+
+_DEAD = 0.7
+_NEARLY_ALL = 0.9
+_ZERO_AT = ("relu", "relu6", "relu_squared", "relu2")
+_ADVICE = (
+    "Lower the learning rate, initialize with he_normal, use LeakyReLU or GELU instead of ReLU, or put "
+    "BatchNormalization before it; very deep or narrow ReLU nets need residual connections."
+)
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees layers of which 70% of the units are zero for a whole batch, while nothing is learned; 90% while little is.
+
+    Where activations were not recorded, the share of zeros in a kernel's gradient stands in for that of dead units.
+    The 70% are AutoTrainer's (ICSE 2021); Lu et al., 2019, have the reason. Many dead units in a net that learns
+    are no problem. Counterpart of SageMaker Debugger's "dead ReLU".
+    """
+    state = learning(history)
+    if not (state.nothing(0.1) or state.little(0.5)):
+        return
+    least = _DEAD if state.nothing(0.1) else _NEARLY_ALL
+    table, what = history.activations.get("dead_fraction"), "units that are zero for a whole batch"
+    names = [n for n, kind in history.activation_names.items() if kind in _ZERO_AT]
+    if table is None or not len(table) or not names:
+        table, what = history.deep.get("grad_zero_fraction"), "zeros in the gradient"
+        if history.activation_names or table is None or not len(table) or not _rectifies(history):
+            return
+        names = [name for name in history.kernels if name in table]
+    table = table.only([name for name in names if name in table])
+    recent = table.since(history.at(0.5))
+    recent = recent if len(recent) else table.rows(slice(-1, None))
+    if not len(recent) or not len(recent.names):
+        return
+    share = recent.medians()
+    dead = np.flatnonzero(share >= least)
+    if not len(dead):
+        return
+    worst = dead[int(share[dead].argmax())]
+    since = table.first[int(np.argmax(table.mean[:, worst] >= least))]
+    yield Problem(
+        "dead_relu", "critical", int(since), tuple(table.names[at] for at in dead),
+        f"{share[worst]:.0%} {what} in {table.names[worst]} ({least:.0%} count), and the loss has made "
+        f"{max(state.learned, 0):.0%} of the way from a constant prediction to zero.",
+        _ADVICE, history.step, 0.9,
+    )  # fmt: skip
+
+
+def _rectifies(history: History) -> bool:
+    layers = history.premises.layers if history.premises is not None else ()
+    return not layers or any(layer.activation in _ZERO_AT for layer in layers)

@@ -1,0 +1,71 @@
+"""Gradients, or the values they are made of, grow without bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import diverged, learning
+from mlflow_tfmon.detectors.problem import Problem
+
+_GROWTH = 1e3
+_ADVICE = (
+    "Clip gradients (clipnorm=1.0 in the optimizer) and use bounded or rectifying activations with an initializer made "
+    "for them (he_normal for ReLU); in deep nets add BatchNormalization or residual connections."
+)
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees gradient norms that grew a thousandfold, or are a thousand times larger in early layers than in late ones.
+
+    Only where the loss diverged or nothing was learned: a spike that a training gets over is none. A loss that is not
+    finite at the very first step, with finite data, is an overflow on the way forward: there were no weights yet that a
+    step could have spoilt. Sources: Pascanu et al., 2013; AutoTrainer (ICSE 2021) has a ratio of 70 between layers.
+    """
+    state = learning(history)
+    bad = history.nonfinite.get("loss")
+    if bad is not None and bad.first == 1:
+        data = history.premises
+        if data is None or not any(s is not None and s.nonfinite for s in (data.inputs, data.targets)):
+            yield Problem(
+                "exploding_gradient", "critical", 1, (),
+                "The loss is not finite at the first step, before any update: values overflow on the way forward.",
+                _ADVICE, bad.last, 0.7,
+            )  # fmt: skip
+        return
+    norms = history.steps.column("grad_norm")
+    if not len(norms) or not (diverged(history) or state.nothing(0.1)):
+        return
+    usual = float(np.median(norms.mean[: max(1, len(norms) // 4), 0]))
+    peak = int(norms.most[:, 0].argmax())
+    if norms.most[peak, 0] >= _GROWTH * usual > 0:
+        began = int(np.argmax(norms.most[:, 0] >= _GROWTH * usual))
+        yield Problem(
+            "exploding_gradient", "critical", int(norms.first[began]), _largest(history),
+            f"The gradient norm rose to {norms.most[peak, 0]:.3g}, from {usual:.3g} at first (a factor of "
+            f"{_GROWTH:.0f} counts).",
+            _ADVICE, int(norms.last[-1]), 0.9,
+        )  # fmt: skip
+        return
+    layers = history.over_kernels(history.gradients)
+    if len(layers.names) < 3 or not len(layers):
+        return
+    each = layers.medians()
+    top = int(np.nanargmax(each)) if np.isfinite(each).any() else 0
+    if top < len(each) - 1 and each[top] >= _GROWTH * each[-1] > 0 and each[top] > 1.0:
+        yield Problem(
+            "exploding_gradient", "critical", 1, (layers.names[top],),
+            f"The gradient norm of {layers.names[top]} is {each[top]:.3g}, that of the last kernel {each[-1]:.3g} (a "
+            f"factor of {_GROWTH:.0f} counts), and nothing is learned.",
+            _ADVICE, history.step, 0.8,
+        )  # fmt: skip
+
+
+def _largest(history: History) -> tuple[str, ...]:
+    table = history.gradients
+    if not len(table) or not np.isfinite(table.most).any():
+        return ()
+    most = np.nan_to_num(np.nanmax(np.where(np.isfinite(table.most), table.most, 0.0), axis=0))
+    return tuple(table.names[at] for at in np.argsort(-most)[:3])

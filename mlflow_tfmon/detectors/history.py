@@ -1,0 +1,198 @@
+"""What a detector judges: a training up to some step, as plain bounded data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlflow_tfmon.detectors.premises import Premises
+from mlflow_tfmon.detectors.table import Gathering, Table
+
+_STEPS, _VARIABLES, _EPOCHS, _DEEP = 512, 128, 256, 64  # rows of the tables
+_FIRST = 5  # steps whose loss is that before training, if they do not make it worse
+DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
+ACTIVATIONS = ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction")
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Where values that are not finite were seen in a series.
+
+    Attributes:
+        first: step of the first.
+        last: step of the last.
+        count: how many steps.
+    """
+
+    first: int
+    last: int
+    count: int
+
+
+@dataclass(frozen=True)
+class History:
+    """A training up to a step; `Table`s as in `table.py`, all with optimizer steps from 1, but `epochs`.
+
+    Attributes:
+        step: the last step.
+        total_steps: how many are expected in all, or None.
+        steps: columns as in a recording's `Steps` blocks: loss, learning_rate, grad_norm, …
+        gradients: gradient norm, a column a variable.
+        deep: by quantity ("weight_norm", "update_ratio", "grad_zero_fraction"), a column a variable.
+        epochs: the epochs' metrics, rows numbered from 1, and "step".
+        activations: by quantity ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction"), a column a
+            layer; the output layer is not among them.
+        activation_names: of those layers.
+        kernels: the variables that are kernels, in the order of the model.
+        sizes: elements of each variable.
+        nonfinite: of each series ("loss", "grad_norm", a variable's name); steps that loss scaling left out are not in.
+        premises: what was known before the first step, or None.
+        alone: whether no other optimizer's steps take turns with these (a GAN's do: its losses need not fall).
+        start: the step before the first that counts: what was before a rescue does not.
+        first_losses: of the first few steps.
+    """
+
+    step: int = 0
+    total_steps: int | None = None
+    steps: Table = field(default_factory=Table)
+    gradients: Table = field(default_factory=Table)
+    deep: Mapping[str, Table] = field(default_factory=dict)
+    epochs: Table = field(default_factory=Table)
+    activations: Mapping[str, Table] = field(default_factory=dict)
+    activation_names: Mapping[str, str] = field(default_factory=dict)
+    kernels: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    nonfinite: Mapping[str, NonFinite] = field(default_factory=dict)
+    premises: Premises | None = None
+    alone: bool = True
+    start: int = 0
+    first_losses: tuple[float, ...] = ()
+
+    def at(self, share: float) -> float:
+        """The step at which a share of what was done by now was done."""
+        return self.start + share * (self.step - self.start)
+
+    def over_kernels(self, table: Table) -> Table:
+        """The columns of the kernels, in the order of the model."""
+        return table.only([name for name in self.kernels if name in table])
+
+
+class Gatherer:
+    """Gathers the history of one stream, in bounded memory.
+
+    Example:
+        >>> gatherer = Gatherer(("dense.kernel",), {"dense.kernel": 8})
+        >>> gatherer.steps(("step", "loss"), ("grad_norm",), np.array([[1.0, 0.7, 0.1]]))
+        >>> gatherer.history().step
+        1
+    """
+
+    def __init__(self) -> None:
+        self.total_steps: int | None = None
+        self.premises: Premises | None = None
+        self.alone = True
+        self._step = 0
+        self._variables: dict[str, tuple[int, bool]] = {}
+        self._now: tuple[str, ...] = ()  # the variables of the blocks that come
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was measured: the training begins anew from an earlier state."""
+        self._start = self._step
+        self._first_losses: list[float] = []
+        self._steps = Gathering(_STEPS)
+        self._gradients = Gathering(_VARIABLES)
+        self._deep = {name: Gathering(_DEEP) for name in DEEP}
+        self._epochs = Gathering(_EPOCHS)
+        self._activations = {name: Gathering(_DEEP) for name in ACTIVATIONS}
+        self._activation_names: dict[str, str] = {}
+        self._nonfinite: dict[str, NonFinite] = {}
+
+    def opened(self, variables: Sequence[tuple[str, int, bool]]) -> None:
+        """Takes the variables of the blocks that follow: name, size, whether it is a kernel."""
+        self._variables |= {name: (size, kernel) for name, size, kernel in variables}
+        self._now = tuple(name for name, _, _ in variables)
+
+    def steps(self, columns: Sequence[str], values: np.ndarray, gradients: np.ndarray) -> None:
+        """Takes steps.
+
+        Args:
+            columns: names of the scalars, "step" among them.
+            values: array (steps, columns).
+            gradients: array (steps, variables) of gradient norms.
+        """
+        if not len(values):
+            return
+        columns = list(columns)
+        numbers = values[:, columns.index("step")]
+        skipped = (
+            values[:, columns.index("skipped")] > 0 if "skipped" in columns else np.zeros(len(values), bool)
+        )
+        self._step = max(self._step, int(numbers[-1]))
+        if "loss" in columns and len(self._first_losses) < _FIRST:
+            early = values[: _FIRST - len(self._first_losses), columns.index("loss")]
+            self._first_losses += early[np.isfinite(early)].tolist()
+        for name in ("loss", "grad_norm"):
+            if name in columns:
+                bad = np.isinf(values[:, columns.index(name)]) | np.isnan(values[:, columns.index(name)])
+                self._note(name, numbers[bad & ~skipped])
+        bad = ~np.isfinite(gradients) & ~skipped[:, None]
+        for at in np.flatnonzero(bad.any(axis=0)):
+            self._note(self._now[at], numbers[bad[:, at]])
+        if "time" in columns:  # from the end of a step to that of the next
+            values = np.column_stack([values, np.diff(values[:, columns.index("time")], prepend=np.nan)])
+            columns.append("seconds")
+        self._steps.add(numbers, columns, values)
+        self._gradients.add(numbers, self._now, gradients)
+
+    def deep(self, steps: np.ndarray, quantities: Mapping[str, np.ndarray]) -> None:
+        """Takes deep rows: by quantity an array (rows, variables)."""
+        for name, values in quantities.items():
+            if name in self._deep:
+                self._deep[name].add(steps, self._now, values)
+
+    def epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes an epoch's metrics."""
+        self._step = max(self._step, step)
+        names = ["step", *metrics]
+        self._epochs.add(np.array([epoch + 1.0]), names, np.array([[step, *metrics.values()]], float))
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                self._note(f"epoch {name}", np.array([max(step, 1)]))
+
+    def activation(self, step: int, layers: Mapping[str, tuple[str, Mapping[str, float]]]) -> None:
+        """Takes what layers put out at a step: by layer the activation's name and the quantities."""
+        names = list(layers)
+        self._activation_names |= {name: layers[name][0] for name in names}
+        for quantity, gathering in self._activations.items():
+            row = [[layers[name][1].get(quantity, float("nan")) for name in names]]
+            gathering.add(np.array([float(max(step, 1))]), names, np.array(row, float))
+
+    def history(self) -> History:
+        """The history up to now."""
+        return History(
+            self._step,
+            self.total_steps,
+            self._steps.table(),
+            self._gradients.table(),
+            {name: one.table() for name, one in self._deep.items()},
+            self._epochs.table(),
+            {name: one.table() for name, one in self._activations.items()},
+            dict(self._activation_names),
+            tuple(name for name, (_, kernel) in self._variables.items() if kernel),
+            {name: size for name, (size, _) in self._variables.items()},
+            dict(self._nonfinite),
+            self.premises,
+            self.alone,
+            self._start,
+            tuple(self._first_losses),
+        )
+
+    def _note(self, name: str, steps: np.ndarray) -> None:
+        if len(steps):
+            known = self._nonfinite.get(name)
+            first = known.first if known else int(steps[0])
+            count = (known.count if known else 0) + len(steps)
+            self._nonfinite[name] = NonFinite(first, int(steps[-1]), count)

@@ -1,0 +1,88 @@
+"""Activations that can't do what their layer is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import diverged, learning
+from mlflow_tfmon.detectors.premises import ABSOLUTE, CROSS_ENTROPIES, LINEAR, SQUARED, Premises
+from mlflow_tfmon.detectors.problem import Problem
+
+_RANGES = {
+    "sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "softsign": (-1.0, 1.0),
+    "relu": (0.0, float("inf")), "relu6": (0.0, 6.0), "softplus": (0.0, float("inf")), "exponential": (0.0, float("inf")),
+}  # fmt: skip
+_OUTSIDE = 0.01
+_MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2D")
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees, from the model alone: output activations that can't reach the targets, rectified outputs of a classifier, nets without any non-linearity.
+
+    Targets of a regression outside of the output's range count where they are more than a hundredth of the targets'
+    spread outside. Three or more kernels with nothing but linear activations are one; two of them only where nothing
+    is learned. Exponential or softmax activations of hidden layers count where the loss diverges or nothing is
+    learned. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
+    """
+    data = history.premises
+    if data is None or not data.layers:
+        return
+    state = learning(history)
+    nothing = state.nothing(0.1) or diverged(history)
+    yield from _output(history, data)
+    kernels = [layer for layer in data.layers if layer.kernel]
+    linear = all(layer.activation in LINEAR or layer.is_output for layer in data.layers)
+    plain = all(layer.kind in _MIXING for layer in kernels)
+    if linear and plain and len(kernels) >= (2 if nothing else 3):
+        yield Problem(
+            "improper_activation", "warning", min(1, history.step), tuple(layer.name for layer in kernels[:-1]),
+            f"{len(kernels)} layers in a row have no non-linear activation between them: together they are one linear layer.",
+            'Give the hidden layers an activation (activation="relu").',
+            history.step, 0.9,
+        )  # fmt: skip
+    first = history.nonfinite.get("loss")
+    if nothing or (first is not None and first.first == 1):
+        odd = [
+            layer
+            for layer in data.hidden
+            if layer.activation in ("exponential", "softmax") and not _attends(layer.kind)
+        ]
+        if odd:
+            yield Problem(
+                "improper_activation", "critical", 1, tuple(layer.name for layer in odd),
+                f"{len(odd)} hidden layers have the activation {odd[0].activation}: exponential grows without bound, "
+                "softmax passes almost nothing on; and nothing is learned.",
+                'Use activation="relu" or "gelu" in the hidden layers.',
+                history.step, 0.8,
+            )  # fmt: skip
+
+
+def _output(history: History, data: Premises) -> Iterator[Problem]:
+    out, y = data.output, data.targets
+    if out is None:
+        return
+    low, high = _RANGES.get(out.activation, (-float("inf"), float("inf")))
+    if data.loss in (SQUARED, ABSOLUTE) and y is not None and y.std > 0:
+        outside = max(low - y.least, y.most - high) / y.std
+        if outside > _OUTSIDE:
+            yield Problem(
+                "improper_activation", "critical", min(1, history.step), (out.name,),
+                f"The output activation {out.activation} gives {low:g} to {high:g}, but the targets go from {y.least:.3g} "
+                f"to {y.most:.3g}.",
+                "Give the last layer of a regression no activation, or scale the targets into its range.",
+                history.step, 0.95,
+            )  # fmt: skip
+    rectified = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus")
+    if data.loss in CROSS_ENTROPIES and out.activation in rectified:
+        fitting = "sigmoid" if data.loss == "binary_crossentropy" else "softmax"
+        yield Problem(
+            "improper_activation", "critical", min(1, history.step), (out.name,),
+            f"The output activation {out.activation} gives neither probabilities nor logits, but the loss is {data.loss}.",
+            f'Use activation="{fitting}", or none together with from_logits=True in the loss.',
+            history.step, 0.9,
+        )  # fmt: skip
+
+
+def _attends(kind: str) -> bool:
+    return "Attention" in kind or kind == "Softmax"

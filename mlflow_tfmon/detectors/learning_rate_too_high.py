@@ -1,0 +1,56 @@
+"""Steps that are too large: the loss rises, or never settles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import broken, diverged, learning, losses
+from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.updates import band, rate, update_ratio
+
+_LARGE = 0.1
+_HUGE = 0.5
+_ROSE = 3.0
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees a loss that diverged, or learned nothing, under steps that change the weights by a tenth, or one by half.
+
+    About a thousandth a step is usual. A loss that diverged counts as well where it had risen threefold
+    over several steps, or where the rate is outside of the optimizer's usual band. Source: LeCun et al., 1998 (steps
+    beyond the curvature's limit grow geometrically). Can't see a rate that is only somewhat too high.
+    """
+    state = learning(history)
+    gone = diverged(history)
+    bad = history.nonfinite.get("loss")
+    if not gone and not state.nothing(0.15):
+        return
+    if bad is not None and bad.first == 1:
+        return  # no step had been made
+    usual, most = update_ratio(history)
+    lr, optimizer = rate(history), history.premises.optimizer if history.premises is not None else ""
+    curve = losses(history)
+    rose = float(curve.most.max() / state.begun) if len(curve) and state.begun > 0 else 0.0
+    reasons = []
+    if usual >= _LARGE or (gone and most >= _LARGE):
+        reasons.append(
+            f"steps change the weights by {max(usual, most):.2g} of their norm ({_LARGE:g} counts)"
+        )
+    elif most >= _HUGE:  # and what it left does not move any more
+        reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
+    if gone and rose >= _ROSE:
+        reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
+    if optimizer and lr > band(optimizer)[1]:
+        reasons.append(f"a learning rate of {lr:.3g} is far above what {optimizer} is used with")
+    if not reasons:
+        return
+    became = "is not finite any more" if broken(history) else "has diverged" if gone else "does not fall"
+    high = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else curve.first[:0]
+    yield Problem(
+        "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),
+        f"The loss {became}, and {', '.join(reasons)}.",
+        f"Lower the learning rate{f' ({lr:.3g})' if lr == lr else ''} by a factor of 10, begin with a warm-up, or clip "
+        "gradients (clipnorm=1.0).",
+        history.step, 0.9 if len(reasons) > 1 or gone else 0.8,
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""A loss that does not go with what the model puts out, or with the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, Premises
+from mlflow_tfmon.detectors.problem import Problem
+
+_PATIENCE = 0.4
+_BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees, before the first step: logits taken for probabilities, softmax over one unit, labels out of range.
+
+    What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a sigmoid or softmax that
+    does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras scales its outputs to a sum of 1.)
+    Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
+    """
+    data = history.premises
+    out = data.output if data is not None else None
+    if data is None or out is None or data.loss not in CROSS_ENTROPIES:
+        return
+    certain = _certain(data)
+    suspect = _suspect(data) if learning(history).nothing(_PATIENCE) else None
+    if certain or suspect:
+        evidence, advice = certain or suspect or ("", "")
+        yield Problem(
+            "loss_output_mismatch", "critical", min(1, history.step), (out.name,), evidence, advice, history.step,
+            0.95 if certain else 0.7,
+        )  # fmt: skip
+
+
+def _certain(data: Premises) -> tuple[str, str] | None:
+    out, y = data.output, data.targets
+    assert out is not None
+    if out.activation == "softmax" and out.units == 1:
+        return (
+            "A softmax over one unit always gives 1.",
+            'Use activation="sigmoid" with one unit and binary_crossentropy.',
+        )
+    if out.activation in LINEAR and not data.from_logits and out.kernel:
+        return (
+            f"The last layer has no activation, but {data.loss} expects probabilities (from_logits=False).",
+            "Give the loss from_logits=True, or the last layer a softmax (sigmoid for a binary loss).",
+        )
+    if y is None or not y.count or y.nonfinite:
+        return None
+    if data.loss == _SPARSE and out.units > 0 and (y.least < 0 or y.most >= out.units) and y.columns == 1:
+        return (
+            f"The labels go from {y.least:g} to {y.most:g}, but the model has {out.units} outputs, for 0 to {out.units - 1}.",
+            "Number the labels from 0, or give the last layer as many units as there are classes.",
+        )
+    if data.loss != _SPARSE and (y.least < 0 or y.most > 1):
+        return (
+            f"The labels go from {y.least:g} to {y.most:g}, but {data.loss} expects 0 to 1.",
+            "Use labels 0 and 1 (one-hot for several classes), or sparse_categorical_crossentropy for class numbers.",
+        )
+    return None
+
+
+def _suspect(data: Premises) -> tuple[str, str] | None:
+    out, y = data.output, data.targets
+    assert out is not None
+    if data.from_logits and out.activation in ("softmax", "sigmoid"):
+        return (
+            f"The last layer's {out.activation} gives probabilities, but the loss takes logits (from_logits=True).",
+            "Leave from_logits out, or the activation.",
+        )
+    if data.loss == _BINARY and out.activation == "softmax":
+        return (
+            "The last layer is a softmax, but the loss is binary_crossentropy.",
+            "Use categorical_crossentropy for exclusive classes, or a sigmoid for independent ones.",
+        )
+    exclusive = data.loss != _BINARY and (data.loss == _SPARSE or (y is not None and y.one_hot))
+    if exclusive and out.activation in ("sigmoid", "hard_sigmoid", "tanh") and out.units > 1:
+        return (
+            f"The classes are exclusive, but the last layer is a {out.activation}.",
+            'Use activation="softmax".',
+        )
+    return None

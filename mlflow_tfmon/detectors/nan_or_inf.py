@@ -1,0 +1,62 @@
+"""NaN or infinity, traced to the first step and to the variables whose gradient had it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import broken
+from mlflow_tfmon.detectors.problem import Problem
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees losses, validation losses, gradient norms and data that are not finite.
+
+    A step that loss scaling left out is none: there an overflow is looked for. Critical once the loss stays so. Can't
+    see weights that are not finite and get no gradient. Counterpart of SageMaker Debugger's "tensor is nan or inf".
+    """
+    data = history.premises
+    if data is not None:
+        for name, sample in (("inputs", data.inputs), ("targets", data.targets)):
+            if sample is not None and sample.nonfinite:
+                yield Problem(
+                    "nan_or_inf", "critical", min(1, history.step), (),
+                    f"The {name} hold NaN or infinity: {sample.nonfinite} numbers in the first {sample.count} examples.",
+                    f"Clean the {name} before the training: drop or fill those rows (numpy.isfinite finds them).",
+                    history.step, 1.0,
+                )  # fmt: skip
+                return
+    of_steps = "loss" in history.steps
+    found = {
+        name: at
+        for name, at in history.nonfinite.items()
+        if not name.startswith("epoch ")
+        or name == "epoch val_loss"
+        or (name == "epoch loss" and not of_steps)
+    }
+    if not found:
+        return
+    first = min(at.first for at in found.values())
+    last = max(at.last for at in found.values())
+    there = [name for name, at in found.items() if at.first == first]
+    variables = tuple(name for name in there if name in history.sizes)
+    series = [name for name in there if name not in history.sizes]
+    what = " and ".join(series) or "a gradient"
+    where = ""
+    if variables and len(variables) < len(history.sizes):
+        where = (
+            f" Of {len(history.sizes)} gradients {len(variables)} were not finite there: it began in these."
+        )
+    before = history.steps.column("grad_norm")
+    before = before.rows(before.last < first)
+    norm = f" The largest gradient norm before was {before.most.max():.3g}." if len(before) else ""
+    loss = found.get("loss")
+    if loss is not None and loss.first > first:
+        where += f" The loss followed at step {loss.first}."
+    yield Problem(
+        "nan_or_inf", "critical" if broken(history) else "warning", first, variables,
+        f"{what[0].upper()}{what[1:]} not finite at step {first} for the first time.{where}{norm}",
+        "Lower the learning rate or clip gradients (clipnorm=1.0 in the optimizer); look for log, sqrt or division of 0 "
+        "in your own loss and layers (keep them away from 0 with keras.ops.clip or an epsilon).",
+        last, 1.0,
+    )  # fmt: skip

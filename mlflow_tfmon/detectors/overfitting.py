@@ -1,0 +1,52 @@
+"""A model that learns its training data by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import accuracy, by_step, learning
+from mlflow_tfmon.detectors.problem import Problem
+
+_RISE = 0.1
+_WITHIN = 0.05
+_EPOCHS = 5
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees a validation loss that rose by a tenth of a constant prediction's loss since its best, and stays there.
+
+    The last quarter of the epochs (three at least) must be above the best by that much, five epochs must have passed
+    since the best, the training loss must have gone on falling, and, where accuracies are known, that of the validation
+    data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy stands is
+    none. Counterpart of SageMaker Debugger's "overfit" and "overtraining".
+    """
+    state = learning(history)
+    train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
+    if len(held_out) < _EPOCHS + 1 or len(train) != len(held_out) or not state.reference > 0:
+        return
+    values, best = held_out.mean[:, 0], int(held_out.mean[:, 0].argmin())
+    last = values[-max(3, len(values) // 4) :]
+    rise = float(np.median(last) - values[best])
+    passed = (len(values) - 1 - best) * history.epochs.last[-1] / len(values)
+    fell = train.mean[-1, 0] < train.mean[best, 0]
+    if rise < _RISE * state.reference or last.min() < values[best] + rise / 3 or passed < _EPOCHS or not fell:
+        return
+    learned, known = accuracy(history), accuracy(history, "val_")
+    gap = ""
+    if len(learned) and len(known):
+        behind = float(learned.mean[-1, 0] - known.mean[-1, 0])
+        if behind < _WITHIN:
+            return
+        gap = f" Its accuracy is {behind * 100:.0f} points behind."
+    yield Problem(
+        "overfitting", "warning", int(held_out.last[best]), (),
+        f"The validation loss was best at {values[best]:.3g} (step {held_out.last[best]:.0f}) and is {values[-1]:.3g} "
+        f"now, while the training loss fell from {train.mean[best, 0]:.3g} to {train.mean[-1, 0]:.3g} (a rise of "
+        f"{_RISE * state.reference:.2g} counts).{gap}",
+        "Stop at the best epoch (keras.callbacks.EarlyStopping(restore_best_weights=True)), add Dropout or weight decay, "
+        "augment the data, or take a smaller model.",
+        history.step, 0.9,
+    )  # fmt: skip

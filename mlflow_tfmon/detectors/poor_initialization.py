@@ -1,0 +1,65 @@
+"""Initial weights from which nothing can be learned, or only with luck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import diverged, learning
+from mlflow_tfmon.detectors.premises import Layer
+from mlflow_tfmon.detectors.problem import Problem
+
+_FAR = 10.0
+_HALF = 0.7
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees kernels that begin constant, and those far from He's and Glorot's standard deviation.
+
+    Two layers in a row that begin constant never differ in their units: that is said before the first step. A standard
+    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is
+    learned, or less than 70% of the way from a constant prediction to zero in half of the training.
+    Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor weight initialization".
+    """
+    if history.premises is None:
+        return
+    layers = [layer for layer in history.premises.layers if layer.kernel and layer.trainable]
+    pairs = [(a, b) for a, b in zip(layers, layers[1:], strict=False) if a.constant and b.constant]
+    if pairs:
+        names = tuple(dict.fromkeys(layer.kernel for pair in pairs for layer in pair))
+        yield Problem(
+            "poor_initialization", "critical", min(1, history.step), names,
+            f"{len(names)} kernels in a row begin constant ({layers[0].mean:.3g} in {names[0]}): the units of a layer are "
+            "all alike and stay so, since they get the same gradients.",
+            'Initialize kernels at random (kernel_initializer="glorot_uniform", or "he_normal" for ReLU).',
+            history.step, 1.0,
+        )  # fmt: skip
+        return
+    state = learning(history)
+    first = history.nonfinite.get("loss")
+    overflow = first is not None and first.first == 1
+    half = state.share >= 0.5 and state.learned < _HALF
+    if not (state.nothing(0.1) or half or diverged(history) or overflow):
+        return
+    far = [
+        (layer, layer.std / _expected(layer))
+        for layer in layers
+        if layer.std > 0 and layer.kind != "Embedding"
+    ]
+    far = [(layer, ratio) for layer, ratio in far if not 1 / _FAR < ratio < _FAR]
+    if far:
+        worst, ratio = max(far, key=lambda one: abs(np.log(one[1])))
+        yield Problem(
+            "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
+            f"{worst.kernel} begins with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's (a factor of "
+            f"{_FAR:.0f} counts), and the loss has made {max(state.learned, 0):.0%} of the way from a constant "
+            "prediction to zero.",
+            'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',
+            history.step, 0.85,
+        )  # fmt: skip
+
+
+def _expected(layer: Layer) -> float:
+    return float(np.sqrt(2.0 / max(1, layer.fan_in + layer.fan_out)))

@@ -1,0 +1,57 @@
+"""Weights that get no gradient at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.problem import Problem
+
+_STEPS = 50
+_SHARE = 0.05
+_ADVICE = (
+    "See that what these layers put out reaches the loss (no stop_gradient, argmax or rounding in between, no ReLU that "
+    "is always zero); freeze them (layer.trainable = False) if they are not to be trained."
+)
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees kernels whose gradient is exactly zero at each of the last steps, for 50 steps and a twentieth of the training.
+
+    Layers that were frozen (`trainable=False`) are not looked at. Counterpart of SageMaker Debugger's "unchanged tensor"
+    and "all zero". Can't see weights that move without getting anywhere.
+    """
+    table = history.over_kernels(history.gradients)
+    known = history.premises
+    if known is not None and known.loss and history.alone and len(table):
+        kernels = [one.kernel for one in known.layers if one.kernel and one.trainable]
+        without = [name for name in kernels if name not in history.sizes]
+        if without and len(without) < len(kernels):
+            yield Problem(
+                "stagnant_weights", "critical", 1, tuple(without),
+                f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend on them.",
+                _ADVICE, history.step, 0.95,
+            )  # fmt: skip
+            return
+    state = learning(history)
+    if not history.alone or history.step < _STEPS or state.share < _SHARE or not len(table):
+        return
+    recent = table.since(history.at(0.5))
+    still = [
+        name
+        for at, name in enumerate(recent.names)
+        if np.isfinite(recent.most[:, at]).any() and np.nanmax(recent.most[:, at]) == 0.0
+    ]
+    if not still:
+        return
+    every = len(still) == len(recent.names)
+    yield Problem(
+        "stagnant_weights", "critical" if every else "warning", int(recent.first[0]), tuple(still),
+        f"The gradient of {len(still)} of {len(recent.names)} kernels is exactly zero at every step since "
+        f"{recent.first[0]:.0f}: they are not trained.",
+        _ADVICE,
+        history.step, 0.9,
+    )  # fmt: skip

@@ -1,0 +1,166 @@
+"""Bounded tables of what changes over the steps: a row stands for one step, or for ever more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns over steps; each row sums up the steps from `first` to `last`.
+
+    Values that are not finite, and those that were not measured, are left out of mean, least and most; where there is
+    no other, these are NaN.
+
+    Attributes:
+        names: of the columns.
+        first: step at which each row begins.
+        last: step at which it ends.
+        mean: array (rows, columns).
+        least: array (rows, columns).
+        most: array (rows, columns).
+    """
+
+    names: tuple[str, ...] = ()
+    first: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    last: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    mean: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    least: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    most: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def column(self, name: str) -> Table:
+        """One column's rows that hold a number; without rows where there is no such column."""
+        if name not in self.names:
+            return Table((name,), mean=np.zeros((0, 1)), least=np.zeros((0, 1)), most=np.zeros((0, 1)))
+        one = self.only([name])
+        return one.rows(np.isfinite(one.mean[:, 0]))
+
+    def only(self, names: Sequence[str]) -> Table:
+        """Some of the columns."""
+        at = [self.names.index(name) for name in names]
+        return Table(
+            tuple(names),
+            self.first,
+            self.last,
+            self.mean[:, at],
+            self.least[:, at],
+            self.most[:, at],
+        )
+
+    def rows(self, which: np.ndarray | slice) -> Table:
+        """Some of the rows."""
+        return Table(
+            self.names,
+            self.first[which],
+            self.last[which],
+            self.mean[which],
+            self.least[which],
+            self.most[which],
+        )
+
+    def medians(self) -> np.ndarray:
+        """The median of each column's means; NaN where it has none."""
+        some = np.isfinite(self.mean).any(axis=0)
+        found = np.full(len(self.names), np.nan)
+        found[some] = np.nanmedian(self.mean[:, some], axis=0)
+        return found
+
+    def since(self, step: float) -> Table:
+        """The rows that end after a step."""
+        return self.rows(self.last > step)
+
+
+class Gathering:
+    """Gathers a table whose size stays bounded: when it is full, rows are joined two and two.
+
+    What comes out depends on the rows alone, not on how they were cut into blocks.
+
+    Args:
+        most: rows that it may have.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._width = 1  # steps that a row stands for
+        self._seen = 0  # steps that were added
+        self._names: list[str] = []
+        self._bounds = np.zeros((most, 2))
+        self._sums = np.zeros((most, 0))
+        self._counts = np.zeros((most, 0))
+        self._least = np.zeros((most, 0))
+        self._greatest = np.zeros((most, 0))
+
+    def add(self, steps: np.ndarray, names: Sequence[str], values: np.ndarray) -> None:
+        """Adds rows, a step each.
+
+        Args:
+            steps: array (rows,), rising.
+            names: of the columns; one that was not there before has no numbers before.
+            values: array (rows, columns).
+        """
+        if not len(values):
+            return
+        at = self._columns(names)
+        while (self._seen + len(values) - 1) // self._width >= self._most:
+            self._halve()
+        rows = (self._seen + np.arange(len(values))) // self._width
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        self._seen += len(values)
+        known = np.isfinite(values)
+        values = np.where(known, values, np.nan)
+        into = np.ix_(rows[starts], np.array(at))
+        self._bounds[rows[starts], 0] = np.where(
+            self._bounds[rows[starts], 1] > 0, self._bounds[rows[starts], 0], steps[starts]
+        )
+        self._bounds[rows[starts], 1] = steps[np.append(starts[1:], len(steps)) - 1]
+        self._sums[into] += np.add.reduceat(np.where(known, values, 0.0), starts)
+        self._counts[into] += np.add.reduceat(known, starts, dtype=float)
+        self._least[into] = np.fmin(self._least[into], np.fmin.reduceat(values, starts))
+        self._greatest[into] = np.fmax(self._greatest[into], np.fmax.reduceat(values, starts))
+
+    def table(self) -> Table:
+        """What was gathered by now."""
+        rows = -(-self._seen // self._width)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = self._sums[:rows] / self._counts[:rows]
+        first, last = self._bounds[:rows].copy().T
+        return Table(
+            tuple(self._names), first, last, mean, self._least[:rows].copy(), self._greatest[:rows].copy()
+        )
+
+    def _columns(self, names: Sequence[str]) -> list[int]:
+        new = [name for name in names if name not in self._names]
+        if new:
+            self._names += new
+            nothing = np.full((self._most, len(new)), np.nan)
+            self._sums, self._counts = (
+                np.hstack([one, np.zeros_like(nothing)]) for one in (self._sums, self._counts)
+            )
+            self._least, self._greatest = (np.hstack([one, nothing]) for one in (self._least, self._greatest))
+        where = {name: at for at, name in enumerate(self._names)}
+        return [where[name] for name in names]
+
+    def _halve(self) -> None:
+        rows = -(-self._seen // self._width)
+        self._width *= 2
+        starts = np.arange(0, rows, 2)
+        left = -(-rows // 2)
+        self._bounds[:left, 1] = self._bounds[np.minimum(starts + 1, rows - 1), 1]
+        self._bounds[:left, 0] = self._bounds[starts, 0]
+        for array, join, empty in (
+            (self._sums, np.add, 0.0), (self._counts, np.add, 0.0),
+            (self._least, np.fmin, np.nan), (self._greatest, np.fmax, np.nan),
+        ):  # fmt: skip
+            if rows:
+                array[:left] = join.reduceat(array[:rows], starts)
+            array[left:] = empty
+        self._bounds[left:] = 0

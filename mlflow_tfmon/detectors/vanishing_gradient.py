@@ -1,0 +1,48 @@
+"""Gradients shrink from layer to layer until the early layers get none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.problem import Problem
+
+_RATIO = 1e-3
+
+
+def detect(history: History) -> Iterator[Problem]:
+    """Sees kernels whose gradient norm is less than a thousandth of the largest kernel's, while nothing is learned.
+
+    Norms are divided by the root of the kernel's size, so that wide layers compare with narrow ones; the median over
+    the last half of the steps counts, once a tenth of the training is over. Sources: Hochreiter, 1991; the ratio is
+    AutoTrainer's (ICSE 2021). Can't see a net that learns with its last layers alone.
+    """
+    state = learning(history)
+    table = history.over_kernels(history.gradients)
+    if not state.nothing(0.1) or len(table.names) < 3 or not len(table):
+        return
+    table = table.since(history.at(0.5))
+    sizes = np.array([history.sizes[name] for name in table.names], float)
+    each = table.medians() / np.sqrt(sizes)
+    if not np.isfinite(each).any() or np.nanmax(each) <= 0:
+        return
+    top = int(np.nanargmax(each))
+    small = [at for at in range(top) if each[at] < _RATIO * each[top]]
+    if not small or not any(each[at] > 0 for at in small):
+        return  # gradients of exactly zero are dead units'
+    worst = min(small, key=lambda at: each[at])
+    yield Problem(
+        "vanishing_gradient", "critical", 1, tuple(table.names[at] for at in small),
+        f"The gradient of {table.names[worst]} is {each[worst]:.2g} an element, that of {table.names[top]} "
+        f"{each[top]:.2g} (less than a thousandth counts), and {_learned(state.learned)}.",
+        "Use ReLU, GELU or SELU instead of sigmoid or tanh in the hidden layers with an initializer made for them, add "
+        "BatchNormalization or residual connections, or take fewer layers; for recurrent layers use LSTM or GRU.",
+        history.step, 0.9,
+    )  # fmt: skip
+
+
+def _learned(share: float) -> str:
+    return f"the loss is no better than that of a constant prediction ({share:.0%} of the way to zero)"

@@ -1,0 +1,119 @@
+"""Judges a run again, from what was recorded of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.problems.others import others
+from mlflow_tfmon.problems.replay import Replay
+from mlflow_tfmon.problems.standing import Standing
+from mlflow_tfmon.stream import records
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.recorded import RecordedRun
+
+_JUDGEMENTS = 50
+_LISTS = "variables."
+
+
+def diagnose(run: RecordedRun) -> list[Problem]:
+    """Judges a run again, with the detectors of this version and those that are defined or installed.
+
+    The records are gone through in their order, and judged at fiftieths of the training, so that a problem that came and
+    went is told from one that stayed.
+
+    Args:
+        run: from `load_run`.
+
+    Example:
+        >>> diagnose(mlflow_tfmon.load_run(run_id))
+        []
+    """
+    replay, standing = Replay(), Standing(others())
+    found = sorted(_records(run), key=lambda one: one[:2])
+    last = found[-1][0] if found else 0
+    due = 0.0
+    for step, _, record in found:
+        if step > due:
+            due = step + last / _JUDGEMENTS
+            standing.judge(replay.histories())
+        replay.take(record)
+    standing.judge(replay.histories())
+    return standing.problems
+
+
+def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
+    """The records of a run, each with its step and its place among those of one step."""
+    for path, about in run.parts("steps-*"):
+        table = pq.read_table(path)
+        layout = _layout(table, about)
+        steps = table["step"].to_numpy()
+        names = [name for name in layout.columns]
+        scalars = [table[name].to_numpy().astype(float) for name in names]
+        values = np.column_stack([*scalars, *_lists(table, layout.variable_columns, len(layout.variables))])
+        size = max(1, len(steps) // _JUDGEMENTS)
+        yield float(steps[0]), 0, layout
+        for at in range(0, len(steps), size):
+            yield float(steps[at]), 2, records.Steps(layout.stream, 0.0, values[at : at + size])
+    for path, about in run.parts("deep-*"):
+        table = pq.read_table(path)
+        layout = _layout(table, about)
+        values = np.column_stack(
+            [table["step"].to_numpy(), *_lists(table, layout.deep_columns, len(layout.variables))]
+        )
+        for row in values:
+            yield float(row[0]), 3, records.DeepSteps(layout.stream, 0.0, row[None])
+    for path, _ in run.parts("epochs-*"):
+        for (epoch, step, prefix), rows in (
+            pq.read_table(path).to_pandas().groupby(["epoch", "step", "prefix"])
+        ):
+            metrics = dict(zip(rows["name"].astype(str), rows["value"].astype(float), strict=True))
+            yield step + 0.5, 4, records.EpochEnded(int(epoch), int(step), 0.0, metrics, str(prefix))
+    for path, _ in run.parts("activations-*"):
+        table = pq.read_table(path).to_pandas()
+        for (epoch, step, examples, prefix), rows in table.groupby(["epoch", "step", "examples", "prefix"]):
+            layers = tuple(
+                records.LayerActivations(
+                    str(row.layer),
+                    str(row.activation),
+                    int(row.units),
+                    bool(row.output),
+                    row.mean,
+                    row.std,
+                    row.zero_fraction,
+                    row.dead_fraction,
+                    row.saturated_fraction,
+                )  # fmt: skip
+                for row in rows.itertuples()
+            )
+            yield (
+                step + 0.5,
+                5,
+                records.Activations(int(epoch), int(step), 0.0, int(examples), layers, str(prefix)),
+            )
+    for path in run.files("premises-*.json"):
+        about = json.loads(path.read_text("utf-8"))
+        yield 0.0, 1, records.Premises(about["about"], about["prefix"])
+
+
+def _layout(table: Any, about: dict[str, Any]) -> records.StreamOpened:
+    lists = tuple(name.removeprefix(_LISTS) for name in table.column_names if name.startswith(_LISTS))
+    return records.StreamOpened(
+        about["stream"], about["prefix"],
+        tuple(records.Variable(name, tuple(shape), kernel) for name, shape, kernel in about["variables"]),
+        tuple(name for name in table.column_names if not name.startswith(_LISTS)),
+        lists, lists, about.get("total_steps"), about.get("model", ""),
+    )  # fmt: skip
+
+
+def _lists(table: Any, names: tuple[str, ...], count: int) -> list[np.ndarray]:
+    return [
+        table[_LISTS + name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, count)
+        for name in names
+    ]

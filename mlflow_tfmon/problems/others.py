@@ -1,0 +1,74 @@
+"""Detectors of other people: subclasses of `Detector`, defined in the script or named by an installed package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from mlflow_tfmon.detectors import Detect, History, Problem
+from mlflow_tfmon.errors import contained, say_once
+
+GROUP = "mlflow_tfmon.detectors"
+_defined: list[type[Detector]] = []
+
+
+class Detector:
+    """A detector of your own: subclass it before the training, and it judges with the others.
+
+    It is called now and then, on a thread of its own, with all that was recorded up to then; an error in it is said
+    once, and the training goes on. A package offers one by an entry point of the group `mlflow_tfmon.detectors`.
+
+    Example:
+        ```python
+        class LossTooHigh(mlflow_tfmon.Detector):
+            def detect(self, history):
+                loss = history.steps.column("loss")
+                if len(loss) and loss.mean[-1, 0] > 100:
+                    yield mlflow_tfmon.Problem(
+                        "loss_too_high", "warning", int(loss.first[-1]), (), f"The loss is {loss.mean[-1, 0]:.3g}.", "Look."
+                    )
+        ```
+    """
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        _defined[:] = [one for one in _defined if one.__qualname__ != cls.__qualname__]  # a cell run again
+        _defined.append(cls)
+
+    def detect(self, history: History) -> Iterable[Problem]:
+        """Judges a training.
+
+        Args:
+            history: the training up to now, of one optimizer; see `mlflow_tfmon.detectors.History`.
+
+        Returns:
+            The problems found; each has a kind of your own.
+        """
+        raise NotImplementedError
+
+
+def others() -> list[Detect]:
+    """The detectors that were defined or are installed, one of each, contained."""
+    for point in entry_points(group=GROUP):
+        with contained(f"loading the detector {point.name}", "it does not judge"):
+            point.load()
+    return [_contained(cls) for cls in _defined]
+
+
+def _contained(cls: type[Detector]) -> Detect:
+    made: list[Detector] = []
+
+    def detect(history: History) -> list[Problem]:
+        try:
+            if not made:
+                made.append(cls())
+            return list(made[0].detect(history))
+        except Exception as error:  # another's error, not ours: never raised, in tests neither
+            say_once(
+                f"detector {cls.__qualname__}",
+                f"mlflow_tfmon: the detector {cls.__qualname__} failed ({type(error).__name__}: {error}); mend it, or "
+                "take it out; the training goes on.",
+            )
+            return []
+
+    return detect

@@ -1,0 +1,90 @@
+"""From records to histories: what the trainer does as it goes on, and `diagnose` afterwards, is the same."""
+
+from __future__ import annotations
+
+from mlflow_tfmon.detectors import Gatherer, History
+from mlflow_tfmon.detectors.history import ACTIVATIONS
+from mlflow_tfmon.detectors.premises import Premises
+from mlflow_tfmon.stream import records
+
+_FEW = 16  # a unit that is zero for fewer examples need not be dead
+
+
+class Replay:
+    """Gathers the histories of a recording, one a stream, in bounded memory.
+
+    Example:
+        >>> replay = Replay()
+        >>> replay.take(record)
+        >>> [history.step for prefix, history in replay.histories().items()]
+        [900]
+    """
+
+    def __init__(self) -> None:
+        self._gatherers: dict[int, Gatherer] = {}
+        self._layouts: dict[int, records.StreamOpened] = {}
+        self._premises: dict[str, Premises] = {}
+        self._turns: list[int] = []  # the streams in the order in which their steps came, without repetitions
+
+    def take(self, record: records.Record) -> None:
+        """Takes the next record; those that hold nothing for a detector are passed over."""
+        if isinstance(record, records.StreamOpened):
+            gatherer = self._gatherers.setdefault(record.stream, Gatherer())
+            gatherer.opened([(one.name, one.size, one.is_kernel) for one in record.variables])
+            gatherer.total_steps = record.total_steps
+            self._layouts[record.stream] = record
+        elif isinstance(record, records.Steps) and record.stream in self._gatherers:
+            layout = self._layouts[record.stream]
+            count, width = len(layout.columns), len(layout.variables)
+            gradients = record.values[:, count : count + width]
+            self._gatherers[record.stream].steps(layout.columns, record.values[:, :count], gradients)
+            self._turn(record.stream)
+        elif isinstance(record, records.DeepSteps) and record.stream in self._gatherers:
+            layout = self._layouts[record.stream]
+            width = len(layout.variables)
+            quantities = {
+                name: record.values[:, 1 + at * width : 1 + (at + 1) * width]
+                for at, name in enumerate(layout.deep_columns)
+            }
+            self._gatherers[record.stream].deep(record.values[:, 0], quantities)
+        elif isinstance(record, records.EpochEnded):
+            for gatherer in self._of(record.prefix):
+                gatherer.epoch(record.epoch, record.step, record.metrics)
+        elif isinstance(record, records.Activations):
+            if record.examples < _FEW:
+                return
+            layers = {
+                one.layer: (one.activation, {name: getattr(one, name) for name in ACTIVATIONS})
+                for one in record.layers
+                if not one.output  # which may well be saturated, or zero
+            }
+            for gatherer in self._of(record.prefix):
+                gatherer.activation(record.step, layers)
+        elif isinstance(record, records.Premises):
+            self._premises[record.prefix] = Premises.from_dict(record.about)
+
+    def histories(self) -> dict[str, History]:
+        """The histories up to now, by the prefix of their stream."""
+        if not self._gatherers:  # before the first step, which may never come
+            return {prefix: History(premises=premises) for prefix, premises in self._premises.items()}
+        found = {}
+        for stream, gatherer in list(self._gatherers.items()):
+            prefix = self._layouts[stream].prefix
+            gatherer.premises = self._premises.get(prefix) or self._premises.get(
+                f"{self._layouts[stream].model}."
+            )
+            gatherer.alone = self._turns.count(stream) < 2
+            found[prefix] = gatherer.history()
+        return found
+
+    def restart(self, prefix: str) -> None:
+        """Forgets what was measured of a stream: its training begins anew from an earlier state."""
+        for gatherer in self._of(prefix):
+            gatherer.restart()
+
+    def _of(self, prefix: str) -> list[Gatherer]:
+        return [one for stream, one in self._gatherers.items() if self._layouts[stream].prefix == prefix]
+
+    def _turn(self, stream: int) -> None:
+        if self._turns[-1:] != [stream] and self._turns.count(stream) < 2:
+            self._turns.append(stream)

@@ -1,0 +1,76 @@
+"""Which problems stand: one is said once, kept up to date, and taken back if the training gets over it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from mlflow_tfmon.detectors import Detect, History, Problem, judge
+from mlflow_tfmon.detectors.learning import LITTLE, diverged, learning
+
+
+class Standing:
+    """The problems of a recording as they stand.
+
+    A problem that is no longer found stays as long as the training does not learn: what a detector can't see any more
+    need not be mended.
+
+    Args:
+        further: detectors of other people.
+
+    Example:
+        >>> standing = Standing()
+        >>> new = standing.judge(replay.histories())
+        >>> [problem.kind for problem in standing.problems]
+        ['nan_or_inf']
+    """
+
+    def __init__(self, further: Iterable[Detect] = ()) -> None:
+        self._further = tuple(further)
+        self._past: list[Problem] = []
+        self._found: dict[tuple[str, str], Problem] = {}
+        self.learned: dict[str, float] = {}  # by prefix: see `Learning`
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Those that stand, those that matter most first."""
+        kinds = {problem.kind for problem in self._found.values()}
+        found = [*self._found.values(), *(problem for problem in self._past if problem.kind not in kinds)]
+        return sorted(found, key=lambda one: (one.severity != "critical", one.said_at))
+
+    def restart(self, prefix: str) -> None:
+        """The training begins anew from an earlier state: what is found from here on is new."""
+        for key in [key for key in self._found if key[0] == prefix]:
+            problem = self._found.pop(key)
+            self._past = [one for one in self._past if one.kind != problem.kind] + [problem]
+
+    def judge(self, histories: Mapping[str, History]) -> list[Problem]:
+        """Judges the histories of all streams (by prefix) anew; returns the problems that were not known before."""
+        new = []
+        for prefix, history in histories.items():
+            found = {problem.kind: problem for problem in judge(history, self._further)}
+            for kind, problem in found.items():
+                known = self._found.get((prefix, kind))
+                if known is None:
+                    problem = _named(dataclasses.replace(problem, said_at=max(1, history.step)), prefix)
+                    new.append(problem)
+                else:
+                    first = min(known.first_step, problem.first_step)
+                    problem = dataclasses.replace(problem, first_step=first, said_at=known.said_at)
+                    problem = _named(problem, prefix)
+                self._found[prefix, kind] = problem
+            self.learned[prefix] = learning(history).learned
+            if self.learned[prefix] >= LITTLE and not diverged(history):
+                gone = [key for key in self._found if key[0] == prefix and key[1] not in found]
+                for key in gone:
+                    del self._found[key]
+        return new
+
+
+def _named(problem: Problem, prefix: str) -> Problem:
+    if not prefix:
+        return problem
+    variables = tuple(prefix + name for name in problem.variables)
+    return dataclasses.replace(
+        problem, variables=variables, evidence=f"{prefix.rstrip('.')}: {problem.evidence}"
+    )

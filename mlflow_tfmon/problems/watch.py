@@ -1,0 +1,109 @@
+"""Watches a training for problems while it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.errors import contained, logger
+from mlflow_tfmon.problems.others import others
+from mlflow_tfmon.problems.replay import Replay
+from mlflow_tfmon.problems.standing import Standing
+from mlflow_tfmon.stream import records
+
+_PAUSE = 1.0  # s between two judgements at least,
+_SHARE = 0.01  # and no more than this share of one core's time for all of them
+
+
+class Watch:
+    """Judges what is recorded in one run, now and then, on the thread that asks it to look.
+
+    Attributes:
+        on_new: told of each new problem, on that thread.
+
+    Args:
+        append: takes records (the recording's).
+    """
+
+    def __init__(self, append: Callable[[records.Record], None]) -> None:
+        self._append = append
+        self.on_new: list[Callable[[Problem], None]] = []
+        self._replay = Replay()
+        self._standing = Standing(others())
+        self._lock = threading.Lock()
+        self._judging = threading.Lock()
+        self._due = 0.0  # monotonic time
+        self._changed = False
+        self._step = 0
+        self._summed_up: list[str] = []
+        self._recorded: tuple[Problem, ...] | None = None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Those that stand."""
+        return self._standing.problems
+
+    def take(self, out: Iterable[records.Record]) -> None:
+        """Takes what is recorded."""
+        with contained("gathering what detectors need", "problems may go unnoticed"), self._lock:
+            for record in out:
+                self._replay.take(record)
+                self._changed |= isinstance(record, (records.Steps, records.EpochEnded, records.Premises))
+
+    def look(self) -> None:
+        """Judges what was recorded if something was and the last judgement is long enough ago."""
+        if self._changed and time.monotonic() >= self._due:
+            self._judge(final=False)
+
+    def learned(self, prefix: str) -> float:
+        """How far a stream has come: see `detectors.learning.Learning`."""
+        return self._standing.learned.get(prefix, float("nan"))
+
+    def restart(self, prefix: str) -> None:
+        """Judges a stream's training from here on as one that begins anew."""
+        with self._judging, self._lock:
+            self._replay.restart(prefix)
+            self._standing.restart(prefix)
+
+    def finish(self) -> None:
+        """Judges all that was recorded, and sums up in the log what was found."""
+        self._judge(final=True)
+        problems = [one.kind for one in self.problems]
+        if problems != self._summed_up:
+            self._summed_up = problems
+            named = ", ".join(
+                f"{one.kind} ({one.severity}, since step {one.first_step})" for one in self.problems
+            )
+            logger.warning("mlflow_tfmon: problems of this training: %s", named or "none any more")
+
+    def _judge(self, final: bool) -> None:
+        with contained("judging the training", "problems may go unnoticed"), self._judging:
+            start = time.monotonic()
+            with self._lock:
+                self._changed = False
+                histories = self._replay.histories()
+            if not histories:
+                return
+            self._step = max(history.step for history in histories.values())
+            new = self._standing.judge(histories)
+            for problem in new:
+                logger.warning("mlflow_tfmon: step %d: %s", problem.said_at, problem.line())
+            self._record(final)
+            for problem in new:
+                for told in self.on_new:
+                    told(problem)
+            now = time.monotonic()
+            self._due = now + max(_PAUSE, (now - start) / _SHARE)
+
+    def _record(self, final: bool) -> None:
+        found = tuple(self.problems)
+        kinds = [one.kind for one in found]
+        known = None if self._recorded is None else [one.kind for one in self._recorded]
+        if kinds != known or (final and found != self._recorded):
+            self._recorded = found
+            self._append(
+                records.Problems(self._step, time.time(), tuple(dataclasses.asdict(one) for one in found))
+            )

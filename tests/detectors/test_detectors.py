@@ -1,0 +1,178 @@
+"""Each kind of problem, and trainings that look like it and are healthy."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mlflow_tfmon.detectors
+from mlflow_tfmon.detectors import History, judge
+from mlflow_tfmon.detectors.premises import Layer, Sample
+from tests.detectors.histories import EPOCHS, STEPS, history, premises
+
+CHANCE = float(np.log(4))  # the entropy of four balanced classes
+_T = np.arange(STEPS)
+
+
+def _kinds(of: History) -> set[str]:
+    return {problem.kind for problem in judge(of)}
+
+
+def _regression(**changes: Any) -> Any:
+    out = Layer("c", "Dense", "linear", 1, "c.kernel", 16, 1, 0.0, 0.3, is_output=True)
+    layers = (*premises().layers[:2], out)
+    targets = Sample.of(np.random.default_rng(0).normal(size=400) - 2.0)
+    return premises(**{"layers": layers, "loss": "mean_squared_error", "targets": targets, **changes})
+
+
+def _with_layer(at: int, **changes: Any) -> Any:
+    layers = list(premises().layers)
+    layers[at] = dataclasses.replace(layers[at], **changes)
+    return premises(layers=tuple(layers))
+
+
+def _broken_at(step: int) -> np.ndarray:
+    return np.where(step <= _T + 1, np.nan, CHANCE)
+
+
+BAD = {
+    "nan_or_inf": [
+        history(_broken_at(100), norm=np.where(_T + 1 >= 100, np.nan, 1.0)),
+        history(known=premises(inputs=Sample.of(np.array([[1.0, np.nan]] * 20)))),
+    ],
+    "exploding_gradient": [
+        history(CHANCE * np.exp(_T / 40), norm=np.exp(_T / 10)),
+        history(_broken_at(1), norm=np.full(STEPS, np.nan)),
+    ],
+    "vanishing_gradient": [history(CHANCE, gradients=(1e-9, 1e-5, 0.1))],
+    "dead_relu": [history(CHANCE, dead=0.9)],
+    "saturated_activation": [history(CHANCE, saturated=0.9, activation="tanh")],
+    "learning_rate_too_high": [history(CHANCE * 1.2, update=0.5), history(CHANCE * np.exp(_T / 40))],
+    "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
+    "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
+    "plateau": [history(np.where(_T < 50, CHANCE, 0.85 * CHANCE))],
+    "underfitting": [history(CHANCE)],
+    "slow_convergence": [history(CHANCE * (1 - 0.2 * _T / STEPS))],
+    "overfitting": [history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)])],
+    "stagnant_weights": [history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1))],
+    "poor_initialization": [
+        history(done=1, known=premises(layers=tuple(dataclasses.replace(one, std=0.0) for one in premises().layers))),
+        history(CHANCE, known=_with_layer(1, std=20.0)),
+    ],
+    "improper_activation": [
+        history(1.0, known=_regression(layers=(*premises().layers[:2], _with_layer(2, activation="relu").layers[2])), done=1),
+        history(known=premises(layers=tuple(dataclasses.replace(one, activation="linear") for one in premises().layers))),
+        history(CHANCE, known=_with_layer(0, activation="exponential")),
+    ],
+    "loss_output_mismatch": [
+        history(known=_with_layer(2, activation="linear"), done=1),
+        history(known=_with_layer(2, units=3), done=1),
+        history(known=_with_layer(2, units=1, activation="softmax"), done=1),
+        history(CHANCE, known=_with_layer(2, activation="sigmoid")),
+    ],
+    "unnormalized_input": [
+        history(CHANCE, known=premises(inputs=Sample.of(300 * np.random.default_rng(0).normal(size=(99, 8)))))
+    ],
+    "input_bound": [
+        history(columns={"time": 100 + 0.1 * _T, "input_wait": np.full(STEPS, 0.08)}),
+    ],
+    "retracing": [history(columns={"traces": np.floor(_T / 2)})],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "of"), [(kind, of) for kind, some in BAD.items() for of in some])
+def test_the_kind_is_named_with_evidence_and_advice(kind: str, of: History) -> None:
+    found = {problem.kind: problem for problem in judge(of)}
+    assert kind in found
+    problem = found[kind]
+    assert problem.severity in ("warning", "critical")
+    assert 0.5 <= problem.confidence <= 1.0
+    assert len(problem.evidence) > 30
+    assert problem.evidence.endswith((".", ")"))
+    assert len(problem.advice) > 20
+    assert 0 <= problem.first_step <= of.step
+
+
+HEALTHY = {
+    "goes well": history(),
+    "with many dead units": history(dead=0.8),
+    "with saturated units": history(saturated=0.9, activation="tanh"),
+    "with small early gradients": history(gradients=(1e-6, 1e-3, 0.1)),
+    "inputs of any scale": history(known=premises(inputs=Sample.of(500 * np.random.default_rng(0).normal(size=(99, 8))))),
+    "sigmoid outputs of exclusive classes": history(known=_with_layer(2, activation="sigmoid")),
+    "a spike of the gradient": history(norm=np.where(_T == 200, 1e6, 0.1)),
+    "a step of the learning rate": history(np.where(_T < 200, 0.6, 0.2)),
+    "noisy batches": history(0.3 + np.exp(-_T / 60) + 0.3 * np.random.default_rng(3).normal(size=STEPS)),
+    "slow at first": history(np.where(_T < 80, CHANCE, 0.1 + 1.2 * np.exp(-(_T - 80) / 40)), done=100),
+    "the validation loss rises a little": history(val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]),
+    "zeros in the output layer alone": history(known=_with_layer(2, std=0.0)),
+    "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
+    "steps that loss scaling left out": history(
+        np.where(_T < 3, np.inf, 0.05 + 1.4 * np.exp(-_T / 60)), columns={"skipped": (_T < 3).astype(float)},
+        norm=np.where(_T < 3, np.nan, 0.1),
+    ),
+    "noise that can't be learned": history(
+        np.where(_T < 100, 2.0, 0.6) * 1.0, known=_regression(targets=Sample.of(np.random.default_rng(0).normal(size=400)))
+    ),
+    "a short wait for input": history(columns={"time": 100 + 0.002 * _T, "input_wait": np.full(STEPS, 0.0015)}),
+    "a dozen traces": history(columns={"traces": np.minimum(_T, 12)}),
+    "the first steps": history(CHANCE, done=20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_training_is_clean(name: str) -> None:
+    assert _kinds(HEALTHY[name]) == set()
+
+
+@pytest.mark.parametrize("name", ["goes well", "a spike of the gradient", "noisy batches"])
+def test_a_healthy_training_is_clean_at_each_moment(name: str) -> None:
+    whole = 0.05 + 1.4 * np.exp(-_T / 60)
+    assert all(_kinds(history(whole, done=done)) == set() for done in range(10, STEPS, 30))
+
+
+def test_nan_is_traced_to_its_step_and_variables() -> None:
+    from mlflow_tfmon.detectors import Gatherer
+
+    gatherer = Gatherer()
+    gatherer.opened([("a.kernel", 10, True), ("b.kernel", 10, True)])
+    norms = np.ones((50, 2))
+    norms[36:, 0] = np.inf
+    values = np.column_stack([np.arange(1, 51), np.where(np.arange(50) >= 37, np.nan, 1.0), norms.sum(1)])
+    gatherer.steps(("step", "loss", "grad_norm"), values, norms)
+    problem = judge(gatherer.history())[0]
+    assert (problem.kind, problem.first_step, problem.variables) == ("nan_or_inf", 37, ("a.kernel",))
+    assert "step 38" in problem.evidence
+
+
+def test_the_constant_prediction_is_scikit_learns() -> None:
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.metrics import log_loss, mean_squared_error
+
+    random = np.random.default_rng(0)
+    y, x = random.choice(4, 400, p=[0.1, 0.2, 0.3, 0.4]), np.zeros((400, 1))
+    expected = log_loss(y, DummyClassifier(strategy="prior").fit(x, y).predict_proba(x))
+    assert premises(targets=Sample.of(y)).constant_loss() == pytest.approx(expected)
+    one_hot = premises(targets=Sample.of(np.eye(4)[y]), loss="categorical_crossentropy")
+    assert one_hot.constant_loss() == pytest.approx(expected)
+    t = random.normal(3, 2, 400)
+    expected = mean_squared_error(t, DummyRegressor().fit(x, t).predict(x))
+    assert _regression(targets=Sample.of(t)).constant_loss() == pytest.approx(expected)
+
+
+def test_two_optimizers_that_take_turns_need_not_make_a_loss_fall() -> None:
+    assert "underfitting" not in _kinds(dataclasses.replace(history(CHANCE), alone=False))
+
+
+def test_detectors_need_neither_tensorflow_nor_mlflow() -> None:
+    folder = Path(mlflow_tfmon.detectors.__file__).parent
+    names = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+    code = "import sys\n" + "".join(f"import mlflow_tfmon.detectors.{name}\n" for name in names)
+    code += "assert not {'tensorflow', 'mlflow', 'keras', 'pandas'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,181 @@
+"""Problems of real trainings: in the run, in the log, acted on, and found again."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import mlflow_tfmon
+from mlflow_tfmon.cli import main
+from mlflow_tfmon.problems import alerts, others
+from mlflow_tfmon.problems.again import diagnose
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def _data(rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, 4)).astype("float32")
+    return x, (x[:, 0] + x[:, 1] > 0).astype("int64")
+
+
+def _model(
+    rate: float = 0.01, kernel: Any = "glorot_uniform", built: bool = True, sgd: bool = False
+) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(8, "relu", kernel_initializer=kernel) for _ in range(2)]
+    model = keras.Sequential(
+        [*([keras.Input((4,))] if built else []), *layers, keras.layers.Dense(1, "sigmoid")]
+    )
+    optimizer = keras.optimizers.SGD(rate) if sgd else keras.optimizers.Adam(rate)
+    model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def _fit(model: keras.Model, epochs: int = 12, **settings: Any) -> tuple[str, dict[str, list[float]]]:
+    x, y = _data()
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, **settings)
+    with mlflow.start_run(description="what the user wrote") as run:
+        history = model.fit(
+            x[:200], y[:200], epochs=epochs, validation_data=(x[200:], y[200:]), verbose=0
+        ).history
+    return run.info.run_id, history
+
+
+def _tags(run_id: str) -> dict[str, str]:
+    tags: dict[str, str] = mlflow.get_run(run_id).data.tags
+    return tags
+
+
+def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture[str]) -> None:
+    run_id, _ = _fit(_model())
+    assert _tags(run_id)["tfmon.problems"] == "none"
+    assert _tags(run_id)["mlflow.note.content"] == "what the user wrote"
+    run = mlflow_tfmon.load_run(run_id)
+    assert run.problems == [] == diagnose(run)
+    capsys.readouterr()
+    assert main(["diagnose", run_id]) == 0
+    assert capsys.readouterr().out == "none\n"
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that is built by its first batch has no weights to look at before: its initializers tell."""
+    run_id, _ = _fit(_model(kernel="zeros", built=built), epochs=6)
+    run = mlflow_tfmon.load_run(run_id)
+    problem = next(one for one in run.problems if one.kind == "poor_initialization")
+    assert problem.severity == "critical"
+    assert problem.first_step <= 1
+    assert len(problem.variables) == 2
+    assert _tags(run_id)["tfmon.problems"].split(",") == [one.kind for one in run.problems]
+    note = _tags(run_id)["mlflow.note.content"]
+    assert note.startswith("what the user wrote")
+    assert "poor\\_initialization" in note or "poor_initialization" in note
+    assert {one.kind for one in diagnose(run)} == {one.kind for one in run.problems}
+    capsys.readouterr()
+    assert main(["diagnose", run_id, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["kind"] in _tags(run_id)["tfmon.problems"]
+    assert main(["diagnose", "no-such-run"]) == 1
+
+
+def test_a_training_that_diverges_is_rescued() -> None:
+    run_id, history = _fit(_model(rate=300.0, sgd=True), epochs=30, on_problem="rescue")
+    assert np.mean(history["val_accuracy"][-5:]) > 0.9
+    assert "learning rate" in _tags(run_id)["tfmon.rescues"]
+    assert "tfmon.stopped" not in _tags(run_id)
+
+
+def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
+    x, y = _data()
+    model = _model(sgd=True, rate=0.1)
+    blow_up = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 if epoch < 8 else 1e6)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, on_problem="stop", monitor="loss")
+    with mlflow.start_run() as run:
+        history = model.fit(x, y, epochs=40, verbose=0, callbacks=[blow_up]).history
+    assert 8 < len(history["loss"]) < 40
+    assert model.evaluate(x, y, verbose=0)[0] == pytest.approx(min(history["loss"]), rel=0.2)
+    assert "the weights are those of epoch" in _tags(run.info.run_id)["tfmon.stopped"]
+
+
+@pytest.mark.parametrize("on_problem", ["stop", "rescue"])
+def test_a_healthy_training_is_left_alone(on_problem: str) -> None:
+    x, y = _data()
+    plain = _model()
+    plain.fit(x[:200], y[:200], epochs=6, validation_data=(x[200:], y[200:]), verbose=0)
+    watched = _model()
+    run_id, history = _fit(watched, epochs=6, on_problem=on_problem)
+    assert len(history["loss"]) == 6
+    assert not {"tfmon.stopped", "tfmon.rescues"} & _tags(run_id).keys()
+    for one, other in zip(plain.get_weights(), watched.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_functions_and_detectors_of_the_user(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[mlflow_tfmon.Problem] = []
+
+    def tell(problem: mlflow_tfmon.Problem) -> None:
+        told.append(problem)
+        raise RuntimeError("the user's")
+
+    class Mine(mlflow_tfmon.Detector):
+        def detect(self, history: Any) -> Iterator[mlflow_tfmon.Problem]:
+            yield mlflow_tfmon.Problem("mine", "warning", history.step, (), "Seen.", "Do.")
+
+    class Broken(mlflow_tfmon.Detector):
+        def detect(self, history: Any) -> list[mlflow_tfmon.Problem]:
+            raise ValueError("broken")
+
+    try:
+        run_id, _ = _fit(_model(), epochs=2, on_problem=tell)
+    finally:
+        others._defined.clear()
+    assert [problem.kind for problem in told] == ["mine"]
+    assert _tags(run_id)["tfmon.problems"] == "mine"
+
+
+class _Listener(http.server.BaseHTTPRequestHandler):
+    answers: list[int]
+    bodies: list[Any]
+
+    def do_POST(self) -> None:
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.answers.pop(0))
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alerts, "_PAUSES", (0.0, 0.0, 0.0))
+    handler = type("Handler", (_Listener,), {"answers": [500, 200], "bodies": []})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        run_id, _ = _fit(
+            _model(kernel="zeros"), epochs=1, alert_url=f"http://127.0.0.1:{server.server_port}/x"
+        )
+        for waiting in threading.enumerate():
+            if waiting.name == "mlflow_tfmon-alert":
+                waiting.join()
+        server.shutdown()
+        thread.join()
+    assert [body["problem"]["kind"] for body in handler.bodies] == ["poor_initialization"] * 2
+    assert handler.bodies[0]["run_id"] == run_id
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("on_problem", "panic"), ("on_problem", 3), ("alert_url", "ftp://x"), ("alert_url", 1)],
+)
+def test_a_bad_setting_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(mlflow_tfmon.SettingError, match=name):
+        mlflow_tfmon.autolog(**{name: value})
