@@ -57,6 +57,7 @@ class Pipeline:
                 dict(run.tags),
                 run.start_time,
                 run.owned,
+                run.active,
                 settings.max_points,
                 settings.max_variables,
             )
@@ -130,11 +131,13 @@ class Pipeline:
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
         if not self._wait():
-            error = self._delivery.status(self.folder).error
+            found = self._delivery.status(self.folder)
+            waiting = max(1, self._sequence - found.delivered)
             say_once(
                 f"waiting {self.folder}",
-                f"mlflow_tfmon: the last records of run {self.run.run_id or '(not made yet)'} wait for delivery"
-                f"{f' ({error})' if error else ''}; they are kept in {self.folder}.",
+                f"mlflow_tfmon: {waiting} records of run {self.run.run_id or '(not made yet)'} wait for delivery"
+                f"{f' ({found.error})' if found.error else ''}. It goes on for a minute after the script's end; what "
+                "it leaves, `mlflow-tfmon sync` delivers.",
             )
 
     def watch_delivery(self) -> None:

@@ -30,6 +30,7 @@ class RunStarted:
         tags: tags to set on the run.
         start_time: Unix time of the start, seconds.
         owned: whether this recording made the run, and so must end it if the trainer dies.
+        active: whether it is the active run of the trainer: one that nobody else will end if the trainer dies.
         max_points: bound on the points of one series in MLflow.
         max_variables: how many variables get series of their own in MLflow.
     """
@@ -42,6 +43,7 @@ class RunStarted:
     tags: dict[str, str]
     start_time: float
     owned: bool
+    active: bool = False
     max_points: int = 320
     max_variables: int = 50
 

@@ -237,8 +237,9 @@ class Deliverer:
         )
         if self._reader.error:
             reason += f" The rest could not be read: {self._reader.error}."
-        # A run that is not the recording's own is its owner's to end.
-        self._flush([], RunEnded(when, "FAILED", True, reason), end_run=self._started.owned)
+        # Another run is its owner's to end.
+        end_run = self._started.owned or self._started.active
+        self._flush([], RunEnded(when, "FAILED", True, reason), end_run=end_run)
 
     def _finish(self) -> None:
         self._ledger.note(complete=True, waiting=0, error=None)

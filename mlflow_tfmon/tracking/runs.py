@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -168,15 +167,21 @@ def _host(uri: str) -> str:
 
 
 def _reachable(uri: str) -> bool:
-    """Whether something answers at a server's address: MLflow itself would retry for minutes."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    """Whether a server answers, and soon: MLflow itself would retry for minutes before the first step."""
+    if urlsplit(uri).scheme not in ("http", "https"):
         return True
-    if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
-        return True  # the way there is not ours to try
-    try:
-        address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-        with socket.create_connection(address, timeout=_REACH):
-            return True
-    except OSError:
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:  # by MLflow's own way, with its proxies, certificates and tokens
+        answer = http_request(
+            get_default_host_creds(uri),
+            "/health",
+            "GET",
+            max_retries=0,
+            timeout=_REACH,
+            raise_on_status=False,
+        )
+    except Exception:
         return False
+    return answer.status_code < 500 and answer.status_code != 429

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import (
@@ -231,8 +231,10 @@ class RunStore:
             self.client.log_inputs(self.run_id, [DatasetInput(entity, labels)])
 
     def end(self, status: str, end_time: float) -> None:
-        """Gives the run its end state; `end_time` in Unix seconds."""
+        """Gives the run its end state, unless it has one; `end_time` in Unix seconds."""
         with store_errors():
+            if RunStatus.is_terminated(RunStatus.from_string(self._run().info.status)):
+                return
             self.client.set_terminated(self.run_id, status, int(end_time * 1e3))
 
     def _run(self) -> Run:

@@ -157,13 +157,26 @@ def test_a_trainer_that_is_gone_leaves_a_failed_run(
     assert load_run(run_id, store).steps.index.tolist() == list(range(1, 778))
 
 
-def test_the_users_own_run_is_not_ended(
-    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+@pytest.mark.parametrize(
+    ("active", "ended", "status"),
+    [(False, None, "RUNNING"), (True, None, "FAILED"), (True, "KILLED", "KILLED")],
+)
+def test_the_users_own_run_is_ended_where_the_dead_trainer_would_have_ended_it(
+    active: bool,
+    ended: str | None,
+    status: str,
+    store: str,
+    client: mlflow.MlflowClient,
+    run_id: str,
+    home: Path,
 ) -> None:
-    deliver(write(home, started(store, run_id, owned=False), layout(), *blocks(values(10))))
+    if ended:  # by somebody who saw it die
+        client.set_terminated(run_id, ended)
+    whose = {"owned": False, "active": active}
+    deliver(write(home, started(store, run_id, **whose), layout(), *blocks(values(10))))
     run = client.get_run(run_id)
-    assert run.info.status == "RUNNING"
-    assert "mlflow.note.content" not in run.data.tags
+    assert run.info.status == status
+    assert ("mlflow.note.content" in run.data.tags) == active
 
 
 def test_a_reason_goes_below_the_description(

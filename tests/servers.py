@@ -1,0 +1,130 @@
+"""A real MLflow server, and what can lie between it and a client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import requests
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Server:
+    """`mlflow server` on a SQLite store; it can be killed and started again at the same address."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self._folder, self._store = folder, store
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                "--backend-store-uri", self._store, "--artifacts-destination", str(self._folder / "served"),
+                "--workers", "1",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        while True:
+            assert self._process.poll() is None, "the server did not start"
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{self.uri}/health", timeout=1).ok:
+                    return
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class Between:
+    """Stands between a client and a server, and does what networks and servers do on a bad day.
+
+    Attributes:
+        fault: None (passes everything on), "refuses" (breaks each connection off), "hangs" (takes it and says nothing),
+            "slow" (answers after 5 s), "500", "429", or "half" (half of each response).
+    """
+
+    SLOW = 5.0  # s
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._fault: str | None = None
+        self._connections: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def fault(self) -> str | None:
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: str | None) -> None:
+        self._fault = fault
+        for connection in self._connections:  # those that are kept alive are of the time before
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._connections.clear()
+
+    def close(self) -> None:
+        self.fault = "refuses"
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                self._connections.append(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            fault = self._fault
+            if fault == "refuses":
+                return
+            while fault == "hangs" and self._fault == "hangs":
+                time.sleep(0.05)
+            if fault in ("500", "429"):
+                client.recv(65536)
+                client.sendall(
+                    f"HTTP/1.1 {fault} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+                )
+                return
+            if fault == "slow":
+                time.sleep(self.SLOW)
+            with socket.create_connection(("127.0.0.1", self._port)) as server:
+                self._connections.append(server)
+                up = threading.Thread(target=_pass_on, args=(client, server, False), daemon=True)
+                up.start()
+                _pass_on(server, client, fault == "half")
+
+
+def _pass_on(source: socket.socket, sink: socket.socket, half: bool) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            if half:
+                sink.sendall(data[: len(data) // 2])
+                break
+            sink.sendall(data)
+        for one in (source, sink):
+            one.shutdown(socket.SHUT_RDWR)

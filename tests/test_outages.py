@@ -1,0 +1,137 @@
+"""Nothing is lost while the tracking server is away, and no training waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+
+import mlflow_tfmon
+from mlflow_tfmon import pipeline
+from mlflow_tfmon.tracking.waiting import find_waiting
+from tests import trainings
+from tests.servers import Between, Server
+
+pytestmark = pytest.mark.thorough
+FAULTS = ["refuses", "hangs", "slow", "500", "429", "half"]
+EPOCHS = 20
+
+
+@pytest.fixture(scope="module")
+def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(store_template.read_bytes())
+    one = Server(folder, f"sqlite:///{folder}/mlflow.db")
+    yield one
+    one.kill()
+
+
+@pytest.fixture
+def between(server: Server, fresh: None) -> Iterator[Between]:
+    one = Between(server.port)
+    mlflow.set_tracking_uri(one.uri)
+    yield one
+    one.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 150
+    while not condition():
+        assert time.monotonic() < give_up, f"it never happened; {find_waiting()}"
+        time.sleep(0.1)
+
+
+def train(step: Any, epochs: int = EPOCHS) -> list[float]:
+    return [float(step(a, b)) for a, b in trainings.batches(*trainings.data(), epochs)]
+
+
+def check(client: mlflow.MlflowClient, run_id: str, losses: list[float]) -> None:
+    until(lambda: not find_waiting())
+    assert client.get_run(run_id).data.tags["tfmon.delivery"] == "complete"
+    recorded = mlflow_tfmon.load_run(run_id, client.tracking_uri)
+    assert recorded.steps.index.tolist() == list(range(1, len(losses) + 1))
+    np.testing.assert_array_equal(recorded.steps.loss, losses)
+    points = [(point.step, point.value) for point in client.get_metric_history(run_id, "batch/loss")]
+    assert len(points) == len(set(points)) and set(points) <= set(enumerate(losses, 1))
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_goes_away_and_comes_back(fault: str, between: Between, server: Server) -> None:
+    mlflow_tfmon.autolog(delivery_wait=0.5)
+    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01))
+    losses = train(step)
+    client = mlflow.MlflowClient(server.uri)
+    (run_id,) = pipeline._open
+    until(lambda: "batch/loss" in client.get_run(run_id).data.metrics)
+    between.fault = fault
+    for _ in range(3):
+        losses += train(step)
+        time.sleep(1)
+    mlflow_tfmon.end_run()
+    between.fault = None
+    check(client, run_id, losses)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("how", ["fit", "loop"])
+def test_a_server_that_is_away_at_the_start(how: str, fault: str, between: Between, server: Server) -> None:
+    client = mlflow.MlflowClient(server.uri)
+    before = {run.info.run_id for run in client.search_runs(["0"])}
+    between.fault = fault
+    mlflow_tfmon.autolog(delivery_wait=0.5, log_models=False)
+    net = trainings.model()
+    begun = time.time()
+    if how == "loop":
+        losses = train(trainings.custom_step(net, keras.optimizers.SGD(0.01)))
+        mlflow_tfmon.end_run()
+    else:
+        net.compile("sgd", trainings.loss())
+        x, y = trainings.data()
+        net.fit(x, y, batch_size=trainings.BATCH, epochs=2, verbose=0)
+    ended = time.time()
+    made = [run for run in client.search_runs(["0"]) if run.info.run_id not in before]
+    between.fault = None
+    until(lambda: len(client.search_runs(["0"])) == len(before) + 1)
+    (run,) = (run for run in client.search_runs(["0"]) if run.info.run_id not in before)
+    if how == "loop":
+        check(client, run.info.run_id, losses)
+    until(lambda: client.get_run(run.info.run_id).info.status == "FINISHED")
+    until(lambda: not find_waiting())
+    run = client.get_run(run.info.run_id)
+    assert len(mlflow_tfmon.load_run(run.info.run_id, server.uri).steps) == (200 if how == "loop" else 20)
+    assert begun - 1 <= run.info.start_time / 1e3 <= run.info.end_time / 1e3 <= ended + 1
+    assert made == [] or fault == "slow"
+
+
+def test_a_server_that_is_killed_and_started_again(server: Server, fresh: None) -> None:
+    mlflow.set_tracking_uri(server.uri)
+    mlflow_tfmon.autolog(delivery_wait=0.5)
+    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01))
+    losses = train(step)
+    (run_id,) = pipeline._open
+    server.kill()
+    losses += train(step)
+    mlflow_tfmon.end_run()
+    server.start()
+    check(mlflow.MlflowClient(server.uri), run_id, losses)
+
+
+def test_what_waits_at_the_end_is_said(
+    between: Between, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    mlflow_tfmon.autolog(delivery_wait=0.5)
+    between.fault = "refuses"
+    train(trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01)), 1)
+    mlflow_tfmon.end_run()
+    (line,) = (record.message for record in caplog.records if "wait for delivery" in record.message)
+    (waiting,) = find_waiting()
+    assert f"{waiting.records} records" in line and "mlflow-tfmon sync" in line
+    between.fault = None
+    until(lambda: not find_waiting())
