@@ -339,6 +339,7 @@ here.fit(model, 5, [monitor, Kill()])
 """
 
 
+@pytest.mark.thorough
 def test_the_best_before_a_kill_is_delivered_and_registered(store: str, home: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", KILLED, store, str(home), str(tmp_path / "best.keras")]
     killed = subprocess.run(arguments, stderr=subprocess.PIPE)
