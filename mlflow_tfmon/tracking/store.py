@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
@@ -255,11 +257,32 @@ class RunStore:
 
 
 def be_quick() -> None:
-    """Makes calls to a server that does not answer fail within seconds, unless the user has set how long they take."""
+    """Makes calls to a server that does not answer fail within seconds, unless the user has set how long they take.
+
+    So do those whose answer was cut short before its body: MLflow (3.1 to 3.17) takes it for an empty one, and would
+    make a run that is there a second time, or upload files to a run whose address is empty: to the working directory.
+    """
     global _quick
+    _distrust_empty_answers()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     if _TIMEOUT not in os.environ:
         os.environ[_TIMEOUT], _quick = _CALL_SECONDS, True
+
+
+def _distrust_empty_answers() -> None:
+    from mlflow.utils import rest_utils
+
+    verify = rest_utils.verify_rest_response
+    if hasattr(verify, "__wrapped__"):
+        return
+
+    @functools.wraps(verify)
+    def verified(response: Any, endpoint: str, *args: Any, **kwargs: Any) -> Any:
+        if response.status_code == 200 and not response.content:
+            raise MlflowException(f"the answer of {endpoint} was cut short")
+        return verify(response, endpoint, *args, **kwargs)
+
+    rest_utils.verify_rest_response = verified
 
 
 @contextlib.contextmanager
