@@ -16,8 +16,8 @@ from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.probes import cluster, graph, models
+from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.ring import Ring

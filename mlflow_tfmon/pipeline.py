@@ -12,9 +12,9 @@ from typing import Any
 
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.problems.watch import Watch
-from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain

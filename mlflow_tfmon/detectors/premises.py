@@ -113,7 +113,7 @@ class Sample:
         classes: tuple[int, ...] = ()
         if one_hot:
             classes = tuple(int(n) for n in finite.sum(axis=0))
-        elif whole and flat.shape[1] == 1 and 0 <= finite.min() and finite.max() < 100_000:
+        elif whole and flat.shape[1] == 1 and finite.min() >= 0 and finite.max() < 100_000:
             classes = tuple(int(n) for n in np.bincount(finite[:, 0].astype(np.int64)))
         return cls(
             count=len(array), nonfinite=lost, least=float(finite.min()), most=float(finite.max()),

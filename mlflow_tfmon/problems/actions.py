@@ -69,7 +69,7 @@ class Actions:
         self._new: collections.deque[Problem] = collections.deque()
         self._best = Best(monitor.settings)
         self._best_state: _State | None = None
-        self._good = _built(model, monitor) and _State.of(model) or None
+        self._good = (_built(model, monitor) and _State.of(model)) or None
         self._rescues: list[str] = []
         watch = monitor.watch
         if watch is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mlflow_tfmon.detectors import Gatherer, History
 from mlflow_tfmon.detectors.history import ACTIVATIONS
 from mlflow_tfmon.detectors.premises import Premises

@@ -45,7 +45,13 @@ def history(
     curve = np.broadcast_to(np.asarray(loss, float), (steps,)) + 0.005 * random.normal(size=steps)
     number = np.arange(1, steps + 1)
     norms = np.linalg.norm(gradients) * np.ones(steps) if norm is None else norm
-    given = {"step": number, "loss": curve, "learning_rate": np.full(steps, 1e-3), "grad_norm": norms, **(columns or {})}
+    given = {
+        "step": number,
+        "loss": curve,
+        "learning_rate": np.full(steps, 1e-3),
+        "grad_norm": norms,
+        **(columns or {}),
+    }
     gatherer = Gatherer()
     gatherer.total_steps, gatherer.premises = steps, known or premises()
     gatherer.opened([(name, 100, True) for name in KERNELS])
@@ -53,7 +59,9 @@ def history(
     gatherer.steps(tuple(given), values, np.tile(gradients, (steps, 1))[:done])
     for step in range(1, done + 1, 50):
         ratios = {"weight_norm": 1.0, "update_ratio": update, "grad_zero_fraction": 0.0}
-        gatherer.deep(np.array([float(step)]), {name: np.full((1, 3), value) for name, value in ratios.items()})
+        gatherer.deep(
+            np.array([float(step)]), {name: np.full((1, 3), value) for name, value in ratios.items()}
+        )
     each = steps // EPOCHS
     for epoch in range(done // each):
         metrics = {"loss": float(curve[epoch * each : (epoch + 1) * each].mean())}
@@ -62,6 +70,12 @@ def history(
         if accuracy is not None:
             metrics |= {"accuracy": float(accuracy[0]), "val_accuracy": float(accuracy[1])}
         gatherer.epoch(epoch, (epoch + 1) * each, metrics)
-        figures = {"mean": 0.1, "std": 0.2, "zero_fraction": 0.4, "dead_fraction": dead, "saturated_fraction": saturated}
+        figures = {
+            "mean": 0.1,
+            "std": 0.2,
+            "zero_fraction": 0.4,
+            "dead_fraction": dead,
+            "saturated_fraction": saturated,
+        }
         gatherer.activation((epoch + 1) * each, {"a": (activation, figures), "b": (activation, figures)})
     return gatherer.history()

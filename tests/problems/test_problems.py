@@ -27,10 +27,14 @@ def _data(rows: int = 256) -> tuple[np.ndarray, np.ndarray]:
     return x, (x[:, 0] + x[:, 1] > 0).astype("int64")
 
 
-def _model(rate: float = 0.01, kernel: Any = "glorot_uniform", built: bool = True, sgd: bool = False) -> keras.Model:
+def _model(
+    rate: float = 0.01, kernel: Any = "glorot_uniform", built: bool = True, sgd: bool = False
+) -> keras.Model:
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(8, "relu", kernel_initializer=kernel) for _ in range(2)]
-    model = keras.Sequential([*([keras.Input((4,))] if built else []), *layers, keras.layers.Dense(1, "sigmoid")])
+    model = keras.Sequential(
+        [*([keras.Input((4,))] if built else []), *layers, keras.layers.Dense(1, "sigmoid")]
+    )
     optimizer = keras.optimizers.SGD(rate) if sgd else keras.optimizers.Adam(rate)
     model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
     return model
@@ -40,7 +44,9 @@ def _fit(model: keras.Model, epochs: int = 12, **settings: Any) -> tuple[str, di
     x, y = _data()
     mlflow_tfmon.autolog(log_models=False, log_datasets=False, **settings)
     with mlflow.start_run(description="what the user wrote") as run:
-        history = model.fit(x[:200], y[:200], epochs=epochs, validation_data=(x[200:], y[200:]), verbose=0).history
+        history = model.fit(
+            x[:200], y[:200], epochs=epochs, validation_data=(x[200:], y[200:]), verbose=0
+        ).history
     return run.info.run_id, history
 
 
@@ -154,7 +160,9 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        run_id, _ = _fit(_model(kernel="zeros"), epochs=1, alert_url=f"http://127.0.0.1:{server.server_port}/x")
+        run_id, _ = _fit(
+            _model(kernel="zeros"), epochs=1, alert_url=f"http://127.0.0.1:{server.server_port}/x"
+        )
         for waiting in threading.enumerate():
             if waiting.name == "mlflow_tfmon-alert":
                 waiting.join()
@@ -165,7 +173,8 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("on_problem", "panic"), ("on_problem", 3), ("alert_url", "ftp://x"), ("alert_url", 1)]
+    ("name", "value"),
+    [("on_problem", "panic"), ("on_problem", 3), ("alert_url", "ftp://x"), ("alert_url", 1)],
 )
 def test_a_bad_setting_is_refused(name: str, value: Any) -> None:
     with pytest.raises(mlflow_tfmon.SettingError, match=name):
