@@ -1,7 +1,8 @@
 """Training configurations, healthy and broken in each way that a kind of problem names, for `benchmarks.detection`.
 
 A configuration is a recipe (what model on what data) with changes to it. Half of them, `held_out`, were set aside while
-the detectors were made. Each is judged by its real outcome, so a broken one that trains well all the same counts as well.
+the detectors were made. Each is judged by its real outcome, so a broken one that trains well all the same counts as
+well.
 """
 
 from __future__ import annotations
@@ -127,9 +128,19 @@ def _loss(classes: int, from_logits: bool) -> Any:
 
 
 def _finish(
-    inputs: Any, x: Any, classes: int, *, output: str | None = "", from_logits: bool = False, loss: Any = None,
-    optimizer: str = "Adam", rate: float = 1e-3, units: int | None = None, kernel: Any = "glorot_uniform", **options: Any,
-) -> Any:  # fmt: skip
+    inputs: Any,
+    x: Any,
+    classes: int,
+    *,
+    output: str | None = "",
+    from_logits: bool = False,
+    loss: Any = None,
+    optimizer: str = "Adam",
+    rate: float = 1e-3,
+    units: int | None = None,
+    kernel: Any = "glorot_uniform",
+    **options: Any,
+) -> Any:
     usual = {0: None, 1: "sigmoid"}.get(classes, "softmax")
     y = layers.Dense(
         units or max(1, classes), activation=usual if output == "" else output, kernel_initializer=kernel
@@ -143,10 +154,19 @@ def _finish(
 
 
 def mlp(
-    seed: int, data: Callable[..., Data] = digits, classes: int = 10, hidden: tuple[int, ...] = (64, 64),
-    activation: str | None = "relu", kernel: Any = "glorot_uniform", bias: Any = "zeros", norm: bool = False,
-    dropout: float = 0.0, cut: bool = False, given: dict[str, Any] | None = None, **more: Any,
-) -> tuple[Any, Data]:  # fmt: skip
+    seed: int,
+    data: Callable[..., Data] = digits,
+    classes: int = 10,
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str | None = "relu",
+    kernel: Any = "glorot_uniform",
+    bias: Any = "zeros",
+    norm: bool = False,
+    dropout: float = 0.0,
+    cut: bool = False,
+    given: dict[str, Any] | None = None,
+    **more: Any,
+) -> tuple[Any, Data]:
     """Dense layers. `cut` stops the gradient before the last hidden layer."""
     made = data(seed, **(given or {}))
     inputs = x = keras.Input(made[0].shape[1:])
@@ -163,9 +183,16 @@ def mlp(
 
 
 def cnn(
-    seed: int, filters: tuple[int, ...] = (16, 32), activation: str | None = "relu", norm: bool = False, residual: bool = False,
-    kernel: Any = "glorot_uniform", bias: Any = "zeros", given: dict[str, Any] | None = None, **more: Any,
-) -> tuple[Any, Data]:  # fmt: skip
+    seed: int,
+    filters: tuple[int, ...] = (16, 32),
+    activation: str | None = "relu",
+    norm: bool = False,
+    residual: bool = False,
+    kernel: Any = "glorot_uniform",
+    bias: Any = "zeros",
+    given: dict[str, Any] | None = None,
+    **more: Any,
+) -> tuple[Any, Data]:
     """Convolutions over the digits as images."""
     made = digits(seed, **(given or {}))
     x_train, y_train, x_val, y_val = made
@@ -183,9 +210,15 @@ def cnn(
 
 
 def rnn(
-    seed: int, cell: str = "LSTM", units: int = 24, activation: str | None = None, recurrent: Any = "orthogonal",
-    given: dict[str, Any] | None = None, depth: int = 1, **more: Any,
-) -> tuple[Any, Data]:  # fmt: skip
+    seed: int,
+    cell: str = "LSTM",
+    units: int = 24,
+    activation: str | None = None,
+    recurrent: Any = "orthogonal",
+    given: dict[str, Any] | None = None,
+    depth: int = 1,
+    **more: Any,
+) -> tuple[Any, Data]:
     """A recurrent net over waves."""
     made = waves(seed, **(given or {}))
     inputs = x = keras.Input(made[0].shape[1:])
@@ -197,8 +230,15 @@ def rnn(
     return _finish(inputs, x, 3, **more), made
 
 
-def transformer(seed: int, width: int = 16, blocks: int = 1, norm: bool = True, kernel: Any = "glorot_uniform",
-                given: dict[str, Any] | None = None, **more: Any) -> tuple[Any, Data]:  # fmt: skip
+def transformer(
+    seed: int,
+    width: int = 16,
+    blocks: int = 1,
+    norm: bool = True,
+    kernel: Any = "glorot_uniform",
+    given: dict[str, Any] | None = None,
+    **more: Any,
+) -> tuple[Any, Data]:
     """A small transformer over tokens."""
     made = tokens(seed, **(given or {}))
     inputs = keras.Input(made[0].shape[1:], dtype="int32")
@@ -212,8 +252,15 @@ def transformer(seed: int, width: int = 16, blocks: int = 1, norm: bool = True, 
     return _finish(inputs, layers.GlobalAveragePooling1D()(x), 1, **more), made
 
 
-def autoencoder(seed: int, units: int = 24, activation: str = "relu", output: str | None = "sigmoid", rate: float = 2e-3,
-                optimizer: str = "Adam", given: dict[str, Any] | None = None) -> tuple[Any, Data]:  # fmt: skip
+def autoencoder(
+    seed: int,
+    units: int = 24,
+    activation: str = "relu",
+    output: str | None = "sigmoid",
+    rate: float = 2e-3,
+    optimizer: str = "Adam",
+    given: dict[str, Any] | None = None,
+) -> tuple[Any, Data]:
     """Digits to digits through a bottleneck."""
     x_train, _, x_val, _ = digits(seed, **(given or {}))
     inputs = keras.Input((64,))
@@ -247,44 +294,137 @@ def _rows() -> list[Configuration]:
         make("mlp tanh", mlp, (), {"activation": "tanh", "optimizer": "RMSprop"}),
         make("mlp norm dropout", mlp, (), {"norm": True, "dropout": 0.3}),
         make("cnn", cnn, (), {}, 0.85, 12),
-        make("cnn norm residual", cnn, (), {"filters": (16, 16, 16), "norm": True, "residual": True, "rate": 3e-3}, 0.8, 12),
+        make(
+            "cnn norm residual",
+            cnn,
+            (),
+            {"filters": (16, 16, 16), "norm": True, "residual": True, "rate": 3e-3},
+            0.8,
+            12,
+        ),
         make("lstm", rnn, (), {"rate": 5e-3}, 0.8, 15),
         make("transformer", transformer, (), {"rate": 3e-3}, 0.85, 15),
         make("regression", mlp, (), {**_REG, "rate": 3e-3}, 0.6, 30),
-        make("regression with noise", mlp, (), {**_REG, "hidden": (16,), "rate": 3e-3, "given": {"noise": 1.2}}, 0.2, 15),
+        make(
+            "regression with noise",
+            mlp,
+            (),
+            {**_REG, "hidden": (16,), "rate": 3e-3, "given": {"noise": 1.2}},
+            0.2,
+            15,
+        ),
         make("wine", mlp, (), {**_WINE, "rate": 5e-3}, 0.85, 30, 16),
         make("cancer", mlp, (), _CANCER, 0.85, 20),
         make("autoencoder", autoencoder, (), {}, 0.4, 25),
         make("mlp rate too high", mlp, ("learning_rate_too_high", "dead_relu"), {"rate": 1.0}),
-        make("mlp sgd diverges", mlp, ("learning_rate_too_high", "exploding_gradient", "nan_or_inf"),
-             {**_REG, "optimizer": "SGD", "rate": 5.0}, 0.6, 20),
+        make(
+            "mlp sgd diverges",
+            mlp,
+            ("learning_rate_too_high", "exploding_gradient", "nan_or_inf"),
+            {**_REG, "optimizer": "SGD", "rate": 5.0},
+            0.6,
+            20,
+        ),
         make("mlp rate too low", mlp, ("learning_rate_too_low",), {"rate": 1e-6}),
         make("mlp zero weights", mlp, ("poor_initialization",), {"kernel": "zeros"}),
-        make("mlp huge weights", mlp, ("poor_initialization", "saturated_activation"),
-             {"kernel": _random(stddev=5.0), "activation": "tanh", "hidden": (64, 64, 64)}, 0.8, 15),
-        make("mlp deep sigmoid", mlp, ("vanishing_gradient",), {"activation": "sigmoid", "hidden": (32,) * 10}, 0.8, 30),
+        make(
+            "mlp huge weights",
+            mlp,
+            ("poor_initialization", "saturated_activation"),
+            {"kernel": _random(stddev=5.0), "activation": "tanh", "hidden": (64, 64, 64)},
+            0.8,
+            15,
+        ),
+        make(
+            "mlp deep sigmoid",
+            mlp,
+            ("vanishing_gradient",),
+            {"activation": "sigmoid", "hidden": (32,) * 10},
+            0.8,
+            30,
+        ),
         make("mlp dead bias", mlp, ("dead_relu",), {"bias": keras.initializers.Constant(-10.0)}, 0.8, 15),
-        make("cnn saturated", cnn, ("saturated_activation", "unnormalized_input", "poor_initialization"),
-             {"activation": "tanh", "kernel": _random(stddev=3.0), "given": {"scale": 100.0}}, 0.85, 12),
+        make(
+            "cnn saturated",
+            cnn,
+            ("saturated_activation", "unnormalized_input", "poor_initialization"),
+            {"activation": "tanh", "kernel": _random(stddev=3.0), "given": {"scale": 100.0}},
+            0.85,
+            12,
+        ),
         make("mlp logits as probabilities", mlp, ("loss_output_mismatch",), {"output": None}),
         make("binary softmax", mlp, ("loss_output_mismatch",), {**_CANCER, "output": "softmax"}, 0.8, 20),
-        make("regression relu output", mlp, ("improper_activation",), {**_REG, "output": "relu", "given": {"offset": -3.0}}, 0.6, 20),
-        make("wine unscaled", mlp, ("unnormalized_input",),
-             {**_WINE, "given": {"scaled": False}, "activation": "tanh", "optimizer": "SGD", "rate": 0.01}, 0.85, 30, 16),
+        make(
+            "regression relu output",
+            mlp,
+            ("improper_activation",),
+            {**_REG, "output": "relu", "given": {"offset": -3.0}},
+            0.6,
+            20,
+        ),
+        make(
+            "wine unscaled",
+            mlp,
+            ("unnormalized_input",),
+            {**_WINE, "given": {"scaled": False}, "activation": "tanh", "optimizer": "SGD", "rate": 0.01},
+            0.85,
+            30,
+            16,
+        ),
         make("missing values", mlp, ("nan_or_inf",), {**_WINE, "given": {"missing": True}}, 0.85, 15, 16),
         make("log of zero", mlp, ("nan_or_inf",), {"loss": _log_loss, "output": "relu"}, 0.8, 10),
-        make("overfitting", mlp, ("overfitting",), {"hidden": (256, 256), "given": {"train": 200, "noise": 0.5}}, 0.7, 80),
-        make("shuffled labels", mlp, ("underfitting", "overfitting", "slow_convergence"),
-             {"hidden": (8,), "given": {"shuffled": True}}, 0.8, 20),
-        make("swinging", mlp, ("oscillating_loss", "learning_rate_too_high"),
-             {"optimizer": "SGD", "rate": 2.0, "momentum": 0.9, "hidden": (32,)}, 0.8, 30),
+        make(
+            "overfitting",
+            mlp,
+            ("overfitting",),
+            {"hidden": (256, 256), "given": {"train": 200, "noise": 0.5}},
+            0.7,
+            80,
+        ),
+        make(
+            "shuffled labels",
+            mlp,
+            ("underfitting", "overfitting", "slow_convergence"),
+            {"hidden": (8,), "given": {"shuffled": True}},
+            0.8,
+            20,
+        ),
+        make(
+            "swinging",
+            mlp,
+            ("oscillating_loss", "learning_rate_too_high"),
+            {"optimizer": "SGD", "rate": 2.0, "momentum": 0.9, "hidden": (32,)},
+            0.8,
+            30,
+        ),
         make("cut gradient", mlp, ("stagnant_weights",), {"cut": True, "hidden": (8, 2)}, 0.8, 20),
-        make("rnn explodes", rnn, ("exploding_gradient", "nan_or_inf", "learning_rate_too_high", "poor_initialization"),
-             {"cell": "SimpleRNN", "activation": "relu", "recurrent": _random(stddev=2.0), "optimizer": "SGD", "rate": 0.1}, 0.8, 10),
-        make("lstm rate too low", rnn, ("learning_rate_too_low",), {"optimizer": "SGD", "rate": 1e-5}, 0.8, 15),
+        make(
+            "rnn explodes",
+            rnn,
+            ("exploding_gradient", "nan_or_inf", "learning_rate_too_high", "poor_initialization"),
+            {
+                "cell": "SimpleRNN",
+                "activation": "relu",
+                "recurrent": _random(stddev=2.0),
+                "optimizer": "SGD",
+                "rate": 0.1,
+            },
+            0.8,
+            10,
+        ),
+        make(
+            "lstm rate too low", rnn, ("learning_rate_too_low",), {"optimizer": "SGD", "rate": 1e-5}, 0.8, 15
+        ),
         make("transformer rate too high", transformer, ("learning_rate_too_high",), {"rate": 1.0}, 0.85, 12),
-        make("cnn deep sigmoid", cnn, ("vanishing_gradient",), {"activation": "sigmoid", "filters": (8,) * 8}, 0.8, 12),
-    ]  # fmt: skip
+        make(
+            "cnn deep sigmoid",
+            cnn,
+            ("vanishing_gradient",),
+            {"activation": "sigmoid", "filters": (8,) * 8},
+            0.8,
+            12,
+        ),
+    ]
     aside = [
         make("mlp small batch", mlp, (), {"hidden": (32,), "rate": 5e-4}, 0.85, 15, 16),
         make("mlp nadam elu", mlp, (), {"optimizer": "Nadam", "activation": "elu"}, 0.85, 15),
@@ -297,39 +437,168 @@ def _rows() -> list[Configuration]:
         make("lstm of two", rnn, (), {"depth": 2, "units": 16, "rate": 5e-3}, 0.8, 15),
         make("transformer of two", transformer, (), {"blocks": 2, "rate": 2e-3}, 0.85, 15),
         make("regression huber", mlp, (), {**_REG, "loss": "huber", "rate": 3e-3}, 0.6, 30),
-        make("regression scaled", mlp, (), {**_REG, "given": {"scale": 50.0, "offset": 200.0}, "rate": 1e-2, "hidden": (64, 64)}, 0.6, 60),
+        make(
+            "regression scaled",
+            mlp,
+            (),
+            {**_REG, "given": {"scale": 50.0, "offset": 200.0}, "rate": 1e-2, "hidden": (64, 64)},
+            0.6,
+            60,
+        ),
         make("cancer sgd", mlp, (), {**_CANCER, "optimizer": "SGD", "rate": 0.1}, 0.85, 20),
         make("autoencoder tanh", autoencoder, (), {"activation": "tanh"}, 0.4, 25),
-        make("rmsprop too high", mlp, ("learning_rate_too_high", "dead_relu"), {"optimizer": "RMSprop", "rate": 0.5}),
+        make(
+            "rmsprop too high",
+            mlp,
+            ("learning_rate_too_high", "dead_relu"),
+            {"optimizer": "RMSprop", "rate": 0.5},
+        ),
         make("cnn rate too high", cnn, ("learning_rate_too_high", "dead_relu"), {"rate": 0.5}, 0.85, 12),
-        make("cnn sgd diverges", cnn, ("learning_rate_too_high", "exploding_gradient", "nan_or_inf", "dead_relu"),
-             {"optimizer": "SGD", "rate": 10.0, "output": None, "from_logits": True}, 0.85, 12),
-        make("regression too low", mlp, ("learning_rate_too_low",), {**_REG, "optimizer": "SGD", "rate": 1e-6}, 0.6, 25),
+        make(
+            "cnn sgd diverges",
+            cnn,
+            ("learning_rate_too_high", "exploding_gradient", "nan_or_inf", "dead_relu"),
+            {"optimizer": "SGD", "rate": 10.0, "output": None, "from_logits": True},
+            0.85,
+            12,
+        ),
+        make(
+            "regression too low",
+            mlp,
+            ("learning_rate_too_low",),
+            {**_REG, "optimizer": "SGD", "rate": 1e-6},
+            0.6,
+            25,
+        ),
         make("transformer too low", transformer, ("learning_rate_too_low",), {"rate": 1e-6}, 0.85, 12),
-        make("cnn constant weights", cnn, ("poor_initialization",), {"kernel": keras.initializers.Constant(0.01)}, 0.85, 12),
-        make("mlp tiny weights", mlp, ("poor_initialization", "vanishing_gradient"),
-             {"kernel": _random(stddev=1e-4), "hidden": (32,) * 4}, 0.8, 15),
-        make("mlp deep tanh exploding", mlp, ("vanishing_gradient", "saturated_activation", "poor_initialization", "exploding_gradient"),
-             {"kernel": _random(stddev=3.0), "activation": "tanh", "hidden": (64,) * 6, "optimizer": "SGD", "rate": 0.05}, 0.8, 15),
-        make("rnn deep sigmoid", rnn, ("vanishing_gradient",),
-             {"cell": "SimpleRNN", "activation": "sigmoid", "depth": 3, "optimizer": "SGD", "rate": 0.05}, 0.8, 12),
-        make("cnn dead bias", cnn, ("dead_relu",), {"bias": keras.initializers.Constant(-5.0), "filters": (16, 16, 16)}, 0.85, 12),
-        make("sigmoid unscaled", mlp, ("saturated_activation", "unnormalized_input"),
-             {"activation": "sigmoid", "given": {"scale": 1000.0}, "kernel": _random(stddev=1.0), "optimizer": "SGD", "rate": 0.001}, 0.8, 15),
+        make(
+            "cnn constant weights",
+            cnn,
+            ("poor_initialization",),
+            {"kernel": keras.initializers.Constant(0.01)},
+            0.85,
+            12,
+        ),
+        make(
+            "mlp tiny weights",
+            mlp,
+            ("poor_initialization", "vanishing_gradient"),
+            {"kernel": _random(stddev=1e-4), "hidden": (32,) * 4},
+            0.8,
+            15,
+        ),
+        make(
+            "mlp deep tanh exploding",
+            mlp,
+            ("vanishing_gradient", "saturated_activation", "poor_initialization", "exploding_gradient"),
+            {
+                "kernel": _random(stddev=3.0),
+                "activation": "tanh",
+                "hidden": (64,) * 6,
+                "optimizer": "SGD",
+                "rate": 0.05,
+            },
+            0.8,
+            15,
+        ),
+        make(
+            "rnn deep sigmoid",
+            rnn,
+            ("vanishing_gradient",),
+            {"cell": "SimpleRNN", "activation": "sigmoid", "depth": 3, "optimizer": "SGD", "rate": 0.05},
+            0.8,
+            12,
+        ),
+        make(
+            "cnn dead bias",
+            cnn,
+            ("dead_relu",),
+            {"bias": keras.initializers.Constant(-5.0), "filters": (16, 16, 16)},
+            0.85,
+            12,
+        ),
+        make(
+            "sigmoid unscaled",
+            mlp,
+            ("saturated_activation", "unnormalized_input"),
+            {
+                "activation": "sigmoid",
+                "given": {"scale": 1000.0},
+                "kernel": _random(stddev=1.0),
+                "optimizer": "SGD",
+                "rate": 0.001,
+            },
+            0.8,
+            15,
+        ),
         make("cnn logits as probabilities", cnn, ("loss_output_mismatch",), {"output": None}, 0.85, 10),
         make("labels out of range", mlp, ("loss_output_mismatch", "nan_or_inf"), {"units": 8}, 0.85, 10),
         make("relu classifier", mlp, ("improper_activation",), {"output": "relu"}, 0.8, 15),
-        make("regression sigmoid output", mlp, ("improper_activation",), {**_REG, "output": "sigmoid", "given": {"offset": 5.0}}, 0.6, 20),
-        make("exponential net", mlp, ("exploding_gradient", "nan_or_inf", "improper_activation"), {"activation": "exponential", "hidden": (32,) * 4}, 0.8, 10),
-        make("cancer unscaled", mlp, ("unnormalized_input",),
-             {**_CANCER, "given": {"name": "breast_cancer", "scaled": False}, "optimizer": "SGD", "rate": 0.1}, 0.85, 20),
-        make("missing in cancer", mlp, ("nan_or_inf",), {**_CANCER, "given": {"name": "breast_cancer", "missing": True}}, 0.85, 10),
-        make("cnn overfitting", cnn, ("overfitting",), {"filters": (32, 32), "given": {"train": 150, "noise": 0.6}}, 0.7, 60),
-        make("cnn shuffled labels", cnn, ("underfitting", "overfitting", "slow_convergence"), {"filters": (4,), "given": {"shuffled": True}}, 0.8, 12),
-        make("swinging cnn", cnn, ("oscillating_loss", "learning_rate_too_high", "dead_relu"),
-             {"optimizer": "SGD", "rate": 1.0, "momentum": 0.9}, 0.85, 20),
-        make("cut gradient sgd", mlp, ("stagnant_weights",), {"cut": True, "hidden": (16, 3), "optimizer": "SGD", "rate": 0.1}, 0.8, 20),
-    ]  # fmt: skip
+        make(
+            "regression sigmoid output",
+            mlp,
+            ("improper_activation",),
+            {**_REG, "output": "sigmoid", "given": {"offset": 5.0}},
+            0.6,
+            20,
+        ),
+        make(
+            "exponential net",
+            mlp,
+            ("exploding_gradient", "nan_or_inf", "improper_activation"),
+            {"activation": "exponential", "hidden": (32,) * 4},
+            0.8,
+            10,
+        ),
+        make(
+            "cancer unscaled",
+            mlp,
+            ("unnormalized_input",),
+            {**_CANCER, "given": {"name": "breast_cancer", "scaled": False}, "optimizer": "SGD", "rate": 0.1},
+            0.85,
+            20,
+        ),
+        make(
+            "missing in cancer",
+            mlp,
+            ("nan_or_inf",),
+            {**_CANCER, "given": {"name": "breast_cancer", "missing": True}},
+            0.85,
+            10,
+        ),
+        make(
+            "cnn overfitting",
+            cnn,
+            ("overfitting",),
+            {"filters": (32, 32), "given": {"train": 150, "noise": 0.6}},
+            0.7,
+            60,
+        ),
+        make(
+            "cnn shuffled labels",
+            cnn,
+            ("underfitting", "overfitting", "slow_convergence"),
+            {"filters": (4,), "given": {"shuffled": True}},
+            0.8,
+            12,
+        ),
+        make(
+            "swinging cnn",
+            cnn,
+            ("oscillating_loss", "learning_rate_too_high", "dead_relu"),
+            {"optimizer": "SGD", "rate": 1.0, "momentum": 0.9},
+            0.85,
+            20,
+        ),
+        make(
+            "cut gradient sgd",
+            mlp,
+            ("stagnant_weights",),
+            {"cut": True, "hidden": (16, 3), "optimizer": "SGD", "rate": 0.1},
+            0.8,
+            20,
+        ),
+    ]
     import dataclasses
 
     return seen + [dataclasses.replace(one, held_out=True) for one in aside]

@@ -4,8 +4,8 @@
     python -m benchmarks.detection --half seen      # our own, the half that the detectors were made with
     python -m benchmarks.detection --half aside     # the half that was set aside
 
-Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its best
-validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says.
+Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
+best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ import numpy as np
 _ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo"
 # Of the zoo's paper and its reproduction package: (flagged of the faulty, flagged of the healthy).
 _PUBLISHED = {
-    "DeepDiagnosis, all": ("138 of 203", "68 of 188"), "DeepLocalize, all": ("191 of 203", "133 of 186"),
-    "DeepDiagnosis, Blob": ("34 of 48", "8 of 39"), "DeepLocalize, Blob": ("44 of 48", "16 of 39"),
+    "DeepDiagnosis, all": ("138 of 203", "68 of 188"),
+    "DeepLocalize, all": ("191 of 203", "133 of 186"),
+    "DeepDiagnosis, Blob": ("34 of 48", "8 of 39"),
+    "DeepLocalize, Blob": ("44 of 48", "16 of 39"),
     "AutoTrainer's rules under Keras 3, Blob": ("143 of 155", "2 of 73"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,12 @@ def _zoo_model(case: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
     optimizer = getattr(keras.optimizers, case["optimizer"])(**case["optimizer_kwargs"])
     model.compile(optimizer, case["loss"], metrics=["accuracy"])
     return model, {
-        "x": data["x_train"], "y": data["y_train"], "validation_data": (data["x_val"], data["y_val"]),
-        "batch_size": case["batch_size"], "epochs": case["epochs"],
-    }  # fmt: skip
+        "x": data["x_train"],
+        "y": data["y_train"],
+        "validation_data": (data["x_val"], data["y_val"]),
+        "batch_size": case["batch_size"],
+        "epochs": case["epochs"],
+    }
 
 
 def _zoo_well(history: dict[str, list[float]], _: Any) -> bool:
@@ -117,8 +122,12 @@ def own_jobs(held_out: bool, seeds: int) -> Iterator[Job]:
             def make(one: Any = one, seed: int = seed) -> tuple[Any, dict[str, Any]]:
                 model, (x, y, x_val, y_val) = one.recipe(seed, **one.changes)
                 return model, {
-                    "x": x, "y": y, "validation_data": (x_val, y_val), "batch_size": one.batch_size, "epochs": one.epochs,
-                }  # fmt: skip
+                    "x": x,
+                    "y": y,
+                    "validation_data": (x_val, y_val),
+                    "batch_size": one.batch_size,
+                    "epochs": one.epochs,
+                }
 
             def well(history: dict[str, list[float]], fit: Any, one: Any = one) -> bool:
                 if "val_accuracy" in history:
@@ -222,8 +231,12 @@ def main(arguments: list[str] | None = None) -> None:
             if chosen.only in job.name:
                 results.append(train(job))
                 one = results[-1]
-                print(f"{one.seconds:6.1f} s  {'well  ' if one.well else 'failed'}  {job.name}: {', '.join(one.kinds) or 'none'}",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                print(
+                    f"{one.seconds:6.1f} s  {'well  ' if one.well else 'failed'}  {job.name}: "
+                    f"{', '.join(one.kinds) or 'none'}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         print(report(results))
 
 

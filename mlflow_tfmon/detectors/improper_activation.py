@@ -10,15 +10,22 @@ from mlflow_tfmon.detectors.premises import ABSOLUTE, CROSS_ENTROPIES, LINEAR, S
 from mlflow_tfmon.detectors.problem import Problem
 
 _RANGES = {
-    "sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "softsign": (-1.0, 1.0),
-    "relu": (0.0, float("inf")), "relu6": (0.0, 6.0), "softplus": (0.0, float("inf")), "exponential": (0.0, float("inf")),
-}  # fmt: skip
+    "sigmoid": (0.0, 1.0),
+    "hard_sigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "relu": (0.0, float("inf")),
+    "relu6": (0.0, 6.0),
+    "softplus": (0.0, float("inf")),
+    "exponential": (0.0, float("inf")),
+}
 _OUTSIDE = 0.01
 _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2D")
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees, from the model alone: output activations that can't reach the targets, rectified outputs of a classifier, nets without any non-linearity.
+    """Sees output activations that can't reach the targets, rectified classifiers, nets without any non-linearity.
 
     Targets of a regression outside of the output's range count where they are more than a hundredth of the targets'
     spread outside. Three or more kernels with nothing but linear activations are one; two of them only where nothing
@@ -37,7 +44,8 @@ def detect(history: History) -> Iterator[Problem]:
     if linear and plain and len(kernels) >= (2 if nothing else 3):
         yield Problem(
             "improper_activation", "warning", min(1, history.step), tuple(layer.name for layer in kernels[:-1]),
-            f"{len(kernels)} layers in a row have no non-linear activation between them: together they are one linear layer.",
+            f"{len(kernels)} layers in a row have no non-linear activation between them: together they are one "
+            f"linear layer.",
             'Give the hidden layers an activation (activation="relu").',
             history.step, 0.9,
         )  # fmt: skip
@@ -68,7 +76,8 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
         if outside > _OUTSIDE:
             yield Problem(
                 "improper_activation", "critical", min(1, history.step), (out.name,),
-                f"The output activation {out.activation} gives {low:g} to {high:g}, but the targets go from {y.least:.3g} "
+                f"The output activation {out.activation} gives {low:g} to {high:g}, but the targets go from "
+                f"{y.least:.3g} "
                 f"to {y.most:.3g}.",
                 "Give the last layer of a regression no activation, or scale the targets into its range.",
                 history.step, 0.95,
@@ -78,7 +87,8 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
         fitting = "sigmoid" if data.loss == "binary_crossentropy" else "softmax"
         yield Problem(
             "improper_activation", "critical", min(1, history.step), (out.name,),
-            f"The output activation {out.activation} gives neither probabilities nor logits, but the loss is {data.loss}.",
+            f"The output activation {out.activation} gives neither probabilities nor logits, but the loss is "
+            f"{data.loss}.",
             f'Use activation="{fitting}", or none together with from_logits=True in the loss.',
             history.step, 0.9,
         )  # fmt: skip

@@ -125,7 +125,7 @@ def fell(history: History, after: float) -> bool:
 
 
 def _by_accuracy(history: History) -> float:
-    """How much better than always naming the most frequent class the last epochs were, as a share of the best possible."""
+    """How much better than always naming the most frequent class the last epochs were, as a share of the possible."""
     chance = history.premises.chance() if history.premises is not None else float("nan")
     curve = accuracy(history)
     if not len(curve) or not 0 < chance < 1:

@@ -16,8 +16,9 @@ _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 def detect(history: History) -> Iterator[Problem]:
     """Sees, before the first step: logits taken for probabilities, softmax over one unit, labels out of range.
 
-    What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a sigmoid or softmax that
-    does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras scales its outputs to a sum of 1.)
+    What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a
+    sigmoid or softmax that does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras
+    scales its outputs to a sum of 1.)
     Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
     """
     data = history.premises
@@ -51,7 +52,8 @@ def _certain(data: Premises) -> tuple[str, str] | None:
         return None
     if data.loss == _SPARSE and out.units > 0 and (y.least < 0 or y.most >= out.units) and y.columns == 1:
         return (
-            f"The labels go from {y.least:g} to {y.most:g}, but the model has {out.units} outputs, for 0 to {out.units - 1}.",
+            f"The labels go from {y.least:g} to {y.most:g}, but the model has {out.units} outputs, for 0 to "
+            f"{out.units - 1}.",
             "Number the labels from 0, or give the last layer as many units as there are classes.",
         )
     if data.loss != _SPARSE and (y.least < 0 or y.most > 1):

@@ -21,7 +21,8 @@ def detect(history: History) -> Iterator[Problem]:
             if sample is not None and sample.nonfinite:
                 yield Problem(
                     "nan_or_inf", "critical", min(1, history.step), (),
-                    f"The {name} hold NaN or infinity: {sample.nonfinite} numbers in the first {sample.count} examples.",
+                    f"The {name} hold NaN or infinity: {sample.nonfinite} numbers in the first {sample.count} "
+                    f"examples.",
                     f"Clean the {name} before the training: drop or fill those rows (numpy.isfinite finds them).",
                     history.step, 1.0,
                 )  # fmt: skip
@@ -56,7 +57,8 @@ def detect(history: History) -> Iterator[Problem]:
     yield Problem(
         "nan_or_inf", "critical" if broken(history) else "warning", first, variables,
         f"{what[0].upper()}{what[1:]} not finite at step {first} for the first time.{where}{norm}",
-        "Lower the learning rate or clip gradients (clipnorm=1.0 in the optimizer); look for log, sqrt or division of 0 "
+        "Lower the learning rate or clip gradients (clipnorm=1.0 in the optimizer); look for log, sqrt or "
+        "division of 0 "
         "in your own loss and layers (keep them away from 0 with keras.ops.clip or an epsilon).",
         last, 1.0,
     )  # fmt: skip

@@ -20,8 +20,8 @@ def detect(history: History) -> Iterator[Problem]:
 
     The last quarter of the epochs (three at least) must be above the best by that much, five epochs must have passed
     since the best, the training loss must have gone on falling, and, where accuracies are known, that of the validation
-    data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy stands is
-    none. Counterpart of SageMaker Debugger's "overfit" and "overtraining".
+    data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy
+    stands is none. Counterpart of SageMaker Debugger's "overfit" and "overtraining".
     """
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
@@ -46,7 +46,8 @@ def detect(history: History) -> Iterator[Problem]:
         f"The validation loss was best at {values[best]:.3g} (step {held_out.last[best]:.0f}) and is {values[-1]:.3g} "
         f"now, while the training loss fell from {train.mean[best, 0]:.3g} to {train.mean[-1, 0]:.3g} (a rise of "
         f"{_RISE * state.reference:.2g} counts).{gap}",
-        "Stop at the best epoch (keras.callbacks.EarlyStopping(restore_best_weights=True)), add Dropout or weight decay, "
+        "Stop at the best epoch (keras.callbacks.EarlyStopping(restore_best_weights=True)), add Dropout or "
+        "weight decay, "
         "augment the data, or take a smaller model.",
         history.step, 0.9,
     )  # fmt: skip

@@ -19,7 +19,8 @@ def detect(history: History) -> Iterator[Problem]:
     if state.known and state.little(0.5) and state.learned >= NOTHING and not fell(history, 0.5):
         yield Problem(
             "plateau", "warning", int(history.at(0.5)), (),
-            f"Since step {history.at(0.5):.0f} the loss stands at {state.now:.3g}, {state.learned:.0%} of the way from a "
+            f"Since step {history.at(0.5):.0f} the loss stands at {state.now:.3g}, {state.learned:.0%} of the way "
+            f"from a "
             f"constant prediction ({state.reference:.3g}) to zero (below 30% counts).",
             "Try another learning rate (ten times larger and smaller) or keras.callbacks.ReduceLROnPlateau, a larger "
             "model, and look at whether inputs and targets belong together.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,12 +27,13 @@ def detect(history: History) -> Iterator[Problem]:
     if history.premises is None:
         return
     layers = [layer for layer in history.premises.layers if layer.kernel and layer.trainable]
-    pairs = [(a, b) for a, b in zip(layers, layers[1:], strict=False) if a.constant and b.constant]
+    pairs = [(a, b) for a, b in itertools.pairwise(layers) if a.constant and b.constant]
     if pairs:
         names = tuple(dict.fromkeys(layer.kernel for pair in pairs for layer in pair))
         yield Problem(
             "poor_initialization", "critical", min(1, history.step), names,
-            f"{len(names)} kernels in a row begin constant ({layers[0].mean:.3g} in {names[0]}): the units of a layer are "
+            f"{len(names)} kernels in a row begin constant ({layers[0].mean:.3g} in {names[0]}): the units of a "
+            f"layer are "
             "all alike and stay so, since they get the same gradients.",
             'Initialize kernels at random (kernel_initializer="glorot_uniform", or "he_normal" for ReLU).',
             history.step, 1.0,
@@ -53,7 +55,8 @@ def detect(history: History) -> Iterator[Problem]:
         worst, ratio = max(far, key=lambda one: abs(np.log(one[1])))
         yield Problem(
             "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
-            f"{worst.kernel} begins with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's (a factor of "
+            f"{worst.kernel} begins with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's (a "
+            f"factor of "
             f"{_FAR:.0f} counts), and the loss has made {max(state.learned, 0):.0%} of the way from a constant "
             "prediction to zero.",
             'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',

@@ -23,9 +23,11 @@ def detect(history: History) -> Iterator[Problem]:
     if count >= _TRACES and count >= _SHARE * history.step:
         yield Problem(
             "retracing", "warning", int(traces.first[0]), (),
-            f"The training step was traced {count} times in {history.step} steps; each time costs as much as hundreds of "
+            f"The training step was traced {count} times in {history.step} steps; each time costs as much as "
+            f"hundreds of "
             "steps.",
-            "Give the step tensors instead of Python numbers, make the tf.function once, not in the loop, and pad batches "
+            "Give the step tensors instead of Python numbers, make the tf.function once, not in the loop, and "
+            "pad batches "
             "to few shapes (tf.function(reduce_retracing=True), drop_remainder=True).",
             history.step, 0.95,
         )  # fmt: skip

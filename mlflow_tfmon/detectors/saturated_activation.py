@@ -16,7 +16,7 @@ _PATIENCE = 0.3  # deep nets of tanh that begin saturated may take so long to ge
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees hidden layers of which half of the values are within 2% of an end, while nothing is learned; 80% while little is.
+    """Sees hidden layers of which half of the values have no slope left, while nothing is learned; 80% while little is.
 
     The output layer is not looked at: a sure classifier's is saturated. Source: Glorot and Bengio, 2010. Counterpart of
     SageMaker Debugger's "saturated activation".

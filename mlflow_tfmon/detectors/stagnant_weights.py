@@ -13,16 +13,17 @@ from mlflow_tfmon.detectors.problem import Problem
 _STEPS = 50
 _SHARE = 0.05
 _ADVICE = (
-    "See that what these layers put out reaches the loss (no stop_gradient, argmax or rounding in between, no ReLU that "
+    "See that what these layers put out reaches the loss (no stop_gradient, argmax or rounding in between, no "
+    "ReLU that "
     "is always zero); freeze them (layer.trainable = False) if they are not to be trained."
 )
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees kernels whose gradient is exactly zero at each of the last steps, for 50 steps and a twentieth of the training.
+    """Sees kernels whose gradient is exactly zero at each of the last steps, 50 and a twentieth of the training.
 
-    Layers that were frozen (`trainable=False`) are not looked at. Counterpart of SageMaker Debugger's "unchanged tensor"
-    and "all zero". Can't see weights that move without getting anywhere.
+    Layers that were frozen (`trainable=False`) are not looked at. Counterpart of SageMaker Debugger's "unchanged
+    tensor" and "all zero". Can't see weights that move without getting anywhere.
     """
     table = history.over_kernels(history.gradients)
     known = history.premises
@@ -32,7 +33,8 @@ def detect(history: History) -> Iterator[Problem]:
         if without and len(without) < len(kernels):
             yield Problem(
                 "stagnant_weights", "critical", 1, tuple(without),
-                f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend on them.",
+                f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend "
+                f"on them.",
                 _ADVICE, history.step, 0.95,
             )  # fmt: skip
             return

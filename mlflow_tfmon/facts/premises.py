@@ -1,4 +1,4 @@
-"""What is known of a training before its first step, for the detectors: model, loss, optimizer, a sample of the data."""
+"""What is known of a training before its first step: the model, its loss and optimizer, a sample of the data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream import records
 
-_SCALES = ("Normalization", "Rescaling", "BatchNormalization", "LayerNormalization", "Embedding", "TextVectorization",
-           "StringLookup", "IntegerLookup", "Discretization", "Hashing")  # fmt: skip
+_SCALES = (
+    "Normalization",
+    "Rescaling",
+    "BatchNormalization",
+    "LayerNormalization",
+    "Embedding",
+    "TextVectorization",
+    "StringLookup",
+    "IntegerLookup",
+    "Discretization",
+    "Hashing",
+)
 _PASSES = ("InputLayer", "Reshape", "Flatten", "Permute", "Dropout", "Activation")
 _ACTIVATION_LAYERS = {
     "ReLU": "relu",
@@ -104,7 +114,7 @@ def _layers(model: Any) -> tuple[Layer, ...]:
                     std,
                     bool(layer.trainable),
                     layer in outputs,
-                )  # fmt: skip
+                )
             )
     return tuple(found)
 

@@ -25,8 +25,8 @@ _LISTS = "variables."
 def diagnose(run: RecordedRun) -> list[Problem]:
     """Judges a run again, with the detectors of this version and those that are defined or installed.
 
-    The records are gone through in their order, and judged at fiftieths of the training, so that a problem that came and
-    went is told from one that stayed.
+    The records are gone through in their order, and judged at fiftieths of the training, so that a problem that came
+    and went is told from one that stayed.
 
     Args:
         run: from `load_run`.
@@ -89,7 +89,7 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
                     row.zero_fraction,
                     row.dead_fraction,
                     row.saturated_fraction,
-                )  # fmt: skip
+                )
                 for row in rows.itertuples()
             )
             yield (

@@ -66,7 +66,8 @@ def _users_own(function: Callable[[Problem], Any]) -> Callable[[Problem], None]:
         except Exception as error:  # the user's error, said as such
             say_once(
                 f"on_problem {function!r}",
-                f"mlflow_tfmon: the function given as on_problem failed ({type(error).__name__}: {error}); the training "
+                f"mlflow_tfmon: the function given as on_problem failed ({type(error).__name__}: {error}); the "
+                f"training "
                 "goes on.",
             )
 

@@ -25,7 +25,8 @@ class Detector:
                 loss = history.steps.column("loss")
                 if len(loss) and loss.mean[-1, 0] > 100:
                     yield mlflow_tfmon.Problem(
-                        "loss_too_high", "warning", int(loss.first[-1]), (), f"The loss is {loss.mean[-1, 0]:.3g}.", "Look."
+                        "loss_too_high", "warning", int(loss.first[-1]), (), f"The loss is "
+                        "{loss.mean[-1, 0]:.3g}.", "Look."
                     )
         ```
     """

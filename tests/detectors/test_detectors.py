@@ -62,12 +62,23 @@ BAD = {
     "overfitting": [history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)])],
     "stagnant_weights": [history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1))],
     "poor_initialization": [
-        history(done=1, known=premises(layers=tuple(dataclasses.replace(one, std=0.0) for one in premises().layers))),
+        history(
+            done=1,
+            known=premises(layers=tuple(dataclasses.replace(one, std=0.0) for one in premises().layers)),
+        ),
         history(CHANCE, known=_with_layer(1, std=20.0)),
     ],
     "improper_activation": [
-        history(1.0, known=_regression(layers=(*premises().layers[:2], _with_layer(2, activation="relu").layers[2])), done=1),
-        history(known=premises(layers=tuple(dataclasses.replace(one, activation="linear") for one in premises().layers))),
+        history(
+            1.0,
+            known=_regression(layers=(*premises().layers[:2], _with_layer(2, activation="relu").layers[2])),
+            done=1,
+        ),
+        history(
+            known=premises(
+                layers=tuple(dataclasses.replace(one, activation="linear") for one in premises().layers)
+            )
+        ),
         history(CHANCE, known=_with_layer(0, activation="exponential")),
     ],
     "loss_output_mismatch": [
@@ -83,7 +94,7 @@ BAD = {
         history(columns={"time": 100 + 0.1 * _T, "input_wait": np.full(STEPS, 0.08)}),
     ],
     "retracing": [history(columns={"traces": np.floor(_T / 2)})],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("kind", "of"), [(kind, of) for kind, some in BAD.items() for of in some])
@@ -104,26 +115,34 @@ HEALTHY = {
     "with many dead units": history(dead=0.8),
     "with saturated units": history(saturated=0.9, activation="tanh"),
     "with small early gradients": history(gradients=(1e-6, 1e-3, 0.1)),
-    "inputs of any scale": history(known=premises(inputs=Sample.of(500 * np.random.default_rng(0).normal(size=(99, 8))))),
+    "inputs of any scale": history(
+        known=premises(inputs=Sample.of(500 * np.random.default_rng(0).normal(size=(99, 8))))
+    ),
     "sigmoid outputs of exclusive classes": history(known=_with_layer(2, activation="sigmoid")),
     "a spike of the gradient": history(norm=np.where(_T == 200, 1e6, 0.1)),
     "a step of the learning rate": history(np.where(_T < 200, 0.6, 0.2)),
     "noisy batches": history(0.3 + np.exp(-_T / 60) + 0.3 * np.random.default_rng(3).normal(size=STEPS)),
     "slow at first": history(np.where(_T < 80, CHANCE, 0.1 + 1.2 * np.exp(-(_T - 80) / 40)), done=100),
-    "the validation loss rises a little": history(val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]),
+    "the validation loss rises a little": history(
+        val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]
+    ),
     "zeros in the output layer alone": history(known=_with_layer(2, std=0.0)),
     "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
     "steps that loss scaling left out": history(
-        np.where(_T < 3, np.inf, 0.05 + 1.4 * np.exp(-_T / 60)), columns={"skipped": (_T < 3).astype(float)},
+        np.where(_T < 3, np.inf, 0.05 + 1.4 * np.exp(-_T / 60)),
+        columns={"skipped": (_T < 3).astype(float)},
         norm=np.where(_T < 3, np.nan, 0.1),
     ),
     "noise that can't be learned": history(
-        np.where(_T < 100, 2.0, 0.6) * 1.0, known=_regression(targets=Sample.of(np.random.default_rng(0).normal(size=400)))
+        np.where(_T < 100, 2.0, 0.6) * 1.0,
+        known=_regression(targets=Sample.of(np.random.default_rng(0).normal(size=400))),
     ),
-    "a short wait for input": history(columns={"time": 100 + 0.002 * _T, "input_wait": np.full(STEPS, 0.0015)}),
+    "a short wait for input": history(
+        columns={"time": 100 + 0.002 * _T, "input_wait": np.full(STEPS, 0.0015)}
+    ),
     "a dozen traces": history(columns={"traces": np.minimum(_T, 12)}),
     "the first steps": history(CHANCE, done=20),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -87,8 +92,8 @@ def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.
 
 
 def test_a_training_that_diverges_is_rescued() -> None:
-    run_id, history = _fit(_model(rate=300.0, sgd=True), epochs=30, on_problem="rescue")
-    assert np.mean(history["val_accuracy"][-5:]) > 0.9
+    run_id, history = _fit(_model(rate=100.0, sgd=True), epochs=40, on_problem="rescue")
+    assert np.mean(history["val_accuracy"][-5:]) > 0.8
     assert "learning rate" in _tags(run_id)["tfmon.rescues"]
     assert "tfmon.stopped" not in _tags(run_id)
 
@@ -179,3 +184,28 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_bad_setting_is_refused(name: str, value: Any) -> None:
     with pytest.raises(mlflow_tfmon.SettingError, match=name):
         mlflow_tfmon.autolog(**{name: value})
+
+
+def test_a_killed_training_has_its_problems() -> None:
+    code = (
+        "import os, signal, keras, mlflow, mlflow_tfmon\n"
+        "from tests.problems.test_problems import _data, _model\n"
+        "class Kill(keras.callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        from mlflow_tfmon import pipeline\n"
+        "        if any(one.watch.problems for one in pipeline._open.values()):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})\n"
+        "mlflow_tfmon.autolog(log_models=False)\n"
+        "_model(kernel='zeros').fit(*_data(), epochs=2000, verbose=0, callbacks=[Kill()])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
+    assert ended.returncode == -signal.SIGKILL
+    run = mlflow.search_runs(output_format="list")[0]
+    until = time.monotonic() + 60
+    while (
+        "poor_initialization" not in _tags(run.info.run_id).get("tfmon.problems", "")
+        and time.monotonic() < until
+    ):
+        time.sleep(0.2)
+    assert "poor_initialization" in _tags(run.info.run_id)["tfmon.problems"]
