@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test quick test-oldest bench ui clean
+.PHONY: demo test quick test-oldest bench bench-fixed bench-scale ui clean
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
@@ -33,6 +33,9 @@ test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFl
 
 bench: $(VENV)/bench.stamp  ## What watching costs: ratios to the same training unwatched; BENCH=--help shows how to choose.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.overhead $(BENCH)
+
+bench-fixed bench-scale: bench-%: $(VENV)/bench.stamp  ## What it costs once; what long and large trainings cost.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.$* $(BENCH)
 
 ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.
 	$(VENV)/bin/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --port 5000

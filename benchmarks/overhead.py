@@ -8,20 +8,12 @@ confidence interval of that median (bootstrap), and written as JSON and as a pic
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import random
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.side_by_side import interval, machine, rounds, run, write
 from benchmarks.training import Case
 from benchmarks.watchers import ONLY_FIT, WATCHERS
 
@@ -41,58 +33,14 @@ CASES = {
 }
 
 
-def run(case: Case) -> dict[str, float]:
-    """Trains a case in a fresh process with an empty store of its own.
-
-    Raises:
-        RuntimeError: the training failed; with the end of what it printed.
-    """
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-        here = str(Path(__file__).resolve().parents[1])
-        environment = {
-            **os.environ, **quiet, "PYTHONPATH": here, "MLFLOW_TFMON_HOME": f"{folder}/home",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "benchmarks.training", json.dumps(asdict(case))]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        if done.returncode or not lines:
-            raise RuntimeError(f"{case}: {(done.stderr or done.stdout)[-2000:]}")
-        found: dict[str, float] = json.loads(lines[-1])
-        return found
-
-
-def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and the 90% confidence interval of it by bootstrap."""
-    values = np.asarray(ratios)
-    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), [5, 95])
-    return float(np.median(values)), float(low), float(high)
-
-
-def machine() -> dict[str, str]:
-    """What was measured on."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())  # fmt: skip
-    packages = {name: version(name) for name in ("tensorflow", "keras", "mlflow")}
-    load = " ".join(f"{one:.1f}" for one in os.getloadavg())
-    return {
-        "cpu": model,
-        "cores": str(os.cpu_count()),
-        "load": load,
-        "python": platform.python_version(),
-        **packages,
-    }
-
-
 def measure(case: Case, watchers: Sequence[str], repeats: int) -> dict[str, dict[str, list[float]]]:
     """The ratios of each watcher to unwatched, by figure, a value a round."""
     ratios: dict[str, dict[str, list[float]]] = {name: {"step_ms": [], "train_s": []} for name in watchers}
-    for _ in range(repeats):
-        order = ["unwatched", *watchers]
-        random.shuffle(order)
-        found = {name: run(replace(case, watcher=name)) for name in order}
+
+    def once(watcher: str) -> dict[str, float]:
+        return run("benchmarks.training", asdict(replace(case, watcher=watcher)))
+
+    for found in rounds(watchers, once, repeats):
         for name in watchers:
             for figure, values in ratios[name].items():
                 values.append(found[name][figure] / found["unwatched"][figure])
@@ -138,8 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: it takes one round at least")
-    about = machine()
-    print(" · ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    print(" · ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
     results: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {}
     for name in options.cases:
         case = CASES[name]
@@ -151,10 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "{:.3f} [{:.3f}, {:.3f}]".format(*found[figure]) for figure in ("step_ms", "train_s")
             )
             print(f"{name:30} {watcher:18} step {step}   whole training {whole}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "overhead.json").write_text(
-        json.dumps({"machine": about, "ratios": results}, indent=1) + "\n"
-    )
+    write(options.out / "overhead.json", {"ratios": results})
     steps = {case: {name: found["step_ms"] for name, found in one.items()} for case, one in results.items()}
     draw(steps, options.out / "overhead.png")
     return 0

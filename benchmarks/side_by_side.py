@@ -1,0 +1,113 @@
+"""What all benchmarks share: trainings in fresh processes that take turns, and figures with their uncertainty."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import cache
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+@cache
+def _migrated() -> bytes:
+    """A SQLite store as MLflow makes it, in some seconds that are not the training's."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        make = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+        subprocess.run(
+            [sys.executable, "-c", make, f"sqlite:///{folder}/mlflow.db"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        return Path(folder, "mlflow.db").read_bytes()
+
+
+@contextmanager
+def empty_store() -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with an empty store, and the environment of a process whose store and recordings are there."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        store = Path(folder, "mlflow.db")
+        store.write_bytes(_migrated())
+        with closing(sqlite3.connect(store)) as database, database:
+            database.execute(
+                "UPDATE experiments SET artifact_location = ?", (Path(folder, "artifacts").as_uri(),)
+            )
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        yield Path(folder), {
+            **os.environ, **quiet, "PYTHONPATH": str(HERE), "MLFLOW_TFMON_HOME": f"{folder}/home",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        }  # fmt: skip
+
+
+def run(module: str, case: Mapping[str, Any]) -> dict[str, float]:
+    """Runs a module in a fresh process with an empty store; it gets a JSON object and prints one.
+
+    Returns:
+        What it printed, and `ended`: the Unix time at which the process was over.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    with empty_store() as (folder, environment):
+        command = [sys.executable, "-m", module, json.dumps(case)]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        ended = time.time()
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode or not lines:
+            raise RuntimeError(f"{case}: {(done.stderr or done.stdout)[-2000:]}")
+        return {**json.loads(lines[-1]), "ended": ended}
+
+
+def rounds(
+    names: Sequence[str], once: Callable[[str], dict[str, float]], repeats: int
+) -> Iterator[dict[str, dict[str, float]]]:
+    """Rounds in which each variant, and "unwatched", has its turn, in random order."""
+    for _ in range(repeats):
+        order = ["unwatched", *names]
+        random.shuffle(order)
+        yield {name: once(name) for name in order}
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the 90% confidence interval of it by bootstrap."""
+    values = np.asarray(ratios)
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), [5, 95])
+    return float(np.median(values)), float(low), float(high)
+
+
+def machine() -> dict[str, str]:
+    """What was measured on."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())  # fmt: skip
+    installed = packages_distributions()  # TensorFlow has several: tensorflow, tensorflow-cpu
+    packages = {name: version(installed[name][0]) for name in ("tensorflow", "keras", "mlflow")}
+    load = " ".join(f"{one:.1f}" for one in os.getloadavg())
+    return {
+        "cpu": model,
+        "cores": str(os.cpu_count()),
+        "load": load,
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def write(path: Path, results: Any) -> None:
+    """Writes results as JSON, with what they were measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
