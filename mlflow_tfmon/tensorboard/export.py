@@ -113,7 +113,9 @@ def _layers(file: EventFile, run: RecordedRun, times: _Times) -> None:
                     found.setdefault((quantity, name), []).append((steps, values[:, at]))
     for (quantity, name), parts in found.items():
         thinned, kept = thin(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
-        file.scalars(f"{quantity}/{name}", ((step, times(step), v) for step, v in zip(thinned, kept, strict=True)))
+        file.scalars(
+            f"{quantity}/{name}", ((step, times(step), v) for step, v in zip(thinned, kept, strict=True))
+        )
 
 
 def _model(client: Any, run_id: str) -> str:
