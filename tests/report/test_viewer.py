@@ -84,8 +84,12 @@ def test_the_report_in_the_artifact_viewer_and_the_images_behind_a_slider(
     assert min(frame.evaluate(_DRAWN)) > 4 and not said
     assert not [url for url in asked if not url.startswith((server, "data:", "blob:"))]
     assert len([url for url in asked[before:] if "report" in url]) == 0
-    page.goto(f"{server}/#/experiments/0/runs/{run_id}/model-metrics")
-    page.wait_for_selector("img[src*='images']", timeout=_SECONDS * 1000, state="attached")
+    page.goto(f"{server}/#/experiments/0/runs?workflowType=machine_learning&compareRunsMode=CHART")
+    page.get_by_text("histograms", exact=True).first.click(
+        timeout=_SECONDS * 1000
+    )  # the section of the images
+    slider = page.wait_for_selector("[role=slider]", timeout=_SECONDS * 1000)
+    assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("101", "391")
     page.close()
 
 
