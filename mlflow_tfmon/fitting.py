@@ -12,6 +12,7 @@ from mlflow.utils.autologging_utils import ExceptionSafeClass
 from mlflow_tfmon import loops
 from mlflow_tfmon.callback import MonitorCallback
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
+from mlflow_tfmon.claims import watching
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
 from mlflow_tfmon.facts.datasets import datasets
@@ -20,7 +21,8 @@ from mlflow_tfmon.facts.metrics import early_stopping_facts
 from mlflow_tfmon.facts.params import fit_params
 from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
-from mlflow_tfmon.monitor import Monitor, autolog_settings, watching
+from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tracking.names import MODEL
 

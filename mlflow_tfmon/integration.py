@@ -16,11 +16,11 @@ from mlflow.utils.autologging_utils import (
 )
 from packaging.version import Version
 
-from mlflow_tfmon import fitting, kerases, loops, monitor, peers, pipeline, probes
+from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes
 from mlflow_tfmon.callback import unwatch_train_function
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import contained, logger, quiet
-from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
 
@@ -166,10 +166,10 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _enable(settings: Settings) -> None:
-    monitor.set_autolog_settings(settings)
+    set_autolog_settings(settings)
     if not _on:
         _on.append(_USER)
-        probes.install(_USER, monitor.claim)
+        probes.install(_USER, claims.claim)
     probes.also(
         mlflow.MlflowClient, "set_terminated", pipeline.watch_run_end, "a run's last steps may be missing"
     )
@@ -180,7 +180,7 @@ def _enable(settings: Settings) -> None:
 
 def _disable() -> None:
     loops.stop()
-    monitor.set_autolog_settings(None)
+    set_autolog_settings(None)
     probes.remove(_USER)
     _on.clear()
     peers.bring_back()

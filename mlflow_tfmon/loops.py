@@ -11,10 +11,10 @@ from typing import Any
 import mlflow
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 
-from mlflow_tfmon import monitor as monitors
-from mlflow_tfmon import pipeline, probes
+from mlflow_tfmon import claims, pipeline, probes
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 
@@ -29,12 +29,12 @@ _PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment bef
 
 def begin() -> None:
     """From now on custom loops are watched."""
-    if _adopt in monitors.unclaimed:
+    if _adopt in claims.unclaimed:
         return
     for ring in probes.all_rings():
         if not pipeline.DRAIN.has(ring):
             ring.taken = ring.written()
-    monitors.unclaimed.append(_adopt)
+    claims.unclaimed.append(_adopt)
     pipeline.on_look.append(_look_for_old_rings)
     pipeline.on_run_end.append(_run_ends)
     pipeline.on_exit.append(_settle)
@@ -45,7 +45,7 @@ def begin() -> None:
 
 def stop() -> None:
     """Custom loops are watched no longer; what was recorded is brought to its end."""
-    for told in (monitors.unclaimed, pipeline.on_look, pipeline.on_run_end, pipeline.on_exit):
+    for told in (claims.unclaimed, pipeline.on_look, pipeline.on_run_end, pipeline.on_exit):
         told.clear()
     for thread in list(_loops):
         _end(thread)
@@ -62,7 +62,7 @@ def end_run() -> None:
         ```
     """
     thread = threading.get_ident()
-    if _adopt in monitors.unclaimed:
+    if _adopt in claims.unclaimed:
         _settle(thread)
     loop = _loops.get(thread)
     if loop is not None and loop.owns_run:
@@ -106,7 +106,7 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             _end(ring.thread)
             loop = None
         if loop is None:
-            loop = Monitor.with_settings(None, monitors.autolog_settings(), run_id=ended_run)
+            loop = Monitor.with_settings(None, autolog_settings(), run_id=ended_run)
             _adopting.add(threading.get_ident())
             try:
                 loop.start(stay_active=False, thread=ring.thread)

@@ -10,8 +10,8 @@ from typing import Any
 
 import mlflow
 
+from mlflow_tfmon import claims, probes
 from mlflow_tfmon import pipeline as pipelines
-from mlflow_tfmon import probes
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints.keeper import Moment
 from mlflow_tfmon.complaints import plain_numbers, why_no_steps
@@ -19,14 +19,13 @@ from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.probes import cluster, graph, models
+from mlflow_tfmon.probes import cluster, graph
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
-from mlflow_tfmon.stream import records, workers
+from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 
-_active: list[Monitor] = []
 _NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
 
 
@@ -103,13 +102,13 @@ class Monitor:
         if place is not None and place.index > 0:
             say_once("not the chief", f"mlflow_tfmon: {_NOT_CHIEF.format(place.index)}", logging.INFO)
             with contained("starting the monitor", "this worker's part of each step is not recorded"):
-                probes.install(self, claim)
+                probes.install(self, claims.claim)
             return self
         run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
         with contained("starting the monitor", "this training is not recorded"):
             if run is None:
                 run = runs.start(self.settings.extra_tags, stay_active)
-            probes.install(self, claim)
+            probes.install(self, claims.claim)
             probes.also(
                 mlflow.MlflowClient,
                 "set_terminated",
@@ -118,7 +117,7 @@ class Monitor:
             )
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
             self._first_step = self._pipeline.recording.steps_of(self._keys())
-            _active.append(self)
+            claims.active.append(self)
             self.tell_premises()
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
@@ -135,8 +134,8 @@ class Monitor:
             status: "FINISHED", "FAILED" or "KILLED".
             reason: why it failed.
         """
-        if self in _active:
-            _active.remove(self)
+        if self in claims.active:
+            claims.active.remove(self)
         pipeline = self._pipeline
         probes.remove(self)
         if pipeline is None:
@@ -239,11 +238,6 @@ class Monitor:
         """What judges the training, while it is watched."""
         return None if self._pipeline is None else self._pipeline.watch
 
-    @property
-    def stream_prefix(self) -> str:
-        """What precedes the names of the model's series within the run."""
-        return self.prefix
-
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""
         if self._pipeline is not None:
@@ -292,7 +286,7 @@ class Monitor:
         if self._pipeline is not None and not any(known is ring for known in self._rings):
             ring.begin(self.settings.deep_every)
             self._rings.append(ring)
-            name = _trained(ring)
+            name = claims.trained(ring)
             model = name if self.model is None else str(self.model.name)
             self._pipeline.attach(ring, name, model, self.total_steps)
             self.tell_premises()
@@ -338,51 +332,3 @@ class Monitor:
         complaint = pipeline.keeper(self.prefix).best.complaint()
         if complaint:
             logger.warning(complaint)
-
-
-def autolog_settings() -> Settings:
-    """Settings of `autolog()`, or the defaults while it is off."""
-    return _autolog_settings or Settings()
-
-
-_autolog_settings: Settings | None = None
-
-
-def set_autolog_settings(settings: Settings | None) -> None:
-    global _autolog_settings
-    _autolog_settings = settings
-
-
-def claim(ring: Ring, optimizer: Any) -> None:
-    """Gives a new ring to the training it belongs to; a custom loop that nobody watches yet may get a monitor."""
-    workers.number(ring)
-    if workers.reports(ring):
-        pipelines.report(ring)
-        return
-    monitor = claimant(ring)
-    if monitor is not None:
-        monitor.attach(ring)
-    else:
-        for adopt in unclaimed:
-            adopt(ring)
-
-
-unclaimed: list[Any] = []  # autolog's, for custom loops
-
-
-def claimant(ring: Ring) -> Monitor | None:
-    """The monitor whose training a ring belongs to: the one that was started last."""
-    return next((monitor for monitor in reversed(_active) if monitor.claims(ring)), None)
-
-
-def watching(model: Any) -> Monitor | None:
-    """The monitor that was started for a model and is still on."""
-    return next((monitor for monitor in reversed(_active) if monitor.model is model), None)
-
-
-def _trained(ring: Ring) -> str:
-    """What an optimizer trains: the first part of its variables' names if they share it, else their model's name."""
-    heads = {variable.name.split(".")[0] for variable in ring.layout.variables}
-    if len(heads) == 1:
-        return heads.pop()
-    return models.name_of(ring.layout.keys) or (f"{sorted(heads)[0]}_etc" if heads else "model")

@@ -166,3 +166,16 @@ class Settings:
 
 def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def autolog_settings() -> Settings:
+    """Settings of `autolog()`, or the defaults while it is off."""
+    return _autolog_settings or Settings()
+
+
+_autolog_settings: Settings | None = None
+
+
+def set_autolog_settings(settings: Settings | None) -> None:
+    global _autolog_settings
+    _autolog_settings = settings

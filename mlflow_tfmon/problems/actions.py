@@ -90,7 +90,7 @@ class Actions:
         problem = self._found()
         if problem is None:
             best = self._best.consider(self._monitor.last_epoch, metrics)
-            good = watch.learned(self._monitor.stream_prefix) >= LITTLE
+            good = watch.learned(self._monitor.prefix) >= LITTLE
             if best and (self._stops or good):
                 self._best_state = _State.of(self._model)
             return
@@ -99,7 +99,7 @@ class Actions:
                 self._stop(problem)
             return
         self._rescue(problem)
-        watch.restart(self._monitor.stream_prefix)
+        watch.restart(self._monitor.prefix)
         self._new.clear()
 
     def _found(self) -> Problem | None:
