@@ -60,6 +60,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield path
 
 
+@pytest.fixture(autouse=True)
+def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report takes delivery seconds: only the tests of reports have them made."""
+    if "report" in request.node.nodeid:
+        return
+    from mlflow_tfmon.settings import Settings
+
+    check = Settings.__post_init__
+
+    def without(self: Settings) -> None:
+        check(self)
+        object.__setattr__(self, "report", False)
+
+    monkeypatch.setattr(Settings, "__post_init__", without)
+
+
 @pytest.fixture
 def fresh(store: str, home: Path) -> Iterator[None]:
     """MLflow at the test's own store, with nothing said yet; afterwards nothing is watched and no run is active."""

@@ -38,6 +38,7 @@ class Server:
                 "--backend-store-uri", self._store, "--artifacts-destination", str(self._folder / "served"),
                 "--workers", "1",
             ],
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a process less
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -79,8 +79,7 @@ def test_a_server_that_goes_away_and_comes_back(fault: str, between: Between, se
     check(client, run_id, losses)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("how", ["fit", "loop"])
+@pytest.mark.parametrize(("how", "fault"), zip(["fit", "loop"] * 3, FAULTS, strict=True))
 def test_a_server_that_is_away_at_the_start(how: str, fault: str, between: Between, server: Server) -> None:
     client = mlflow.MlflowClient(server.uri)
     before = {run.info.run_id for run in client.search_runs(["0"])}

@@ -9,7 +9,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +17,10 @@ from typing import Any
 import mlflow
 import pytest
 
+from tests.servers import Server, free_port
 from tests.test_checkpoints import check_best_and_last, every_epoch  # noqa: F401
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -35,22 +29,6 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.2)
     raise RuntimeError(f"it ended with status {process.returncode}")
-
-
-@contextlib.contextmanager
-def server(store: str, folder: Path) -> Iterator[str]:
-    """MLflow's server over a store, through which the artifacts go as well."""
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port),
-        "--artifacts-destination", str(folder / "artifacts"), "--workers", "1",
-    ]  # fmt: skip
-    with subprocess.Popen(command, cwd=folder, start_new_session=True) as process:
-        try:
-            wait_for(port, process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, 15)
 
 
 @contextlib.contextmanager
@@ -91,8 +69,9 @@ def uri(request: Any, store: str, tmp_path: Path) -> Iterator[str]:
         with postgres(folder) as found:
             yield found
     else:
-        with server(store.replace("mlflow.db", "served.db"), folder) as found:
-            yield found
+        one = Server(folder, store.replace("mlflow.db", "served.db"))
+        yield one.uri
+        one.kill()
 
 
 def test_the_best_and_the_last_of_a_fit(uri: str, fresh: None, tmp_path: Path, every_epoch: Any) -> None:  # noqa: F811

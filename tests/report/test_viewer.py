@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.report import recordings
+from tests.servers import Server
 
 playwright = pytest.importorskip("playwright.sync_api")
 _DRAWN = """() => [...document.querySelectorAll("figure[data-panel] .chart")].map(
@@ -37,26 +33,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def server(store: str, tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port),
-               "--workers", "1"]  # fmt: skip
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ}, start_new_session=True
-        )
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + _SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < until, (tmp_path / "server.log").read_text()
-            time.sleep(0.5)
-    yield url
-    os.killpg(process.pid, 15)
-    process.wait(30)
+    one = Server(tmp_path, store)
+    yield one.uri
+    one.kill()
 
 
 @pytest.mark.thorough
