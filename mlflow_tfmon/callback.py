@@ -74,6 +74,7 @@ class MonitorCallback(_BothKerases):
         self._monitor: Monitor | None = None
         self._batches = self._batches_of_epoch = 0
         self._rate: Rate | None = None
+        self._actions: Actions | None = None
 
     def heed(self, settings: Settings) -> None:
         """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
@@ -81,7 +82,6 @@ class MonitorCallback(_BothKerases):
         self._every = every if isinstance(every, int) else 0
         if self._every:
             self.on_train_batch_end = self._batch_ended
-        self._actions: Actions | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Starts the monitor and has the train function built anew if it was traced unwatched."""
@@ -98,6 +98,7 @@ class MonitorCallback(_BothKerases):
         with contained("reading the learning rate", "its changes are not recorded"):
             self._rate = Rate(self.model.optimizer)
         self._monitor.tell_premises()
+        self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             watch_train_function(self.model)
         with contained("preparing for problems", "nothing follows from them but a warning"):

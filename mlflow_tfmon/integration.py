@@ -169,7 +169,8 @@ def _enable(settings: Settings) -> None:
     set_autolog_settings(settings)
     if not _on:
         _on.append(_USER)
-        probes.install(_USER, claims.claim)
+        with contained("putting the probes into TensorFlow and Keras", "nothing is watched"):
+            probes.install(_USER, claims.claim)
     probes.also(
         mlflow.MlflowClient, "set_terminated", pipeline.watch_run_end, "a run's last steps may be missing"
     )

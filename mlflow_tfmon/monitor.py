@@ -21,7 +21,7 @@ from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph
 from mlflow_tfmon.problems.watch import Watch
-from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.settings import Settings, autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
@@ -152,6 +152,8 @@ class Monitor:
                 pipeline.flush()
         self._rings.clear()
         self._pipeline = None
+        if self.settings.silent:
+            quiet(autolog_settings().silent)
 
     def __enter__(self) -> Monitor:
         return self.start()
@@ -232,6 +234,11 @@ class Monitor:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
         self._first_epoch = None
         self.premises.again()
+
+    def mark_seam(self) -> None:
+        """Tells, in the run's tag, at which step a further fit of the model begins, if it is not the first."""
+        if self._pipeline is not None:
+            self.record(*self._pipeline.recording.seam(self._keys()))
 
     @property
     def watch(self) -> Watch | None:

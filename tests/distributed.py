@@ -84,6 +84,17 @@ def scaled() -> Any:
     return keras.optimizers.LossScaleOptimizer(sgd())
 
 
+def fit_with_a_bad_batch(strategy: tf.distribute.Strategy) -> keras.Model:
+    """The fourth batch has gradients that are not finite: loss scaling leaves its step out."""
+    x, y = trainings.data()
+    x[3 * BATCH : 4 * BATCH] = np.inf
+    with strategy.scope():
+        net = trainings.model(name="net")
+        net.compile(scaled(), trainings.loss())
+    net.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    return net
+
+
 def same(one: keras.Model, other: keras.Model) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one.get_weights(), other.get_weights(), strict=True))
 
@@ -98,7 +109,9 @@ def mirrored(folder: Path) -> None:
         "fit, eager": lambda: fit(strategy, sgd, steps=FEW, run_eagerly=True),
         "fit, clipping": lambda: fit(strategy, clipped),
         "fit, loss scaling": lambda: fit(strategy, scaled),
+        "fit, a bad batch": lambda: fit_with_a_bad_batch(strategy),
         "loop": lambda: loop(strategy, sgd),
+        "loop, clipping": lambda: loop(strategy, clipped),
         "loop, eager": lambda: loop(strategy, sgd, steps=FEW, in_graph=False),
     }
     unwatched = {name: train() for name, train in modes.items()}

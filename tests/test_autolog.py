@@ -171,6 +171,7 @@ def test_two_fits_of_one_model_go_on_in_one_run() -> None:
     assert list(steps.index) == list(range(1, 41))
     np.testing.assert_allclose(steps.learning_rate, [0.1] * 20 + [0.01] * 20, rtol=1e-6)
     assert [step for step, _ in points(run, "loss")] == [0, 1, 2, 3]
+    assert run.data.tags["tfmon.seams"] == "21"
 
 
 def test_two_models_in_one_run_have_names_of_their_own() -> None:

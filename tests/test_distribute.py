@@ -103,11 +103,23 @@ def test_two_replicas_in_one_process(store: str, home: Path, tmp_path: Path) -> 
         steps = mlflow_tfmon.load_run(seen[name]["run_id"]).steps
         assert (steps.examples == BATCH).all()  # of both replicas
         assert steps.step_time_ms[1:].gt(0).all()
-    steps = mlflow_tfmon.load_run(seen["fit, clipping"]["run_id"]).steps
-    losses, norms = clipped_by_replica()
-    np.testing.assert_allclose(steps.loss, losses, rtol=1e-5)
-    np.testing.assert_allclose(steps.grad_norm_clipped, norms, rtol=1e-5)
-    assert "grad_norm" not in steps  # Keras never makes the sum of what is not clipped
+        assert steps.input_wait_share[1:].between(0, 1).all()
+    for name in ("fit, clipping", "loop, clipping"):
+        if name.startswith("fit") and not MEAN:
+            continue
+        steps = mlflow_tfmon.load_run(seen[name]["run_id"]).steps
+        losses, norms = clipped_by_replica()
+        np.testing.assert_allclose(steps.loss, losses, rtol=1e-5)
+        np.testing.assert_allclose(steps.grad_norm_clipped, norms, rtol=1e-5)
+        assert "grad_norm" not in steps  # Keras never makes the sum of what is not clipped
+        assert mlflow.get_run(seen[name]["run_id"]).data.tags["tfmon.absent"] == "batch/grad_norm"
+    if MEAN:
+        net, bad = trainings.model(), 3
+        batches = [batch for at, batch in enumerate(trainings.batches(*trainings.data(), 1)) if at != bad]
+        expected = by_hand(net, keras.optimizers.SGD(RATE, momentum=0.9), iter(batches), lambda step: RATE)
+        steps = mlflow_tfmon.load_run(seen["fit, a bad batch"]["run_id"]).steps
+        np.testing.assert_allclose(steps.loss, expected.loss, rtol=1e-5)
+        np.testing.assert_allclose(steps.grad_norm, expected.grad_norm, rtol=1e-5)
     assert output.count("before clipping is not recorded") == 1
 
 

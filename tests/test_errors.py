@@ -165,6 +165,42 @@ def test_an_unknown_setting(contained: list[str]) -> None:
         mlflow_tfmon.Monitor(run_id="nonsense").start()
 
 
+def test_a_store_that_refuses_to_make_the_run(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a deleted experiment, or without the rights: it is said, and nothing is lost."""
+    from mlflow_tfmon.tracking.waiting import deliver, find_waiting
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
+    mlflow_tfmon.autolog(log_models=False, delivery_wait=0.1)
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+    x, y = trainings.data()
+    net.fit(x, y, batch_size=trainings.BATCH, verbose=0)
+    (line,) = [line for line in contained if "makes no run" in line]
+    assert "4711" in line and "mlflow-tfmon sync" in line
+    (waiting,) = find_waiting()
+    assert waiting.records > 5 and waiting.run_id is None
+    assert deliver(waiting) is not None  # still not there
+
+
+def test_one_told_of_a_problem_may_end_the_run(fresh: None) -> None:
+    """Who ends it has it judged once more."""
+    from mlflow_tfmon.detectors import Problem
+
+    told: list[Problem] = []
+
+    def end(problem: Problem) -> None:
+        told.append(problem)
+        mlflow.end_run()
+
+    mlflow_tfmon.autolog(log_models=False, on_problem=end)
+    net = trainings.model()
+    net.compile(keras.optimizers.SGD(1e9), trainings.loss())
+    x, y = trainings.data()
+    with mlflow.start_run():
+        net.fit(x * 1e4, y, batch_size=trainings.BATCH, epochs=3, verbose=0)
+    assert told
+
+
 def test_a_metric_that_never_comes(contained: list[str]) -> None:
     mlflow_tfmon.autolog(monitor="val_auc")
     train("fit")

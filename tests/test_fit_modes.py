@@ -156,6 +156,19 @@ def constrained() -> keras.Model:
     )
 
 
+TOKENS = np.random.default_rng(2).integers(0, 20, (len(X), 5))  # of 30: some rows never get a gradient
+
+
+def embedding() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Embedding(30, 4), keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+    return keras.Sequential([keras.Input((5,), dtype="int64"), *layers])
+
+
+def token_batches() -> Iterator[tuple[Any, ...]]:
+    return trainings.batches(TOKENS, Y, 1)
+
+
 def many_outputs() -> keras.Model:
     keras.utils.set_random_seed(1)
     a, b = keras.Input((4,), name="a"), keras.Input((2,), name="b")
@@ -337,6 +350,16 @@ MODES = {
         by_hand=lambda: {"objective": lambda net, x, y: (3 * trainings.loss()(y, net(x, training=True)), {})},
     ),
     "frozen layer": Mode(net=frozen),
+    # Keras clips by the norm of what a sparse gradient holds before rows that come twice are summed.
+    "embedding": Mode(net=embedding, data=lambda: (TOKENS, Y), batches=token_batches, clipped=False),
+    "embedding, compiled by XLA": Mode(
+        {"jit_compile": True},
+        net=embedding,
+        data=lambda: (TOKENS, Y),
+        batches=token_batches,
+        clipped=False,
+        absent=frozenset({"time"}),
+    ),
     "constraint": Mode(net=constrained),
 }
 

@@ -282,6 +282,18 @@ def micro_batches_in_a_loop(net: Any, optimizer: Any) -> Any:
     return step
 
 
+def scaled_by_hand(net: Any, optimizer: Any) -> Any:
+    """Mixed precision's loss scaling, as a custom loop has to do it."""
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            value = trainings.loss()(y, net(x, training=True))
+            scaled = optimizer.scale_loss(value)
+        apply(optimizer, tape.gradient(scaled, net.trainable_variables), net.trainable_variables)
+
+    return step
+
+
 def in_branch(net: Any, optimizer: Any) -> Any:
     """The update is made in a branch of a cond."""
 
@@ -383,6 +395,35 @@ def test_step(mode: str, how: str) -> None:
             step(x, y)
 
     check(train, by_hand, clip, optimizer, NO_CLOCK if how == "XLA" else ())
+
+
+@pytest.mark.parametrize("how", ["eager", "function"])
+def test_loss_scaling(how: str) -> None:
+    """The figures are those of the loss itself; a step whose gradients are not finite is left out, and has a row."""
+    x, y = trainings.data()
+    x[2 * trainings.BATCH] = np.inf
+    steps = list(trainings.batches(x, y, 1))
+    net = trainings.model()
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(RATE, global_clipnorm=0.1), initial_scale=1024.0, dynamic_growth_steps=4
+    )
+
+    def train(net: Any, optimizer: Any, _: Batches) -> None:
+        step = scaled_by_hand(net, optimizer)
+        step = step if how == "eager" else tf.function(step)
+        for a, b in steps:
+            step(a, b)
+
+    run_id = trained(train, net, optimizer)
+    reference = trainings.model()
+    seen = trainings.by_hand(
+        reference, keras.optimizers.SGD(RATE), iter(steps), lambda step: RATE, by_global_norm,
+        scale=trainings.Scale(1024.0, 4),
+    )  # fmt: skip
+    bad = [not np.isfinite(one) for one in seen.loss]
+    assert sum(bad) == 1
+    deep = [1, 4, 8]  # step 3 is neither
+    compare(run_id, renamed(seen, reference, net), clipped=True, deep=deep)
 
 
 def test_a_whole_epoch_in_one_function() -> None:

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_tfmon.errors import contained
+from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import batches
 from mlflow_tfmon.probes.step import all_rings, rings_of
 from mlflow_tfmon.stream.ring import Ring
@@ -80,6 +81,12 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
 
     def into_keras_2(_: Any) -> None:
         if _users:
+            say_once(
+                "Keras 2",
+                "mlflow_tfmon: trainings with Keras 2 (tf_keras) are watched, too; not recorded of them: what a loss "
+                "is made of (batch/<output>_loss, batch/regularization_loss), batch/loss_scale and batch/skipped.",
+                logging.INFO,
+            )
             for owner, name, wrap, loss in keras2.methods(on_ring):
                 also(owner, name, wrap, loss)
 

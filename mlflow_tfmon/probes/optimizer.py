@@ -155,7 +155,10 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
 
     def _common_apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
         if replicas.count() > 1:  # the gradients are not summed yet: the wrapped optimizer's step is watched
-            return original(self, grads, trainable_variables)
+            result = original(self, grads, trainable_variables)
+            with contained(_PART, "the loss of a step may be that of one before, which was left out"):
+                tape.leave_out(trainable_variables or self._trainable_variables)
+            return result
         with _making(self) as step:
             with contained(_PART, _LOSS):
                 pairs = [

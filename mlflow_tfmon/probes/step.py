@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from mlflow_tfmon.stream.records import Variable
 from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
 
 _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()  # other threads look at it while this one trains
 OnRing = Callable[[Ring, Any], None]
 
 
@@ -168,7 +170,8 @@ def probe_of(
     """
     keys, workers = frozenset(graph.key(v) for v in variables), replicas.workers()
     parts = parts if workers == 1 else ()  # workers tell each other of the loss, not of what it is made of
-    probes = _probes.setdefault(optimizer, [])
+    with _lock:
+        probes = _probes.setdefault(optimizer, [])
     for probe in probes:
         layout = probe.ring.layout
         # Steps that are not clipped may go with those that are: what they show is true, and the steps stay in order.
@@ -203,4 +206,6 @@ def rings_of(keys: frozenset[str]) -> list[Ring]:
 
 
 def all_rings() -> list[Ring]:
-    return [p.ring for probes in list(_probes.values()) for p in probes]
+    with _lock:
+        found = list(_probes.values())
+    return [p.ring for probes in found for p in list(probes)]

@@ -193,6 +193,13 @@ def empty(slots: Sequence[Sequence[tf.Variable]]) -> None:
                 slot.assign(tf.zeros_like(slot))
 
 
+def leave_out(variables: Sequence[Any]) -> None:
+    """On one of several replicas: a step that was not made has no row, and its loss is not the next one's."""
+    keys = frozenset(graph.key(v) for v in variables)
+    for slots in [slots for known, slots in _slots.items() if known & keys]:
+        empty([[slot.values for place, slot in slots.items() if place[0] == replicas.index()]])
+
+
 def _slots_of(keys: frozenset[str]) -> list[list[origin.Slot]]:
     """The fewest slots of losses whose gradients go to these variables."""
     chosen, missing, left = [], keys, dict(_slots)

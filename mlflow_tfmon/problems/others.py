@@ -15,8 +15,9 @@ _defined: list[type[Detector]] = []
 class Detector:
     """A detector of your own: subclass it before the training, and it judges with the others.
 
-    It is called now and then, on a thread of its own, with all that was recorded up to then; an error in it is said
-    once, and the training goes on. A package offers one by an entry point of the group `mlflow_tfmon.detectors`.
+    It is called now and then, on the thread that takes the measurements, with all that was recorded up to then; an
+    error in it is said once, and the training goes on. A package offers one by an entry point of the group
+    `mlflow_tfmon.detectors`.
 
     Example:
         ```python

@@ -80,6 +80,7 @@ class Watch:
             logger.warning("mlflow_tfmon: problems of this training: %s", named or "none any more")
 
     def _judge(self, final: bool) -> None:
+        new: list[Problem] = []
         with contained("judging the training", "problems may go unnoticed"), self._judging:
             start = time.monotonic()
             with self._lock:
@@ -92,11 +93,11 @@ class Watch:
             for problem in new:
                 logger.warning("mlflow_tfmon: step %d: %s", problem.said_at, problem.line())
             self._record(final)
-            for problem in new:
-                for told in self.on_new:
-                    told(problem)
             now = time.monotonic()
             self._due = now + max(_PAUSE, (now - start) / _SHARE)
+        for problem in new:  # without the lock: who is told may end the run, which judges once more
+            for told in self.on_new:
+                told(problem)
 
     def _record(self, final: bool) -> None:
         found = tuple(self.problems)

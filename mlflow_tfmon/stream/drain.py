@@ -119,6 +119,7 @@ class Drain:
 
     def _run(self) -> None:
         while os.getpid() == self._pid and not self._stopped.wait(_INTERVAL):
-            with contained("the drain", "some steps are not recorded"):
+            with contained("looking after the trainings", "some of them may not be recorded"):
                 self._on_idle()
+            with contained("the drain", "some steps are not recorded"):
                 self.flush()

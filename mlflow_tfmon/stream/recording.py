@@ -18,9 +18,11 @@ from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
 
 ABSENT_TAG = "tfmon.absent"
+SEAMS_TAG = "tfmon.seams"
 # Series, and of which columns each is made (any of them will do).
 _FROM = {
     "batch/loss": {"loss"},
+    "batch/grad_norm": {"grad_norm"},
     "batch/step_time_ms": {"time", "input_time"},
     "batch/examples_per_second": {"examples"},
     "batch/input_wait_share": {"input_wait"},
@@ -67,6 +69,7 @@ class Recording:
         self._streams: list[_Stream] = []
         self._epochs: dict[str, int] = {}
         self._absent: dict[str, None] = {}  # in the order of appearance
+        self._seams: dict[str, None] = {}
         self._lock = threading.RLock()
 
     # -- streams ---------------------------------------------------------------------------------------------------
@@ -227,6 +230,15 @@ class Recording:
             self._epochs[prefix] = epoch + 1
             steps = stream.steps if stream is not None else 0
             self._append([records.EpochEnded(epoch, steps, time.time(), metrics, prefix)])
+
+    def seam(self, keys: frozenset[str]) -> list[records.Record]:
+        """What tells that another fit of these variables begins: of the run's steps those that are the first of one."""
+        with self._lock:
+            stream = next((s for s in self._streams if s.keys & keys), None)
+            if stream is None or stream.steps == 0:
+                return []
+            self._seams[f"{stream.prefix}{stream.steps + 1}"] = None
+            return [records.Facts(tags={SEAMS_TAG: ", ".join(self._seams)}, time=time.time())]
 
     def epochs_done(self, prefix: str) -> int:
         """How many epochs a model has made within the run."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow_tfmon.errors import SettingError, say_once
+from mlflow_tfmon.errors import SettingError, raises, say_once
+from mlflow_tfmon.tracking.uris import without_secrets
 
 INTEGRATION = "mlflow_tfmon"
 _REACH = 2.0  # s to wait for a tracking server before the training starts without it
@@ -46,6 +47,9 @@ def of_id(run_id: str) -> Run:
     """
     import mlflow
 
+    if _away(mlflow.get_tracking_uri()):
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+        return _run(run_id, experiment, None, owned=False, active=False)
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except Exception as error:
@@ -102,16 +106,23 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
 
     tags = {**(extra_tags or {}), MLFLOW_AUTOLOGGING: INTEGRATION}
     uri = mlflow.get_tracking_uri()
-    if not _reachable(uri):
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+    later = _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags)
+    if _away(uri):
+        return later
+    try:
+        _prepare_store(uri)
+        run = mlflow.start_run(tags=tags)
+    except Exception as error:
+        if raises() and not isinstance(error, mlflow.MlflowException):
+            raise
         say_once(
-            f"away {uri}",
-            f"mlflow_tfmon: the tracking server {_host(uri)} does not answer; the training is recorded on this "
-            "machine and delivered when the server is back.",
+            f"refuses {uri}",
+            f"mlflow_tfmon: the store {without_secrets(uri)} makes no run ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}); the training is recorded on this machine. Mend what it says (the "
+            "tracking URI, the experiment, your rights), then `mlflow-tfmon sync` delivers it.",
         )
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-        return _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags)
-    _prepare_store(uri)
-    run = mlflow.start_run(tags=tags)
+        return later
     if not stay_active:
         with contextlib.suppress(Exception):
             fluent._active_run_stack.get().pop()
@@ -159,6 +170,18 @@ def _prepare_store(uri: str) -> None:
     from mlflow_tfmon.tracking.store import open_store
 
     open_store(uri)
+
+
+def _away(uri: str) -> bool:
+    """Whether a server does not answer, which is said once."""
+    if _reachable(uri):
+        return False
+    say_once(
+        f"away {uri}",
+        f"mlflow_tfmon: the tracking server {_host(uri)} does not answer; the training is recorded on this "
+        "machine and delivered when the server is back.",
+    )
+    return True
 
 
 def _host(uri: str) -> str:
