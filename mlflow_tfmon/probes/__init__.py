@@ -52,6 +52,12 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (BaseOptimizer, "apply", optimizer.watch_apply, "no step is recorded"),
         (BaseOptimizer, "_backend_apply_gradients", watch_gradients, "no step is recorded"),
         (LossScaleOptimizer, "_common_apply", watch_scaled, "no step with loss scaling is recorded"),
+        (
+            LossScaleOptimizer,
+            "_tf_apply",
+            optimizer.watch_left_out,
+            "losses on several replicas may be wrong",
+        ),
         (TFOptimizer, "_backend_update_step", optimizer.watch_update, "clipped gradients are not recorded"),
         (
             TFOptimizer,

@@ -155,10 +155,7 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
 
     def _common_apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
         if replicas.count() > 1:  # the gradients are not summed yet: the wrapped optimizer's step is watched
-            result = original(self, grads, trainable_variables)
-            with contained(_PART, "the loss of a step may be that of one before, which was left out"):
-                tape.leave_out(trainable_variables or self._trainable_variables)
-            return result
+            return original(self, grads, trainable_variables)
         with _making(self) as step:
             with contained(_PART, _LOSS):
                 pairs = [
@@ -172,6 +169,19 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
             return original(self, grads, trainable_variables)
 
     return _common_apply
+
+
+def watch_left_out(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `LossScaleOptimizer._tf_apply`: on several replicas, a step that is left out has no row."""
+
+    def _tf_apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        result = original(self, grads, trainable_variables)
+        if replicas.count() > 1:
+            with contained(_PART, "the loss of a step may be that of one before, which was left out"):
+                tape.leave_out(trainable_variables or self._trainable_variables)
+        return result
+
+    return _tf_apply
 
 
 def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
