@@ -107,7 +107,7 @@ class Gathering:
             names: of the columns; one that was not there before has no numbers before.
             values: array (rows, columns).
         """
-        if not len(values):
+        if not values.size:
             return
         at = self._columns(names)
         while (self._seen + len(values) - 1) // self._width >= self._most:

@@ -111,6 +111,10 @@ class Journal:
             life.release(self.folder)
 
 
+class _NewerError(ValueError):
+    """A newer version wrote it."""
+
+
 class JournalReader:
     """Reads a journal, also while it is written; a journal that is missing or damaged gives what is readable.
 
@@ -140,10 +144,13 @@ class JournalReader:
                 if size > _READ_BYTES:
                     break
         except (sqlite3.Error, OSError) as error:
-            passes = ("locked", "unable to open", "I/O", "memory")
+            passes = ("locked", "unable to open", "memory")
             self.damaged = isinstance(error, sqlite3.Error) and not any(word in str(error) for word in passes)
             self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
+        except _NewerError as error:
+            self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
         except (KeyError, TypeError, ValueError) as error:
+            self.damaged = True
             self.error = (
                 f"journal {self.folder / DATABASE} has a record that this version cannot read: {error!r}"
             )
@@ -173,7 +180,7 @@ class JournalReader:
             try:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version > FORMAT:
-                    raise ValueError(f"format {version} is newer than {FORMAT}; upgrade mlflow_tfmon")
+                    raise _NewerError(f"format {version} is newer than {FORMAT}; upgrade mlflow_tfmon")
             except BaseException:
                 connection.close()
                 raise
