@@ -95,6 +95,7 @@ class Own(keras.Model):
         return self.head(x + 0.01 * tf.random.normal([5]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("eagerly", [False, True])
 def test_looking_changes_nothing(eagerly: bool) -> None:
     x, y = trainings.data(rows=40)

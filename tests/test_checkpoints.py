@@ -110,6 +110,7 @@ def check_best_and_last(tmp_path: Path, every_epoch: Any) -> None:
     assert (version.source, version.tags["tfmon.epoch"]) == (f"models:/{pointers[0]}", str(best))
 
 
+@pytest.mark.thorough
 def test_kerass_callbacks_go_on_working_and_what_they_did_is_recorded(tmp_path: Path) -> None:
     def train() -> Any:
         model = net()
@@ -140,6 +141,7 @@ def losses(*values: float) -> Iterator[tuple[int, dict[str, float]]]:
     return enumerate({"val_loss": value} for value in values)
 
 
+@pytest.mark.thorough
 def test_in_a_custom_loop_the_n_best_are_kept_and_nan_is_none_of_them(store: str) -> None:
     model = net()
     step = trainings.custom_step(model, model.optimizer)
@@ -181,6 +183,7 @@ def test_no_epoch_end_waits_for_the_writing(monkeypatch: pytest.MonkeyPatch) -> 
     assert mlflow.get_logged_model(tags(run_id)["tfmon.best_model"]).tags["tfmon.epoch"] == "2"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["plain", "eager", "XLA", "sparse"])
 def test_a_snapshot_stays_as_it_was_while_the_model_trains_on(kind: str) -> None:
     x = X
@@ -237,6 +240,7 @@ def test_a_model_that_keras_cannot_load_again_is_kept_as_its_weights(caplog: Any
     assert version.source == f"models:/{tags(run_id)['tfmon.model']}"
 
 
+@pytest.mark.thorough
 def test_the_frequency_in_epochs_and_in_steps() -> None:
     model = net()
     step = trainings.custom_step(model, model.optimizer)

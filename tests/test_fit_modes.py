@@ -394,17 +394,30 @@ def test_layers_set_free_between_two_fits(watched: None) -> None:
     """The second fit goes on in step, with the variables of both; before, the frozen ones have no figures."""
     net, reference = frozen(), frozen()
     seen = []
+    begun, ended = [], []
     with mlflow.start_run() as run:
         for phase in range(2):
             net.layers[0].trainable = phase == 1
-            net.compile(sgd(), trainings.loss())
+            net.compile(sgd(global_clipnorm=CLIP), trainings.loss())
+            begun.append(time.time())
             net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+            ended.append(time.time())
     for phase in range(2):
         reference.layers[0].trainable = net.layers[0].trainable = phase == 1
-        seen.append(renamed(by_hand(reference, sgd(), batches(), lambda step: 0.05), reference, net))
+        found = by_hand(reference, sgd(), batches(), lambda step: 0.05, clip_global)
+        seen.append(renamed(found, reference, net))
     recorded = mlflow_tfmon.load_run(run.info.run_id)
     assert list(recorded.steps.index) == list(range(1, 2 * STEPS + 1))
-    for figure in ("loss", "grad_norm"):
+    for phase in range(2):
+        own = recorded.steps[phase * STEPS : (phase + 1) * STEPS]
+        compare_clocks(own, begun[phase], ended[phase], ())
+        layers = recorded.layers.set_index(["step", "variable"])
+        for quantity in ("weight_norm", "update_ratio", "grad_zero_fraction"):
+            for step in (1, DEEP, 2 * DEEP):
+                for variable, value in getattr(seen[phase], quantity)[step - 1].items():
+                    one = layers.loc[(phase * STEPS + step, variable), quantity]
+                    np.testing.assert_allclose(one, value, rtol=2e-4, atol=1e-12)
+    for figure in ("loss", "grad_norm", "grad_norm_clipped"):
         expected = [*getattr(seen[0], figure), *getattr(seen[1], figure)]
         np.testing.assert_allclose(recorded.steps[figure], expected, rtol=1e-5)
     kernels = [layer.kernel.path.replace("/", ".") for layer in net.layers]
@@ -431,19 +444,18 @@ def test_a_variable_without_a_gradient(watched: None) -> None:
             return self.out(x)
 
     keras.utils.set_random_seed(1)
-    net = Unused()
+    net, reference = Unused(), keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES)])
     net(X[:1])
-    with tf.GradientTape() as tape:
-        value = trainings.loss()(Y[:BATCH], net(X[:BATCH], training=True))
-    gradient = tape.gradient(value, net.out.kernel.value)
-    net.compile(scaled_sgd(), trainings.loss())
+    reference.set_weights(net.out.get_weights())
+    net.compile(scaled_sgd(global_clipnorm=CLIP), trainings.loss())
+    begun = time.time()
     with pytest.warns(UserWarning, match="Gradients do not exist"):
-        net.fit(X[:BATCH], Y[:BATCH], batch_size=BATCH, shuffle=False, verbose=0)
-    layers = mlflow_tfmon.load_run(last_run()).layers.set_index("variable")
-    names = {v.path.replace("/", ".") for v in net.out.trainable_variables}
-    assert set(layers.index) == names
-    kernel = net.out.kernel.path.replace("/", ".")
-    np.testing.assert_allclose(layers.grad_norm[kernel], np.linalg.norm(gradient), rtol=1e-5)
+        net.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
+    ended = time.time()
+    scale = Scale(2.0**21, 3)
+    seen = by_hand(reference, sgd(), batches(), lambda step: 0.05, clip_global, scale=scale)
+    compare(last_run(), renamed(seen, reference, net.out), clipped=True)
+    compare_clocks(mlflow_tfmon.load_run(last_run()).steps, begun, ended, ())
 
 
 def test_train_on_batch(watched: None) -> None:

@@ -475,13 +475,19 @@ def test_shapes_change() -> None:
     cuts = [0, 16, 32, 39, 55, 62, 78, 100, 116]
     steps = [(tf.constant(x[a:b]), tf.constant(y[a:b])) for a, b in itertools.pairwise(cuts)]
 
+    spec = (tf.TensorSpec((None, trainings.FEATURES)), tf.TensorSpec((None,), tf.int64))
+    dataset = tf.data.Dataset.from_generator(lambda: iter(steps), output_signature=spec)
+
     def train(net: Any, optimizer: Any, _: Batches) -> None:
-        step = trainings.custom_step(net, optimizer)
-        for a, b in steps:
+        step = tf.function(plain(net, optimizer), reduce_retracing=False)
+        for a, b in dataset:
             step(a, b)
 
     net = trainings.model()
     run_id = trained(train, net, clipping())
+    recorded = mlflow_tfmon.load_run(run_id).steps
+    assert recorded.examples.tolist() == [b - a for a, b in itertools.pairwise(cuts)]
+    assert (recorded.step_time_ms[1:] > 0).all()
     reference = trainings.model()
     seen = trainings.by_hand(
         reference, keras.optimizers.SGD(RATE), iter(steps), lambda step: RATE, by_global_norm
@@ -637,10 +643,11 @@ def test_adversaries(how: str) -> None:
     def train(wrap: Any) -> dict[str, list[tuple[float, ...]]]:
         seen: dict[str, list[tuple[float, ...]]] = {"critic": [], "generator": []}
         steps = {"critic": wrap(critic_step), "generator": wrap(generator_step)}
+        nets = {"critic": critic, "generator": generator}
         for number, _ in enumerate(dataset().repeat().take(24), 1):
             value, gradients = steps[name := "critic" if number % 6 else "generator"]()
-            norm = trainings.norm(gradients)
-            seen[name].append((float(value), norm, min(norm, 0.5)))
+            norm, weights = trainings.norm(gradients), nets[name].get_weights()
+            seen[name].append((float(value), norm, min(norm, 0.5), trainings.norm(weights)))
         return seen
 
     if how == "one function":
@@ -671,7 +678,8 @@ def test_adversaries(how: str) -> None:
         keras.optimizers.Adam(0.01, global_clipnorm=0.5),
     )
     seen = train(lambda step: step)
-    steps = mlflow_tfmon.load_run(run.info.run_id).steps
+    recorded = mlflow_tfmon.load_run(run.info.run_id)
+    steps = recorded.steps
     for name, rate in (("critic", 0.01), ("generator", 0.1)):
         expected = np.array(seen[name])
         own = steps[[column for column in steps if column.startswith(f"{name}.")]]
@@ -680,6 +688,13 @@ def test_adversaries(how: str) -> None:
         absent = NO_BATCHES if how == "one function" else ()
         trainings.compare_clocks(own, begun, ended, absent)
         found = own[["loss", "grad_norm", "grad_norm_clipped"]]
+        layers = recorded.layers[recorded.layers.variable.astype(str).str.startswith(f"{name}.")]
+        for step in range(
+            DEEP, len(expected) + 1, DEEP
+        ):  # each has its own weights, and measures them in its turn
+            norms = layers.weight_norm[layers.step == step]
+            np.testing.assert_allclose(np.linalg.norm(norms), expected[step - 1, 3], rtol=1e-5)
+        expected = expected[:, :3]
         assert list(found.index) == list(range(1, len(expected) + 1))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(steps[f"{name}.learning_rate"].dropna(), rate)

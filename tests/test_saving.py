@@ -83,6 +83,7 @@ np.savez(out, losses=losses, predictions=predictions)
 """
 
 
+@pytest.mark.thorough
 def test_a_module_with_its_watched_step(fresh: None, tmp_path: Path) -> None:
     unwatched = saved_module(tmp_path / "unwatched")
     mlflow_tfmon.autolog()
@@ -135,6 +136,7 @@ def kept(folder: Path, batch: np.ndarray) -> dict[str, Any]:
     return result | {"attributes": set(vars(copies["copied"]))}
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:You are saving")
 def test_a_model_trained_by_fit(fresh: None, tmp_path: Path) -> None:
     batch = trainings.data()[0][:4]

@@ -290,6 +290,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.thorough
 def test_what_is_trained_just_before_the_end_of_the_script(store: str) -> None:
     subprocess.run([sys.executable, "-c", SHORT, store], check=True)
     fitted, batches = mlflow.search_runs(output_format="list", order_by=["attributes.start_time ASC"])

@@ -94,6 +94,7 @@ with tf.compat.v1.Graph().as_default():
 """
 
 
+@pytest.mark.thorough
 def test_a_log_directory_of_tensorflow_becomes_runs(store: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(store)
     logs = tmp_path / "logs"

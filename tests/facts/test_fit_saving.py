@@ -85,6 +85,7 @@ def saved(tmp_path_factory):
     return records
 
 
+@pytest.mark.thorough
 def test_every_model_loads_in_another_process_and_predicts_the_same(saved, tmp_path):
     # The other process could import the users' classes, but has no reason to unless they are registered.
     (tmp_path / "load.py").write_text(LOADER)

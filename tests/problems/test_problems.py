@@ -91,6 +91,7 @@ def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.
     assert main(["diagnose", "no-such-run"]) == 1
 
 
+@pytest.mark.thorough
 def test_a_training_that_diverges_is_rescued() -> None:
     run_id, history = _fit(_model(rate=100.0, sgd=True), epochs=40, on_problem="rescue")
     assert np.mean(history["val_accuracy"][-5:]) > 0.8
@@ -110,6 +111,7 @@ def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
     assert "the weights are those of epoch" in _tags(run.info.run_id)["tfmon.stopped"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("on_problem", ["stop", "rescue"])
 def test_a_healthy_training_is_left_alone(on_problem: str) -> None:
     x, y = _data()
@@ -186,6 +188,7 @@ def test_a_bad_setting_is_refused(name: str, value: Any) -> None:
         mlflow_tfmon.autolog(**{name: value})
 
 
+@pytest.mark.thorough
 def test_a_killed_training_has_its_problems() -> None:
     code = (
         "import os, signal, keras, mlflow, mlflow_tfmon\n"

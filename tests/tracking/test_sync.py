@@ -186,6 +186,7 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.mark.thorough
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(file=st.sampled_from([DATABASE, f"{DATABASE}-wal"]), share=st.floats(0, 1))
 def test_a_journal_that_was_cut_anywhere_gives_its_beginning(
