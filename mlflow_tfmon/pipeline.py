@@ -123,6 +123,8 @@ class Pipeline:
         self.finish_checkpoints()
         self.recording.settle()
         self.watch.finish()
+        if self.closed:  # by one who was told of a problem
+            return
         self.recording.append(records.Flushed(time.time()))
         self._wait()
 
