@@ -10,6 +10,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,8 @@ def _unique(names: list[str]) -> list[str]:
 def _changes(pruned: Any) -> str:
     """The first op of a function, or of those it calls, that may change some state, or ""."""
     definition = pruned.as_graph_def()
-    nodes = [*definition.node, *(node for f in definition.library.function for node in f.node_def)]
+    called = attrgetter("library.function")(definition)
+    nodes = [*definition.node, *(node for function in called for node in function.node_def)]
     for node in nodes:
         known = op_def_registry.get(node.op)
         if known is not None and known.is_stateful and node.op not in _HARMLESS:
