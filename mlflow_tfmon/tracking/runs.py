@@ -120,7 +120,8 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
             f"refuses {uri}",
             f"mlflow_tfmon: the store {without_secrets(uri)} makes no run ({type(error).__name__}: "
             f"{' '.join(without_secrets(str(error)).split())[:300]}); the training is recorded on this "
-            "machine. Mend what it says (the tracking URI, the experiment, your rights), then `mlflow-tfmon sync` delivers it.",
+            "machine. Mend what it says (the tracking URI, the experiment, your rights), then `mlflow-tfmon sync` "
+            "delivers it.",
         )
         return later
     if not stay_active:
