@@ -14,7 +14,15 @@ _lock = threading.Lock()
 
 
 class SettingError(ValueError):
-    """A setting has a value that it can't have; the message names setting, value and remedy."""
+    """A setting has a value that it can't have; the message names setting, value and remedy.
+
+    Attributes:
+        setting: its name, where it is one of the settings.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def raises() -> bool:
