@@ -118,7 +118,8 @@ def autolog(
     What is recorded, and under which names, is in the README. An active MLflow run takes the training; else one is
     made. `mlflow.tensorflow.autolog` is set aside while this is on. A custom loop is watched if its step is traced
     (first called) after this call; `fit` is watched in any case. An argument that is left out is taken from the
-    environment (`MLFLOW_TFMON_DEEP_EVERY=10`), else from `[tool.mlflow_tfmon]` in pyproject.toml, else it has its default.
+    environment (`MLFLOW_TFMON_DEEP_EVERY=10`), else from `[tool.mlflow_tfmon]` in pyproject.toml; else it has its
+    default.
 
     Args:
         log_models: whether models are logged: the trained one at the end of `fit`, and checkpoints.

@@ -67,6 +67,7 @@ class Pipeline:
                 settings.max_variables,
                 settings.report,
                 settings.tensorboard,
+                run.experiment_name,
             )
         )
         with contained("describing the environment", "it is not recorded"):

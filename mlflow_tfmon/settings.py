@@ -125,7 +125,7 @@ class Settings:
 
     @classmethod
     def make(cls, **values: Any) -> Settings:
-        """Builds settings from keyword arguments, and what is left out from the environment, the project or the defaults.
+        """Builds settings: what is not given is taken from the environment, else the project, else it has its default.
 
         Args:
             **values: settings by name.

@@ -26,7 +26,7 @@ _TRUE_OR_FALSE = {
 
 
 def found(types: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """The settings that the environment and the project tell, each with where it comes from; the environment goes first.
+    """The settings that the environment, or else the project, tells, each with where it comes from.
 
     Args:
         types: the type of each setting, as its annotation says it.

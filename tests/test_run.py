@@ -32,9 +32,11 @@ ENDS = {
     "interrupt": "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(20)",
     "terminated": "import os, signal; print('x', flush=True); os.kill(os.getpid(), signal.SIGTERM)",
     "at once": "import os; print('lost'); os._exit(7)",
-    "at exit": "import atexit, threading\natexit.register(print, 'exit')\nthreading.Timer(0.2, print, ['thread']).start()",
+    "at exit": "import atexit, threading\natexit.register(print, 'exit')\n"
+    "threading.Timer(0.2, print, ['thread']).start()",
     "hook": "import sys; sys.excepthook = lambda *a: print(a[0], a[2].tb_frame.f_code.co_name); 1 / 0",
-    "pool": "import multiprocessing as m\ndef f(x):\n    return x * x, __name__, 'mlflow_tfmon' in __import__('sys').modules\n"
+    "pool": "import multiprocessing as m\nimport sys\n"
+    "def f(x):\n    return x * x, __name__, 'mlflow_tfmon' in sys.modules\n"
     "if __name__ == '__main__':\n    with m.get_context('spawn').Pool(1) as pool:\n        print(pool.map(f, [1, 2]))",
 }
 

@@ -40,8 +40,8 @@ def _options() -> list[click.Option]:
 def command(script: str, arguments: tuple[str, ...], is_module: bool, **flags: Any) -> None:
     """Run a Python script as `python SCRIPT [ARGS]...` does, and watch every training in it.
 
-    The script need not know of it. Its run goes where MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_ID say.
-    Options come before SCRIPT: what follows is the script's own. What is not given is taken from the environment
+    The script need not know of it. Its run goes where MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_ID
+    say. Options come before SCRIPT: what follows is the script's own. What is not given is taken from the environment
     (MLFLOW_TFMON_DEEP_EVERY=10), else from [tool.mlflow_tfmon] in pyproject.toml.
     """
     settings = {

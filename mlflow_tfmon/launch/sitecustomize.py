@@ -1,8 +1,8 @@
 """Watches a script that was not changed, from the moment that it has imported Keras.
 
 Python imports a module of this name at its start, before the script. `mlflow-tfmon run` puts this one's folder on
-PYTHONPATH and becomes `python SCRIPT`: so arguments, `__main__`, tracebacks, signals and the exit status are Python's own.
-Only the standard library is imported until Keras is there.
+PYTHONPATH and becomes `python SCRIPT`: so arguments, `__main__`, tracebacks, signals and the exit status are Python's
+own. Only the standard library is imported until Keras is there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class KerasFinder:
         """Finds a module as the other finders do; when it has been loaded, this one is told."""
         if name not in _IMPORTS:
             return None
-        found = (one.find_spec(name, path, target) for one in sys.meta_path if one is not self)  # type: ignore[arg-type]
+        found = (one.find_spec(name, path, target) for one in sys.meta_path if one is not self)
         spec = next((one for one in found if one is not None), None)
         if spec is not None and spec.loader is not None:
             self._tell(name, spec.loader)
@@ -82,4 +82,4 @@ def _begin() -> None:
 
 if __name__ == "sitecustomize":
     step_aside()
-    sys.meta_path.insert(0, KerasFinder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, KerasFinder())
