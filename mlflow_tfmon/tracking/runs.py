@@ -180,7 +180,7 @@ def _prepare_store(uri: str) -> None:
 
 def _away(uri: str) -> bool:
     """Whether a server does not answer, which is said once."""
-    if _reachable(uri):
+    if reachable(uri):
         return False
     say_once(
         f"away {uri}",
@@ -195,8 +195,8 @@ def _host(uri: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def _reachable(uri: str) -> bool:
-    """Whether a server answers, and soon: MLflow itself would retry for minutes before the first step."""
+def reachable(uri: str) -> bool:
+    """Whether a store's server answers, and soon: MLflow itself would retry for minutes. What is no server does."""
     if urlsplit(uri).scheme not in ("http", "https"):
         return True
     from mlflow.utils.credentials import get_default_host_creds
