@@ -122,6 +122,7 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     from mlflow_tfmon.tracking.uris import sqlite_path, without_secrets
 
     be_quick()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri or mlflow.get_tracking_uri()
     path = sqlite_path(uri)
     remedy = "Is --tracking-uri (or MLFLOW_TRACKING_URI) right?"
