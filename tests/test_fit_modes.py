@@ -16,6 +16,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from tests import trainings
+from tests.daily import thorough
 from tests.trainings import (
     BATCH,
     CLASSES,
@@ -53,7 +54,7 @@ def place(store_template: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def watched(place: str) -> Iterator[None]:
-    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, log_datasets=False)
+    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, log_datasets=False, checkpoint=False)
     yield
     mlflow_tfmon.autolog(disable=True)
     keras.config.set_dtype_policy("float32")
@@ -368,7 +369,14 @@ def clipping(mode: Mode) -> dict[str, Any]:
     return {"global_clipnorm": CLIP} if mode.clipped else {}
 
 
-@pytest.mark.parametrize("name", MODES)
+RARE = (
+    "steps_per_execution=5", "XLA, clipped", "XLA, steps_per_execution=5", "jit_compile=auto",
+    "float16, compiled by XLA", "eager gradient accumulation", "several losses, eager", "infinite dataset",
+    "dataset of unknown size", "embedding, compiled by XLA",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", thorough(MODES, RARE))
 def test_mode(watched: None, name: str) -> None:
     mode = MODES[name]
     net = mode.net()
