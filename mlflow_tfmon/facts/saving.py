@@ -17,6 +17,7 @@ import tensorflow as tf
 from mlflow_tfmon import kerases
 from mlflow_tfmon.facts import parts, specs
 from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.probes import graph
 
 _logger = logging.getLogger(__name__)
@@ -180,7 +181,10 @@ class _Inference(tf.Module):
 
 def _save(model: Any, home: Any, folder: Path, pickled: frozenset[str], **options: Any) -> None:
     requirements = pip_requirements(home, pickled=bool(pickled))
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        hushed("mlflow.utils.environment", below=logging.ERROR),
+    ):  # that pip is not there
         warnings.simplefilter("ignore")
         mlflow.tensorflow.save_model(model, path=str(folder), pip_requirements=requirements, **options)
 

@@ -21,6 +21,7 @@ from mlflow.utils.validation import (
     path_not_unique,
 )
 
+from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
@@ -36,6 +37,7 @@ _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQU
 _OPEN_SECONDS = 60.0
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _CALL_SECONDS, _UPLOAD_SECONDS = "10", "120"
+_MIGRATION = "alembic.runtime.migration"  # a line for each of forty steps, with MLflow 3.1
 _quick = False
 
 
@@ -79,7 +81,7 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
         return MlflowClient(tracking_uri, registry_uri)
     give_up = time.monotonic() + _OPEN_SECONDS
     tried = ""
-    with _only_one(Path(path).parent), _without_steps_of_migration():
+    with _only_one(Path(path).parent), hushed(_MIGRATION, below=logging.WARNING):
         while True:
             try:
                 client = MlflowClient(tracking_uri, registry_uri)
@@ -115,21 +117,6 @@ def _only_one(folder: Path) -> Iterator[None]:
                     handle, fcntl.LOCK_UN
                 )  # closing leaves it locked where a forked child has it open too
             os.close(handle)
-
-
-@contextlib.contextmanager
-def _without_steps_of_migration() -> Iterator[None]:
-    """Keeps to itself that a database is made in forty steps (a line each with MLflow 3.1)."""
-    steps = logging.getLogger("alembic.runtime.migration")
-
-    def is_warning(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING
-
-    steps.addFilter(is_warning)
-    try:
-        yield
-    finally:
-        steps.removeFilter(is_warning)
 
 
 class RunStore:
