@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 
@@ -100,7 +100,7 @@ class MonitorCallback(_BothKerases):
         self._monitor.tell_premises()
         self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
-            watch_train_function(self.model)
+            compiled.watch(self.model)
         with contained("preparing for problems", "nothing follows from them but a warning"):
             self._actions = Actions.of(self._monitor, self.model)
 
@@ -140,23 +140,6 @@ class MonitorCallback(_BothKerases):
         monitor, self._monitor = self._monitor, None
         if monitor is not None and monitor is not self.given:
             monitor.end()
-
-
-_watched: weakref.WeakSet[Any] = weakref.WeakSet()  # train functions that were built with the probes in
-
-
-def watch_train_function(model: Any) -> None:
-    """Builds a model's train function anew if it was compiled before the probes were put in."""
-    if model.train_function is not None:
-        if model.train_function not in _watched:
-            model.make_train_function(force=True)
-        _watched.add(model.train_function)
-
-
-def unwatch_train_function(model: Any) -> None:
-    """Lets go of a train function that was traced with the probes in."""
-    if model.train_function is not None and model.train_function in _watched:
-        model.train_function = None
 
 
 def _total_steps(params: dict[str, Any] | None) -> int | None:

@@ -17,9 +17,9 @@ from mlflow.utils.autologging_utils import (
 from packaging.version import Version
 
 from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes
-from mlflow_tfmon.callback import unwatch_train_function
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import contained, logger, quiet
+from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
@@ -162,7 +162,7 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
             _in_fit.remove(model)
             if not _on and model not in _in_fit:  # disabled by a callback of this fit
-                unwatch_train_function(model)
+                compiled.unwatch(model)
 
 
 def _enable(settings: Settings) -> None:
@@ -187,7 +187,7 @@ def _disable() -> None:
     peers.bring_back()
     for model in [model for model in _fitted if not any(model is busy for busy in _in_fit)]:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
-            unwatch_train_function(model)
+            compiled.unwatch(model)
     _fitted.clear()
 
 

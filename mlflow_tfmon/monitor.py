@@ -95,6 +95,8 @@ class Monitor:
             stay_active: whether a run made for the training becomes the active MLflow run.
             thread: the thread that trains; default: this one.
         """
+        if self in claims.active:
+            return self
         if self.settings.silent:
             quiet(True)
         self._thread = thread or threading.get_ident()
