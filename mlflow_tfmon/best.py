@@ -56,6 +56,10 @@ class Best:
         self.value, self.epoch = value, epoch
         return True
 
+    def text(self, prefix: str = "") -> str:
+        """Such as "val_loss 0.1234 at epoch 7"; "" if there is none."""
+        return "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch}"
+
     def _choose(self, metrics: Mapping[str, float]) -> str | None:
         wanted = self._settings.monitor
         if wanted in metrics:

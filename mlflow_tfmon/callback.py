@@ -91,7 +91,7 @@ class MonitorCallback(_BothKerases):
                     self._monitor.end("FAILED")
                 self._monitor = Monitor(self.model, run_id=self.run_id, **self.settings)
                 self._monitor.total_steps = _total_steps(self.params)
-                self._monitor.start()
+                self._monitor.start(bar=False)
         else:
             self._monitor = self.given
             self._monitor.new_fit()

@@ -90,7 +90,7 @@ class _Fit:
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments
         if self._own:
-            self.monitor.start()
+            self.monitor.start(bar=False)
         self.monitor.arguments = self.arguments
         self._callback.given = self.monitor
         self._callback.heed(self.monitor.settings)

@@ -38,6 +38,7 @@ class Monitor:
     Args:
         model: the Keras model that is trained. Without it, whatever this thread trains is taken.
         run_id: MLflow run that takes the training. Default: the active run, else one is made.
+        total_steps: how many optimizer steps the training will make, so that the progress bar tells the time left.
         **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
 
     Raises:
@@ -53,14 +54,21 @@ class Monitor:
         ```
     """
 
-    def __init__(self, model: Any = None, *, run_id: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        run_id: str | None = None,
+        total_steps: int | None = None,
+        **settings: Any,
+    ) -> None:
         if model is not None and not hasattr(model, "trainable_variables"):
             raise SettingError(
                 f"model={model!r}: model must be a Keras model, or None for whatever is trained."
             )
         self.model = model
         self.settings = Settings.make(**settings)
-        self.total_steps: int | None = None  # how many steps are expected, if that is known
+        self.total_steps = total_steps
         self.arguments: FitArguments | None = None  # of the fit that is watched
         self._run_id = run_id
         self._thread = threading.get_ident()
@@ -88,12 +96,13 @@ class Monitor:
         return None if self._pipeline is None else self._pipeline.run.run_id
 
     # -- from start to end -----------------------------------------------------------------------------------------
-    def start(self, *, stay_active: bool = True, thread: int | None = None) -> Monitor:
+    def start(self, *, stay_active: bool = True, thread: int | None = None, bar: bool = True) -> Monitor:
         """Starts watching.
 
         Args:
             stay_active: whether a run made for the training becomes the active MLflow run.
             thread: the thread that trains; default: this one.
+            bar: whether there is a progress bar, where one can be seen.
         """
         if self in claims.active:
             return self
@@ -120,6 +129,8 @@ class Monitor:
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
+            if bar and not self.settings.silent:
+                self._pipeline.show()
             self.tell_premises()
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
@@ -146,6 +157,7 @@ class Monitor:
             return
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
+            pipeline.hide()
             if status == "FINISHED":
                 self._say_what_is_missing(pipeline)
             if pipeline.run.owned and self._made_pipeline:
@@ -235,6 +247,8 @@ class Monitor:
     def new_fit(self) -> None:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
         self._first_epoch = None
+        if self._pipeline is not None:
+            self._pipeline.hide()  # Keras has one
         self.premises.again()
 
     def mark_seam(self) -> None:

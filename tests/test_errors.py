@@ -162,7 +162,7 @@ def test_a_bad_value_names_setting_value_and_remedy(setting: str, value: Any, co
 
 
 def test_an_unknown_setting(contained: list[str]) -> None:
-    with pytest.raises(SettingError, match=r"deep_evry.*there are.*deep_every"):
+    with pytest.raises(SettingError, match=r"deep_evry.*did you mean .deep_every"):
         mlflow_tfmon.Monitor(deep_evry=3)
     with pytest.raises(SettingError, match="model must be a Keras model"):
         mlflow_tfmon.Monitor("val_loss")

@@ -36,6 +36,7 @@ class RunStarted:
         max_variables: how many variables get series of their own in MLflow.
         report: whether a report is made at the end.
         tensorboard: whether event files are made at the end.
+        experiment_name: the experiment's name where its id was not known, or None.
     """
 
     tracking_uri: str
@@ -51,6 +52,7 @@ class RunStarted:
     max_variables: int = 50
     report: bool = False
     tensorboard: bool = False
+    experiment_name: str | None = None
 
 
 @dataclass(frozen=True)
