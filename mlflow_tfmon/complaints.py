@@ -20,6 +20,17 @@ def why_no_steps(model: Any) -> str:
     )
 
 
+def plain_epoch(epoch: Any) -> int:
+    """The number of an epoch.
+
+    Raises:
+        SettingError: it is not a whole number from 0.
+    """
+    if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
+        raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
+    return int(epoch)
+
+
 def plain_numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
     """A user's figures as floats.
 
