@@ -14,9 +14,9 @@ from mlflow_tfmon import claims, probes
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints.keeper import Moment
-from mlflow_tfmon.complaints import plain_epoch, plain_numbers, why_no_steps
+from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
 from mlflow_tfmon.epoch_metrics import measured
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
+from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
@@ -146,7 +146,8 @@ class Monitor:
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
             if status == "FINISHED":
-                self._say_what_is_missing(pipeline)
+                made = pipeline.recording.steps_of(self._keys()) - self._first_step
+                say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
             if pipeline.run.owned and self._made_pipeline:
                 pipeline.close(status, reason)
             elif not pipeline.closed:
@@ -345,10 +346,3 @@ class Monitor:
             return False
         self._pipeline.finish_checkpoints()
         return self._pipeline.keeper(self.prefix).has_best
-
-    def _say_what_is_missing(self, pipeline: Pipeline) -> None:
-        if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", why_no_steps(self.model))
-        complaint = pipeline.keeper(self.prefix).best.complaint()
-        if complaint:
-            logger.warning(complaint)
