@@ -14,6 +14,7 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.epoch_metrics import measured
+from mlflow_tfmon.report.training import training
 from mlflow_tfmon.settings import Settings
 from tests import trainings
 
@@ -110,7 +111,10 @@ def test_in_a_custom_loop() -> None:
             expected.append(score(model))
         run_id = str(monitor.run_id)
     assert [(one["val_score"], one["mine"]) for one in told] == list(zip(expected, range(4), strict=True))
-    epochs = mlflow_tfmon.load_run(run_id).epochs
+    recorded = mlflow_tfmon.load_run(run_id)
+    shown = {curve.name for section in training(recorded) for panel in section.panels for curve in panel.curves}
+    assert {"val_score", "sample", "mine"} <= shown  # in the report
+    epochs = recorded.epochs
     np.testing.assert_array_equal(epochs["val_score"], expected)
     np.testing.assert_array_equal(epochs["mine"], range(4))
     assert mlflow.get_run(run_id).data.metrics["best/epoch"] == np.argmax(expected)
