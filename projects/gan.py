@@ -81,7 +81,9 @@ def main() -> None:
 
     def outsider(_: keras.Model) -> dict[str, float]:
         pixels = np.concatenate([digits.x_val, generator.predict(fixed, verbose=0)]).reshape(-1, 64)
-        return {"told_apart": cross_val_score(LogisticRegression(max_iter=200), pixels, told_apart, cv=3).mean()}
+        return {
+            "told_apart": cross_val_score(LogisticRegression(max_iter=200), pixels, told_apart, cv=3).mean()
+        }
 
     with parent_run("gan") as run:
         with mlflow_tfmon.Monitor(epoch_metrics=outsider, monitor="told_apart", mode="min") as monitor:

@@ -69,7 +69,13 @@ def main() -> None:
             kinds = ",".join(problem.kind for problem in problems) or "none"
             pruned = trial.state == optuna.trial.TrialState.PRUNED
             rows.append(
-                {**trial.params, **trial.user_attrs, "val_accuracy": trial.value, "pruned": pruned, "problems": kinds}
+                {
+                    **trial.params,
+                    **trial.user_attrs,
+                    "val_accuracy": trial.value,
+                    "pruned": pruned,
+                    "problems": kinds,
+                }
             )
         table = pd.DataFrame(rows)
         mlflow.log_table(table, "trials.json")
@@ -88,7 +94,10 @@ def main() -> None:
             heights = rows_of.epochs if pruned else rows_of.val_accuracy
             label = "ended early: share of the epochs" if pruned else "validation accuracy"
             axes.semilogx(
-                rows_of.learning_rate, heights / args.epochs if pruned else heights, "rx" if pruned else "o", label=label
+                rows_of.learning_rate,
+                heights / args.epochs if pruned else heights,
+                "rx" if pruned else "o",
+                label=label,
             )
         axes.set(xlabel="learning rate", ylim=(0, 1.02))
         axes.legend(fontsize=7)

@@ -17,9 +17,7 @@ from projects.shared.variants import parent_run
 def build() -> keras.Model:
     hidden = [keras.layers.Dense(256, "relu", name=f"hidden{i}") for i in (1, 2)]
     logits = keras.layers.Dense(10, name="logits")
-    return keras.Sequential(
-        [keras.Input((8, 8, 1)), keras.layers.Flatten(), *hidden, logits], name="digits"
-    )
+    return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), *hidden, logits], name="digits")
 
 
 def draw(run: object) -> None:
@@ -66,7 +64,10 @@ def main() -> None:
     def validate(model: keras.Model) -> dict[str, float]:
         logits = model(digits.x_val)
         right = keras.metrics.sparse_categorical_accuracy(digits.y_val, logits)
-        return {"val_loss": float(loss_of(digits.y_val, logits)), "val_accuracy": float(tf.reduce_mean(right))}
+        return {
+            "val_loss": float(loss_of(digits.y_val, logits)),
+            "val_accuracy": float(tf.reduce_mean(right)),
+        }
 
     with parent_run("monitored_training") as run:
         with mlflow_tfmon.Monitor(

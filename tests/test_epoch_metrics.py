@@ -88,7 +88,9 @@ def test_in_fit(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     client, best = mlflow.MlflowClient(), int(np.argmax(expected))
     assert [m.value for m in client.get_metric_history(run.info.run_id, "val_score")] == expected
     assert run.data.metrics["best/val_score"] == max(expected) and run.data.metrics["best/epoch"] == best
-    kept = mlflow.tensorflow.load_model(f"models:/{client.get_run(run.info.run_id).data.tags['tfmon.best_model']}")
+    kept = mlflow.tensorflow.load_model(
+        f"models:/{client.get_run(run.info.run_id).data.tags['tfmon.best_model']}"
+    )
     reference = keras.models.load_model(tmp_path / f"{best + 1}.keras")
     for one, other in zip(reference.get_weights(), kept.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -112,7 +114,9 @@ def test_in_a_custom_loop() -> None:
         run_id = str(monitor.run_id)
     assert [(one["val_score"], one["mine"]) for one in told] == list(zip(expected, range(4), strict=True))
     recorded = mlflow_tfmon.load_run(run_id)
-    shown = {curve.name for section in training(recorded) for panel in section.panels for curve in panel.curves}
+    shown = {
+        curve.name for section in training(recorded) for panel in section.panels for curve in panel.curves
+    }
     assert {"val_score", "sample", "mine"} <= shown  # in the report
     epochs = recorded.epochs
     np.testing.assert_array_equal(epochs["val_score"], expected)
@@ -153,7 +157,9 @@ def test_what_is_no_number_is_left_out(returned: Any) -> None:
 
 def test_no_random_number_is_taken() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist()
-    found = measured(None, Settings.make(epoch_metrics=lambda model: {"a": random.random() + np.random.rand()}))
+    found = measured(
+        None, Settings.make(epoch_metrics=lambda model: {"a": random.random() + np.random.rand()})
+    )
     assert 0 <= found["a"] <= 2 and (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
