@@ -1,7 +1,7 @@
 """A small Transformer that translates numbers in words from English to German, with BLEU per epoch by sacreBLEU.
 
-"four thousand three hundred twenty one" is "vier tausend drei hundert ein und zwanzig": the order of tens and ones turns
-round. Keras has no BLEU: `epoch_metrics` measures it, and the best checkpoint is chosen by it.
+"four thousand three hundred twenty one" is "vier tausend drei hundert ein und zwanzig": tens and ones change places.
+Keras has no BLEU: `epoch_metrics` measures it, and the best checkpoint is chosen by it.
 """
 
 import keras
@@ -18,50 +18,10 @@ from projects.shared.variants import parent_run
 LENGTH, WIDTH, HEADS, DEPTH = 9, 64, 4, 2
 PAD, START, END = 0, 1, 2
 
-ENGLISH = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-GERMAN = [
-    "null",
-    "ein",
-    "zwei",
-    "drei",
-    "vier",
-    "fünf",
-    "sechs",
-    "sieben",
-    "acht",
-    "neun",
-    "zehn",
-    "elf",
-    "zwölf",
-    "dreizehn",
-    "vierzehn",
-    "fünfzehn",
-    "sechzehn",
-    "siebzehn",
-    "achtzehn",
-    "neunzehn",
-]
+ENGLISH = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen""".split()  # noqa: SIM905
+GERMAN = """null ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn
+sechzehn siebzehn achtzehn neunzehn""".split()  # noqa: SIM905
 ENGLISH_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 GERMAN_TENS = ["zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
 
