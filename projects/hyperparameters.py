@@ -90,16 +90,10 @@ def main() -> None:
         print(f"\n{table.drop(columns='run_id').to_string(float_format='{:.3g}'.format)}\n")
 
         figure, (axes,) = panels(1)
-        for pruned, rows_of in table.groupby("pruned"):
-            heights = rows_of.epochs if pruned else rows_of.val_accuracy
-            label = "ended early: share of the epochs" if pruned else "validation accuracy"
-            axes.semilogx(
-                rows_of.learning_rate,
-                heights / args.epochs if pruned else heights,
-                "rx" if pruned else "o",
-                label=label,
-            )
-        axes.set(xlabel="learning rate", ylim=(0, 1.02))
+        done, ended = table[~table.pruned], table[table.pruned]
+        axes.semilogx(done.learning_rate, done.val_accuracy, "o", label="validation accuracy")
+        axes.semilogx(ended.learning_rate, ended.epochs / args.epochs, "rx", label="ended after this share")
+        axes.set(title="trials", xlabel="learning rate", ylim=(0, 1.02))
         axes.legend(fontsize=7)
         log(figure, "hyperparameters")
 

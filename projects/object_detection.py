@@ -102,8 +102,9 @@ def ground_truth(boxes: list[np.ndarray]) -> COCO:
         "images": [{"id": canvas} for canvas in range(len(boxes))],
         "categories": [{"id": label} for label in range(10)],
         "annotations": [
-            {"id": number, "image_id": canvas, "bbox": [x, y, w, h], "area": w * h, "category_id": int(label), "iscrowd": 0}
-            for number, (canvas, x, y, w, h, label) in enumerate(rows, 1)
+            {"id": number, "image_id": canvas, "category_id": int(label), "bbox": box, "area": box[2] * box[3],
+             "iscrowd": 0}
+            for number, (canvas, *box, label) in enumerate(rows, 1)
         ],
         "info": {},
     }  # fmt: skip
@@ -159,9 +160,8 @@ def main() -> None:
         log(figure, "object_detection")
         best = int(np.argmax(history["val_map"]))
         mlflow.log_metric("best_map50", history["val_map50"][best])
-        print(
-            f"best epoch {best}: mAP {history['val_map'][best]:.3f}, at an overlap of 0.5 {history['val_map50'][best]:.3f}"
-        )
+        average, at_half = history["val_map"][best], history["val_map50"][best]
+        print(f"best epoch {best}: mAP {average:.3f}, at an overlap of 0.5 {at_half:.3f}")
 
 
 if __name__ == "__main__":
