@@ -5,7 +5,9 @@ A network that is too large for 200 digits: the monitor says when it begins to l
 
 import keras
 import mlflow
+import pandas as pd
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 import mlflow_tfmon
 from projects.shared.data import images
@@ -20,13 +22,10 @@ def build() -> keras.Model:
     return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), *hidden, logits], name="digits")
 
 
-def draw(run: object) -> None:
+def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
     """Logs the six panels as a picture; the report has them to zoom into."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 6), dpi=80, layout="constrained")
     loss, accuracy, rate, norm, gap, stability = figure.subplots(2, 3).flat
-    steps, epochs = run.steps, run.epochs
     epochs[["loss", "val_loss"]].plot(ax=loss, title="loss", logy=True)
     epochs[["accuracy", "val_accuracy"]].plot(ax=accuracy, title="accuracy")
     steps[["learning_rate"]].plot(ax=rate, title="learning rate", legend=False)
@@ -82,7 +81,7 @@ def main() -> None:
                 mean_loss.reset_state()
                 accuracy.reset_state()
         recorded = mlflow_tfmon.load_run(run.info.run_id)
-        draw(recorded)
+        draw(recorded.steps, recorded.epochs)
         best = recorded.epochs.val_loss.idxmin()
         mlflow.log_metric("final_gap", recorded.epochs.val_loss.iloc[-1] - recorded.epochs.loss.iloc[-1])
         print(f"\nbest epoch {best}: validation loss {recorded.epochs.val_loss[best]:.3f}; last:")

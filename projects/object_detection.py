@@ -36,14 +36,14 @@ def canvases(
     random = np.random.default_rng(seed)
     pictures, boxes = np.zeros((number, SIZE, SIZE, 1), "float32"), []
     for picture in pictures:
-        rows: list[tuple[int, int, int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
         for chosen in random.integers(0, len(digits), random.integers(1, 4)):
             side = 8 * random.integers(1, 3)
             x, y = random.integers(0, SIZE - side + 1, 2)
             place = picture[y : y + side, x : x + side, 0]
             if not place.any():
                 place += np.kron(digits[chosen, :, :, 0], np.ones((side // 8, side // 8)))
-                rows.append((x, y, side, side, labels[chosen]))
+                rows.append((int(x), int(y), int(side), int(side), int(labels[chosen])))
         boxes.append(np.array(rows, "float32"))
     return pictures, boxes
 
@@ -73,7 +73,10 @@ def build() -> keras.Model:
     layers = keras.layers
     stack = [keras.Input((SIZE, SIZE, 1))]
     for width in (16, 32, 64):
-        stack += [layers.Conv2D(width, 3, padding="same", use_bias=False), layers.BatchNormalization()]
+        stack += [
+            layers.Conv2D(width, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+        ]
         stack += [layers.ReLU(), layers.MaxPooling2D()]
     stack += [layers.Conv2D(96, 3, padding="same", activation="relu"), layers.Conv2D(15, 1, name="cells")]
     return keras.Sequential(stack, name="detector")
@@ -123,8 +126,8 @@ def average_precision(truth: COCO, found: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parameters = Parameters("projects.object_detection", __doc__)
-    parameters.add("epochs", count, 20, quick=2)
-    parameters.add("canvases", count, 3000, quick=400)
+    parameters.add("epochs", count, 15, quick=2)
+    parameters.add("canvases", count, 2000, quick=400)
     args = parameters.read()
 
     keras.utils.set_random_seed(1)
