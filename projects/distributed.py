@@ -13,13 +13,14 @@ from contextlib import ExitStack
 import keras
 import mlflow
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 import mlflow_tfmon
 from projects.shared.data import images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
-from projects.shared.variants import parent_run
+from projects.shared.variants import conclude, parent_run
 
 BATCH = 64
 
@@ -113,10 +114,19 @@ def main() -> None:
         )
         recorded = {child.info.run_name: mlflow_tfmon.load_run(child.info.run_id) for child in children}
         losses = {name: one.steps.loss for name, one in recorded.items()}
-        for name in ("two devices", "two workers"):
-            apart = np.abs(losses[name] / losses["one device"] - 1).max()
-            mlflow.log_metric(f"loss_difference_{name.replace(' ', '_')}", apart)
-            print(f"{name}: the loss of a step differs from one device's by {apart:.1e} at most")
+        rows = [
+            {
+                "variant": name,
+                "seed": 1,
+                "run_id": one.run_id,
+                "last_loss": losses[name].iloc[-1],
+                "loss_difference": np.abs(
+                    losses[name] / losses["one device"] - 1
+                ).max(),  # largest of any step
+            }
+            for name, one in recorded.items()
+        ]
+        conclude(pd.DataFrame(rows))
         figure, (loss, times) = panels(2)
         for name, style in zip(losses, ("-", "--", ":"), strict=True):
             losses[name].plot(ax=loss, title="loss", label=name, style=style, logy=True, legend=True)
