@@ -49,6 +49,8 @@ class MonitorCallback(_BothKerases):
         with mlflow_tfmon.Monitor(model) as monitor:
             model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
 
+    Without autologging, it goes before the callbacks that need `epoch_metrics` in their logs.
+
     Args:
         started: a `Monitor` that is on already (by position only). By default one is made for each fit.
         run_id: MLflow run that takes the fit, where a monitor is made. Default: the active run, else one is made.

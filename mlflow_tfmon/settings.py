@@ -31,8 +31,8 @@ class Settings:
             no validation data).
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
-        epoch_metrics: a function that is called with the model at each epoch's end and returns a dictionary of
-            numbers: metrics of the epoch like any other (in `fit`, its `logs` have them). It leaves the model as it is.
+        epoch_metrics: a function that is called with the model (None where a `Monitor` has none) at each epoch's end
+            and returns a dictionary of numbers: metrics of the epoch like any other. It must leave the model as it is.
         checkpoint: whether the best and the last epoch's models are kept in MLflow (and `log_models`).
         checkpoint_keep: how many of the best are kept.
         checkpoint_save_best_only: whether only the best and the last are kept; else all are.
