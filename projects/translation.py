@@ -15,7 +15,7 @@ from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import parent_run
 
-LENGTH, WIDTH, HEADS, DEPTH = 9, 64, 4, 2
+LENGTH, WIDTH, HEADS = 9, 64, 4
 PAD, START, END = 0, 1, 2
 
 ENGLISH = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
@@ -85,10 +85,8 @@ def build(source_words: int, target_words: int) -> keras.Model:
     source = keras.Input((LENGTH + 1,), dtype="int32", name="source")
     target = keras.Input((LENGTH,), dtype="int32", name="target")
     x, y = embed(source, source_words), embed(target, target_words)
-    for _ in range(DEPTH):
-        x = think(attend(x, x))
-    for _ in range(DEPTH):
-        y = think(attend(attend(y, y, causal=True), x))
+    x = think(attend(x, x))
+    y = think(attend(attend(y, y, causal=True), x))
     return keras.Model([source, target], layers.Dense(target_words, name="logits")(y), name="translator")
 
 
@@ -104,7 +102,7 @@ def translate(model: keras.Model, source: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parameters = Parameters("projects.translation", __doc__)
-    parameters.add("epochs", count, 15, quick=2)
+    parameters.add("epochs", count, 15, quick=3)
     parameters.add("examples", count, 8000, quick=1500)
     args = parameters.read()
 
