@@ -111,7 +111,7 @@ def main() -> None:
     english, german = [in_english(n) for n in numbers], [in_german(n) for n in numbers]
     source_words, target_words = Words(english), Words(german)
     source, target = source_words.encode(english), target_words.encode(german)
-    train, val = slice(0, args.examples), slice(-300, None)
+    train, val = slice(0, min(args.examples, len(numbers) - 300)), slice(-300, None)
 
     def bleu(model: keras.Model) -> dict[str, float]:
         found = target_words.decode(translate(model, source[val]))
