@@ -4,6 +4,7 @@
 validation accuracy has the alias `best`. A person gives it the alias `champion`; `mlflow models serve` serves that.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -26,6 +27,17 @@ from projects.shared.pictures import draw_epochs, draw_finals, log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
 
 CANDIDATES = {"4 units": 4, "16 units": 16, "128 units": 128}
+
+
+def model_name(text: str) -> str:
+    """Reads the name of a registered model.
+
+    Raises:
+        argparse.ArgumentTypeError: `text` is none.
+    """
+    if not text.strip() or set("/:") & set(text):
+        raise argparse.ArgumentTypeError(f"must be a name without '/' and ':', not '{text}'")
+    return text
 
 
 def build(units: int) -> keras.Model:
@@ -79,7 +91,7 @@ def ask_server(model_uri: str, images: np.ndarray, patience: float = 240.0) -> n
 def main() -> None:
     parameters = Parameters("projects.registry", __doc__)
     parameters.add("epochs", count, 20, quick=2)
-    parameters.add("name", str, "tfmon-demo-digits")
+    parameters.add("name", model_name, "tfmon-demo-digits")
     args = parameters.read()
     digits = images("digits")
 

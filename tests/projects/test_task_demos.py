@@ -128,6 +128,16 @@ def test_registry(run_demo: RunDemo, at_store: Callable[..., None]) -> None:
     assert str(found[:5]) in demo.printed  # what the server said
 
 
+def test_a_name_that_no_registered_model_can_have(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    from projects import registry
+
+    monkeypatch.setattr("sys.argv", ["registry", "--name=a/b"])
+    with pytest.raises(SystemExit) as ended:
+        registry.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "--name" in line and "'a/b'" in line
+
+
 @demos
 def test_hyperparameters(run_demo: RunDemo) -> None:
     demo = run_demo("hyperparameters")
