@@ -3,11 +3,10 @@
 What to look at: the gradient norm of each layer, and what the monitor says of each training.
 """
 
-from typing import Any
-
 import keras
 import mlflow
 import numpy as np
+import pandas as pd
 
 import mlflow_tfmon
 from projects.shared.data import images
@@ -33,16 +32,18 @@ def build(variant: str) -> keras.Model:
     return model
 
 
-def layer_norms(run_id: str) -> Any:
+def layer_norms(run_id: str) -> pd.DataFrame:
     """Returns the gradient norms of the kernels: a row per step, a column per layer from the first to the last."""
     layers = mlflow_tfmon.load_run(run_id).layers
     kernels = layers[layers.variable.str.endswith(".kernel")]
-    return kernels.pivot(index="step", columns="variable", values="grad_norm")
+    norms = kernels.pivot(index="step", columns="variable", values="grad_norm")
+    return norms.replace([np.inf, -np.inf], np.nan)
 
 
 def main() -> None:
     parameters = Parameters("projects.gradient_monitor", __doc__)
-    parameters.add("epochs", count, 20, quick=4)
+    parameters.add("epochs", count, 15, quick=4)
+    parameters.add("seeds", count, 3, quick=1)
     args = parameters.read()
     digits = images("digits")
 
@@ -55,25 +56,26 @@ def main() -> None:
 
     mlflow_tfmon.autolog(checkpoint=False)
     with parent_run("gradient_monitor"):
-        results = train_variants(train, list(VARIANTS))
-        norms = {row.variant: layer_norms(row.run_id) for row in results.itertuples()}
-        for name, layers in norms.items():
-            finite = layers.replace([np.inf, -np.inf], np.nan)
-            found = results.variant == name
-            results.loc[found, "largest_norm"] = finite.max(axis=None)
-            # Of the first layer to the last, in the middle of the training's steps.
-            results.loc[found, "first_to_last"] = (finite.iloc[:, 0] / finite.iloc[:, -1]).median()
+        results = train_variants(train, list(VARIANTS), args.seeds)
+        norms = {run_id: layer_norms(run_id) for run_id in results.run_id}
+        results["largest_norm"] = [layers.max(axis=None) for layers in norms.values()]
+        # Of the first layer to the last, in the middle of the steps.
+        results["first_to_last"] = [(one.iloc[:, 0] / one.iloc[:, -1]).median() for one in norms.values()]
         conclude(results)
 
-        figure, axes = panels(len(norms))
-        for ax, (name, layers) in zip(axes, norms.items(), strict=True):
-            layers.plot(ax=ax, logy=True, title=name, legend=False, colormap="viridis", linewidth=0.8)
+        figure, axes = panels(len(VARIANTS))
+        for ax, row in zip(axes, results[results.seed == 1].itertuples(), strict=True):
+            norms[row.run_id].plot(
+                ax=ax, logy=True, title=row.variant, legend=False, colormap="viridis", lw=0.8
+            )
+            ax.set_ylabel("gradient norm of each kernel")
         log(figure, "gradient_monitor")
 
-        for row in results.itertuples():
-            kinds = [problem.kind for problem in mlflow_tfmon.load_run(row.run_id).problems]
-            mlflow.set_tag(f"problems.{row.variant}", ",".join(kinds) or "none")
-            print(f"{row.variant}: {', '.join(kinds) or 'no problem'}")
+        for variant, rows in results.groupby("variant", sort=False):
+            found = [{one.kind for one in mlflow_tfmon.load_run(run_id).problems} for run_id in rows.run_id]
+            kinds = ", ".join(sorted(set.intersection(*found))) or "none"
+            mlflow.set_tag(f"problems.{variant}", kinds)
+            print(f"{variant}: problems found with every seed: {kinds}")
 
 
 if __name__ == "__main__":
