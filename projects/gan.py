@@ -50,7 +50,7 @@ def build() -> tuple[keras.Model, keras.Model]:
 
 def main() -> None:
     parameters = Parameters("projects.gan", __doc__)
-    parameters.add("epochs", count, 150, quick=4)
+    parameters.add("epochs", count, 120, quick=4)
     args = parameters.read()
 
     keras.utils.set_random_seed(1)

@@ -32,7 +32,7 @@ def build(learning_rate: float, activation: str, layers: int) -> keras.Model:
 
 def main() -> None:
     parameters = Parameters("projects.hyperparameters", __doc__)
-    parameters.add("trials", count, 20, quick=3)
+    parameters.add("trials", count, 15, quick=3)
     parameters.add("epochs", count, 20, quick=4)
     parameters.add("seed", count, 1)
     args = parameters.read()
