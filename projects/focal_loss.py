@@ -1,8 +1,9 @@
 """Focal loss against cross-entropy where 3% of the examples are positive.
 
 Cross-entropy is content to call nearly everything negative. The focal loss, -alpha (1 - p)^gamma log(p), turns down
-what is classified well already (gamma), and gives the rare class more weight (alpha; Lin et al., 2017). It is not the
-order of the examples that improves much (the areas under the curves), but where the threshold of one half lies in it.
+what is classified well already (gamma), and gives the rare class more weight (alpha; Lin et al., 2017): more of the
+positive examples are found, at the price of precision, and the examples are put into a better order (the areas under
+the curves, which don't depend on the threshold).
 """
 
 import keras
