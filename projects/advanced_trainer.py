@@ -119,7 +119,10 @@ def main() -> None:
     training, validation = data.batches(args.batch_size)
     model = classifier(data.x.shape[1:])
     steps = args.epochs * math.ceil(len(data.x) / args.batch_size)
-    rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=5e-3, warmup_steps=steps // 20)
+    rising = steps // 20
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - rising, warmup_target=5e-3, warmup_steps=rising
+    )
     optimizer = keras.optimizers.Adam(rate, global_clipnorm=1.0)
 
     with parent_run("advanced_trainer"), TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ def with_outliers(data: Split, outliers: float) -> Split:
 
 def main() -> None:
     parameters = Parameters("projects.regression_losses", __doc__)
-    parameters.add("epochs", count, 60, quick=20)
+    parameters.add("epochs", count, 40, quick=20)
     parameters.add("seeds", count, 3, quick=1)
     parameters.add("outliers", share, 0.1)
     args = parameters.read()

@@ -20,8 +20,7 @@ def build(variant: str) -> keras.Model:
     for name in ("hidden1", "hidden2"):
         layers.append(keras.layers.Dense(512, name=name))
         if variant in ("batch normalization", "both"):
-            # Its averages must settle within the eight steps of an epoch, not within Keras's hundred.
-            layers.append(keras.layers.BatchNormalization(momentum=0.8))
+            layers.append(keras.layers.BatchNormalization())
         layers.append(keras.layers.ReLU())
         if variant in ("dropout", "both"):
             layers.append(keras.layers.Dropout(0.5))

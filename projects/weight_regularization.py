@@ -35,7 +35,7 @@ def build(penalty: keras.regularizers.Regularizer | None) -> keras.Model:
 
 def main() -> None:
     parameters = Parameters("projects.weight_regularization", __doc__)
-    parameters.add("epochs", count, 60, quick=10)
+    parameters.add("epochs", count, 40, quick=10)
     parameters.add("seeds", count, 3, quick=1)
     args = parameters.read()
     digits = images("digits")

@@ -188,7 +188,7 @@ def test_advanced_trainer(run_demo: Callable[..., Demo]) -> None:
     expected = np.where(
         at < warm_up,
         5e-3 * at / warm_up,
-        5e-3 / 2 * (1 + np.cos(np.pi * (at - warm_up) / total)),
+        5e-3 / 2 * (1 + np.cos(np.pi * (at - warm_up) / (total - warm_up))),
     )
     np.testing.assert_allclose(steps.learning_rate, expected, rtol=1e-4, atol=1e-8)
 
