@@ -279,3 +279,27 @@ def test_custom_callback(run_demo: Callable[..., Demo]) -> None:
     assert accuracies[-1] >= 0.95 and all(value < 0.95 for value in accuracies[:-1])
     assert all(value > 0 for value in seconds)
     assert "that will do" in demo.printed
+
+
+def test_mnist_is_taken_as_keras_gives_it(monkeypatch) -> None:
+    import keras
+
+    from projects.shared.data import images
+
+    def part(count: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(count)
+        return rng.integers(0, 256, (count, 28, 28), "uint8"), rng.integers(0, 10, count, "uint8")
+
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: (part(60), part(10)))
+    split = images("mnist")
+    assert split.x.shape == (60, 28, 28, 1) and split.x_val.shape == (10, 28, 28, 1)
+    assert split.x.dtype == "float32" and 0 <= split.x.min() and split.x.max() <= 1
+    np.testing.assert_array_equal(split.x_val[..., 0], part(10)[0].astype("float32") / 255)
+    np.testing.assert_array_equal(split.y, part(60)[1])
+
+    def away() -> None:
+        raise OSError("no such host")
+
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", away)
+    with pytest.raises(SystemExit, match="no such host.*dataset=digits"):
+        images("mnist")
