@@ -50,7 +50,7 @@ def main() -> None:
         ).history
         return {name: values[-1] for name, values in history.items()}
 
-    mlflow_tfmon.autolog(checkpoint=False)
+    mlflow_tfmon.autolog(log_models=False)
     with parent_run("regularization"):
         results = train_variants(train, VARIANTS, args.seeds)
         conclude(results)

@@ -1,4 +1,4 @@
-"""The pictures of the demos: curves of the variants laid over one another, final numbers side by side."""
+"""The pictures of the demos: curves of the variants laid over one another, final numbers beside one another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow_tfmon import load_run
 
 def panels(count: int) -> tuple[Figure, list[Any]]:
     """A figure with `count` axes in a row."""
-    figure = Figure(figsize=(4.2 * count, 3.4), dpi=80, layout="constrained")
+    figure = Figure(figsize=(4.2 * count, 3.4), dpi=72, layout="constrained")
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
@@ -46,16 +46,15 @@ def _epochs(run_id: str) -> pd.DataFrame:
 
 
 def draw_finals(axes: Any, results: pd.DataFrame, number: str) -> None:
-    """Draws a number that the variants came to: the mean as a bar, each seed as a dot."""
+    """Draws a number that the variants came to: each seed as a dot, the mean as a line with its value."""
     groups = results.groupby("variant", sort=False)[number]
-    means = groups.mean()
-    bars = axes.bar(range(len(means)), means, color=[f"C{i}" for i in range(len(means))], alpha=0.6)
-    axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=6)
     for place, (_, values) in enumerate(groups):
-        axes.plot([place] * len(values), values, "k.", markersize=4)
-    axes.set_xticks(range(len(means)), means.index, fontsize=7, rotation=20 if len(means) > 4 else 0)
+        axes.plot([place] * len(values), values, ".", color=f"C{place}")
+        axes.hlines(values.mean(), place - 0.3, place + 0.3, color=f"C{place}")
+        axes.annotate(f"{values.mean():.3g}", (place + 0.05, values.mean()), fontsize=8, va="bottom")
+    axes.set_xticks(range(len(groups)), groups.groups, fontsize=7)
     axes.set_title(number)
-    axes.margins(y=0.12)
+    axes.margins(x=0.1, y=0.12)
 
 
 def log(figure: Figure, name: str) -> None:

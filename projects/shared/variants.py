@@ -51,7 +51,7 @@ def train_variants(
     return pd.DataFrame(rows)
 
 
-def conclude(results: pd.DataFrame) -> pd.DataFrame:
+def conclude(results: pd.DataFrame, part: str = "") -> pd.DataFrame:
     """Logs the comparison to the active run, and prints it.
 
     The means over the seeds become metrics such as `val_accuracy_dropout`; all rows the table `comparison.json`; the
@@ -59,6 +59,7 @@ def conclude(results: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         results: as `train_variants` returns them.
+        part: what precedes "comparison" in these names, where a demo compares several things.
 
     Returns:
         The means over the seeds, a row per variant.
@@ -71,10 +72,11 @@ def conclude(results: pd.DataFrame) -> pd.DataFrame:
             for name in means
         }
     )
-    mlflow.log_table(results, "comparison.json")
+    name = f"{part}_comparison" if part else "comparison"
+    mlflow.log_table(results, f"{name}.json")
     first = results[results.seed == results.seed.min()]
     if len(first) > 1:
-        mlflow.log_text(compare(list(first.run_id)), "tfmon/comparison.html")
+        mlflow.log_text(compare(list(first.run_id)), f"tfmon/{name}.html")
     print(f"\n{means.to_string(float_format='{:.4g}'.format)}\n")
     return means
 
