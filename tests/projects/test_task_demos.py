@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -283,4 +282,3 @@ def test_distributed(run_demo: RunDemo) -> None:
     assert (recorded["two workers"].steps.examples == 64).all()  # of both workers
     for worker in (0, 1):
         assert recorded["two workers"].steps[f"worker_{worker}/step_time_ms"].iloc[2:].gt(0).all()
-    assert json.loads(demo.children["two workers"].data.tags.get("tfmon.environment", "{}"))
