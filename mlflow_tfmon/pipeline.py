@@ -48,7 +48,7 @@ class Pipeline:
         self._journal = Journal.create()
         self._sequence = 0
         self.folder = self._journal.folder
-        self.recording = Recording(self._append)
+        self.recording = Recording(self._append, run.past)
         self.watch = Watch(self.recording.append)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name)
         self._delivery = DeliveryProcess.shared()
@@ -67,6 +67,7 @@ class Pipeline:
                 settings.max_variables,
                 settings.report,
                 settings.tensorboard,
+                run.past.as_dict(),
             )
         )
         with contained("describing the environment", "it is not recorded"):
