@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _METADATA_KEY = b"tfmon"
+_END = "~"  # after any recording
 _Cuts = Sequence[tuple[str, Mapping[str, int]]]
 
 
@@ -48,8 +49,15 @@ def join(folder: Path, later: _Cuts) -> None:
         if after:
             table = pq.read_table(path)
             keeps = _kept(table, told, after)
-            if not keeps.all():
+            if not keeps.any():
+                path.unlink()
+            elif not keeps.all():
                 pq.write_table(table.filter(pa.array(keeps)), path)
+
+
+def cut(folder: Path, after: Mapping[str, int]) -> None:
+    """Takes from the files the rows after so many steps, by the prefixes of the streams."""
+    join(folder, [(_END, after)])
 
 
 def _kept(table: pa.Table, told: Mapping[str, Any], after: Mapping[str, int]) -> np.ndarray:

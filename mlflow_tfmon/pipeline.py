@@ -97,9 +97,10 @@ class Pipeline:
         for keeper in self._keepers.values():
             keeper.finish(self.settings.delivery_wait)
 
-    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
+    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
+        ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 

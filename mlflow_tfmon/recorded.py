@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,10 @@ class RecordedRun:
     def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
         return _parts(self._folder, pattern)
+
+    def cut(self, after: Mapping[str, int]) -> None:
+        """Leaves the steps after so many (by the prefixes of the streams) out of what is read from here on."""
+        joined.cut(self._folder, after)
 
     def files(self, pattern: str) -> list[Path]:
         """Further telemetry files, by the pattern of their names."""

@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,7 +91,7 @@ class Recording:
             if stream is not None:
                 stream.keys |= ring.layout.keys
                 if total_steps is not None:
-                    stream.total_steps = stream.steps + total_steps
+                    stream.total_steps = total_steps + (0 if stream.carried else stream.steps)
                     stream.opened = None
                 return
             if len(self._streams) == 1 and self._streams[0].begins:
@@ -114,6 +114,20 @@ class Recording:
             stream = next((s for s in self._streams if not s.keys and s.variables == variables), None)
             if stream is not None:
                 stream.keys = keys
+
+    def trained(self) -> dict[int, frozenset[str]]:
+        """What each stream trains, by its number."""
+        return {stream.number: stream.keys for stream in self._streams}
+
+    def go_on(self, trained: Mapping[int, frozenset[str]]) -> None:
+        """Has streams of an earlier recording go on with these variables, whatever their names are now.
+
+        Args:
+            trained: as `trained` gives it.
+        """
+        with self._lock:
+            for stream in self._streams:
+                stream.keys = stream.keys or trained.get(stream.number, frozenset())
 
     def carried(self, ring: Ring) -> int:
         """How many steps of a checkpoint a ring goes on from; 0 where it begins, or has gone on."""

@@ -181,6 +181,7 @@ class Ring:
         self.batch: Any = (
             None  # where the training that writes here leaves its batches (probes.batches.Batch)
         )
+        self.optimizer: Any = lambda: None  # gives the optimizer whose steps they are, while it lives
         self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         count = len(layout.variables)

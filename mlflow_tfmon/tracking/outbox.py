@@ -168,14 +168,14 @@ class Outbox:
         part.path.unlink(missing_ok=True)
 
     def _problems(self, record: Problems) -> None:
-        def all_of(found: Callable[[Problems], str]) -> str:  # when the call is made: then it is known what was there
+        def all_of(
+            found: Callable[[Problems], str],
+        ) -> str:  # when the call is made: then it is known what was there
             return found(self._earlier.with_problems(record))
 
         self._do(lambda run: run.tags({findings.TAG: all_of(findings.kinds)}))
         self._do(lambda run: run.explain(all_of(findings.summary)), "description")
-        self._do(
-            lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, self._files
-        )
+        self._do(lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, self._files)
 
     def progress(self, text: str, reached: Past) -> None:
         """Says how far the training has come, in words, and for a recording that goes on."""

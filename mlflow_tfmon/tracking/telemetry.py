@@ -185,7 +185,9 @@ class Telemetry:
         """Adds figures of the user's own."""
         stem = f"logged-{record.stream}"
         prefix = self._prefixes.get(record.stream, "")
-        self._schemas[stem] = _LOGGED.with_metadata(self._metadata({"stream": record.stream, "prefix": prefix}))
+        self._schemas[stem] = _LOGGED.with_metadata(
+            self._metadata({"stream": record.stream, "prefix": prefix})
+        )
         for name, value in record.values.items():
             self._add(stem, (record.step, record.time, name, value))
 
