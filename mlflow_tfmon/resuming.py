@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import mlflow
 
-from mlflow_tfmon import underway
+from mlflow_tfmon import claims, pipeline, underway
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
 from mlflow_tfmon.checkpoints.names import BEST, LAST, METRIC, MODE, RESUME, VALUE, pointer
@@ -242,6 +242,9 @@ def _kept(client: mlflow.MlflowClient, tags: dict[str, str]) -> tuple[Before, ..
 
 def _wait_for_delivery(run_id: str) -> None:
     """Has MLflow get what the interrupted training has left on this machine."""
+    open_here = pipeline.of_run(run_id)
+    if open_here is not None and not any(monitor.run_id == run_id for monitor in claims.active):
+        open_here.close("FINISHED")  # of a training that is over, in a run that goes on
     give_up = time.monotonic() + _PATIENCE
     reason: str | None = ""
     while waiting := [one for one in find_waiting() if one.run_id == run_id]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,97 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_it_had_not_been() -> None:
     assert left == kept | {run.data.tags["tfmon.model"]}
     fit(net)  # a further one begins anew
     assert mlflow.MlflowClient().search_runs(["0"])[0].info.run_id != run.info.run_id
+
+
+def loop(monitor: mlflow_tfmon.Monitor, net: keras.Model, optimizer: Any, interrupt_at: int | None = None) -> None:
+    """A hand-written loop whose order of data comes of NumPy's random numbers."""
+    loss_of = loss()
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            value = loss_of(y, net(x, training=True))
+        optimizer.apply(tape.gradient(value, net.trainable_variables), net.trainable_variables)
+        return value
+
+    done = monitor.first_epoch * STEPS
+    for epoch in range(monitor.first_epoch, EPOCHS):
+        order = np.random.permutation(len(X)).reshape(STEPS, 8)
+        for rows in order:
+            step(tf.constant(X[rows]), tf.constant(Y[rows]))
+            done += 1
+            if done == interrupt_at:
+                raise Interrupted
+        monitor.log(rate=0.5 / (epoch + 1))
+        monitor.log_epoch(epoch, {"loss": 1.0 / (epoch + 1)})
+
+
+def adam() -> keras.optimizers.Optimizer:
+    return keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.05, 5, 0.8))
+
+
+def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording() -> None:
+    whole, own = model(), adam()
+    np.random.seed(11)
+    with mlflow_tfmon.Monitor(whole, checkpoint=False, extra_tags={"whole": "yes"}) as monitor:
+        loop(monitor, whole, own)
+    client = mlflow.MlflowClient()
+    client.delete_run(the_run().info.run_id)
+    net, optimizer = model(), adam()
+    np.random.seed(11)
+    with pytest.raises(Interrupted), mlflow_tfmon.Monitor(net) as monitor:
+        loop(monitor, net, optimizer, 2 * STEPS + 3)
+    net, optimizer = model(), adam()
+    np.random.seed(12)  # whatever it is
+    with mlflow_tfmon.Monitor(net, optimizer=optimizer, resume="latest") as monitor:
+        assert monitor.first_epoch == 2
+        loop(monitor, net, optimizer)
+    assert same(values(net, optimizer), values(whole, own))
+    run = the_run()
+    recorded = check_as_one(run, EPOCHS * STEPS, EPOCHS)
+    assert recorded.steps["rate"].dropna().index.tolist() == [STEPS * (e + 1) for e in range(EPOCHS)]
+    expected = [0.05 * 0.8 ** (step / 5) for step in range(EPOCHS * STEPS)]
+    np.testing.assert_allclose(recorded.steps["learning_rate"], expected, rtol=1e-5)
+
+    # Another process trains on in the run: nothing of what was there is lost, and its steps follow.
+    tags = dict(run.data.tags)
+    problems = client.download_artifacts(run.info.run_id, "tfmon/problems.json")
+    before = Path(problems).read_text("utf-8")
+    with mlflow.start_run(run_id=run.info.run_id), mlflow_tfmon.Monitor(net, checkpoint=False) as monitor:
+        loop(monitor, net, optimizer)
+    run = client.get_run(run.info.run_id)
+    check_as_one(run, 2 * EPOCHS * STEPS, 2 * EPOCHS)
+    assert run.data.tags["tfmon.last_model"] == tags["tfmon.last_model"]
+    after = Path(client.download_artifacts(run.info.run_id, "tfmon/problems.json")).read_text("utf-8")
+    assert {one["kind"] for one in json.loads(before)} <= {one["kind"] for one in json.loads(after)}
+
+
+def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(call: Callable[[], Any], *says: str) -> None:
+        with pytest.raises(SettingError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert all(text in str(caught.value) for text in says), caught.value
+
+    net = compiled()
+    refused(lambda: mlflow_tfmon.autolog(resume="f" * 32), "no such run")
+    refused(lambda: mlflow_tfmon.autolog(resume=""), 'must be the id of a run, or "latest"')
+    refused(lambda: mlflow_tfmon.Monitor(resume="latest"), "Monitor(model, resume=...)")
+    client = mlflow.MlflowClient()
+    unwatched = client.create_run("0").info.run_id
+    refused(lambda: mlflow_tfmon.MonitorCallback(resume=unwatched), unwatched, "no checkpoint")
+    client.delete_run(unwatched)
+    mlflow_tfmon.autolog(resume="latest")  # nothing to resume: a new training begins
+    assert len(net.fit(X, Y, epochs=1, verbose=0).history["loss"]) == 1
+    run_id = the_run().info.run_id
+    with mlflow_tfmon.Monitor(net, run_id=run_id, report=False):
+        refused(lambda: mlflow_tfmon.autolog(resume=run_id), "is being trained")
+    mlflow_tfmon.autolog(resume=run_id)
+    refused(lambda: compiled(units=9).fit(X, Y, verbose=0), run_id, "hidden/kernel", "(4, 9)", "(4, 8)")
+    mlflow_tfmon.autolog(disable=True)
+    sgd = model()
+    sgd.compile("sgd", loss())
+    refused(lambda: mlflow_tfmon.Monitor(sgd, resume=run_id).start(), "another optimizer")
+    refused(lambda: mlflow_tfmon.Monitor(model(), resume=run_id).start(), "call compile first")
+    both = compiled()
+    refused(lambda: mlflow_tfmon.Monitor(both, optimizer=adam(), resume=run_id).start(), "0 optimizers of its own")
