@@ -25,7 +25,6 @@ from mlflow_tfmon.probes import cluster, graph
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings, autolog_settings
 from mlflow_tfmon.stream import records
-from mlflow_tfmon.stream.past import mark
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 
@@ -146,7 +145,9 @@ class Monitor:
                 "a run's last steps may be missing",
             )
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
-            self._bind()
+            resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
+            if self._checkpoint is not None:
+                self._epoch_offset = self._checkpoint.state.about["first_epoch"]
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
             self.tell_premises()
@@ -287,24 +288,8 @@ class Monitor:
         if checkpoint is not None:
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
-            if self._pipeline is not None:
-                self._pipeline.recording.go_on(checkpoint.trained(model))
+            resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
         return checkpoint is not None
-
-    def _bind(self) -> None:
-        """Has the recording go on where the run's earlier ones left off, with the same variables."""
-        assert self._pipeline is not None
-        if self.model is not None and self.model.trainable_variables:
-            names = probes.names(self.model.trainable_variables)
-            self._pipeline.recording.bind(self._keys(), mark(names))
-        if self._checkpoint is not None:
-            about = self._checkpoint.state.about
-            if self.model.built:
-                self._pipeline.recording.go_on(self._checkpoint.trained(self.model))
-            self._pipeline.keeper(about["prefix"]).restore(self._checkpoint.state, self._checkpoint.kept)
-            self._epoch_offset = about["first_epoch"]
-            self.record(records.Facts(tags=self._checkpoint.told(), time=time.time()))
-            resuming.replay(self._checkpoint, self._pipeline.watch)
 
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""

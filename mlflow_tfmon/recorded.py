@@ -263,7 +263,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
         joined.join(found, later)
         return found
 
-    recorded._fetch_histograms = histograms  # type: ignore[method-assign]
+    recorded._fetch_histograms = histograms
     return recorded
 
 

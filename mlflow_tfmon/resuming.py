@@ -12,19 +12,22 @@ from typing import Any
 
 import keras
 import mlflow
+from mlflow.tracking import fluent
 
-from mlflow_tfmon import claims, pipeline, underway
+from mlflow_tfmon import claims, pipeline, probes, underway
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
 from mlflow_tfmon.checkpoints.names import BEST, LAST, METRIC, MODE, RESUME, VALUE, pointer
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
 from mlflow_tfmon.errors import SettingError, contained, logger
+from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.problems.again import replayed
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.recorded import load_run
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream.past import Past, mark
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
@@ -183,12 +186,17 @@ def _find(run_id: str) -> Checkpoint:
     client = mlflow.MlflowClient()
     uri = without_secrets(mlflow.get_tracking_uri())
     try:
-        client.get_run(run_id)
+        experiment = client.get_run(run_id).info.experiment_id
     except Exception as error:
         raise SettingError(
             f"resume={run_id!r}: no such run in {uri} ({type(error).__name__}); give the id of a run there, or "
             "resume='latest'."
         ) from error
+    if fluent._active_experiment_id not in (None, experiment):
+        raise SettingError(
+            f"resume={run_id!r}: it is of experiment {experiment}, but {fluent._active_experiment_id} is set; call "
+            f"mlflow.set_experiment(experiment_id={experiment!r}) first."
+        )
     _wait_for_delivery(run_id)
     tags = client.get_run(run_id).data.tags
     of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
@@ -264,11 +272,9 @@ def _wait_for_delivery(run_id: str) -> None:
 
 def _latest() -> str | None:
     """The last watched run of the experiment, if its training did not finish and left a checkpoint."""
-    from mlflow.tracking.fluent import _get_experiment_id
-
     client = mlflow.MlflowClient()
     found = client.search_runs(
-        [_get_experiment_id()],
+        [fluent._get_experiment_id()],
         f"tags.`{DELIVERY_TAG}` != ''",
         order_by=["attributes.start_time DESC"],
         max_results=1,
@@ -290,7 +296,31 @@ def others(model: Any, given: Sequence[Any], rings: Sequence[Ring]) -> tuple[Any
     return tuple({id(one): one for one in keep if not any(one is mine for mine in inner)}.values())
 
 
-def replay(checkpoint: Checkpoint, watch: Watch) -> None:
+def go_on(model: Any, keys: frozenset[str], checkpoint: Checkpoint | None, into: Pipeline | None) -> None:
+    """Has a recording go on where the run's earlier ones left off; called when it begins, and when the model is built.
+
+    Args:
+        model: the model, or None.
+        keys: of its variables.
+        checkpoint: what the training goes on from, or None.
+        into: what records it, or None.
+    """
+    if into is None or model is None:
+        return
+    if checkpoint is not None:
+        about = checkpoint.state.about
+        if model.built:
+            into.recording.go_on(checkpoint.trained(model))
+        keeper = into.keeper(about["prefix"])
+        if not keeper.resumed:
+            keeper.restore(checkpoint.state, checkpoint.kept)
+            into.recording.append(records.Facts(tags=checkpoint.told(), time=time.time()))
+            _replay(checkpoint, into.watch)
+    if model.trainable_variables:
+        into.recording.bind(keys, mark(probes.names(model.trainable_variables)))
+
+
+def _replay(checkpoint: Checkpoint, watch: Watch) -> None:
     """Has the detectors know what was recorded up to the checkpoint: the problems are those of one training."""
     with contained("reading what was recorded before", "problems are looked for from here on alone"):
         run = load_run(checkpoint.run_id)

@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on: with the same weights as one that never was, and as one training in MLflow."""
+"""A training that was interrupted goes on: to the same weights as one that was not, and as one training in MLflow."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_it_had_not_been() -> None:
     assert mlflow.MlflowClient().search_runs(["0"])[0].info.run_id != run.info.run_id
 
 
-def loop(monitor: mlflow_tfmon.Monitor, net: keras.Model, optimizer: Any, interrupt_at: int | None = None) -> None:
+def loop(
+    monitor: mlflow_tfmon.Monitor, net: keras.Model, optimizer: Any, interrupt_at: int | None = None
+) -> None:
     """A hand-written loop whose order of data comes of NumPy's random numbers."""
     loss_of = loss()
 
@@ -225,4 +227,6 @@ def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatc
     refused(lambda: mlflow_tfmon.Monitor(sgd, resume=run_id).start(), "another optimizer")
     refused(lambda: mlflow_tfmon.Monitor(model(), resume=run_id).start(), "call compile first")
     both = compiled()
-    refused(lambda: mlflow_tfmon.Monitor(both, optimizer=adam(), resume=run_id).start(), "0 optimizers of its own")
+    refused(
+        lambda: mlflow_tfmon.Monitor(both, optimizer=adam(), resume=run_id).start(), "0 optimizers of its own"
+    )

@@ -65,6 +65,7 @@ class Keeper:
 
     Attributes:
         best: the best epoch so far.
+        resumed: whether it goes on from a checkpoint of an earlier recording.
 
     Args:
         settings: what is kept.
@@ -77,6 +78,7 @@ class Keeper:
         self, settings: Settings, folder: Path, prefix: str, record: Callable[[records.Record], None]
     ) -> None:
         self.best = Best(settings)
+        self.resumed = False
         self._best_kept = Best(settings)  # of those that were due
         self._settings = settings
         self._folder = folder
@@ -110,6 +112,7 @@ class Keeper:
             state: of the checkpoint.
             kept: the checkpoints that are kept in MLflow, oldest first.
         """
+        self.resumed = True
         self.best.restore(state.about["best"])
         self._best_kept.restore(state.about["best_kept"])
         for self._number, one in enumerate(kept, start=1):
@@ -225,7 +228,7 @@ class Keeper:
 
     def _pointed(self, number: int, job: _Job) -> records.ModelSaved:
         """The record of a checkpoint that is written, with what changes by it."""
-        kinds = [LAST] + [BEST] * job.best + [RESUME] * job.resumes
+        kinds = [BEST] * job.best + [LAST] + [RESUME] * job.resumes
         newer = [kind for kind in kinds if number > self._newest[kind]]
         self._newest |= dict.fromkeys(newer, number)
         drops = tuple(path for n, path in self._paths.items() if n not in self._kept.wanted)

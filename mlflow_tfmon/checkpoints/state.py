@@ -27,8 +27,9 @@ class State:
 
     Attributes:
         about: what JSON can hold: "epoch" (its number in the run), "step", "first_epoch" (the run's number of the
-            training's epoch 0), "within" (whether the epoch goes on), "past" (`stream.past.Past`), "streams" (which of
-            the model's trainable variables each trains), "prefix", "best", "best_kept", "callbacks", "random", and the shapes of "weights", "optimizer" and "optimizers".
+            training's epoch 0), "within" (whether the epoch goes on), "past" (`stream.past.Past`), "streams" (which
+            of the model's trainable variables each trains), "prefix", "best", "best_kept", "callbacks", "random", and
+            the shapes of "weights", "optimizer" and "optimizers".
         arrays: the rest, by name.
     """
 
@@ -148,7 +149,8 @@ class Callbacks:
 
     def state(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
         """What has changed: for each callback its class and its numbers; and the arrays."""
-        about, arrays = [], {}
+        about: list[dict[str, Any]] = []
+        arrays: dict[str, np.ndarray] = {}
         for at, (callback, begin) in enumerate(zip(self._callbacks, self._begin, strict=True)):
             set_ = inspect.signature(type(callback).__init__).parameters
             changed = {

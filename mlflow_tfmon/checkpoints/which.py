@@ -32,7 +32,7 @@ class Before:
 
 
 class Kept:
-    """Decides, checkpoint by checkpoint, which of them are kept: the n best, the last, the last at an epoch's end, or all.
+    """Decides, checkpoint by checkpoint, which are kept: the n best, the last, the last at an epoch's end, or all.
 
     Args:
         settings: how many.

@@ -70,6 +70,9 @@ class Past:
             return cls()
 
 
+NOTHING = Past()
+
+
 def mark(names: Iterable[str]) -> str:
     """A mark of a set of variables, by their names, that is the same in every process.
 

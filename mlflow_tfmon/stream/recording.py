@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import bins, records
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
+from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
 
 ABSENT_TAG = "tfmon.absent"
@@ -69,7 +69,7 @@ class Recording:
         past: how far earlier recordings of the run had come: their streams go on where the same is trained.
     """
 
-    def __init__(self, append: Callable[[Sequence[records.Record]], None], past: Past = Past()) -> None:
+    def __init__(self, append: Callable[[Sequence[records.Record]], None], past: Past = NOTHING) -> None:
         self._append = append
         self._streams = [_carried(stream, past.resumed) for stream in past.streams]
         self._epochs: dict[str, int] = dict(past.epochs)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow_tfmon.errors import SettingError, raises, say_once
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.past import NOTHING, Past
 from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.uris import without_secrets
 
@@ -41,7 +41,7 @@ class Run:
     owned: bool
     active: bool
     tags: Mapping[str, str]
-    past: Past = Past()
+    past: Past = NOTHING
 
 
 def of_id(run_id: str) -> Run:
