@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from mlflow_tfmon import resuming, underway
+from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
@@ -69,7 +71,9 @@ class MonitorCallback(_BothKerases):
         self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        self.heed(Settings.make(**settings))  # so that a bad setting is told here, not in the middle of fit
+        checked = Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        self.heed(checked)
+        resuming.prepare(checked.resume)
         self.run_id = run_id
         self.settings = settings
         self.given = started  # whose end is not this callback's
@@ -78,6 +82,7 @@ class MonitorCallback(_BothKerases):
         self._batches = self._batches_of_epoch = 0
         self._rate: Rate | None = None
         self._actions: Actions | None = None
+        self._resumed = False
 
     def heed(self, settings: Settings) -> None:
         """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
@@ -92,12 +97,16 @@ class MonitorCallback(_BothKerases):
             with contained("starting the monitor", "this training is not recorded"):
                 if self._monitor is not None:  # an exception ended the fit before
                     self._monitor.end("FAILED")
-                self._monitor = Monitor(self.model, run_id=self.run_id, **self.settings)
+                settings = Settings.make(**self.settings)
+                self._monitor = Monitor.with_settings(self.model, settings, self.run_id)
                 self._monitor.total_steps = _total_steps(self.params)
-                self._monitor.start(bar=False)
+                self._monitor.start(in_fit=True)
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        with contained("looking at the callbacks", "their state is not part of the checkpoints"):
+            self._monitor.callbacks = Callbacks([one for one in underway.callbacks() if one is not self])
+        self._resumed = self._monitor.restore_fit(self.model)
         with contained("reading the learning rate", "its changes are not recorded"):
             self._rate = Rate(self.model.optimizer)
         self._monitor.tell_premises()
@@ -110,8 +119,13 @@ class MonitorCallback(_BothKerases):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the pause before the epoch."""
         self._batches_of_epoch = 0
+        self._forget_epoch()
         if self._monitor is not None:
             self._monitor.paused(None)
+
+    def _forget_epoch(self) -> None:
+        if self._resumed:  # fit has read with which epoch it goes on; the next fit begins anew
+            self._resumed, self.model._initial_epoch = False, None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Notes that validation has begun."""
@@ -147,6 +161,7 @@ class MonitorCallback(_BothKerases):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""
+        self._forget_epoch()
         monitor, self._monitor = self._monitor, None
         if monitor is not None and monitor is not self.given:
             monitor.end()

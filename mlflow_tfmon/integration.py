@@ -18,7 +18,7 @@ from mlflow.utils.autologging_utils import (
 )
 from packaging.version import Version
 
-from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes
+from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes, resuming
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet
 from mlflow_tfmon.probes import compiled
@@ -73,6 +73,7 @@ def _switch(given: dict[str, Any]) -> None:
         logger.warning(
             "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST
         )
+    resuming.prepare(settings.resume)
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
     _integration(disable=False, exclusive=given.get("exclusive", False), silent=settings.silent)
     _enable(settings)
@@ -113,6 +114,7 @@ def autolog(
     tensorboard: bool = False,
     on_problem: str | Callable[[Problem], Any] = "warn",
     alert_url: str | None = None,
+    resume: str | None = None,
 ) -> None:
     """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
 
@@ -156,6 +158,7 @@ def autolog(
         tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
         alert_url: where each new problem is posted, as JSON.
+        resume: id of a run, or "latest": the next `fit` goes on with its training.
 
     Raises:
         SettingError: a setting has a value that it can't have.

@@ -54,6 +54,7 @@ class Settings:
             "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
             function that is called with each new `Problem`.
         alert_url: where each new problem is posted, as JSON.
+        resume: id of the run whose training goes on, or "latest" (the experiment's last, if that did not finish).
     """
 
     log_models: bool = True
@@ -82,6 +83,7 @@ class Settings:
     silent: bool = False
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = None
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -113,6 +115,8 @@ class Settings:
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")
+        if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
+            raise self._error("resume", 'must be the id of a run, or "latest"')
         name_ = self.registered_model_name
         if name_ is not None and (not isinstance(name_, str) or not name_.strip() or set("/:") & set(name_)):
             raise self._error("registered_model_name", "must be a non-empty name without '/' and ':'")

@@ -12,10 +12,10 @@ from typing import Any
 
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import batches
-from mlflow_tfmon.probes.step import all_rings, rings_of
+from mlflow_tfmon.probes.step import all_rings, names, rings_of
 from mlflow_tfmon.stream.ring import Ring
 
-__all__ = ["all_rings", "also", "install", "remove", "rings_of"]
+__all__ = ["all_rings", "also", "install", "names", "remove", "rings_of"]
 
 _originals: list[tuple[Any, str, Any]] = []
 _users: list[object] = []
