@@ -10,7 +10,7 @@ from typing import Any
 from mlflow.utils.autologging_utils import ExceptionSafeClass
 
 from mlflow_tfmon import loops
-from mlflow_tfmon.callback import MonitorCallback
+from mlflow_tfmon.callback import CompleteLogs, MonitorCallback
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
 from mlflow_tfmon.claims import watching
 from mlflow_tfmon.errors import contained
@@ -52,6 +52,10 @@ class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
     """The callback that autologging adds; MLflow's test mode wants those to be of this kind."""
 
 
+class _AddedBefore(CompleteLogs, metaclass=ExceptionSafeClass):
+    """The one that it adds before the user's."""
+
+
 class _Fit:
     """One fit: the monitor that watches it, and the callback that tells the monitor of its epochs.
 
@@ -90,7 +94,7 @@ class _Fit:
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments
         if self._own:
-            self.monitor.start(bar=False)
+            self.monitor.start(in_fit=True)
         self.monitor.arguments = self.arguments
         self._callback.given = self.monitor
         self._callback.heed(self.monitor.settings)
@@ -100,7 +104,8 @@ class _Fit:
         if self._settings.log_datasets:
             with contained("describing the datasets", "they are not recorded"):
                 self.monitor.record(*datasets(self.arguments))
-        return self.arguments.with_callbacks(self._added)
+        before = [_AddedBefore(self._callback)] if self.monitor.settings.epoch_metrics else []
+        return self.arguments.with_callbacks(self._added, before)
 
     def _summarize(self) -> None:
         with contained("the model summary", "it is not recorded"):
@@ -114,7 +119,7 @@ class _Fit:
         """After a fit that went well: what can be told only now, and the model."""
         self._summarize()
         with contained("reading what EarlyStopping did", "it is not recorded"):
-            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.first_epoch)
+            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.epoch_offset)
             if facts.metrics:
                 self.monitor.record(facts)
         if self._settings.log_models and self.monitor.folder is not None:

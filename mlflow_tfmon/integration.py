@@ -18,10 +18,10 @@ from mlflow.utils.autologging_utils import (
 )
 from packaging.version import Version
 
-from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes
-from mlflow_tfmon.callback import unwatch_train_function
+from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes, resuming
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet
+from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
@@ -73,6 +73,7 @@ def _switch(given: dict[str, Any]) -> None:
         logger.warning(
             "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST
         )
+    resuming.prepare(settings.resume)
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
     _integration(disable=False, exclusive=given.get("exclusive", False), silent=settings.silent)
     _enable(settings)
@@ -103,6 +104,7 @@ def autolog(
     monitor: str = "val_loss",
     mode: str = "auto",
     min_delta: float = 0.0,
+    epoch_metrics: Callable[[Any], Mapping[str, float]] | None = None,
     checkpoint_keep: int = 1,
     deep_every: int = 50,
     max_points: int = 320,
@@ -112,6 +114,7 @@ def autolog(
     tensorboard: bool = False,
     on_problem: str | Callable[[Problem], Any] = "warn",
     alert_url: str | None = None,
+    resume: str | None = None,
 ) -> None:
     """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
 
@@ -145,6 +148,7 @@ def autolog(
         monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
+        epoch_metrics: a function of the model that returns numbers by name: further metrics of each epoch.
         checkpoint_keep: how many of the best are kept.
         deep_every: every how many optimizer steps the weights are measured.
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
@@ -154,6 +158,7 @@ def autolog(
         tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
         alert_url: where each new problem is posted, as JSON.
+        resume: id of a run, or "latest": the next `fit` goes on with its training.
 
     Raises:
         SettingError: a setting has a value that it can't have.
@@ -190,7 +195,7 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
             _in_fit.remove(model)
             if not _on and model not in _in_fit:  # disabled by a callback of this fit
-                unwatch_train_function(model)
+                compiled.unwatch(model)
 
 
 def _enable(settings: Settings) -> None:
@@ -215,7 +220,7 @@ def _disable() -> None:
     peers.bring_back()
     for model in [model for model in _fitted if not any(model is busy for busy in _in_fit)]:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
-            unwatch_train_function(model)
+            compiled.unwatch(model)
     _fitted.clear()
 
 

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlflow
+import tensorflow as tf
 
-from mlflow_tfmon import claims, probes
+from mlflow_tfmon import claims, probes, resuming
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints.keeper import Moment
-from mlflow_tfmon.complaints import plain_numbers, why_no_steps
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
+from mlflow_tfmon.checkpoints.state import Callbacks
+from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
+from mlflow_tfmon.epoch_metrics import measured
+from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
@@ -37,6 +40,8 @@ class Monitor:
 
     Args:
         model: the Keras model that is trained. Without it, whatever this thread trains is taken.
+        optimizer: a Keras optimizer of a custom loop, or several, if the model is not compiled with it: its state is
+            part of the checkpoints, and comes back with `resume`.
         run_id: MLflow run that takes the training. Default: the active run, else one is made.
         total_steps: how many optimizer steps the training will make, so that the progress bar tells the time left.
         **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
@@ -58,6 +63,7 @@ class Monitor:
         self,
         model: Any = None,
         *,
+        optimizer: Any = None,
         run_id: str | None = None,
         total_steps: int | None = None,
         **settings: Any,
@@ -68,6 +74,14 @@ class Monitor:
             )
         self.model = model
         self.settings = Settings.make(**settings)
+        if self.settings.resume and (model is None or run_id):
+            raise SettingError(
+                "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
+            )
+        resuming.prepare(self.settings.resume)
+        self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
+        self._checkpoint: resuming.Checkpoint | None = None
+        self.callbacks: Callbacks | None = None  # of the fit that is watched
         self.total_steps = total_steps
         self.arguments: FitArguments | None = None  # of the fit that is watched
         self._run_id = run_id
@@ -77,7 +91,7 @@ class Monitor:
         self._rings: list[Ring] = []
         self._activations = ActivationWatch(model)
         self.premises = Telling(model)
-        self._first_epoch: int | None = None
+        self._epoch_offset: int | None = None
         self._first_step = 0
         self._paused_since: float | None = None
         self.last_epoch = 0
@@ -95,25 +109,44 @@ class Monitor:
         """Id of the MLflow run, or None before the start or while the tracking server is away."""
         return None if self._pipeline is None else self._pipeline.run.run_id
 
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which the training begins: 0, or with `resume` the one after the checkpoint's."""
+        return 0 if self._checkpoint is None else self._checkpoint.first_epoch
+
     # -- from start to end -----------------------------------------------------------------------------------------
-    def start(self, *, stay_active: bool = True, thread: int | None = None, bar: bool = True) -> Monitor:
+    def start(
+        self, *, stay_active: bool = True, thread: int | None = None, bar: bool = True, in_fit: bool = False
+    ) -> Monitor:
         """Starts watching.
 
         Args:
             stay_active: whether a run made for the training becomes the active MLflow run.
             thread: the thread that trains; default: this one.
             bar: whether there is a progress bar, where one can be seen.
+            in_fit: whether a fit is beginning, which has a bar and will call `restore_fit` once the model is built.
+
+        Raises:
+            SettingError: the model is not the one that is to be resumed.
         """
+        if self in claims.active:
+            return self
         if self.settings.silent:
             quiet(True)
         self._thread = thread or threading.get_ident()
+        self._checkpoint = None if self.model is None else resuming.take(self.settings.resume)
+        if self._checkpoint is not None and not in_fit:
+            self._checkpoint.restore(self.model, self._optimizers)
         place = cluster.place()
         if place is not None and place.index > 0:
             say_once("not the chief", f"mlflow_tfmon: {_NOT_CHIEF.format(place.index)}", logging.INFO)
             with contained("starting the monitor", "this worker's part of each step is not recorded"):
                 probes.install(self, claims.claim)
             return self
-        run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
+        if self._checkpoint is not None:
+            run: runs.Run | None = self._checkpoint.run(thread, stay_active)
+        else:
+            run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
         with contained("starting the monitor", "this training is not recorded"):
             if run is None:
                 run = runs.start(self.settings.extra_tags, stay_active)
@@ -125,9 +158,12 @@ class Monitor:
                 "a run's last steps may be missing",
             )
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
+            resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
+            if self._checkpoint is not None:
+                self._epoch_offset = self._checkpoint.state.about["first_epoch"]
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
-            if bar and not self.settings.silent:
+            if bar and not in_fit and not self.settings.silent:
                 self._pipeline.show()
             self.tell_premises()
             for ring in probes.rings_of(self._keys()):
@@ -157,7 +193,8 @@ class Monitor:
             pipeline.release(self._rings)
             pipeline.hide()
             if status == "FINISHED":
-                self._say_what_is_missing(pipeline)
+                made = pipeline.recording.steps_of(self._keys()) - self._first_step
+                say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
             if pipeline.run.owned and self._made_pipeline:
                 pipeline.close(status, reason)
             elif not pipeline.closed:
@@ -207,24 +244,36 @@ class Monitor:
                 self._pipeline.drain()
                 self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
 
-    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
 
         Args:
             epoch: number of the epoch in this training, from 0.
             metrics: numbers by name, such as `{"val_loss": 0.3}`.
 
+        Returns:
+            The metrics as they are recorded.
+
         Raises:
             SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
         """
-        if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
-            raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
-        numbers = plain_numbers(metrics or {}, "log_epoch")
+        epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
+        numbers |= self.measured()
+        self.epoch_ended(epoch, numbers)
+        return numbers
+
+    def measured(self) -> dict[str, float]:
+        """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
+        self.paused(time.time())
+        return measured(self.model, self.settings)
+
+    def epoch_ended(self, epoch: int, numbers: dict[str, float]) -> None:
+        """Takes the metrics of an epoch, all of them."""
         if self._pipeline is None:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
-            number = self.first_epoch + int(epoch)
+            number = self.epoch_offset + epoch
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
@@ -236,15 +285,16 @@ class Monitor:
             self._paused_since = None
 
     @property
-    def first_epoch(self) -> int:
+    def epoch_offset(self) -> int:
         """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
-        if self._first_epoch is None and self._pipeline is not None:
-            self._first_epoch = self._pipeline.recording.epochs_done(self.prefix)
-        return self._first_epoch or 0
+        if self._epoch_offset is None and self._pipeline is not None:
+            self._epoch_offset = self._pipeline.recording.epochs_done(self.prefix)
+        return self._epoch_offset or 0
 
     def new_fit(self) -> None:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
-        self._first_epoch = None
+        if self._checkpoint is None:
+            self._epoch_offset = None
         if self._pipeline is not None:
             self._pipeline.hide()  # Keras has one
         self.premises.again()
@@ -258,6 +308,19 @@ class Monitor:
     def watch(self) -> Watch | None:
         """What judges the training, while it is watched."""
         return None if self._pipeline is None else self._pipeline.watch
+
+    def restore_fit(self, model: Any) -> bool:
+        """Has a fit that is just beginning go on from the checkpoint; returns whether one is to be resumed.
+
+        Raises:
+            SettingError: the model is not the one that was saved.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
+        if checkpoint is not None:
+            checkpoint.restore(model, self._optimizers)
+            checkpoint.restore_fit(model, self.callbacks)
+            resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
+        return checkpoint is not None
 
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""
@@ -305,11 +368,10 @@ class Monitor:
     def attach(self, ring: Ring) -> None:
         """Records the steps of a ring."""
         if self._pipeline is not None and not any(known is ring for known in self._rings):
-            ring.begin(self.settings.deep_every)
             self._rings.append(ring)
             name = claims.trained(ring)
             model = name if self.model is None else str(self.model.name)
-            self._pipeline.attach(ring, name, model, self.total_steps)
+            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every)
             self.tell_premises()
 
     def trains(self, keys: frozenset[str]) -> bool:
@@ -336,7 +398,12 @@ class Monitor:
         """Has a checkpoint made where one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
-            now = Moment(self.model, epoch, step, metrics, self.arguments, within)
+            around = resuming.around(
+                self.model, self._pipeline.recording, self.callbacks,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
+            )  # fmt: skip
+            others = resuming.others(self.model, self._optimizers, self._rings)
+            now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
             self._pipeline.keeper(self.prefix).consider(now)
 
     @property
@@ -346,10 +413,3 @@ class Monitor:
             return False
         self._pipeline.finish_checkpoints()
         return self._pipeline.keeper(self.prefix).has_best
-
-    def _say_what_is_missing(self, pipeline: Pipeline) -> None:
-        if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", why_no_steps(self.model))
-        complaint = pipeline.keeper(self.prefix).best.complaint()
-        if complaint:
-            logger.warning(complaint)

@@ -53,7 +53,7 @@ class Pipeline:
         self._journal = Journal.create()
         self._sequence = 0
         self.folder = self._journal.folder
-        self.recording = Recording(self._append)
+        self.recording = Recording(self._append, run.past)
         self.watch = Watch(self.recording.append)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name)
         self._delivery = DeliveryProcess.shared()
@@ -73,6 +73,7 @@ class Pipeline:
                 settings.report,
                 settings.tensorboard,
                 run.experiment_name,
+                run.past.as_dict(),
             )
         )
         with contained("describing the environment", "it is not recorded"):
@@ -102,9 +103,10 @@ class Pipeline:
         for keeper in self._keepers.values():
             keeper.finish(self.settings.delivery_wait)
 
-    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
+    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
         self.recording.open_stream(ring, name, model, total_steps)
+        ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 

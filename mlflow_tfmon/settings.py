@@ -34,6 +34,8 @@ class Settings:
             no validation data).
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
+        epoch_metrics: a function that is called with the model (None where a `Monitor` has none) at each epoch's end
+            and returns a dictionary of numbers: metrics of the epoch like any other. It must leave the model as it is.
         checkpoint: whether the best and the last epoch's models are kept in MLflow (and `log_models`).
         checkpoint_keep: how many of the best are kept.
         checkpoint_save_best_only: whether only the best and the last are kept; else all are.
@@ -52,6 +54,7 @@ class Settings:
             "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
             function that is called with each new `Problem`.
         alert_url: where each new problem is posted, as JSON.
+        resume: id of the run whose training goes on, or "latest" (the experiment's last, if that did not finish).
     """
 
     log_models: bool = True
@@ -65,6 +68,7 @@ class Settings:
     monitor: str = "val_loss"
     mode: str = "auto"
     min_delta: float = 0.0
+    epoch_metrics: Callable[[Any], Mapping[str, float]] | None = None
     checkpoint: bool = True
     checkpoint_keep: int = 1
     checkpoint_save_best_only: bool = True
@@ -79,6 +83,7 @@ class Settings:
     silent: bool = False
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = None
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -105,9 +110,13 @@ class Settings:
             raise self._error("monitor", 'must be the name of an epoch metric, such as "val_loss"')
         if not callable(self.on_problem) and self.on_problem not in ("warn", "stop", "rescue"):
             raise self._error("on_problem", 'must be "warn", "stop", "rescue" or a function of a Problem')
+        if self.epoch_metrics is not None and not callable(self.epoch_metrics):
+            raise self._error("epoch_metrics", "must be a function of the model that returns numbers by name")
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")
+        if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
+            raise self._error("resume", 'must be the id of a run, or "latest"')
         name_ = self.registered_model_name
         if name_ is not None and (not isinstance(name_, str) or not name_.strip() or set("/:") & set(name_)):
             raise self._error("registered_model_name", "must be a non-empty name without '/' and ':'")

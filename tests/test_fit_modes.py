@@ -466,9 +466,18 @@ def test_a_variable_without_a_gradient(watched: None) -> None:
     compare_clocks(mlflow_tfmon.load_run(last_run()).steps, begun, ended, ())
 
 
-def test_train_on_batch(watched: None) -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["", "compiled before"])
+def test_train_on_batch(watched: None, before: bool) -> None:
     net, reference = trainings.model(), trainings.model()
     net.compile(sgd(global_clipnorm=CLIP), trainings.loss())
+    if before:
+        net.optimizer.build(net.trainable_variables)
+        state = [(v, v.numpy()) for v in (*net.variables, *net.optimizer.variables)]
+        mlflow_tfmon.autolog(disable=True)
+        net.train_on_batch(X[:BATCH], Y[:BATCH])
+        mlflow_tfmon.autolog(deep_every=DEEP)
+        for variable, value in state:
+            variable.assign(value)
     begun = time.time()
     for x, y in batches():
         net.train_on_batch(x, y)

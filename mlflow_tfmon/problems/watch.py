@@ -45,6 +45,12 @@ class Watch:
         """Those that stand."""
         return self._standing.problems
 
+    def go_on(self, replay: Replay, standing: Standing) -> None:
+        """Goes on from what was recorded, and found, of the training before it was interrupted."""
+        with self._judging, self._lock:
+            self._replay, self._standing = replay, standing
+            self._summed_up = [one.kind for one in standing.problems]
+
     def take(self, out: Iterable[records.Record]) -> None:
         """Takes what is recorded."""
         with contained("gathering what detectors need", "problems may go unnoticed"), self._lock:
