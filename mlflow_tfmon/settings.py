@@ -150,7 +150,7 @@ class Settings:
         for name in values:
             if name not in types:
                 raise SettingError(f"{name}={values[name]!r}: {sources.unknown(name, types)}")
-        elsewhere = sources.found(types)
+        elsewhere = sources.found(cls.written())
         try:
             return cls(**{name: value for name, (value, _) in elsewhere.items()} | values)
         except SettingError as error:
@@ -162,6 +162,11 @@ class Settings:
     def types(cls) -> dict[str, str]:
         """The names of the settings, and their types as the annotations say them."""
         return {field.name: str(field.type) for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def written(cls) -> dict[str, str]:
+        """Of these the settings that can be written as text: not those that are functions."""
+        return {name: kind for name, kind in cls.types().items() if not kind.startswith("Callable")}
 
     @property
     def checkpoint_every(self) -> tuple[int, str] | None:

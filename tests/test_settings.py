@@ -136,3 +136,12 @@ def test_autolog_and_its_own_names_at_odds(monkeypatch):
         assert autolog_settings().deep_every == 9
     finally:
         autolog(disable=True)
+
+
+def test_a_setting_that_is_a_function_can_only_be_given(monkeypatch, caplog):
+    errors._said.clear()
+    monkeypatch.setattr(errors.logger, "propagate", True)
+    monkeypatch.setenv("MLFLOW_TFMON_EPOCH_METRICS", "{}")
+    assert Settings.make().epoch_metrics is None
+    assert "MLFLOW_TFMON_EPOCH_METRICS: there is no setting" in caplog.text
+    assert "epoch_metrics" in Settings.types() and "epoch_metrics" not in Settings.written()

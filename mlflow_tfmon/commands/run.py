@@ -28,7 +28,7 @@ def _options() -> list[click.Option]:
             help=helps.get(name, "")[:1].upper() + helps.get(name, "")[1:],
             metavar="JSON" if "Mapping" in kind else None,
         )
-        for name, kind in Settings.types().items()
+        for name, kind in Settings.written().items()
         for flag in [name.replace("_", "-")]
     ]
 
@@ -45,7 +45,7 @@ def command(script: str, arguments: tuple[str, ...], is_module: bool, **flags: A
     (MLFLOW_TFMON_DEEP_EVERY=10), else from [tool.mlflow_tfmon] in pyproject.toml.
     """
     settings = {
-        name: value if isinstance(value, bool) else parse(value, Settings.types()[name])
+        name: value if isinstance(value, bool) else parse(value, Settings.written()[name])
         for name, value in flags.items()
         if value is not None
     }
