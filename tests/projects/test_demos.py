@@ -294,7 +294,7 @@ def test_mnist_is_taken_as_keras_gives_it(monkeypatch) -> None:
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: (part(60), part(10)))
     split = images("mnist")
     assert split.x.shape == (60, 28, 28, 1) and split.x_val.shape == (10, 28, 28, 1)
-    assert split.x.dtype == "float32" and 0 <= split.x.min() and split.x.max() <= 1
+    assert split.x.dtype == "float32" and split.x.min() >= 0 and split.x.max() <= 1
     np.testing.assert_array_equal(split.x_val[..., 0], part(10)[0].astype("float32") / 255)
     np.testing.assert_array_equal(split.y, part(60)[1])
 
@@ -302,5 +302,5 @@ def test_mnist_is_taken_as_keras_gives_it(monkeypatch) -> None:
         raise OSError("no such host")
 
     monkeypatch.setattr(keras.datasets.mnist, "load_data", away)
-    with pytest.raises(SystemExit, match="no such host.*dataset=digits"):
+    with pytest.raises(SystemExit, match=r"no such host.*dataset=digits"):
         images("mnist")
