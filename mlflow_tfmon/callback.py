@@ -49,6 +49,8 @@ class MonitorCallback(_BothKerases):
         with mlflow_tfmon.Monitor(model) as monitor:
             model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
 
+    Without autologging, it goes before the callbacks that need `epoch_metrics` in their logs.
+
     Args:
         started: a `Monitor` that is on already (by position only). By default one is made for each fit.
         run_id: MLflow run that takes the fit, where a monitor is made. Default: the active run, else one is made.
@@ -72,6 +74,7 @@ class MonitorCallback(_BothKerases):
         self.settings = settings
         self.given = started  # whose end is not this callback's
         self._monitor: Monitor | None = None
+        self._completed: dict[str, Any] | None = None
         self._batches = self._batches_of_epoch = 0
         self._rate: Rate | None = None
         self._actions: Actions | None = None
@@ -121,11 +124,18 @@ class MonitorCallback(_BothKerases):
         if self._monitor is not None and self._every and done // self._every < self._batches // self._every:
             self._monitor.step_ended(epoch_metrics(logs))
 
+    def complete(self, logs: dict[str, Any] | None) -> None:
+        """Adds `epoch_metrics` to an epoch's logs, once: Keras gives all callbacks the same dictionary."""
+        if self._monitor is not None and logs is not None and logs is not self._completed:
+            self._completed = logs
+            logs.update(self._monitor.measured())
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the epoch's metrics."""
+        self.complete(logs)
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
-                self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
+                self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
                 monitor, rate = self._monitor, self._rate
                 change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())
                 if change:
@@ -140,6 +150,22 @@ class MonitorCallback(_BothKerases):
         monitor, self._monitor = self._monitor, None
         if monitor is not None and monitor is not self.given:
             monitor.end()
+
+
+class CompleteLogs(_BothKerases):
+    """Adds `epoch_metrics` to the logs before the user's callbacks see them.
+
+    Args:
+        callback: that measures them.
+    """
+
+    def __init__(self, callback: MonitorCallback) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds them."""
+        self._callback.complete(logs)
 
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()  # train functions that were built with the probes in

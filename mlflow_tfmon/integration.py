@@ -55,6 +55,7 @@ def autolog(
     monitor: str = "val_loss",
     mode: str = "auto",
     min_delta: float = 0.0,
+    epoch_metrics: Callable[[Any], Mapping[str, float]] | None = None,
     checkpoint_keep: int = 1,
     deep_every: int = 50,
     max_points: int = 320,
@@ -95,6 +96,7 @@ def autolog(
         monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
+        epoch_metrics: a function of the model that returns numbers by name: further metrics of each epoch.
         checkpoint_keep: how many of the best are kept.
         deep_every: every how many optimizer steps the weights are measured.
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.

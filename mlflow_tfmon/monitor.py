@@ -14,8 +14,9 @@ from mlflow_tfmon import claims, probes
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints.keeper import Moment
-from mlflow_tfmon.complaints import plain_numbers, why_no_steps
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
+from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
+from mlflow_tfmon.epoch_metrics import measured
+from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pipeline import Pipeline
@@ -145,7 +146,8 @@ class Monitor:
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
             if status == "FINISHED":
-                self._say_what_is_missing(pipeline)
+                made = pipeline.recording.steps_of(self._keys()) - self._first_step
+                say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
             if pipeline.run.owned and self._made_pipeline:
                 pipeline.close(status, reason)
             elif not pipeline.closed:
@@ -195,24 +197,36 @@ class Monitor:
                 self._pipeline.drain()
                 self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
 
-    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
 
         Args:
             epoch: number of the epoch in this training, from 0.
             metrics: numbers by name, such as `{"val_loss": 0.3}`.
 
+        Returns:
+            The metrics as they are recorded.
+
         Raises:
             SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
         """
-        if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
-            raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
-        numbers = plain_numbers(metrics or {}, "log_epoch")
+        epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
+        numbers |= self.measured()
+        self.epoch_ended(epoch, numbers)
+        return numbers
+
+    def measured(self) -> dict[str, float]:
+        """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
+        self.paused(time.time())
+        return measured(self.model, self.settings)
+
+    def epoch_ended(self, epoch: int, numbers: dict[str, float]) -> None:
+        """Takes the metrics of an epoch, all of them."""
         if self._pipeline is None:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
-            number = self.first_epoch + int(epoch)
+            number = self.first_epoch + epoch
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
@@ -332,10 +346,3 @@ class Monitor:
             return False
         self._pipeline.finish_checkpoints()
         return self._pipeline.keeper(self.prefix).has_best
-
-    def _say_what_is_missing(self, pipeline: Pipeline) -> None:
-        if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", why_no_steps(self.model))
-        complaint = pipeline.keeper(self.prefix).best.complaint()
-        if complaint:
-            logger.warning(complaint)

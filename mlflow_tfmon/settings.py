@@ -31,6 +31,8 @@ class Settings:
             no validation data).
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
+        epoch_metrics: a function that is called with the model (None where a `Monitor` has none) at each epoch's end
+            and returns a dictionary of numbers: metrics of the epoch like any other. It must leave the model as it is.
         checkpoint: whether the best and the last epoch's models are kept in MLflow (and `log_models`).
         checkpoint_keep: how many of the best are kept.
         checkpoint_save_best_only: whether only the best and the last are kept; else all are.
@@ -62,6 +64,7 @@ class Settings:
     monitor: str = "val_loss"
     mode: str = "auto"
     min_delta: float = 0.0
+    epoch_metrics: Callable[[Any], Mapping[str, float]] | None = None
     checkpoint: bool = True
     checkpoint_keep: int = 1
     checkpoint_save_best_only: bool = True
@@ -102,6 +105,8 @@ class Settings:
             raise self._error("monitor", 'must be the name of an epoch metric, such as "val_loss"')
         if not callable(self.on_problem) and self.on_problem not in ("warn", "stop", "rescue"):
             raise self._error("on_problem", 'must be "warn", "stop", "rescue" or a function of a Problem')
+        if self.epoch_metrics is not None and not callable(self.epoch_metrics):
+            raise self._error("epoch_metrics", "must be a function of the model that returns numbers by name")
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")
