@@ -1,7 +1,7 @@
 """A training that is killed half-way and resumed ends with the very weights of one that was never interrupted.
 
-Three processes: one trains in peace; one is killed in the middle of an epoch, as a lost machine would be; the third goes
-on with its run, from the last epoch that was kept. Dropout, Adam's moments and the shuffling go on as well.
+Three processes: one trains in peace; one is killed in the middle of an epoch, as a lost machine would be; the third
+goes on with its run, from the last epoch that was kept. Dropout, Adam's moments and the shuffling go on as well.
 """
 
 import multiprocessing
