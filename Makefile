@@ -12,18 +12,21 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs test test-thorough test-oldest bench bench-fixed bench-scale ui clean
+.PHONY: demo docs test test-demos test-thorough test-oldest bench bench-fixed bench-scale ui clean
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
 	@echo
 	@echo "Both runs are in mlflow.db. To see them:  make ui   then open http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning"
 
-test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work; the quick runs of the demos are among them.
+test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough"
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough and not demos"
+
+test-demos: $(VENV)/test.stamp  ## Each demo, in its quick form, by `mlflow run`; and what its runs hold.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "demos and not thorough"
 
 test-thorough: $(VENV)/test.stamp  ## The tests that take long: outages, kills, Keras 2, several replicas, a browser.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m thorough
