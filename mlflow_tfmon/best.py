@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.settings import Settings
@@ -55,6 +56,19 @@ class Best:
                 return False
         self.value, self.epoch = value, epoch
         return True
+
+    def text(self, prefix: str = "") -> str:
+        """Such as "val_loss 0.1234 at epoch 7"; "" if there is none."""
+        return "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch}"
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, as JSON knows it."""
+        return {name: getattr(self, name) for name in ("metric", "value", "epoch", "more")}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another stood, if that went by a metric that this one may go by."""
+        if state["metric"] in (self._settings.monitor, "loss"):
+            vars(self).update(state)
 
     def _choose(self, metrics: Mapping[str, float]) -> str | None:
         wanted = self._settings.monitor

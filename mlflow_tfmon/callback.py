@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-import weakref
 from typing import Any
 
 import keras
 
+from mlflow_tfmon import resuming, underway
+from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 
@@ -69,7 +71,9 @@ class MonitorCallback(_BothKerases):
         self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        self.heed(Settings.make(**settings))  # so that a bad setting is told here, not in the middle of fit
+        checked = Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        self.heed(checked)
+        resuming.prepare(checked.resume)
         self.run_id = run_id
         self.settings = settings
         self.given = started  # whose end is not this callback's
@@ -78,6 +82,7 @@ class MonitorCallback(_BothKerases):
         self._batches = self._batches_of_epoch = 0
         self._rate: Rate | None = None
         self._actions: Actions | None = None
+        self._resumed = False
 
     def heed(self, settings: Settings) -> None:
         """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
@@ -92,26 +97,35 @@ class MonitorCallback(_BothKerases):
             with contained("starting the monitor", "this training is not recorded"):
                 if self._monitor is not None:  # an exception ended the fit before
                     self._monitor.end("FAILED")
-                self._monitor = Monitor(self.model, run_id=self.run_id, **self.settings)
+                settings = Settings.make(**self.settings)
+                self._monitor = Monitor.with_settings(self.model, settings, self.run_id)
                 self._monitor.total_steps = _total_steps(self.params)
-                self._monitor.start()
+                self._monitor.start(in_fit=True)
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        with contained("looking at the callbacks", "their state is not part of the checkpoints"):
+            self._monitor.callbacks = Callbacks([one for one in underway.callbacks() if one is not self])
+        self._resumed = self._monitor.restore_fit(self.model)
         with contained("reading the learning rate", "its changes are not recorded"):
             self._rate = Rate(self.model.optimizer)
         self._monitor.tell_premises()
         self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
-            watch_train_function(self.model)
+            compiled.watch(self.model)
         with contained("preparing for problems", "nothing follows from them but a warning"):
             self._actions = Actions.of(self._monitor, self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ends the pause before the epoch."""
         self._batches_of_epoch = 0
+        self._forget_epoch()
         if self._monitor is not None:
             self._monitor.paused(None)
+
+    def _forget_epoch(self) -> None:
+        if self._resumed:  # fit has read with which epoch it goes on; the next fit begins anew
+            self._resumed, self.model._initial_epoch = False, None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Notes that validation has begun."""
@@ -147,6 +161,7 @@ class MonitorCallback(_BothKerases):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""
+        self._forget_epoch()
         monitor, self._monitor = self._monitor, None
         if monitor is not None and monitor is not self.given:
             monitor.end()
@@ -166,23 +181,6 @@ class CompleteLogs(_BothKerases):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds them."""
         self._callback.complete(logs)
-
-
-_watched: weakref.WeakSet[Any] = weakref.WeakSet()  # train functions that were built with the probes in
-
-
-def watch_train_function(model: Any) -> None:
-    """Builds a model's train function anew if it was compiled before the probes were put in."""
-    if model.train_function is not None:
-        if model.train_function not in _watched:
-            model.make_train_function(force=True)
-        _watched.add(model.train_function)
-
-
-def unwatch_train_function(model: Any) -> None:
-    """Lets go of a train function that was traced with the probes in."""
-    if model.train_function is not None and model.train_function in _watched:
-        model.train_function = None
 
 
 def _total_steps(params: dict[str, Any] | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ unclaimed: list[
 def claim(ring: Ring, optimizer: Any) -> None:
     """Gives a new ring to the training it belongs to; a custom loop that nobody watches yet may get a monitor."""
     workers.number(ring)
+    ring.optimizer = weakref.ref(optimizer)
     if workers.reports(ring):
         pipeline.report(ring)
         return

@@ -94,7 +94,7 @@ class _Fit:
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments
         if self._own:
-            self.monitor.start()
+            self.monitor.start(in_fit=True)
         self.monitor.arguments = self.arguments
         self._callback.given = self.monitor
         self._callback.heed(self.monitor.settings)
@@ -119,7 +119,7 @@ class _Fit:
         """After a fit that went well: what can be told only now, and the model."""
         self._summarize()
         with contained("reading what EarlyStopping did", "it is not recorded"):
-            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.first_epoch)
+            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.epoch_offset)
             if facts.metrics:
                 self.monitor.record(facts)
         if self._settings.log_models and self.monitor.folder is not None:

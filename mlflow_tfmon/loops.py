@@ -109,7 +109,7 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             loop = Monitor.with_settings(None, autolog_settings(), run_id=ended_run)
             _adopting.add(threading.get_ident())
             try:
-                loop.start(stay_active=False, thread=ring.thread)
+                loop.start(stay_active=False, thread=ring.thread, bar=False)
             finally:
                 _adopting.discard(threading.get_ident())
             if not loop.on:

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlflow
+import tensorflow as tf
 
-from mlflow_tfmon import claims, probes
+from mlflow_tfmon import claims, probes, resuming
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
 from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
@@ -38,7 +40,10 @@ class Monitor:
 
     Args:
         model: the Keras model that is trained. Without it, whatever this thread trains is taken.
+        optimizer: a Keras optimizer of a custom loop, or several, if the model is not compiled with it: its state is
+            part of the checkpoints, and comes back with `resume`.
         run_id: MLflow run that takes the training. Default: the active run, else one is made.
+        total_steps: how many optimizer steps the training will make, so that the progress bar tells the time left.
         **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
 
     Raises:
@@ -54,14 +59,30 @@ class Monitor:
         ```
     """
 
-    def __init__(self, model: Any = None, *, run_id: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        optimizer: Any = None,
+        run_id: str | None = None,
+        total_steps: int | None = None,
+        **settings: Any,
+    ) -> None:
         if model is not None and not hasattr(model, "trainable_variables"):
             raise SettingError(
                 f"model={model!r}: model must be a Keras model, or None for whatever is trained."
             )
         self.model = model
         self.settings = Settings.make(**settings)
-        self.total_steps: int | None = None  # how many steps are expected, if that is known
+        if self.settings.resume and (model is None or run_id):
+            raise SettingError(
+                "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
+            )
+        resuming.prepare(self.settings.resume)
+        self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
+        self._checkpoint: resuming.Checkpoint | None = None
+        self.callbacks: Callbacks | None = None  # of the fit that is watched
+        self.total_steps = total_steps
         self.arguments: FitArguments | None = None  # of the fit that is watched
         self._run_id = run_id
         self._thread = threading.get_ident()
@@ -70,7 +91,7 @@ class Monitor:
         self._rings: list[Ring] = []
         self._activations = ActivationWatch(model)
         self.premises = Telling(model)
-        self._first_epoch: int | None = None
+        self._epoch_offset: int | None = None
         self._first_step = 0
         self._paused_since: float | None = None
         self.last_epoch = 0
@@ -88,24 +109,44 @@ class Monitor:
         """Id of the MLflow run, or None before the start or while the tracking server is away."""
         return None if self._pipeline is None else self._pipeline.run.run_id
 
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which the training begins: 0, or with `resume` the one after the checkpoint's."""
+        return 0 if self._checkpoint is None else self._checkpoint.first_epoch
+
     # -- from start to end -----------------------------------------------------------------------------------------
-    def start(self, *, stay_active: bool = True, thread: int | None = None) -> Monitor:
+    def start(
+        self, *, stay_active: bool = True, thread: int | None = None, bar: bool = True, in_fit: bool = False
+    ) -> Monitor:
         """Starts watching.
 
         Args:
             stay_active: whether a run made for the training becomes the active MLflow run.
             thread: the thread that trains; default: this one.
+            bar: whether there is a progress bar, where one can be seen.
+            in_fit: whether a fit is beginning, which has a bar and will call `restore_fit` once the model is built.
+
+        Raises:
+            SettingError: the model is not the one that is to be resumed.
         """
+        if self in claims.active:
+            return self
         if self.settings.silent:
             quiet(True)
         self._thread = thread or threading.get_ident()
+        self._checkpoint = None if self.model is None else resuming.take(self.settings.resume)
+        if self._checkpoint is not None and not in_fit:
+            self._checkpoint.restore(self.model, self._optimizers)
         place = cluster.place()
         if place is not None and place.index > 0:
             say_once("not the chief", f"mlflow_tfmon: {_NOT_CHIEF.format(place.index)}", logging.INFO)
             with contained("starting the monitor", "this worker's part of each step is not recorded"):
                 probes.install(self, claims.claim)
             return self
-        run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
+        if self._checkpoint is not None:
+            run: runs.Run | None = self._checkpoint.run(thread, stay_active)
+        else:
+            run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
         with contained("starting the monitor", "this training is not recorded"):
             if run is None:
                 run = runs.start(self.settings.extra_tags, stay_active)
@@ -117,8 +158,13 @@ class Monitor:
                 "a run's last steps may be missing",
             )
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
+            resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
+            if self._checkpoint is not None:
+                self._epoch_offset = self._checkpoint.state.about["first_epoch"]
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
+            if bar and not in_fit and not self.settings.silent:
+                self._pipeline.show()
             self.tell_premises()
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
@@ -145,6 +191,7 @@ class Monitor:
             return
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
+            pipeline.hide()
             if status == "FINISHED":
                 made = pipeline.recording.steps_of(self._keys()) - self._first_step
                 say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
@@ -226,7 +273,7 @@ class Monitor:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
-            number = self.first_epoch + epoch
+            number = self.epoch_offset + epoch
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
@@ -238,15 +285,18 @@ class Monitor:
             self._paused_since = None
 
     @property
-    def first_epoch(self) -> int:
+    def epoch_offset(self) -> int:
         """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
-        if self._first_epoch is None and self._pipeline is not None:
-            self._first_epoch = self._pipeline.recording.epochs_done(self.prefix)
-        return self._first_epoch or 0
+        if self._epoch_offset is None and self._pipeline is not None:
+            self._epoch_offset = self._pipeline.recording.epochs_done(self.prefix)
+        return self._epoch_offset or 0
 
     def new_fit(self) -> None:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
-        self._first_epoch = None
+        if self._checkpoint is None:
+            self._epoch_offset = None
+        if self._pipeline is not None:
+            self._pipeline.hide()  # Keras has one
         self.premises.again()
 
     def mark_seam(self) -> None:
@@ -258,6 +308,19 @@ class Monitor:
     def watch(self) -> Watch | None:
         """What judges the training, while it is watched."""
         return None if self._pipeline is None else self._pipeline.watch
+
+    def restore_fit(self, model: Any) -> bool:
+        """Has a fit that is just beginning go on from the checkpoint; returns whether one is to be resumed.
+
+        Raises:
+            SettingError: the model is not the one that was saved.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
+        if checkpoint is not None:
+            checkpoint.restore(model, self._optimizers)
+            checkpoint.restore_fit(model, self.callbacks)
+            resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
+        return checkpoint is not None
 
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""
@@ -305,11 +368,10 @@ class Monitor:
     def attach(self, ring: Ring) -> None:
         """Records the steps of a ring."""
         if self._pipeline is not None and not any(known is ring for known in self._rings):
-            ring.begin(self.settings.deep_every)
             self._rings.append(ring)
             name = claims.trained(ring)
             model = name if self.model is None else str(self.model.name)
-            self._pipeline.attach(ring, name, model, self.total_steps)
+            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every)
             self.tell_premises()
 
     def trains(self, keys: frozenset[str]) -> bool:
@@ -336,7 +398,12 @@ class Monitor:
         """Has a checkpoint made where one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
-            now = Moment(self.model, epoch, step, metrics, self.arguments, within)
+            around = resuming.around(
+                self.model, self._pipeline.recording, self.callbacks,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
+            )  # fmt: skip
+            others = resuming.others(self.model, self._optimizers, self._rings)
+            now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
             self._pipeline.keeper(self.prefix).consider(now)
 
     @property

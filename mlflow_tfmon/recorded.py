@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_tfmon import joined
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
 _TRIES = 5
-_METADATA_KEY = b"tfmon"
 _LISTS = "variables."
 
 
@@ -202,6 +202,10 @@ class RecordedRun:
         """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
         return _parts(self._folder, pattern)
 
+    def cut(self, after: Mapping[str, int]) -> None:
+        """Leaves the steps after so many (by the prefixes of the streams) out of what is read from here on."""
+        joined.cut(self._folder, after)
+
     def files(self, pattern: str) -> list[Path]:
         """Further telemetry files, by the pattern of their names."""
         return sorted(self._folder.glob(pattern))
@@ -209,7 +213,7 @@ class RecordedRun:
 
 def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob(f"{pattern}.parquet")):
-        yield path, json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
+        yield path, joined.about(path)
 
 
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
@@ -248,10 +252,18 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     # The files live as long as the object: they are read when a table is asked for.
     holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
     folder = _download(client, run_id, holder.name, final=state == "complete")
+    later = joined.cuts(folder)
+    joined.join(folder, later)
     recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
     recorded._holder = holder  # type: ignore[attr-defined]
     final = state == "complete"
-    recorded._fetch_histograms = lambda: _download(client, run_id, holder.name, final, HISTOGRAMS)
+
+    def histograms() -> Path:
+        found = _download(client, run_id, holder.name, final, HISTOGRAMS)
+        joined.join(found, later)
+        return found
+
+    recorded._fetch_histograms = histograms
     return recorded
 
 

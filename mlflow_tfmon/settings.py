@@ -8,10 +8,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon import sources
 from mlflow_tfmon.errors import SettingError
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.detectors.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Settings:
             "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
             function that is called with each new `Problem`.
         alert_url: where each new problem is posted, as JSON.
+        resume: id of the run whose training goes on, or "latest" (the experiment's last, if that did not finish).
     """
 
     log_models: bool = True
@@ -79,6 +83,7 @@ class Settings:
     silent: bool = False
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = None
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -110,6 +115,8 @@ class Settings:
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")
+        if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
+            raise self._error("resume", 'must be the id of a run, or "latest"')
         name_ = self.registered_model_name
         if name_ is not None and (not isinstance(name_, str) or not name_.strip() or set("/:") & set(name_)):
             raise self._error("registered_model_name", "must be a non-empty name without '/' and ':'")
@@ -117,16 +124,20 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Mapping):
                 raise self._error(name, "must be a dictionary")
+        if name_ is not None and not self.log_models:
+            raise self._error(
+                "registered_model_name", "is at odds with log_models=False; leave one of them out"
+            )
 
     def _error(self, name: str, remedy: str) -> SettingError:
-        return SettingError(f"{name}={getattr(self, name)!r}: {name} {remedy}.")
+        return SettingError(f"{name}={getattr(self, name)!r}: {name} {remedy}.", name)
 
     @classmethod
     def make(cls, **values: Any) -> Settings:
-        """Builds settings from keyword arguments.
+        """Builds settings: what is not given is taken from the environment, else the project, else it has its default.
 
         Args:
-            **values: settings by name; what is left out has its default.
+            **values: settings by name.
 
         Raises:
             SettingError: for an unknown name or a value that the setting can't have.
@@ -135,13 +146,22 @@ class Settings:
             >>> Settings.make(deep_every=10).deep_every
             10
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        types = cls.types()
         for name in values:
-            if name not in known:
-                raise SettingError(
-                    f"{name}={values[name]!r}: there is no setting {name!r}; there are {sorted(known)}."
-                )
-        return cls(**values)
+            if name not in types:
+                raise SettingError(f"{name}={values[name]!r}: {sources.unknown(name, types)}")
+        elsewhere = sources.found(types)
+        try:
+            return cls(**{name: value for name, (value, _) in elsewhere.items()} | values)
+        except SettingError as error:
+            if error.setting in values or error.setting not in elsewhere:
+                raise
+            raise SettingError(f"{elsewhere[error.setting][1]}: {error}", error.setting) from None
+
+    @classmethod
+    def types(cls) -> dict[str, str]:
+        """The names of the settings, and their types as the annotations say them."""
+        return {field.name: str(field.type) for field in dataclasses.fields(cls)}
 
     @property
     def checkpoint_every(self) -> tuple[int, str] | None:
@@ -174,8 +194,8 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def autolog_settings() -> Settings:
-    """Settings of `autolog()`, or the defaults while it is off."""
-    return _autolog_settings or Settings()
+    """Settings of `autolog()`, or those of the environment, the project and the defaults while it is off."""
+    return _autolog_settings or Settings.make()
 
 
 _autolog_settings: Settings | None = None

@@ -14,6 +14,7 @@ from mlflow.models import Model
 
 from mlflow_tfmon import kerases
 from mlflow_tfmon.checkpoints.snapshot import ChangedError, Snapshot
+from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.facts import parts, saving, specs
 from mlflow_tfmon.facts.arguments import FitArguments
@@ -42,28 +43,29 @@ class Writer:
         self._known: tuple[int, ...] = ()
         self.whole = not settings.checkpoint_save_weights_only
 
-    def write(self, snapshot: Snapshot, folder: Path) -> None:
+    def write(self, snapshot: Snapshot, folder: Path, state: State | None = None) -> None:
         """Writes a snapshot; the folder is there when it is whole, and not before.
 
         Args:
             snapshot: what to write.
             folder: where; must not exist yet.
+            state: what a training needs beside it to go on.
 
         Raises:
             ChangedError: the model is another one by now.
             OSError: it could not be written (disk full).
         """
         try:
-            self._write(snapshot, folder)
+            self._write(snapshot, folder, state)
         except (ChangedError, OSError):
             raise
         except Exception as error:
             if not self.whole:
                 raise
             self._fall_back(snapshot.model, f"Keras cannot save it ({type(error).__name__}: {error})")
-            self._write(snapshot, folder)
+            self._write(snapshot, folder, state)
 
-    def _write(self, snapshot: Snapshot, folder: Path) -> None:
+    def _write(self, snapshot: Snapshot, folder: Path, state: State | None) -> None:
         draft = folder.with_name(folder.name + ".draft")
         model = snapshot.model
         try:
@@ -75,6 +77,8 @@ class Writer:
             with warnings.catch_warnings(), snapshot.in_force():
                 warnings.simplefilter("ignore")
                 self._save(model, draft)
+            if state is not None:
+                state.write(draft)
             os.replace(draft, folder)
         finally:
             with contextlib.suppress(OSError):

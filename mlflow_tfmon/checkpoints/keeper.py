@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 from mlflow_tfmon import kerases
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.checkpoints.folder import Writer
-from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, pointer, tags_of
+from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME, pointer, tags_of
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
-from mlflow_tfmon.checkpoints.which import Kept
+from mlflow_tfmon.checkpoints.state import State, joined, of_snapshot
+from mlflow_tfmon.checkpoints.which import Before, Kept
 from mlflow_tfmon.checkpoints.writing import SHARE, Queue
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
@@ -36,6 +37,8 @@ class Moment:
         metrics: by name.
         arguments: the call of fit, or None.
         within: whether the epoch goes on.
+        around: gives what the training needs beside the model to go on from here, if it can.
+        others: optimizers that the model was not compiled with.
     """
 
     model: Any
@@ -44,6 +47,8 @@ class Moment:
     metrics: Mapping[str, float]
     arguments: FitArguments | None = None
     within: bool = False
+    around: Callable[[], State] | None = None
+    others: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,8 @@ class _Job:
     snapshot: Snapshot
     best: bool
     saved: records.ModelSaved
+    state: State | None
+    resumes: bool
 
 
 class Keeper:
@@ -58,6 +65,7 @@ class Keeper:
 
     Attributes:
         best: the best epoch so far.
+        resumed: whether it goes on from a checkpoint of an earlier recording.
 
     Args:
         settings: what is kept.
@@ -70,6 +78,7 @@ class Keeper:
         self, settings: Settings, folder: Path, prefix: str, record: Callable[[records.Record], None]
     ) -> None:
         self.best = Best(settings)
+        self.resumed = False
         self._best_kept = Best(settings)  # of those that were due
         self._settings = settings
         self._folder = folder
@@ -84,14 +93,33 @@ class Keeper:
         every, unit = settings.checkpoint_every or (1, "epochs")
         self._due_from = every if unit == "steps" else 0  # the step from which on the next is due
         self._patience_until = 0.0
+        self._at_epoch_end = False  # whether there was one at an epoch's end
         self._paths: dict[int, str] = {}  # of those that are written and kept
         self._on_disk: list[str] = []
-        self._newest = {BEST: -1, LAST: -1}
+        self._newest = {BEST: -1, LAST: -1, RESUME: -1}
+        self._whole_before = False  # whether an earlier recording keeps a best one that MLflow can load
 
     @property
     def has_best(self) -> bool:
         """Whether a best model is kept that MLflow can load."""
-        return self._newest[BEST] >= 0 and self._writer is not None and self._writer.whole
+        whole = self._whole_before if self._writer is None else self._writer.whole
+        return self._newest[BEST] >= 0 and whole
+
+    def restore(self, state: State, kept: Sequence[Before]) -> None:
+        """Goes on from a checkpoint of an earlier recording.
+
+        Args:
+            state: of the checkpoint.
+            kept: the checkpoints that are kept in MLflow, oldest first.
+        """
+        self.resumed = True
+        self.best.restore(state.about["best"])
+        self._best_kept.restore(state.about["best_kept"])
+        for self._number, one in enumerate(kept, start=1):
+            self._kept.add(self._number, one.value, one.more, one.metric, one.within)
+            self._paths[self._number] = f"{MODELS}{one.model_id}"
+            self._newest |= dict.fromkeys(one.pointers, self._number)
+            self._whole_before |= BEST in one.pointers
 
     def consider(self, now: Moment) -> None:
         """Takes a moment of the training, on the thread that trains, which waits for the snapshot alone."""
@@ -132,19 +160,31 @@ class Keeper:
         ):
             return  # nothing but the last one yet: the next will be
         with self._lock:
-            snapshot = self._camera.take(now.model)
+            snapshot = self._camera.take(now.model, now.others)
             self._number += 1
-            self._kept.add(self._number, value, best.more, metric)
+            self._kept.add(self._number, value, best.more, metric, now.within)
+            state = self._state(now, snapshot)
+            resumes = state is not None and not (now.within and self._at_epoch_end)
+            self._at_epoch_end |= not now.within
             if self._writer is None:
                 self._writer = Writer(self._folder / "form" / uuid.uuid4().hex, self._settings, now.arguments)
             saved = self._described(now, metric, value)
-            self._queue.put(self._number, _Job(snapshot, is_best, saved), self._kept.wanted)
+            job = _Job(snapshot, is_best, saved, state, resumes)
+            self._queue.put(self._number, job, self._kept.wanted)
         if (
             snapshot.live
         ):  # the training waits for the writing too: no more often than that may take of its time
             self._queue.finish(None)
             ended = time.monotonic()
             self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
+
+    def _state(self, now: Moment, snapshot: Snapshot) -> State | None:
+        """What the training needs to go on from here; a model of Keras 2 cannot be told from one that trains on."""
+        if now.around is None or snapshot.live:
+            return None
+        state, around = of_snapshot(snapshot), now.around()
+        standing = {"best": self.best.state(), "best_kept": self._best_kept.state(), "prefix": self._prefix}
+        return joined((state.about, state.arrays), (around.about, around.arrays), (standing, {}))
 
     def _due(self, now: Moment) -> bool:
         every, unit = self._settings.checkpoint_every or (1, "epochs")
@@ -171,7 +211,7 @@ class Keeper:
         path = job.saved.path
         try:
             (self._folder / path).parent.mkdir(exist_ok=True)
-            self._writer.write(job.snapshot, self._folder / path)
+            self._writer.write(job.snapshot, self._folder / path, job.state)
         except Exception as error:
             self._tell(job.saved, error)
             return isinstance(error, ChangedError)
@@ -188,7 +228,8 @@ class Keeper:
 
     def _pointed(self, number: int, job: _Job) -> records.ModelSaved:
         """The record of a checkpoint that is written, with what changes by it."""
-        newer = [kind for kind in (BEST, LAST) if number > self._newest[kind] and (kind == LAST or job.best)]
+        kinds = [BEST] * job.best + [LAST] + [RESUME] * job.resumes
+        newer = [kind for kind in kinds if number > self._newest[kind]]
         self._newest |= dict.fromkeys(newer, number)
         drops = tuple(path for n, path in self._paths.items() if n not in self._kept.wanted)
         registers = BEST in newer and self._writer is not None and self._writer.whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,15 @@ class Snapshot:
 
     Attributes:
         model: the model.
-        variables: the model's, its optimizer's and its metrics' variables.
+        variables: the model's, its optimizer's and its metrics' variables, and those of other optimizers.
         values: what they held, as tensors in the machine's own memory.
+        others: optimizers that the model was not compiled with.
     """
 
     model: Any = field(repr=False)
     variables: tuple[Any, ...] = field(repr=False)
     values: tuple[tf.Tensor, ...] = field(repr=False)
+    others: tuple[Any, ...] = field(default=(), repr=False)
 
     @property
     def live(self) -> bool:
@@ -60,7 +62,7 @@ class Snapshot:
         self._check(ended)
 
     def _check(self, ended: bool = False) -> None:
-        now = variables_of(self.model)
+        now = variables_of(self.model, self.others)
         if ended or [id(one) for one in now] != [id(one) for one in self.variables]:
             raise ChangedError(
                 f"the model {self.model.name!r} was changed while it was being saved (layers added or removed, "
@@ -68,13 +70,14 @@ class Snapshot:
             )
 
 
-def variables_of(model: Any) -> tuple[Any, ...]:
-    """All variables that saving a model reads, each once; those of a Keras 2 model are left out."""
+def variables_of(model: Any, others: Sequence[Any] = ()) -> tuple[Any, ...]:
+    """All variables that saving a model and other optimizers reads, each once; not those of a Keras 2 model."""
     if not isinstance(model, keras.Model):
         return ()
     optimizer = getattr(model, "optimizer", None)
     of_optimizer = [] if optimizer is None else optimizer.variables
-    found = [*model.variables, *of_optimizer, *model.metrics_variables]
+    of_others = [variable for other in others for variable in other.variables]
+    found = [*model.variables, *of_optimizer, *model.metrics_variables, *of_others]
     return tuple({id(variable): variable for variable in found}.values())
 
 
@@ -93,16 +96,16 @@ class Camera:
         self._variables: list[Any] = []
         self._read: Any = None
 
-    def take(self, model: Any) -> Snapshot:
-        """Takes a snapshot of a built Keras model."""
-        variables = variables_of(model)
+    def take(self, model: Any, others: Sequence[Any] = ()) -> Snapshot:
+        """Takes a snapshot of a built Keras model, and of optimizers that it was not compiled with."""
+        variables = variables_of(model, others)
         raw = [variable.value for variable in variables]
         if self._read is None or [id(one) for one in raw] != [id(one) for one in self._variables]:
             self._variables = raw
             function = tf.function(self._read_all, autograph=False, jit_compile=False)
             # Called directly it would warn, after some models, of being traced for each.
             self._read = function.get_concrete_function()
-        return Snapshot(model, variables, tuple(self._read()) if raw else ())
+        return Snapshot(model, variables, tuple(self._read()) if raw else (), tuple(others))
 
     def _read_all(self) -> list[tf.Tensor]:
         with tf.device("CPU:0"):

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from mlflow_tfmon.checkpoints.names import LAST, RESUME
 from mlflow_tfmon.settings import Settings
 
 
+@dataclass(frozen=True)
+class Before:
+    """A checkpoint of an earlier recording of the run, that MLflow has.
+
+    Attributes:
+        model_id: of the logged model.
+        pointers: what it is: of `names.BEST`, `names.LAST`, `names.RESUME`.
+        metric, value, more: what it was judged by ("" and None: by nothing), and whether more of it is better.
+    """
+
+    model_id: str
+    pointers: tuple[str, ...]
+    metric: str
+    value: float | None
+    more: bool
+
+    @property
+    def within(self) -> bool:
+        """Whether it is the last only because it was made within an epoch."""
+        return LAST in self.pointers and RESUME not in self.pointers
+
+
 class Kept:
-    """Decides, checkpoint by checkpoint, which of them are kept: the n best, the last, or all.
+    """Decides, checkpoint by checkpoint, which are kept: the n best, the last, the last at an epoch's end, or all.
 
     Args:
         settings: how many.
@@ -26,7 +50,7 @@ class Kept:
         self._values: dict[int, float] = {}
         self._all: set[int] = set()
         self._metric = ""
-        self._last: int | None = None
+        self._last: dict[bool, int] = {}  # at an epoch's end, and within one
 
     def joins(self, value: float | None, more: bool, metric: str) -> bool:
         """Whether a checkpoint with this value of the metric (None where there is none) would be among the n best."""
@@ -37,8 +61,8 @@ class Kept:
         worse = [kept for kept in self._values.values() if (value > kept if more else value < kept)]
         return bool(worse) or len(self._values) < self._settings.checkpoint_keep
 
-    def add(self, number: int, value: float | None, more: bool, metric: str) -> None:
-        """Takes a checkpoint, numbered upwards; it is the last one now."""
+    def add(self, number: int, value: float | None, more: bool, metric: str, within: bool = False) -> None:
+        """Takes a checkpoint, numbered upwards; it is the last one now, of its kind."""
         if value is not None and self.joins(value, more, metric):
             if metric != self._metric:  # another stood in for it
                 self._metric, self._values = metric, {}
@@ -47,10 +71,11 @@ class Kept:
             self._values = dict(best_first[: self._settings.checkpoint_keep])
         if not self._settings.checkpoint_save_best_only:
             self._all.add(number)
-        self._last = number
+        self._last[within] = number
 
     @property
     def wanted(self) -> frozenset[int]:
         """The numbers of those that are kept."""
-        last = set() if self._last is None else {self._last}
-        return frozenset(self._all | last | self._values.keys())
+        last = {max(self._last.values())} if self._last else set()
+        whole = {self._last[False]} if False in self._last else set()
+        return frozenset(self._all | last | whole | self._values.keys())

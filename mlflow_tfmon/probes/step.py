@@ -179,7 +179,7 @@ def probe_of(
             return probe
     described = tuple(
         Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)
-        for name, v in zip(_names(variables), variables, strict=True)
+        for name, v in zip(names(variables), variables, strict=True)
     )
     with tf.init_scope():
         layout = RingLayout(described, keys, norms, workers, scalars + parts, parts)
@@ -189,15 +189,15 @@ def probe_of(
     return probe
 
 
-def _names(variables: Sequence[Any]) -> list[str]:
+def names(variables: Sequence[Any]) -> list[str]:
     """Names of variables; two that have one name are told apart by a number."""
     seen: dict[str, int] = {}
-    names = []
+    found = []
     for variable in variables:
         name = graph.name(variable)
         seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return names
+        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return found
 
 
 def rings_of(keys: frozenset[str]) -> list[Ring]:

@@ -35,6 +35,11 @@ def diagnose(run: RecordedRun) -> list[Problem]:
         >>> diagnose(mlflow_tfmon.load_run(run_id))
         []
     """
+    return replayed(run)[1].problems
+
+
+def replayed(run: RecordedRun) -> tuple[Replay, Standing]:
+    """Goes through what was recorded of a run: its histories, and the problems that stand at the end."""
     replay, standing = Replay(), Standing(others())
     found = sorted(_records(run), key=lambda one: one[:2])
     last = found[-1][0] if found else 0
@@ -45,7 +50,7 @@ def diagnose(run: RecordedRun) -> list[Problem]:
             standing.judge(replay.histories())
         replay.take(record)
     standing.judge(replay.histories())
-    return standing.problems
+    return replay, standing
 
 
 def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:

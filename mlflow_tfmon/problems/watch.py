@@ -38,13 +38,18 @@ class Watch:
         self._due = 0.0  # monotonic time
         self._changed = False
         self._step = 0
-        self._summed_up: list[str] = []
         self._recorded: tuple[Problem, ...] | None = None
 
     @property
     def problems(self) -> list[Problem]:
         """Those that stand."""
         return self._standing.problems
+
+    def go_on(self, replay: Replay, standing: Standing) -> None:
+        """Goes on from what was recorded, and found, of the training before it was interrupted."""
+        with self._judging, self._lock:
+            self._replay, self._standing = replay, standing
+            self._summed_up = [one.kind for one in standing.problems]
 
     def take(self, out: Iterable[records.Record]) -> None:
         """Takes what is recorded."""
@@ -69,15 +74,8 @@ class Watch:
             self._standing.restart(prefix)
 
     def finish(self) -> None:
-        """Judges all that was recorded, and sums up in the log what was found."""
+        """Judges all that was recorded."""
         self._judge(final=True)
-        problems = [one.kind for one in self.problems]
-        if problems != self._summed_up:
-            self._summed_up = problems
-            named = ", ".join(
-                f"{one.kind} ({one.severity}, since step {one.first_step})" for one in self.problems
-            )
-            logger.warning("mlflow_tfmon: problems of this training: %s", named or "none any more")
 
     def _judge(self, final: bool) -> None:
         new: list[Problem] = []

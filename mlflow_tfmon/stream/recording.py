@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy as np
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import bins, records
 from mlflow_tfmon.stream.drain import Block
+from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
 
 ABSENT_TAG = "tfmon.absent"
-SEAMS_TAG = "tfmon.seams"
 # Series, and of which columns each is made (any of them will do).
 _FROM = {
     "batch/loss": {"loss"},
@@ -41,6 +41,8 @@ class _Stream:
         begins: whether a further optimizer would belong to the same training, and give names to both.
         named: whether the series are shown, under the names that they have now.
         since: when it was opened, monotonic seconds.
+        variables: a mark of what it trains.
+        carried: whether it has been taken over from a checkpoint, and has not gone on yet.
     """
 
     number: int
@@ -55,6 +57,8 @@ class _Stream:
     begins: bool = True
     named: bool = False
     since: float = field(default_factory=time.monotonic)
+    variables: str = ""
+    carried: bool = False
 
 
 class Recording:
@@ -62,14 +66,15 @@ class Recording:
 
     Args:
         append: takes records in order (the journal's).
+        past: how far earlier recordings of the run had come: their streams go on where the same is trained.
     """
 
-    def __init__(self, append: Callable[[Sequence[records.Record]], None]) -> None:
+    def __init__(self, append: Callable[[Sequence[records.Record]], None], past: Past = NOTHING) -> None:
         self._append = append
-        self._streams: list[_Stream] = []
-        self._epochs: dict[str, int] = {}
+        self._streams = [_carried(stream, past.resumed) for stream in past.streams]
+        self._epochs: dict[str, int] = dict(past.epochs)
         self._absent: dict[str, None] = {}  # in the order of appearance
-        self._seams: dict[str, None] = {}
+        self._seams: dict[str, None] = dict.fromkeys(past.seams)
         self._lock = threading.RLock()
 
     # -- streams ---------------------------------------------------------------------------------------------------
@@ -80,11 +85,13 @@ class Recording:
         layers were frozen); any other gets one of its own, with names of its own.
         """
         with self._lock:
+            variables = mark(variable.name for variable in ring.layout.variables)
+            self.bind(ring.layout.keys, variables)
             stream = self._of(ring)
             if stream is not None:
                 stream.keys |= ring.layout.keys
                 if total_steps is not None:
-                    stream.total_steps = stream.steps + total_steps
+                    stream.total_steps = total_steps + (0 if stream.carried else stream.steps)
                     stream.opened = None
                 return
             if len(self._streams) == 1 and self._streams[0].begins:
@@ -93,8 +100,47 @@ class Recording:
             prefixes = [f"{name}.", *(f"{name}_{n}." for n in range(2, 2 + len(known)))]
             prefix = next(p for p in prefixes if p not in known) if self._streams else ""
             stream = _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
-            stream.named = bool(self._streams)
+            stream.named, stream.variables = bool(self._streams), variables
             self._streams.append(stream)
+
+    def bind(self, keys: frozenset[str], variables: str) -> None:
+        """Has a stream of an earlier recording go on, if it is one of these variables.
+
+        Args:
+            keys: of the variables, in this process.
+            variables: a mark of them (`past.mark`).
+        """
+        with self._lock:
+            stream = next((s for s in self._streams if not s.keys and s.variables == variables), None)
+            if stream is not None:
+                stream.keys = keys
+
+    def trained(self) -> dict[int, frozenset[str]]:
+        """What each stream trains, by its number."""
+        return {stream.number: stream.keys for stream in self._streams}
+
+    def go_on(self, trained: Mapping[int, frozenset[str]]) -> None:
+        """Has streams of an earlier recording go on with these variables, whatever their names are now.
+
+        Args:
+            trained: as `trained` gives it.
+        """
+        with self._lock:
+            for stream in self._streams:
+                stream.keys = stream.keys or trained.get(stream.number, frozenset())
+
+    def carried(self, ring: Ring) -> int:
+        """How many steps of a checkpoint a ring goes on from; 0 where it begins, or has gone on."""
+        stream = self._of(ring)
+        return stream.steps if stream is not None and stream.carried else 0
+
+    def past(self) -> Past:
+        """How far it has come."""
+        with self._lock:
+            streams = tuple(
+                PastStream(s.number, s.prefix, s.name, s.model, s.steps, s.variables) for s in self._streams
+            )
+            return Past(streams, dict(self._epochs), tuple(self._seams))
 
     def settle(self, waited: bool = False) -> None:
         """Lets streams have the names that they have now.
@@ -118,7 +164,7 @@ class Recording:
     def _of(self, ring: Ring) -> _Stream | None:
         keys = ring.layout.keys
         # Two optimizers that share a trunk are two streams; layers frozen or set free are one.
-        return next((s for s in self._streams if s.keys <= keys or keys <= s.keys), None)
+        return next((s for s in self._streams if s.keys and (s.keys <= keys or keys <= s.keys)), None)
 
     def steps_of(self, keys: frozenset[str]) -> int:
         """How many steps the stream that trains these variables has made (drained so far)."""
@@ -165,6 +211,7 @@ class Recording:
             # Only now: a block that could not be written down comes again.
             stream.opened = opened
             stream.steps += len(block.rows) + block.lost
+            stream.carried = False
             if len(block.rows):
                 stream.learning_rate = float(block.rows[-1, _HEAD["learning_rate"]])
 
@@ -235,10 +282,20 @@ class Recording:
         """What tells that another fit of these variables begins: of the run's steps those that are the first of one."""
         with self._lock:
             stream = next((s for s in self._streams if s.keys & keys), None)
-            if stream is None or stream.steps == 0:
+            if stream is None or stream.steps == 0 or stream.carried:
                 return []
             self._seams[f"{stream.prefix}{stream.steps + 1}"] = None
             return [records.Facts(tags={SEAMS_TAG: ", ".join(self._seams)}, time=time.time())]
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps have been made, by all streams together."""
+        return sum(stream.steps for stream in self._streams)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs have been made, by the model that has made most."""
+        return max(self._epochs.values(), default=0)
 
     def epochs_done(self, prefix: str) -> int:
         """How many epochs a model has made within the run."""
@@ -257,6 +314,14 @@ class Recording:
         """Records anything else."""
         with self._lock:
             self._append(list(out))
+
+
+def _carried(stream: PastStream, resumed: bool) -> _Stream:
+    """A stream of an earlier recording, which goes on once it is known who trains its variables."""
+    return _Stream(
+        stream.number, frozenset(), stream.name, stream.prefix, stream.model, None, stream.steps,
+        begins=False, named=True, variables=stream.variables, carried=resumed,
+    )  # fmt: skip
 
 
 def _runs(rows: np.ndarray) -> list[slice]:

@@ -181,6 +181,7 @@ class Ring:
         self.batch: Any = (
             None  # where the training that writes here leaves its batches (probes.batches.Batch)
         )
+        self.optimizer: Any = lambda: None  # gives the optimizer whose steps they are, while it lives
         self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         count = len(layout.variables)
@@ -236,12 +237,18 @@ class Ring:
             self.count.assign(step)
 
     # -- called by the drain ---------------------------------------------------------------------------------------
-    def begin(self, deep_every: int) -> None:
-        """A training begins with the first step that was not taken: it and every `deep_every`-th are deep."""
+    def begin(self, deep_every: int, done: int = 0) -> None:
+        """A training begins with the first step that was not taken: it and every `deep_every`-th are deep.
+
+        Args:
+            deep_every: every how many steps.
+            done: steps that it has made in an earlier process: then the same ones are deep as if it had gone on.
+        """
         self.traces = 0
-        self._begin.assign(self.taken)
+        begin = self.taken - done
+        self._begin.assign(begin)
         self._every.assign(deep_every)
-        self._deep_next.assign(self.taken + 1)
+        self._deep_next.assign(begin + (done // deep_every + 1) * deep_every if done else begin + 1)
 
     def written(self) -> int:
         """How many steps have been written so far."""

@@ -202,7 +202,7 @@ class Deliverer:
             self._outbox.files(self._translation.telemetry.finished())
             if self._progress.due:
                 with self._progress.turn():
-                    self._outbox.progress(self._translation.progress.text())
+                    self._outbox.progress(self._translation.progress.text(), self._translation.reached())
 
     def _start(self, started: RunStarted) -> None:
         self._started = started
@@ -217,7 +217,7 @@ class Deliverer:
         assert translation is not None
         self._outbox.points(points + translation.flush(final=ended is not None))
         self._outbox.files(translation.telemetry.finished())
-        self._outbox.progress(translation.progress.text())
+        self._outbox.progress(translation.progress.text(), translation.reached())
         self._outbox.settle_models()
         if ended is not None and end_run:
             self._outbox.end(ended)  # before it is called delivered: the trainer waits for that

@@ -6,6 +6,9 @@ import hashlib
 import re
 
 DELIVERY_TAG = "tfmon.delivery"
+REACHED_TAG = (
+    "tfmon.reached"  # how far the recordings have come, for the one that goes on (`stream.past.Past`)
+)
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 REPORT = "tfmon/report.html"  # artifact of the run
 MODEL, EVENT_FILES = (

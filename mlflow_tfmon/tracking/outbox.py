@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon.checkpoints.names import MODELS
 from mlflow_tfmon.checkpoints.registry import register_pointed
+from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
     Facts,
@@ -28,8 +31,9 @@ from mlflow_tfmon.stream.records import (
 )
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
+from mlflow_tfmon.tracking.earlier import Earlier
 from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REPORT, clean
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REACHED_TAG, REPORT, clean
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
@@ -67,6 +71,7 @@ class Outbox:
         self._files: deque[Callable[[], None]] = deque()
         self._client: MlflowClient | None = None
         self._run: RunStore | None = None
+        self._earlier = Earlier()
         self._tagged = ""
         self._progress = ""
         self._linkable: dict[tuple[str, int], Point] = {}
@@ -115,7 +120,7 @@ class Outbox:
         self._tally.points(points)
         self._uncounted.update(point.key for point in points)
         if points:
-            self._do(lambda run: run.points(points))
+            self._do(lambda run: run.points(self._earlier.new(points)))
 
     def linkable(self, points: Sequence[Point]) -> None:
         """Points that a model's metrics may be: a model linked to one of them doubles nothing in the run."""
@@ -140,9 +145,7 @@ class Outbox:
         elif isinstance(record, Premises):
             self._text(*findings.premises_file(record))
         elif isinstance(record, Problems):
-            self._do(lambda run: run.tags({findings.TAG: findings.kinds(record)}))
-            self._do(lambda run: run.explain(findings.summary(record)), "description")
-            self._text(findings.FILE, findings.as_json(record))
+            self._problems(record)
         elif isinstance(record, ModelSaved):
             self._model(record, when)
 
@@ -164,11 +167,22 @@ class Outbox:
         self._call(partial(_upload, part=part, patient=False), part.artifact)
         part.path.unlink(missing_ok=True)
 
-    def progress(self, text: str) -> None:
-        """Says how far the training has come."""
+    def _problems(self, record: Problems) -> None:
+        def all_of(
+            found: Callable[[Problems], str],
+        ) -> str:  # when the call is made: then it is known what was there
+            return found(self._earlier.with_problems(record))
+
+        self._do(lambda run: run.tags({findings.TAG: all_of(findings.kinds)}))
+        self._do(lambda run: run.explain(all_of(findings.summary)), "description")
+        self._do(lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, self._files)
+
+    def progress(self, text: str, reached: Past) -> None:
+        """Says how far the training has come, in words, and for a recording that goes on."""
         if text != self._progress and not self.muted:
             self._progress = text
-            self._do(lambda run: run.tags({PROGRESS_TAG: text}))
+            tags = {PROGRESS_TAG: text, REACHED_TAG: json.dumps(reached.as_dict())}
+            self._do(lambda run: run.tags(tags))
 
     def streaming(self) -> None:
         """Notes that more has come."""
@@ -194,7 +208,7 @@ class Outbox:
 
     def _count(self, run: RunStore) -> dict[str, str]:
         """Calls delivery complete if the store holds all that was sent."""
-        manifest = self._tally.manifest(self._ledger.status.rejected)
+        manifest = self._tally.manifest(self._ledger.status.rejected, self._earlier)
         run.text(MANIFEST, manifest)
         with store_errors():
             lacks = missing(run.client, run.run_id, manifest, sorted(self._uncounted))
@@ -239,6 +253,8 @@ class Outbox:
             if self._client is None:
                 self._client = open_store(tracking_uri, registry_uri)
             run_id = started.run_id or self._ledger.status.run_id or self._made_run(self._client, started)
+            if started.run_id is not None:  # else nothing is earlier
+                self._earlier = Earlier.of(self._client, run_id, self._folder)
         self._run = RunStore(self._client, run_id)
         self._ledger.note(run_id=run_id)
 
@@ -246,6 +262,9 @@ class Outbox:
         """The run that the trainer could not make; one whose making went well but unheard is found again."""
         mark = self._folder.name
         experiment = started.experiment_id or "0"
+        if started.experiment_name and not started.experiment_id:
+            known = client.get_experiment_by_name(started.experiment_name)
+            experiment = known.experiment_id if known else client.create_experiment(started.experiment_name)
         query = f"tags.`{RECORDING_TAG}` = '{mark}'"
         if found := client.search_runs([experiment], query, max_results=1):
             return str(found[0].info.run_id)
@@ -277,13 +296,15 @@ class Outbox:
                 if saved.path in known:
                     drop_model(run, known[saved.path])
                 return {}
-            rejected = deliver_model(run, saved, folder, points, known.get(saved.path), remember)
+            with store_errors():
+                linked = self._earlier.linkable(run.client, run.run_id, points)
+            rejected = deliver_model(run, saved, folder, linked, known.get(saved.path), remember)
             if name in rejected:
                 self._steps.pop(saved.path, None)
             else:
                 for path in saved.drops:
-                    if path in known:
-                        drop_model(run, known[path])
+                    if path in known or path.startswith(MODELS):
+                        drop_model(run, known.get(path) or path.removeprefix(MODELS))
             return rejected
 
         self._do(deliver, name, self._files)

@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[str, dict[str, float]]] = {}  # the stream that moved last comes last
-        self._epochs: dict[str, int] = {}
+        self.epochs: dict[str, int] = {}  # how many are done, by prefix
 
     def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
         """Takes a block and the measures that were computed from it."""
@@ -34,14 +34,18 @@ class Progress:
 
     def epoch(self, record: EpochEnded) -> None:
         """Takes an epoch's end."""
-        self._epochs[record.prefix] = record.epoch + 1
+        self.epochs[record.prefix] = record.epoch + 1
+
+    def step(self, stream: int) -> int:
+        """The last step of a stream, 0 before the first."""
+        return int(self._rows[stream][1]["step"]) if stream in self._rows else 0
 
     def text(self) -> str:
         """The last row of the stream, or of each of the few that moved last, without what is not finite."""
         return "; ".join(self._line(*self._rows[stream]) for stream in sorted(list(self._rows)[-_STREAMS:]))
 
     def _line(self, prefix: str, row: dict[str, float]) -> str:
-        epochs = self._epochs.get(prefix, 0)
+        epochs = self.epochs.get(prefix, 0)
         found = [f"step {int(row['step'])}"]
         if epochs:
             found.append("1 epoch done" if epochs == 1 else f"{epochs} epochs done")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlflow_tfmon.errors import SettingError, raises, say_once
+from mlflow_tfmon.stream.past import NOTHING, Past
+from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.uris import without_secrets
 
 INTEGRATION = "mlflow_tfmon"
@@ -26,6 +29,8 @@ class Run:
         run_id: None if the store was away, so that delivery makes the run later.
         owned: whether it was made for the training, and so ends with it.
         active: whether it is (or was made) the active run of the training's thread.
+        experiment_name: name of the experiment where its id could not be asked for, or None.
+        past: how far earlier recordings of it had come, as far as that is known.
     """
 
     run_id: str | None
@@ -37,6 +42,8 @@ class Run:
     owned: bool
     active: bool
     tags: Mapping[str, str]
+    experiment_name: str | None = None
+    past: Past = NOTHING
 
 
 def of_id(run_id: str) -> Run:
@@ -57,7 +64,7 @@ def of_id(run_id: str) -> Run:
             f"run_id={run_id!r}: no such run in {mlflow.get_tracking_uri()} ({type(error).__name__}); "
             "give the id of a run there, or none to have one made."
         ) from error
-    return _run(run.info.run_id, run.info.experiment_id, run.info.run_name, owned=False, active=False)
+    return _known(run, owned=False, active=False)
 
 
 def active(thread: int | None = None) -> Run | None:
@@ -65,7 +72,7 @@ def active(thread: int | None = None) -> Run | None:
     run = _active_run(thread)
     if run is None:
         return None
-    return _run(run.info.run_id, run.info.experiment_id, run.info.run_name, owned=False, active=True)
+    return _known(run, owned=False, active=True)
 
 
 def active_id(thread: int | None = None) -> str | None:
@@ -106,8 +113,11 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
 
     tags = {**(extra_tags or {}), MLFLOW_AUTOLOGGING: INTEGRATION}
     uri = mlflow.get_tracking_uri()
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-    later = _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags)
+    experiment = fluent._active_experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+    later = replace(
+        _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags),
+        experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME"),
+    )
     if _away(uri):
         return later
     try:
@@ -127,9 +137,7 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
     if not stay_active:
         with contextlib.suppress(Exception):
             fluent._active_run_stack.get().pop()
-    return _run(
-        run.info.run_id, run.info.experiment_id, run.info.run_name, owned=True, active=stay_active, tags=tags
-    )
+    return _known(run, owned=True, active=stay_active, tags=tags)
 
 
 def leave(run: Run) -> None:
@@ -147,6 +155,42 @@ def leave(run: Run) -> None:
         monitor = fluent.run_id_to_system_metrics_monitor.pop(run.run_id, None)
         if monitor is not None:
             monitor.finish()
+
+
+def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
+    """A run that a training goes on in: the active one if it is that, else it is running again, for the training.
+
+    Args:
+        run_id: the run.
+        thread: as in `active`.
+        stay_active: as in `start`.
+
+    Raises:
+        SettingError: MLflow does not let it run again.
+    """
+    import mlflow
+    from mlflow.tracking import fluent
+
+    on = active(thread)
+    if on is not None and on.run_id == run_id:
+        return on
+    try:
+        run = mlflow.start_run(run_id=run_id, nested=on is not None)
+    except Exception as error:
+        text = " ".join(without_secrets(str(error)).split())[:300]
+        raise SettingError(
+            f"resume={run_id!r}: MLflow does not let the run go on ({text}); resume it in its own experiment, or train "
+            "anew without resume."
+        ) from error
+    if not stay_active:
+        fluent._active_run_stack.get().pop()
+    return _known(run, owned=True, active=stay_active)
+
+
+def _known(run: Any, *, owned: bool, active: bool, tags: Mapping[str, str] | None = None) -> Run:
+    info, past = run.info, Past.from_text(run.data.tags.get(REACHED_TAG))
+    found = _run(info.run_id, info.experiment_id, info.run_name, owned=owned, active=active, tags=tags)
+    return dataclasses.replace(found, past=past)
 
 
 def _run(
@@ -175,7 +219,7 @@ def _prepare_store(uri: str) -> None:
 
 def _away(uri: str) -> bool:
     """Whether a server does not answer, which is said once."""
-    if _reachable(uri):
+    if reachable(uri):
         return False
     say_once(
         f"away {uri}",
@@ -190,8 +234,8 @@ def _host(uri: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def _reachable(uri: str) -> bool:
-    """Whether a server answers, and soon: MLflow itself would retry for minutes before the first step."""
+def reachable(uri: str) -> bool:
+    """Whether a store's server answers, and soon: MLflow itself would retry for minutes. What is no server does."""
     if urlsplit(uri).scheme not in ("http", "https"):
         return True
     from mlflow.utils.credentials import get_default_host_creds

@@ -14,6 +14,8 @@ from mlflow_tfmon.tracking.curves import Point
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+    from mlflow_tfmon.tracking.earlier import Earlier
+
 MANIFEST = "tfmon/delivery.json"  # artifact of the run
 FORMAT = 1
 
@@ -35,10 +37,18 @@ class Tally:
         for point in points:
             self.steps.setdefault(point.key, set()).add(point.step)
 
-    def manifest(self, refused: Mapping[str, str]) -> str:
-        """What the store must hold, as JSON; what it refuses is left out."""
-        series = {key: len(steps) for key, steps in self.steps.items() if key not in refused}
-        files = {name: rows for name, rows in self.rows.items() if name not in refused}
+    def manifest(self, refused: Mapping[str, str], earlier: Earlier) -> str:
+        """What the store must hold, as JSON; what it refuses is left out.
+
+        Args:
+            refused: name -> reason.
+            earlier: what it held before.
+        """
+        series = dict(earlier.series)
+        for key, steps in self.steps.items():
+            if key not in refused:
+                series[key] = series.get(key, 0) + sum(not earlier.has(key, step) for step in steps)
+        files = earlier.files | {name: rows for name, rows in self.rows.items() if name not in refused}
         return json.dumps({"format": FORMAT, "series": series, "files": files}, indent=1)
 
 

@@ -1,6 +1,8 @@
 """Telemetry files: everything that was recorded, every step, as Parquet.
 
-The files of a recording, each cut into parts of bounded size that are numbered from 00000:
+The files of a recording, each cut into parts of bounded size that are numbered from 00000; `<stream>` and `<part>` have
+the time between them at which the recording began (milliseconds since 1970, hexadecimal), so that several recordings of
+one run do not meet, and are in order:
 
 - `steps-<stream>-<part>.parquet`: a row a step: the scalars, the measures computed from them, and a list column for
   each per-variable quantity;
@@ -31,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import (
     Activations,
     DeepSteps,
@@ -120,10 +123,13 @@ class Telemetry:
 
     Args:
         folder: where they are to be written.
+        begun: when the recording began, Unix seconds.
+        past: how far earlier ones of the run had come.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, begun: float, past: Past) -> None:
         self._folder = folder
+        self._about = {"recording": f"{int(begun * 1e3):x}", "after": past.steps}
         self._files: dict[str, _File] = {}
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._schemas: dict[str, pa.Schema] = {}
@@ -164,7 +170,7 @@ class Telemetry:
         """Adds a block of histograms."""
         stem, count = f"histograms-{layout.stream}", len(layout.variables)
         about = {"stream": layout.stream, "prefix": layout.prefix}
-        self._schemas[stem] = _HISTOGRAMS.with_metadata(_metadata(about))
+        self._schemas[stem] = _HISTOGRAMS.with_metadata(self._metadata(about))
         for row in block.values:
             one = row[1:].reshape(len(bins.KINDS), count, bins.WIDTH)
             for kind, variables in zip(bins.KINDS, one, strict=True):
@@ -179,19 +185,21 @@ class Telemetry:
         """Adds figures of the user's own."""
         stem = f"logged-{record.stream}"
         prefix = self._prefixes.get(record.stream, "")
-        self._schemas[stem] = _LOGGED.with_metadata(_metadata({"stream": record.stream, "prefix": prefix}))
+        self._schemas[stem] = _LOGGED.with_metadata(
+            self._metadata({"stream": record.stream, "prefix": prefix})
+        )
         for name, value in record.values.items():
             self._add(stem, (record.step, record.time, name, value))
 
     def epoch(self, record: EpochEnded) -> None:
         """Adds an epoch's metrics."""
-        self._schemas["epochs"] = _EPOCHS.with_metadata(_metadata({}))
+        self._schemas["epochs"] = _EPOCHS.with_metadata(self._metadata({}))
         for name, value in record.metrics.items():
             self._add("epochs", (record.epoch, record.step, record.time, record.prefix, name, value))
 
     def activations(self, record: Activations) -> None:
         """Adds what the layers gave at an epoch's end."""
-        self._schemas["activations"] = _ACTIVATIONS.with_metadata(_metadata({}))
+        self._schemas["activations"] = _ACTIVATIONS.with_metadata(self._metadata({}))
         head = (record.epoch, record.step, record.time, record.prefix, record.examples)
         for layer in record.layers:
             self._add("activations", (*head, *dataclasses.astuple(layer)))
@@ -234,7 +242,7 @@ class Telemetry:
         return [pa.record_batch(arrays, schema=schema)]
 
     def _write(self, stem: str, arrays: dict[str, pa.Array], layout: StreamOpened) -> None:
-        metadata = _metadata(
+        metadata = self._metadata(
             {
                 "stream": layout.stream, "prefix": layout.prefix, "model": layout.model,
                 "total_steps": layout.total_steps,
@@ -250,9 +258,13 @@ class Telemetry:
         batch = pa.record_batch([arrays[name] for name in columns], names=list(columns))
         self._file(stem).write(batch.replace_schema_metadata(metadata))
 
+    def _metadata(self, about: dict[str, Any]) -> dict[bytes, bytes]:
+        return {METADATA_KEY: json.dumps({"format": FORMAT, **self._about, **about}).encode()}
+
     def _file(self, stem: str) -> _File:
         if stem not in self._files:
-            self._files[stem] = _File(lambda number: self._folder / f"{stem}-{number:05d}.parquet")
+            begun = self._about["recording"]
+            self._files[stem] = _File(lambda number: self._folder / f"{stem}-{begun}-{number:05d}.parquet")
         return self._files[stem]
 
 
@@ -297,7 +309,3 @@ def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: i
 def _list(values: np.ndarray) -> pa.Array:
     offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))
-
-
-def _metadata(about: dict[str, Any]) -> dict[bytes, bytes]:
-    return {METADATA_KEY: json.dumps({"format": FORMAT, **about}).encode()}

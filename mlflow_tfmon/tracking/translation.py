@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.records import (
     BEGINNING,
     Activations,
@@ -52,12 +53,14 @@ class Translation:
     """
 
     def __init__(self, started: RunStarted, folder: Path) -> None:
-        self.telemetry = Telemetry(folder)
+        self._past = Past.from_dict(started.past)
+        self.telemetry = Telemetry(folder, started.start_time, self._past)
         self.progress = Progress()
         self.last_step = 0
         self.lost = 0
         self._max_variables = started.max_variables
         self._curves = Curves(started.max_points, Names())
+        self._seams = self._past.seams
         self._streams: dict[int, StreamSeries] = {}
         self._clocks: dict[int, StepClock] = {}
         self._pause: Paused | None = None
@@ -103,6 +106,17 @@ class Translation:
                 record = replace(record, prefix=prefix)
             found += self._read(record)
         return found
+
+    def reached(self) -> Past:
+        """How far the run's recordings have come, this one included."""
+        streams = {stream.number: stream for stream in self._past.streams}
+        for number, series in self._streams.items():
+            layout = series.layout
+            name = streams[number].name if number in streams else layout.model
+            variables = mark(variable.name for variable in layout.variables)
+            steps = self.progress.step(number)
+            streams[number] = PastStream(number, layout.prefix, name, layout.model, steps, variables)
+        return Past(tuple(streams.values()), {**self._past.epochs, **self.progress.epochs}, self._seams)
 
     def settle(self) -> list[Point]:
         """Points that were held back to be made in one go; to be asked for after each batch of records."""
@@ -176,6 +190,8 @@ class Translation:
         found: list[Point] = []
         for key, value, step in record.metrics:
             found += self._curves.exact(key, value, step, record.time)
+        if SEAMS_TAG in record.tags:
+            self._seams = tuple(record.tags[SEAMS_TAG].split(", "))
         return found
 
     def _paused(self, record: Paused) -> list[Point]:

@@ -18,6 +18,7 @@ VARIABLES = (
 )
 COLUMNS = ("step", "time", "input_wait", "examples", "loss", "learning_rate", "grad_norm")
 BEGUN = 1_700_000_000.0
+BEGAN = f"{int(BEGUN * 1e3):x}"  # as the names of files say it
 
 
 def started(uri: str, run_id: str | None = None, **changes: object) -> RunStarted:

@@ -12,9 +12,10 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from recordings import BEGUN, blocks, deep, deliver, layout, started, values, write
+from recordings import BEGAN, BEGUN, blocks, deep, deliver, layout, started, values, write
 
 from mlflow_tfmon.recorded import load_run
+from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Logged, Record, RunEnded
 from mlflow_tfmon.tracking import deliverer as deliverer_module
 from mlflow_tfmon.tracking import live, telemetry
@@ -220,14 +221,14 @@ def test_nothing_is_published_while_anything_waits(
     for _ in range(3):  # an open part that cannot be uploaded is a part that is uploaded later
         last = journal.append(blocks(rows[:0]))
         advanced(deliverer, clock)
-    assert set(tried) == {"steps-0-00000.parquet"}
+    assert set(tried) == {f"steps-0-{BEGAN}-00000.parquet"}
     assert deliverer.status.error
     assert deliverer.status.delivered == last  # the points are there
     journal.append([*blocks(rows[100:200]), Flushed(BEGUN)])
     for at in range(200, 600, 100):
         journal.append(blocks(rows[at : at + 100]))
         advanced(deliverer, clock)
-    assert set(tried) == {"steps-0-00000.parquet"}  # the next one is not even tried
+    assert set(tried) == {f"steps-0-{BEGAN}-00000.parquet"}  # the next one is not even tried
     assert deliverer.status.flushed == 0
     assert "step 600, " in client.get_run(run_id).data.tags["tfmon.progress"]  # the store of rows is there
     artifacts.unlink()
@@ -236,7 +237,7 @@ def test_nothing_is_published_while_anything_waits(
     assert load_run(run_id, store).steps.index.tolist() == list(range(1, 601))
     journal.append([ENDED])
     assert advanced(deliverer, clock).done
-    assert tried[-1] == "steps-0-00001.parquet"
+    assert tried[-1] == f"steps-0-{BEGAN}-00001.parquet"
     assert load_run(run_id, store).steps.index.tolist() == list(range(1, 601))
     journal.close()
 
@@ -312,7 +313,7 @@ def test_parts_end_where_they_end_however_often_they_are_looked_at(
     monkeypatch.setattr(telemetry, "_ROWS", 7)
     made: list[list[tuple[str, int]]] = []
     for looks in (False, True):
-        files = telemetry.Telemetry(tmp_path)
+        files = telemetry.Telemetry(tmp_path, BEGUN, Past())
         files.opened(layout())
         parts: list[telemetry.Part] = []
         for step in range(1, 801):
