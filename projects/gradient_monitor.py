@@ -42,7 +42,7 @@ def layer_norms(run_id: str) -> pd.DataFrame:
 
 def main() -> None:
     parameters = Parameters("projects.gradient_monitor", __doc__)
-    parameters.add("epochs", count, 15, quick=4)
+    parameters.add("epochs", count, 10, quick=4)
     parameters.add("seeds", count, 3, quick=1)
     args = parameters.read()
     digits = images("digits")
