@@ -68,7 +68,7 @@ def main() -> None:
         history = model.fit(
             data.x, data.y, batch_size=64, epochs=args.epochs, validation_data=data.validation, verbose=0
         ).history
-        probabilities[name] = model.predict(data.x_val, verbose=0)[:, 0]
+        probabilities[name] = keras.ops.convert_to_numpy(model(data.x_val))[:, 0]
         return {f"val_{metric}": float(history[f"val_{metric}"][-1]) for metric in METRICS}
 
     mlflow_tfmon.autolog(log_models=False)

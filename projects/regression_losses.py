@@ -49,7 +49,7 @@ def main() -> None:
         )
         model.compile(keras.optimizers.Adam(3e-3), LOSSES[name](), metrics=["mae"])
         history = model.fit(data.x, data.y, epochs=args.epochs, validation_data=data.validation, verbose=0)
-        predictions[name] = model.predict(data.x_val, verbose=0)[:, 0]
+        predictions[name] = keras.ops.convert_to_numpy(model(data.x_val))[:, 0]
         bias = float(np.mean(predictions[name] - data.y_val))
         return {"val_mae": history.history["val_mae"][-1], "val_bias": bias}
 

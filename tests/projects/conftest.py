@@ -64,7 +64,7 @@ def run_demo(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             env=environment(client.tracking_uri),
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         runs = client.search_runs([experiment])

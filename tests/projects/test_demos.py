@@ -16,7 +16,7 @@ import pytest
 from mlflow_tfmon import load_run
 from tests.projects.conftest import Demo
 
-pytestmark = pytest.mark.demos
+pytestmark = [pytest.mark.demos, pytest.mark.timeout(660)]
 
 EXAMPLES = 1437  # digits to train on
 
