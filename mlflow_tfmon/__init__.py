@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.monitor import Monitor
     from mlflow_tfmon.problems.others import Detector
     from mlflow_tfmon.recorded import load_run
+    from mlflow_tfmon.report.comparison import compare
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Problem",
     "SettingError",
     "autolog",
+    "compare",
     "end_run",
     "load_run",
     "promote",
@@ -41,6 +43,7 @@ _HOMES = {
     "promote": "checkpoints.promote",
     "Problem": "detectors.problem",
     "Detector": "problems.others",
+    "compare": "report.comparison",
 }
 
 

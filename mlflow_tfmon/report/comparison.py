@@ -115,7 +115,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
         mlflow.MlflowException: there is no such run.
 
     Example:
-        >>> Path("comparison.html").write_text(compare([first_id, second_id]))
+        >>> Path("comparison.html").write_text(mlflow_tfmon.compare([first_id, second_id]))
     """
     import mlflow
 

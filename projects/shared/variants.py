@@ -10,7 +10,7 @@ import keras
 import mlflow
 import pandas as pd
 
-from mlflow_tfmon.report.comparison import compare
+import mlflow_tfmon
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def conclude(results: pd.DataFrame, part: str = "") -> pd.DataFrame:
     mlflow.log_table(results, f"{name}.json")
     first = results[results.seed == results.seed.min()]
     if len(first) > 1:
-        mlflow.log_text(compare(list(first.run_id)), f"tfmon/{name}.html")
+        mlflow.log_text(mlflow_tfmon.compare(list(first.run_id)), f"tfmon/{name}.html")
     print(f"\n{means.to_string(float_format='{:.4g}'.format)}\n")
     return means
 
