@@ -37,3 +37,13 @@ def plain_numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
         except (TypeError, ValueError):
             raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
     return numbers
+
+
+def plain_epoch(epoch: Any) -> None:
+    """Checks a user's number of an epoch.
+
+    Raises:
+        SettingError: it is not a whole number from 0.
+    """
+    if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
+        raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +13,15 @@ import tensorflow as tf
 from mlflow_tfmon import claims, probes, resuming
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.activations import ActivationWatch
+from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import Callbacks
-from mlflow_tfmon.complaints import plain_numbers, why_no_steps
+from mlflow_tfmon.complaints import plain_epoch, plain_numbers, why_no_steps
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
+from mlflow_tfmon.pauses import Pauses
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph
 from mlflow_tfmon.problems.watch import Watch
@@ -72,7 +74,7 @@ class Monitor:
             )
         resuming.prepare(self.settings.resume)
         self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
-        self._checkpoint: resuming.Checkpoint | None = None
+        self._checkpoint: Checkpoint | None = None
         self.callbacks: Callbacks | None = None  # of the fit that is watched
         self.total_steps: int | None = None  # how many steps are expected, if that is known
         self.arguments: FitArguments | None = None  # of the fit that is watched
@@ -85,7 +87,7 @@ class Monitor:
         self.premises = Telling(model)
         self._epoch_offset: int | None = None
         self._first_step = 0
-        self._paused_since: float | None = None
+        self._pauses = Pauses()
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
 
@@ -237,8 +239,7 @@ class Monitor:
         Raises:
             SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
         """
-        if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
-            raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
+        plain_epoch(epoch)
         numbers = plain_numbers(metrics or {}, "log_epoch")
         if self._pipeline is None:
             return
@@ -251,9 +252,7 @@ class Monitor:
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
-            now = time.time()
-            recording.append(records.Paused(self._paused_since or now, now))
-            self._paused_since = None
+            recording.append(self._pauses.end())
 
     @property
     def epoch_offset(self) -> int:
@@ -319,13 +318,7 @@ class Monitor:
 
     def paused(self, since: float | None) -> None:
         """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
-        if since is not None:
-            self._paused_since = self._paused_since or since
-        elif (
-            self._paused_since is not None
-        ):  # before the first epoch nothing has paused: its first step is traced
-            self.record(records.Paused(self._paused_since, time.time()))
-            self._paused_since = None
+        self.record(*self._pauses.told(since))
 
     # -- rings -----------------------------------------------------------------------------------------------------
     def claims(self, ring: Ring) -> bool:
@@ -367,11 +360,11 @@ class Monitor:
         """Has a checkpoint made where one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
-            around = resuming.around(
+            around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
                 epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
             )  # fmt: skip
-            others = resuming.others(self.model, self._optimizers, self._rings)
+            others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
             self._pipeline.keeper(self.prefix).consider(now)
 
