@@ -12,24 +12,30 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-thorough test-oldest bench bench-fixed bench-scale ui clean
+.PHONY: demo docs test test-demos test-thorough test-oldest bench bench-fixed bench-scale ui clean
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
 	@echo
 	@echo "Both runs are in mlflow.db. To see them:  make ui   then open http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning"
 
-test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work; the quick runs of the demos are among them.
+test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough"
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough and not demos"
+
+test-demos: $(VENV)/test.stamp  ## Each demo, in its quick form, by `mlflow run`; and what its runs hold.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "demos and not thorough"
 
 test-thorough: $(VENV)/test.stamp  ## The tests that take long: outages, kills, Keras 2, several replicas, a browser.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m thorough
 
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
 	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)
+
+docs: $(VENV)/docs.stamp  ## Build the documentation site into site/, strictly.
+	$(VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(VENV)/bench.stamp  ## What watching costs: ratios to the same training unwatched; BENCH=--help shows how to choose.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.overhead $(BENCH)
@@ -41,7 +47,7 @@ ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.
 	$(VENV)/bin/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --port 5000
 
 clean:  ## Remove the environments and caches; runs (mlflow.db, mlruns) are kept.
-	rm -rf $(VENV) $(OLDEST) dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 $(VENV)/bin/python $(OLDEST)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 found: install one, or say make PYTHON=/path/to/python" >&2; exit 2; }
@@ -54,6 +60,10 @@ $(VENV)/demos.stamp: pyproject.toml | $(VENV)/bin/python
 $(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[test,demos]'
 	@touch $@ $(VENV)/demos.stamp
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[docs]'
+	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[bench]'

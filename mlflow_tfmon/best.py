@@ -57,6 +57,10 @@ class Best:
         self.value, self.epoch = value, epoch
         return True
 
+    def text(self, prefix: str = "") -> str:
+        """Such as "val_loss 0.1234 at epoch 7"; "" if there is none."""
+        return "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch}"
+
     def state(self) -> dict[str, Any]:
         """Where it stands, as JSON knows it."""
         return {name: getattr(self, name) for name in ("metric", "value", "epoch", "more")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 
@@ -51,6 +51,8 @@ class MonitorCallback(_BothKerases):
         with mlflow_tfmon.Monitor(model) as monitor:
             model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
 
+    Without autologging, it goes before the callbacks that need `epoch_metrics` in their logs.
+
     Args:
         started: a `Monitor` that is on already (by position only). By default one is made for each fit.
         run_id: MLflow run that takes the fit, where a monitor is made. Default: the active run, else one is made.
@@ -76,6 +78,7 @@ class MonitorCallback(_BothKerases):
         self.settings = settings
         self.given = started  # whose end is not this callback's
         self._monitor: Monitor | None = None
+        self._completed: dict[str, Any] | None = None
         self._batches = self._batches_of_epoch = 0
         self._rate: Rate | None = None
         self._actions: Actions | None = None
@@ -109,7 +112,7 @@ class MonitorCallback(_BothKerases):
         self._monitor.tell_premises()
         self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
-            watch_train_function(self.model)
+            compiled.watch(self.model)
         with contained("preparing for problems", "nothing follows from them but a warning"):
             self._actions = Actions.of(self._monitor, self.model)
 
@@ -135,11 +138,18 @@ class MonitorCallback(_BothKerases):
         if self._monitor is not None and self._every and done // self._every < self._batches // self._every:
             self._monitor.step_ended(epoch_metrics(logs))
 
+    def complete(self, logs: dict[str, Any] | None) -> None:
+        """Adds `epoch_metrics` to an epoch's logs, once: Keras gives all callbacks the same dictionary."""
+        if self._monitor is not None and logs is not None and logs is not self._completed:
+            self._completed = logs
+            logs.update(self._monitor.measured())
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the epoch's metrics."""
+        self.complete(logs)
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
-                self._monitor.log_epoch(epoch, epoch_metrics(logs or {}))
+                self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
                 monitor, rate = self._monitor, self._rate
                 change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())
                 if change:
@@ -157,21 +167,20 @@ class MonitorCallback(_BothKerases):
             monitor.end()
 
 
-_watched: weakref.WeakSet[Any] = weakref.WeakSet()  # train functions that were built with the probes in
+class CompleteLogs(_BothKerases):
+    """Adds `epoch_metrics` to the logs before the user's callbacks see them.
 
+    Args:
+        callback: that measures them.
+    """
 
-def watch_train_function(model: Any) -> None:
-    """Builds a model's train function anew if it was compiled before the probes were put in."""
-    if model.train_function is not None:
-        if model.train_function not in _watched:
-            model.make_train_function(force=True)
-        _watched.add(model.train_function)
+    def __init__(self, callback: MonitorCallback) -> None:
+        super().__init__()
+        self._callback = callback
 
-
-def unwatch_train_function(model: Any) -> None:
-    """Lets go of a train function that was traced with the probes in."""
-    if model.train_function is not None and model.train_function in _watched:
-        model.train_function = None
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds them."""
+        self._callback.complete(logs)
 
 
 def _total_steps(params: dict[str, Any] | None) -> int | None:

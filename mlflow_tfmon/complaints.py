@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.best import Best
+from mlflow_tfmon.errors import SettingError, logger
 
 
-def why_no_steps(model: Any) -> str:
-    """Why no optimizer step of a model (None for whatever is trained) was seen, and what to do."""
+def say_what_is_missing(model: Any, steps: int, best: Best) -> None:
+    """Says what a training that is done has come without.
+
+    Args:
+        model: that was trained, or None for whatever is trained.
+        steps: how many optimizer steps were seen.
+        best: its best epoch.
+    """
+    if not steps:
+        logger.warning("mlflow_tfmon: no optimizer step was seen: %s", _why_no_steps(model))
+    complaint = best.complaint()
+    if complaint:
+        logger.warning(complaint)
+
+
+def _why_no_steps(model: Any) -> str:
     if model is not None and not model.trainable_variables:
         return "the model has no trainable weights (or was not built); unfreeze a layer."
     if model is not None and getattr(model, "optimizer", True) is None:
@@ -18,6 +33,17 @@ def why_no_steps(model: Any) -> str:
         "no Keras optimizer was applied, or the training step had been traced before watching began; call "
         "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
     )
+
+
+def plain_epoch(epoch: Any) -> int:
+    """The number of an epoch.
+
+    Raises:
+        SettingError: it is not a whole number from 0.
+    """
+    if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
+        raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
+    return int(epoch)
 
 
 def plain_numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
@@ -37,13 +63,3 @@ def plain_numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
         except (TypeError, ValueError):
             raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
     return numbers
-
-
-def plain_epoch(epoch: Any) -> None:
-    """Checks a user's number of an epoch.
-
-    Raises:
-        SettingError: it is not a whole number from 0.
-    """
-    if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
-        raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
+from typing import TextIO
 
 logger = logging.getLogger("mlflow_tfmon")
 _said: set[str] = set()
@@ -14,7 +16,15 @@ _lock = threading.Lock()
 
 
 class SettingError(ValueError):
-    """A setting has a value that it can't have; the message names setting, value and remedy."""
+    """A setting has a value that it can't have; the message names setting, value and remedy.
+
+    Attributes:
+        setting: its name, where it is one of the settings.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def raises() -> bool:
@@ -60,11 +70,23 @@ def quiet(silent: bool) -> None:
     logger.setLevel(logging.CRITICAL + 1 if silent else logging.INFO)
 
 
+class _ToStderr(logging.StreamHandler):
+    """Writes to what stderr is at the time: a progress bar, or a notebook, puts something else in its place."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """What the class sets at the beginning does not count."""
+
+
 def _set_up_handler() -> None:
     """Shows our lines even where the application configures no logging, as MLflow does with its own."""
     if logger.handlers:
         return
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y/%m/%d %H:%M:%S"))
     logger.addHandler(handler)
     logger.propagate = False

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow.utils.autologging_utils import ExceptionSafeClass
 
 from mlflow_tfmon import loops
-from mlflow_tfmon.callback import MonitorCallback
+from mlflow_tfmon.callback import CompleteLogs, MonitorCallback
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
 from mlflow_tfmon.claims import watching
 from mlflow_tfmon.errors import contained
@@ -50,6 +50,10 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
 
 class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
     """The callback that autologging adds; MLflow's test mode wants those to be of this kind."""
+
+
+class _AddedBefore(CompleteLogs, metaclass=ExceptionSafeClass):
+    """The one that it adds before the user's."""
 
 
 class _Fit:
@@ -100,7 +104,8 @@ class _Fit:
         if self._settings.log_datasets:
             with contained("describing the datasets", "they are not recorded"):
                 self.monitor.record(*datasets(self.arguments))
-        return self.arguments.with_callbacks(self._added)
+        before = [_AddedBefore(self._callback)] if self.monitor.settings.epoch_metrics else []
+        return self.arguments.with_callbacks(self._added, before)
 
     def _summarize(self) -> None:
         with contained("the model summary", "it is not recorded"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec
 
 import keras
 import mlflow
@@ -17,9 +19,9 @@ from mlflow.utils.autologging_utils import (
 from packaging.version import Version
 
 from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes, resuming
-from mlflow_tfmon.callback import unwatch_train_function
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.errors import contained, logger, quiet
+from mlflow_tfmon.errors import SettingError, contained, logger, quiet
+from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
@@ -29,8 +31,55 @@ _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _in_fit: list[Any] = []
 _USER = "autolog"  # as which it wants the probes in
 _on: list[str] = []
+_Arguments = ParamSpec("_Arguments")
 
 
+def _given_to(apply: Callable[[dict[str, Any]], None]) -> Any:
+    """Has a declared function's work done by another, which gets those arguments alone that were given, by name."""
+
+    def decorate(declared: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+        signature = inspect.signature(declared)
+
+        @functools.wraps(declared)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+            apply(signature.bind(*args, **kwargs).arguments)
+
+        return call
+
+    return decorate
+
+
+def _switch(given: dict[str, Any]) -> None:
+    if given.get("disable"):
+        quiet(given.get("silent", False))
+        _integration(disable=True)
+        _disable()
+        return
+    for name in ("monitor", "mode"):
+        theirs = given.get(f"checkpoint_{name}") or given.get(name)
+        if theirs is not None and given.setdefault(name, theirs) != theirs:
+            raise SettingError(
+                f"checkpoint_{name}={theirs!r}: is at odds with {name}={given[name]!r}; leave one of them out."
+            )
+    settings = Settings.make(**{name: given[name] for name in given if name in Settings.types()})
+    quiet(settings.silent)
+    if not given.get("log_every_epoch", True) or given.get("log_every_n_steps") is not None:
+        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
+    old = [f"{name} {version}" for name, version in _too_old()]
+    if old and given.get("disable_for_unsupported_versions"):
+        logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))
+        return
+    if old:
+        logger.warning(
+            "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST
+        )
+    resuming.prepare(settings.resume)
+    peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
+    _integration(disable=False, exclusive=given.get("exclusive", False), silent=settings.silent)
+    _enable(settings)
+
+
+@_given_to(_switch)
 def autolog(
     log_models: bool = True,
     log_datasets: bool = True,
@@ -55,6 +104,7 @@ def autolog(
     monitor: str = "val_loss",
     mode: str = "auto",
     min_delta: float = 0.0,
+    epoch_metrics: Callable[[Any], Mapping[str, float]] | None = None,
     checkpoint_keep: int = 1,
     deep_every: int = 50,
     max_points: int = 320,
@@ -70,7 +120,9 @@ def autolog(
 
     What is recorded, and under which names, is in the README. An active MLflow run takes the training; else one is
     made. `mlflow.tensorflow.autolog` is set aside while this is on. A custom loop is watched if its step is traced
-    (first called) after this call; `fit` is watched in any case.
+    (first called) after this call; `fit` is watched in any case. An argument that is left out is taken from the
+    environment (`MLFLOW_TFMON_DEEP_EVERY=10`), else from `[tool.mlflow_tfmon]` in pyproject.toml; else it has its
+    default.
 
     Args:
         log_models: whether models are logged: the trained one at the end of `fit`, and checkpoints.
@@ -96,6 +148,7 @@ def autolog(
         monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
+        epoch_metrics: a function of the model that returns numbers by name: further metrics of each epoch.
         checkpoint_keep: how many of the best are kept.
         deep_every: every how many optimizer steps the weights are measured.
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
@@ -118,29 +171,6 @@ def autolog(
         model.fit(x, y, epochs=3)
         ```
     """
-    given = locals()
-    given["monitor"], given["mode"] = checkpoint_monitor or monitor, checkpoint_mode or mode
-    names = Settings.__dataclass_fields__
-    settings = Settings.make(**{name: value for name, value in given.items() if name in names})
-    quiet(silent)
-    if disable:
-        _integration(disable=True)
-        _disable()
-        return
-    if (log_every_epoch, log_every_n_steps) != (True, None):
-        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
-    old = [f"{name} {version}" for name, version in _too_old()]
-    if old and disable_for_unsupported_versions:
-        logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))
-        return
-    if old:
-        logger.warning(
-            "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST
-        )
-    resuming.prepare(settings.resume)
-    peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
-    _integration(disable=False, exclusive=exclusive, silent=silent)
-    _enable(settings)
 
 
 @autologging_integration(INTEGRATION)
@@ -165,7 +195,7 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
             _in_fit.remove(model)
             if not _on and model not in _in_fit:  # disabled by a callback of this fit
-                unwatch_train_function(model)
+                compiled.unwatch(model)
 
 
 def _enable(settings: Settings) -> None:
@@ -190,7 +220,7 @@ def _disable() -> None:
     peers.bring_back()
     for model in [model for model in _fitted if not any(model is busy for busy in _in_fit)]:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
-            unwatch_train_function(model)
+            compiled.unwatch(model)
     _fitted.clear()
 
 

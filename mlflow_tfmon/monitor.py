@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,9 @@ from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import Callbacks
-from mlflow_tfmon.complaints import plain_epoch, plain_numbers, why_no_steps
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
+from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
+from mlflow_tfmon.epoch_metrics import measured
+from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pauses import Pauses
@@ -44,6 +46,7 @@ class Monitor:
         optimizer: a Keras optimizer of a custom loop, or several, if the model is not compiled with it: its state is
             part of the checkpoints, and comes back with `resume`.
         run_id: MLflow run that takes the training. Default: the active run, else one is made.
+        total_steps: how many optimizer steps the training will make, so that the progress bar tells the time left.
         **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
 
     Raises:
@@ -60,7 +63,13 @@ class Monitor:
     """
 
     def __init__(
-        self, model: Any = None, *, optimizer: Any = None, run_id: str | None = None, **settings: Any
+        self,
+        model: Any = None,
+        *,
+        optimizer: Any = None,
+        run_id: str | None = None,
+        total_steps: int | None = None,
+        **settings: Any,
     ) -> None:
         if model is not None and not hasattr(model, "trainable_variables"):
             raise SettingError(
@@ -76,7 +85,7 @@ class Monitor:
         self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
         self._checkpoint: Checkpoint | None = None
         self.callbacks: Callbacks | None = None  # of the fit that is watched
-        self.total_steps: int | None = None  # how many steps are expected, if that is known
+        self.total_steps = total_steps
         self.arguments: FitArguments | None = None  # of the fit that is watched
         self._run_id = run_id
         self._thread = threading.get_ident()
@@ -109,17 +118,22 @@ class Monitor:
         return 0 if self._checkpoint is None else self._checkpoint.first_epoch
 
     # -- from start to end -----------------------------------------------------------------------------------------
-    def start(self, *, stay_active: bool = True, thread: int | None = None, in_fit: bool = False) -> Monitor:
+    def start(
+        self, *, stay_active: bool = True, thread: int | None = None, bar: bool = True, in_fit: bool = False
+    ) -> Monitor:
         """Starts watching.
 
         Args:
             stay_active: whether a run made for the training becomes the active MLflow run.
             thread: the thread that trains; default: this one.
-            in_fit: whether a fit is beginning, which will call `restore_fit` once the model is built.
+            bar: whether there is a progress bar, where one can be seen.
+            in_fit: whether a fit is beginning, which has a bar and will call `restore_fit` once the model is built.
 
         Raises:
             SettingError: the model is not the one that is to be resumed.
         """
+        if self in claims.active:
+            return self
         if self.settings.silent:
             quiet(True)
         self._thread = thread or threading.get_ident()
@@ -152,6 +166,8 @@ class Monitor:
                 self._epoch_offset = self._checkpoint.state.about["first_epoch"]
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
+            if bar and not in_fit and not self.settings.silent:
+                self._pipeline.show()
             self.tell_premises()
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
@@ -178,8 +194,10 @@ class Monitor:
             return
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
+            pipeline.hide()
             if status == "FINISHED":
-                self._say_what_is_missing(pipeline)
+                made = pipeline.recording.steps_of(self._keys()) - self._first_step
+                say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
             if pipeline.run.owned and self._made_pipeline:
                 pipeline.close(status, reason)
             elif not pipeline.closed:
@@ -229,23 +247,36 @@ class Monitor:
                 self._pipeline.drain()
                 self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
 
-    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Records the metrics of an epoch, under the names given, and the best of `monitor` so far.
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
 
         Args:
             epoch: number of the epoch in this training, from 0.
             metrics: numbers by name, such as `{"val_loss": 0.3}`.
 
+        Returns:
+            The metrics as they are recorded.
+
         Raises:
             SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
         """
-        plain_epoch(epoch)
-        numbers = plain_numbers(metrics or {}, "log_epoch")
+        epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
+        numbers |= self.measured()
+        self.epoch_ended(epoch, numbers)
+        return numbers
+
+    def measured(self) -> dict[str, float]:
+        """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
+        self.paused(time.time())
+        return measured(self.model, self.settings)
+
+    def epoch_ended(self, epoch: int, numbers: dict[str, float]) -> None:
+        """Takes the metrics of an epoch, all of them."""
         if self._pipeline is None:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
-            number = self.epoch_offset + int(epoch)
+            number = self.epoch_offset + epoch
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
@@ -265,6 +296,8 @@ class Monitor:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
         if self._checkpoint is None:
             self._epoch_offset = None
+        if self._pipeline is not None:
+            self._pipeline.hide()  # Keras has one
         self.premises.again()
 
     def mark_seam(self) -> None:
@@ -375,10 +408,3 @@ class Monitor:
             return False
         self._pipeline.finish_checkpoints()
         return self._pipeline.keeper(self.prefix).has_best
-
-    def _say_what_is_missing(self, pipeline: Pipeline) -> None:
-        if pipeline.recording.steps_of(self._keys()) == self._first_step:
-            logger.warning("mlflow_tfmon: no optimizer step was seen: %s", why_no_steps(self.model))
-        complaint = pipeline.keeper(self.prefix).best.complaint()
-        if complaint:
-            logger.warning(complaint)

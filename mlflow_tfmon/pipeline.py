@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -10,8 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mlflow_tfmon import terminal
 from mlflow_tfmon.checkpoints.keeper import Keeper
-from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
 from mlflow_tfmon.probes import batches, cluster, inputs
 from mlflow_tfmon.problems import alerts
@@ -21,6 +23,7 @@ from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
 from mlflow_tfmon.stream.recording import Recording, with_batches
 from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.summary import Summary
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal
 from mlflow_tfmon.tracking.process import DeliveryProcess
@@ -44,6 +47,8 @@ class Pipeline:
         self.settings = settings
         self._rings: list[Ring] = []
         self.closed = False
+        self.bar: terminal.Bar | None = None
+        self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
         self._journal = Journal.create()
         self._sequence = 0
@@ -67,6 +72,7 @@ class Pipeline:
                 settings.max_variables,
                 settings.report,
                 settings.tensorboard,
+                run.experiment_name,
                 run.past.as_dict(),
             )
         )
@@ -128,7 +134,7 @@ class Pipeline:
         if self.closed:  # by one who was told of a problem
             return
         self.recording.append(records.Flushed(time.time()))
-        self._wait()
+        self._sum_up(self._wait())
 
     def close(self, status: str, reason: str = "") -> None:
         """Ends the recording, and the run if it was made for it."""
@@ -139,6 +145,7 @@ class Pipeline:
             for key in [key for key, pipeline in _open.items() if pipeline is self]:
                 del _open[key]
         self.release(list(self._rings))
+        self.hide()
         self.finish_checkpoints()
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
@@ -146,15 +153,39 @@ class Pipeline:
         self.watch.finish()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
         self._journal.close()
-        if not self._wait():
+        self._sum_up(self._wait())
+
+    def show(self) -> None:
+        """Shows a progress bar from now on, where one can be seen."""
+        with contained("the progress bar", "there is none"):
+            self.bar = self.bar or terminal.bar()
+
+    def hide(self) -> None:
+        """Ends the progress bar."""
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            with contained("the progress bar", "its last figures are not shown"):
+                bar.close()
+
+    def _sum_up(self, delivered: bool) -> None:
+        """Says what the run has come to, unless that was said."""
+        with contained("summing up", "it is in MLflow"):
             found = self._delivery.status(self.folder)
-            waiting = max(1, self._sequence - found.delivered)
-            say_once(
-                f"waiting {self.folder}",
-                f"mlflow_tfmon: {waiting} records of run {self.run.run_id or '(not made yet)'} wait for delivery"
-                f"{f' ({found.error})' if found.error else ''}. It goes on for a minute after the script's end; what "
-                "it leaves, `mlflow-tfmon sync` delivers.",
+            best = [keeper.best.text(prefix) for prefix, keeper in self._keepers.items()]
+            summary = Summary(
+                self.run.run_id or found.run_id,
+                self.run.experiment_id,
+                self.run.tracking_uri,
+                self.recording.steps,
+                self.recording.epochs,
+                tuple(one for one in best if one),
+                tuple(self.watch.problems),
+                0 if delivered else max(1, self._sequence - found.delivered),
+                found.error,
             )
+            if summary != self._said and (summary.steps or summary.epochs or summary.waiting):
+                self._said = summary
+                logger.log(logging.INFO if summary.calm else logging.WARNING, summary.text())
 
     def watch_delivery(self) -> None:
         """Starts delivery anew if it died, and says once what it could not do."""
@@ -176,6 +207,8 @@ class Pipeline:
         if out:
             self._sequence = self._journal.append(out)
             self.watch.take(out)
+            if self.bar is not None:
+                self.bar.take(out)
 
     def _wait(self) -> bool:
         if DRAIN.is_this_thread():

@@ -8,10 +8,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon import sources
 from mlflow_tfmon.errors import SettingError
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.detectors.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Settings:
             no validation data).
         mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
         min_delta: by how much a value must be better than the best to count as better.
+        epoch_metrics: a function that is called with the model (None where a `Monitor` has none) at each epoch's end
+            and returns a dictionary of numbers: metrics of the epoch like any other. It must leave the model as it is.
         checkpoint: whether the best and the last epoch's models are kept in MLflow (and `log_models`).
         checkpoint_keep: how many of the best are kept.
         checkpoint_save_best_only: whether only the best and the last are kept; else all are.
@@ -63,6 +68,7 @@ class Settings:
     monitor: str = "val_loss"
     mode: str = "auto"
     min_delta: float = 0.0
+    epoch_metrics: Callable[[Any], Mapping[str, float]] | None = None
     checkpoint: bool = True
     checkpoint_keep: int = 1
     checkpoint_save_best_only: bool = True
@@ -104,6 +110,8 @@ class Settings:
             raise self._error("monitor", 'must be the name of an epoch metric, such as "val_loss"')
         if not callable(self.on_problem) and self.on_problem not in ("warn", "stop", "rescue"):
             raise self._error("on_problem", 'must be "warn", "stop", "rescue" or a function of a Problem')
+        if self.epoch_metrics is not None and not callable(self.epoch_metrics):
+            raise self._error("epoch_metrics", "must be a function of the model that returns numbers by name")
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")
@@ -116,16 +124,20 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Mapping):
                 raise self._error(name, "must be a dictionary")
+        if name_ is not None and not self.log_models:
+            raise self._error(
+                "registered_model_name", "is at odds with log_models=False; leave one of them out"
+            )
 
     def _error(self, name: str, remedy: str) -> SettingError:
-        return SettingError(f"{name}={getattr(self, name)!r}: {name} {remedy}.")
+        return SettingError(f"{name}={getattr(self, name)!r}: {name} {remedy}.", name)
 
     @classmethod
     def make(cls, **values: Any) -> Settings:
-        """Builds settings from keyword arguments.
+        """Builds settings: what is not given is taken from the environment, else the project, else it has its default.
 
         Args:
-            **values: settings by name; what is left out has its default.
+            **values: settings by name.
 
         Raises:
             SettingError: for an unknown name or a value that the setting can't have.
@@ -134,13 +146,22 @@ class Settings:
             >>> Settings.make(deep_every=10).deep_every
             10
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        types = cls.types()
         for name in values:
-            if name not in known:
-                raise SettingError(
-                    f"{name}={values[name]!r}: there is no setting {name!r}; there are {sorted(known)}."
-                )
-        return cls(**values)
+            if name not in types:
+                raise SettingError(f"{name}={values[name]!r}: {sources.unknown(name, types)}")
+        elsewhere = sources.found(types)
+        try:
+            return cls(**{name: value for name, (value, _) in elsewhere.items()} | values)
+        except SettingError as error:
+            if error.setting in values or error.setting not in elsewhere:
+                raise
+            raise SettingError(f"{elsewhere[error.setting][1]}: {error}", error.setting) from None
+
+    @classmethod
+    def types(cls) -> dict[str, str]:
+        """The names of the settings, and their types as the annotations say them."""
+        return {field.name: str(field.type) for field in dataclasses.fields(cls)}
 
     @property
     def checkpoint_every(self) -> tuple[int, str] | None:
@@ -173,8 +194,8 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def autolog_settings() -> Settings:
-    """Settings of `autolog()`, or the defaults while it is off."""
-    return _autolog_settings or Settings()
+    """Settings of `autolog()`, or those of the environment, the project and the defaults while it is off."""
+    return _autolog_settings or Settings.make()
 
 
 _autolog_settings: Settings | None = None

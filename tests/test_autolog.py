@@ -16,6 +16,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from mlflow_tfmon import errors
 from tests import trainings
+from tests.daily import thorough
 
 
 @pytest.fixture(autouse=True)
@@ -186,8 +187,13 @@ def test_two_models_in_one_run_have_names_of_their_own() -> None:
     assert [step for step, _ in points(run, "second.loss")] == [0, 1]
 
 
-@pytest.mark.parametrize("peer", ["tensorflow", "keras"])
-@pytest.mark.parametrize("first", ["ours", "theirs"])
+@pytest.mark.parametrize(
+    ("first", "peer"),
+    thorough(
+        [(first, peer) for first in ("ours", "theirs") for peer in ("tensorflow", "keras")],
+        [("ours", "keras"), ("theirs", "tensorflow")],
+    ),
+)
 def test_beside_mlflows_own(peer: str, first: str, caplog: pytest.LogCaptureFixture) -> None:
     theirs = mlflow.tensorflow.autolog if peer == "tensorflow" else mlflow.keras.autolog
     errors.logger.propagate = True

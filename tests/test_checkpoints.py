@@ -215,6 +215,19 @@ class Unregistered(keras.Model):
         return self.dense(x)
 
 
+def test_the_snapshots_of_many_models_make_tensorflow_warn_of_nothing(caplog: Any) -> None:
+    import logging
+
+    logging.getLogger("tensorflow").addHandler(caplog.handler)
+    try:
+        for _ in range(7):
+            model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            assert len(Camera().take(model).values) == 2
+    finally:
+        logging.getLogger("tensorflow").removeHandler(caplog.handler)
+    assert "retracing" not in caplog.text
+
+
 def test_a_model_that_keras_cannot_load_again_is_kept_as_its_weights(caplog: Any, tmp_path: Path) -> None:
     mlflow_tfmon.autolog(log_datasets=False, checkpoint_save_best_only=False, registered_model_name="own")
     model = Unregistered()

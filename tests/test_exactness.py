@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from tests import trainings
+from tests.daily import thorough
 from tests.trainings import BATCH, DEEP, by_hand, compare, last_run, renamed
 
 EPOCHS = 3
@@ -164,8 +165,16 @@ def test_embedding(watched: str) -> None:
     np.testing.assert_allclose(layers.loc[(1, name), "grad_zero_fraction"], (dense == 0).mean(), rtol=1e-9)
 
 
-@pytest.mark.parametrize("loop", ["fit", "custom"])
-@pytest.mark.parametrize("kind", ["dense", "batch norm and dropout", "convolution"])
+KINDS = ("dense", "batch norm and dropout", "convolution")
+
+
+@pytest.mark.parametrize(
+    ("kind", "loop"),
+    thorough(
+        [(kind, loop) for kind in KINDS for loop in ("fit", "custom")],
+        [("dense", "fit"), ("batch norm and dropout", "custom"), ("convolution", "custom")],
+    ),
+)
 def test_watching_changes_nothing(store: str, home: Any, loop: str, kind: str) -> None:
     """The weights after a watched training are bit for bit those of an unwatched one."""
 

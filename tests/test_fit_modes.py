@@ -16,6 +16,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from tests import trainings
+from tests.daily import thorough
 from tests.trainings import (
     BATCH,
     CLASSES,
@@ -53,7 +54,7 @@ def place(store_template: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def watched(place: str) -> Iterator[None]:
-    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, log_datasets=False)
+    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, log_datasets=False, checkpoint=False)
     yield
     mlflow_tfmon.autolog(disable=True)
     keras.config.set_dtype_policy("float32")
@@ -368,7 +369,14 @@ def clipping(mode: Mode) -> dict[str, Any]:
     return {"global_clipnorm": CLIP} if mode.clipped else {}
 
 
-@pytest.mark.parametrize("name", MODES)
+RARE = (
+    "steps_per_execution=5", "XLA, clipped", "XLA, steps_per_execution=5", "jit_compile=auto",
+    "float16, compiled by XLA", "eager gradient accumulation", "several losses, eager", "infinite dataset",
+    "dataset of unknown size", "embedding, compiled by XLA",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", thorough(MODES, RARE))
 def test_mode(watched: None, name: str) -> None:
     mode = MODES[name]
     net = mode.net()
@@ -458,9 +466,18 @@ def test_a_variable_without_a_gradient(watched: None) -> None:
     compare_clocks(mlflow_tfmon.load_run(last_run()).steps, begun, ended, ())
 
 
-def test_train_on_batch(watched: None) -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["", "compiled before"])
+def test_train_on_batch(watched: None, before: bool) -> None:
     net, reference = trainings.model(), trainings.model()
     net.compile(sgd(global_clipnorm=CLIP), trainings.loss())
+    if before:
+        net.optimizer.build(net.trainable_variables)
+        state = [(v, v.numpy()) for v in (*net.variables, *net.optimizer.variables)]
+        mlflow_tfmon.autolog(disable=True)
+        net.train_on_batch(X[:BATCH], Y[:BATCH])
+        mlflow_tfmon.autolog(deep_every=DEEP)
+        for variable, value in state:
+            variable.assign(value)
     begun = time.time()
     for x, y in batches():
         net.train_on_batch(x, y)

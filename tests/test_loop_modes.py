@@ -18,6 +18,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from tests import trainings
+from tests.daily import thorough
 from tests.test_exactness import by_global_norm
 from tests.trainings import DEEP, compare, differentiated, renamed
 
@@ -376,12 +377,15 @@ EAGER = ("persistent tape", "second order", "sharpness aware", "clipped by globa
 XLA = ("plain", "clipped by norm", "in a branch", "micro-batches in a loop")
 
 
-@pytest.mark.parametrize(
-    ("mode", "how"),
-    [(mode, "function") for mode in (STEPS | IN_GRAPH) if mode != "plain"]
-    + [(mode, "eager") for mode in EAGER]
-    + [(mode, "XLA") for mode in XLA],
-)
+CASES = [
+    *((mode, "function") for mode in (STEPS | IN_GRAPH) if mode != "plain"),
+    *((mode, "eager") for mode in EAGER),
+    *((mode, "XLA") for mode in XLA),
+]
+RARE = [(mode, how) for mode, how in CASES if how != "function" and mode not in ("persistent tape", "plain")]
+
+
+@pytest.mark.parametrize(("mode", "how"), thorough(CASES, RARE))
 def test_step(mode: str, how: str) -> None:
     make, by_hand, clip = (STEPS | IN_GRAPH)[mode]
     optimizer = None
@@ -610,7 +614,13 @@ def functional(units: int, inputs: int, name: str) -> keras.Model:
     return keras.Model(begin, keras.layers.Dense(units)(hidden), name=name)
 
 
-@pytest.mark.parametrize("how", ["one function", "a function each", "eager", "without a run"])
+@pytest.mark.parametrize(
+    "how",
+    thorough(
+        ["one function", "a function each", "eager", "without a run"],
+        ["a function each", "eager", "without a run"],
+    ),
+)
 def test_adversaries(how: str) -> None:
     """A GAN: two streams, each with the losses, norms and step count of its own; the critic makes five steps to one."""
     keras.utils.set_random_seed(4)

@@ -28,7 +28,8 @@ def test_a_monitor_around_a_custom_loop() -> None:
     net = trainings.model()
     step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
     losses = []
-    with mlflow_tfmon.Monitor(net, monitor="val_accuracy", deep_every=4) as monitor:
+    started = mlflow_tfmon.Monitor(net, monitor="val_accuracy", deep_every=4).start()
+    with started as monitor:  # which does not start it again
         run_id = monitor.run_id
         for epoch, accuracy in enumerate([0.5, 0.8, float("nan"), 0.7]):
             losses += [float(step(a, b)) for a, b in trainings.batches(*trainings.data(), 1)]

@@ -102,7 +102,9 @@ class Camera:
         raw = [variable.value for variable in variables]
         if self._read is None or [id(one) for one in raw] != [id(one) for one in self._variables]:
             self._variables = raw
-            self._read = tf.function(self._read_all, autograph=False, jit_compile=False)
+            function = tf.function(self._read_all, autograph=False, jit_compile=False)
+            # Called directly it would warn, after some models, of being traced for each.
+            self._read = function.get_concrete_function()
         return Snapshot(model, variables, tuple(self._read()) if raw else (), tuple(others))
 
     def _read_all(self) -> list[tf.Tensor]:

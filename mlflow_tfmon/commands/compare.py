@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon.reference import RUN_IS, find_run, store_option
+
 _ARTIFACT = "tfmon/comparison.html"
 
 
-@click.command("compare")
-@click.argument("run_ids", metavar="RUN RUN...", nargs=-1, required=True)
+@click.command("compare", epilog=RUN_IS)
+@click.argument("references", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -19,19 +21,19 @@ _ARTIFACT = "tfmon/comparison.html"
     help="File to write.",
 )
 @click.option("--log-to", metavar="RUN", help=f"Log it to this run as well, as {_ARTIFACT}.")
-@click.option(
-    "--tracking-uri", help="Where the runs are. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
-)
-def command(run_ids: tuple[str, ...], output: Path, log_to: str | None, tracking_uri: str | None) -> None:
-    """Compare runs (ids of MLflow runs): curves laid over one another, settings that differ, where they part."""
-    if len(set(run_ids)) < 2:
-        raise click.UsageError("compare needs two different runs or more.")
+@store_option
+def command(references: tuple[str, ...], output: Path, log_to: str | None, tracking_uri: str | None) -> None:
+    """Compare runs: curves laid over one another, settings that differ, where they part."""
     import mlflow
 
     from mlflow_tfmon.report.comparison import compare
 
+    run_ids = list(dict.fromkeys(find_run(reference, tracking_uri) for reference in references))
+    if len(run_ids) < 2:
+        raise click.UsageError("compare needs two different runs or more.")
+    takes_it = find_run(log_to, tracking_uri) if log_to else None
     page = compare(run_ids, tracking_uri)
     output.write_text(page, "utf-8")
-    if log_to:
-        mlflow.MlflowClient(tracking_uri).log_text(log_to, page, _ARTIFACT)
+    if takes_it:
+        mlflow.MlflowClient(tracking_uri).log_text(takes_it, page, _ARTIFACT)
     click.echo(str(output))

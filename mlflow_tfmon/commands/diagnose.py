@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
-@click.command()
-@click.argument("run_id", metavar="RUN")
-@click.option("--tracking-uri", help="Where the run is. Default: MLflow's current tracking URI.")
+
+@click.command(epilog=RUN_IS)
+@click.argument("reference", metavar="RUN")
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
-def command(run_id: str, tracking_uri: str | None, as_json: bool) -> None:
+def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
     """Judge a run again, from what was recorded of it, with the detectors of this version.
 
     Changes nothing in the run. The exit status is 0 whether there are problems or not.
@@ -22,6 +24,7 @@ def command(run_id: str, tracking_uri: str | None, as_json: bool) -> None:
     from mlflow_tfmon.problems.again import diagnose
     from mlflow_tfmon.recorded import load_run
 
+    run_id = find_run(reference, tracking_uri)
     try:
         problems = diagnose(load_run(run_id, tracking_uri))
     except (MlflowException, ValueError) as error:

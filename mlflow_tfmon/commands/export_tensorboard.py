@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
-@click.command("export-tensorboard")
-@click.argument("run_id", metavar="RUN")
+
+@click.command("export-tensorboard", epilog=RUN_IS)
+@click.argument("reference", metavar="RUN")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--tracking-uri", help="Where the run is. Default: MLflow's own setting (MLFLOW_TRACKING_URI).")
-def command(run_id: str, folder: Path, tracking_uri: str | None) -> None:
+@store_option
+def command(reference: str, folder: Path, tracking_uri: str | None) -> None:
     """Write what was recorded of RUN into DIR as event files, for `tensorboard --logdir DIR`."""
     from mlflow_tfmon.tensorboard.export import export
 
-    for written in export(run_id, folder, tracking_uri):
+    for written in export(find_run(reference, tracking_uri), folder, tracking_uri):
         click.echo(str(written))

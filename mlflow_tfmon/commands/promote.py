@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import click
 
+from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
-@click.command("promote")
-@click.argument("run")
+
+@click.command("promote", epilog=RUN_IS)
+@click.argument("reference", metavar="RUN")
 @click.option("--alias", default="best", show_default=True, help="The alias that it gets.")
 @click.option(
     "--name", help="The registered model; by default the one that the run's model is registered as."
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 @click.option("--force", is_flag=True, help="Also if it does not beat the version that has the alias.")
-def command(run: str, alias: str, name: str | None, dry_run: bool, force: bool) -> None:
+@store_option
+def command(
+    reference: str, alias: str, name: str | None, dry_run: bool, force: bool, tracking_uri: str | None
+) -> None:
     """Give RUN's best model an alias in the model registry.
 
-    RUN is the id of an MLflow run. Its best model becomes a version of the registered model if it is none yet. The
-    alias stays where it is if the version that has it is not beaten by the same metric on the same data.
+    It becomes a version of the registered model if it is none yet. The alias stays where it is if the version that has
+    it is not beaten by the same metric on the same data.
     """
     from mlflow_tfmon.checkpoints.promote import PromotionError, promote
 
+    run = find_run(reference, tracking_uri)
     try:
-        click.echo(promote(run, alias, name, dry_run=dry_run, force=force))
+        click.echo(promote(run, alias, name, dry_run=dry_run, force=force, tracking_uri=tracking_uri))
     except PromotionError as error:
         raise click.ClickException(str(error)) from error

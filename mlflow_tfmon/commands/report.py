@@ -6,19 +6,22 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
-@click.command("report")
-@click.argument("run_id", metavar="RUN")
+
+@click.command("report", epilog=RUN_IS)
+@click.argument("reference", metavar="RUN")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write. Default: report-RUN.html here.",
 )
-@click.option("--tracking-uri", help="Where the run is. Default: MLflow's own setting (MLFLOW_TRACKING_URI).")
-def command(run_id: str, output: Path | None, tracking_uri: str | None) -> None:
-    """Write the report of RUN (the id of an MLflow run) as one HTML file that needs nothing else."""
+@store_option
+def command(reference: str, output: Path | None, tracking_uri: str | None) -> None:
+    """Write the report of RUN as one HTML file that needs nothing else."""
     from mlflow_tfmon.report.making import make
 
+    run_id = find_run(reference, tracking_uri)
     page = make(run_id, tracking_uri)
     path = output or Path(f"report-{run_id}.html")
     path.write_text(page, "utf-8")

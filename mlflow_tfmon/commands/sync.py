@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_tfmon.reference import RUN_IS, Named, choose, find_run, open_client
+from mlflow_tfmon.tables import table
+
 if TYPE_CHECKING:
     from mlflow_tfmon.tracking.waiting import Waiting
 
 
-@click.command(name="sync")
+@click.command(name="sync", epilog=RUN_IS)
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option(
     "--tracking-uri", help="The store, where the one that was recorded has moved or needs credentials."
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, check: bool) -> None:
     """Deliver what a crash or an outage left on this machine.
 
-    Without RUN all that waits is delivered, else only what belongs to these runs: their ids, or how they begin. It can
-    be interrupted and called again: nothing is lost, and nothing arrives twice.
+    Without RUN all that waits is delivered, else only what belongs to these runs. It can be interrupted and called
+    again: nothing is lost, and nothing arrives twice.
     """
     from mlflow_tfmon.tracking.waiting import find_waiting
 
@@ -42,26 +45,22 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
         _deliver(found, tracking_uri)
 
 
-def _chosen(found: Sequence[Waiting], runs: Sequence[str]) -> list[Waiting]:
-    for run in runs:
-        if not any(one.name.startswith(run) for one in found):
-            names = ", ".join(one.name for one in found) or "nothing"
-            raise click.BadParameter(f"nothing of {run!r} waits here; what does: {names}.", param_hint="RUN")
-    return [one for one in found if not runs or one.name.startswith(tuple(runs))]
+def _chosen(found: Sequence[Waiting], references: Sequence[str]) -> list[Waiting]:
+    named = {one.name: Named(one.name, one.run_name, one.begun) for one in found}
+    meant = {choose(reference, list(named.values()), "waiting here").run_id for reference in references}
+    return [one for one in found if not references or one.name in meant]
 
 
-def _check(runs: Sequence[str], tracking_uri: str | None) -> None:
+def _check(references: Sequence[str], tracking_uri: str | None) -> None:
     import json
-
-    import mlflow
 
     from mlflow_tfmon.tracking.tally import load_manifest, missing
 
-    if not runs:
-        raise click.UsageError("--check needs the id of a run.")
-    client = mlflow.MlflowClient(tracking_uri)
+    if not references:
+        raise click.UsageError("--check needs a run.")
+    client = open_client(tracking_uri)
     lacking = 0
-    for run in runs:
+    for run in [find_run(reference, tracking_uri) for reference in references]:
         manifest = load_manifest(client, run)
         if manifest is None:
             raise click.ClickException(
@@ -88,11 +87,7 @@ def _show(found: Sequence[Waiting]) -> None:
         run = one.run_id or f"{one.folder.name} (run not made yet)"
         state = "training goes on" if one.written else one.error or "waits"
         rows.append((run, begun, str(one.records), f"{one.bytes / 2**20:.1f} MB", one.store, state))
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]) - 1)]
-    for row in rows:
-        click.echo(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        )
+    click.echo(table(rows))
 
 
 def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:

@@ -47,11 +47,14 @@ class FitArguments:
             return list(self.callbacks.callbacks)
         return list(tf.nest.flatten(self.callbacks)) if self.callbacks else []
 
-    def with_callbacks(self, added: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def with_callbacks(
+        self, added: Iterable[Any], before: Iterable[Any] = ()
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call with callbacks added after the user's; the user's own list stays as it is.
 
         Args:
             added: Keras callbacks.
+            before: those that go before the user's.
 
         Returns:
             Positional and keyword arguments to call `fit` with (without the model).
@@ -60,20 +63,20 @@ class FitArguments:
             >>> args, kwargs = arguments.with_callbacks([watcher])
             >>> original_fit(model, *args, **kwargs)
         """
-        callbacks = self._joined(list(added))
+        callbacks = self._joined(list(before), list(added))
         position = list(self.values).index("callbacks")
         if position < len(self.args):
             return (*self.args[:position], callbacks, *self.args[position + 1 :]), dict(self.kwargs)
         return self.args, {**self.kwargs, "callbacks": callbacks}
 
-    def _joined(self, added: list[Any]) -> Any:
+    def _joined(self, before: list[Any], added: list[Any]) -> Any:
         if not isinstance(self.callbacks, kerases.every("callbacks.CallbackList")):
-            return [*self.callback_list, *added]
+            return [*before, *self.callback_list, *added]
         # fit takes a CallbackList as it comes, setting no model or params on it; copied, the user's own stays whole.
         joined = copy.copy(self.callbacks)
-        joined.callbacks = [*self.callbacks.callbacks, *added]
+        joined.callbacks = [*before, *self.callbacks.callbacks, *added]
         joined._futures = []
-        for callback in added:
+        for callback in (*before, *added):
             callback.set_model(self.model)
             callback.set_params(self.callbacks.params)
         return joined

@@ -34,6 +34,7 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     import tensorflow as tf
     from keras.optimizers import LossScaleOptimizer
     from keras.src.backend.tensorflow.optimizer import TFOptimizer
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
     from keras.src.layers.layer import Layer
     from keras.src.optimizers.base_optimizer import BaseOptimizer
     from keras.src.trainers.compile_utils import CompileLoss
@@ -43,7 +44,7 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     from tensorflow.python.distribute.mirrored_run import _MirroredReplicaThread
 
     from mlflow_tfmon import kerases
-    from mlflow_tfmon.probes import inputs, keras2, losses, optimizer, replicas, tape
+    from mlflow_tfmon.probes import compiled, inputs, keras2, losses, optimizer, replicas, tape
 
     watch_gradients = functools.partial(optimizer.watch_gradients, on_ring=on_ring)
     watch_scaled = functools.partial(optimizer.watch_scaled, on_ring=on_ring)
@@ -74,6 +75,7 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (BaseOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (LossScaleOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
+        (TensorFlowTrainer, "make_train_function", compiled.watch_making, "no step may be recorded"),
         (Trainer, "_compute_loss", losses.watch_total, parts),
         (Trainer, "compute_loss", losses.watch_sum, parts),
         (CompileLoss, "build", losses.watch_build, parts),

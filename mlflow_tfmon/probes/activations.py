@@ -6,10 +6,7 @@ no random generator moves, whatever the model's `call` does. A model of which th
 
 from __future__ import annotations
 
-import contextlib
-import random
 import threading
-from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.records import LayerActivations
 
@@ -79,7 +77,7 @@ class ActivationProbe:
                 rows.append(_figures(name, values))
             return tf.stack(rows) if rows else tf.zeros([0, 5])
 
-        with _same_random_numbers():
+        with same_random_numbers():
             traced = tf.compat.v1.wrap_function(run, [tf.TensorSpec(t.shape, t.dtype) for t in leaves])
         self._run = traced.prune(traced.inputs[: len(leaves)], traced.outputs[0])
         culprit = _changes(self._run.graph)
@@ -213,14 +211,3 @@ def _changes(pruned: Any) -> str:
         if known is not None and known.is_stateful and node.op not in _HARMLESS:
             return str(node.op)
     return ""
-
-
-@contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """What a model's Python takes of Python's and NumPy's random numbers while it is traced is given back."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.eager import record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model.save_context import in_save_context
 
@@ -76,6 +77,35 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
         if op.type in ("If", "StatelessIf"):
             op._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
     return result
+
+
+class Once:
+    """A function of tensors that is traced once for their dtypes, whatever their shapes, and then called.
+
+    Tracing some ops for each variable takes as long as tracing the user's own step; a call is one op. (A `tf.function`
+    called directly would look at each argument anew, and warn the user of its tracings when many models are trained.)
+
+    Args:
+        function: of tensors; the shapes that it sees are unknown.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._traced: dict[tuple[tf.DType, ...], Any] = {}
+
+    def __call__(self, *tensors: tf.Tensor) -> Any:
+        dtypes = tuple(tensor.dtype for tensor in tensors)
+        with record.stop_recording():  # of the user's tapes, which would have a gradient of it traced
+            if dtypes not in self._traced:
+                with tf.init_scope():  # so that it belongs to no function of the user's
+                    # Inlined into its caller, it would be optimized anew for each variable.
+                    attributes = {"_noinline": True}
+                    function = tf.function(
+                        self._function, autograph=False, experimental_attributes=attributes
+                    )
+                    specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
+                    self._traced[dtypes] = function.get_concrete_function(*specs)
+            return self._traced[dtypes](*tensors)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,10 @@ _DIGITS = 21  # bits after the exponent and the two digits that tell the bin
 _INFINITE = 0x7F800000
 
 
-@tf.function(input_signature=[tf.TensorSpec([None], tf.float32)], autograph=False)
+@graph.Once
 def _row(values: tf.Tensor) -> tf.Tensor:
-    """The row of one histogram: traced once, since tracing these ops anew for each variable would take long."""
+    """The row of one histogram."""
+    values = tf.reshape(tf.cast(values, tf.float32), [-1])
     bits = tf.bitcast(values, tf.int32)
     negative = tf.cast(bits < 0, tf.int32)
     size = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
@@ -43,7 +44,7 @@ def write(
     """Writes the histograms of a deep step, if it is one of those that have some."""
 
     def do() -> tf.Tensor:
-        rows = [_row(tf.reshape(tf.cast(x, tf.float32), [-1])) for x in (*weights, *gradients)]
+        rows = [_row(x) for x in (*weights, *gradients)]
         ring.histograms.write(tf.concat([tf.cast(step, tf.float64)[None], *rows], axis=0))
         return tf.constant(0)
 

@@ -46,6 +46,15 @@ def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tenso
     return list(copies)
 
 
+@graph.Once
+def _of_variable(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    """The deep quantities of one variable, in the order of `stream.ring.DEEP`."""
+    after, before = tf.cast(new, tf.float64), tf.cast(old, tf.float64)
+    nonzero = tf.reduce_sum(tf.cast(tf.not_equal(gradient, 0), tf.float64))
+    change = tf.nn.l2_loss(after - before)
+    return tf.stack([tf.nn.l2_loss(after), tf.nn.l2_loss(before), change, nonzero])
+
+
 def deep_row(
     step: tf.Tensor,
     variables: Sequence[tf.Variable],
@@ -53,21 +62,15 @@ def deep_row(
     gradients: Sequence[tf.Tensor],
     applied: tf.Tensor | None,
 ) -> tf.Tensor:
-    """What the host makes the deep quantities of (`stream.ring.DEEP`); few ops, since tracing takes long.
+    """What the host makes the deep quantities of (`stream.ring.DEEP`).
 
     Where `applied` is 0 no update was made, and nothing is told of the change.
     """
-    after, earlier, changes, nonzero = [], [], [], []
-    for variable, old, gradient in zip(variables, before, gradients, strict=True):
-        # Traced by eager code at a step that is not deep, it would be known as empty for ever.
-        old = tf.ensure_shape(tf.compat.v1.placeholder_with_default(old, None), variable.shape)
-        new, old = tf.cast(variable, tf.float64), tf.cast(old, tf.float64)
-        after.append(tf.nn.l2_loss(new))
-        earlier.append(tf.nn.l2_loss(old))
-        changes.append(tf.nn.l2_loss(new - old))
-        nonzero.append(tf.reduce_sum(tf.cast(tf.not_equal(gradient, 0), tf.float64)))
-    change = tf.stack(changes)
+    found = [
+        _of_variable(tf.convert_to_tensor(v), *told)
+        for v, *told in zip(variables, before, gradients, strict=True)
+    ]
+    after, earlier, change, nonzero = tf.unstack(tf.stack(found, axis=1))
     if applied is not None:
         change = tf.where(applied > 0, change, tf.constant(float("nan"), tf.float64))
-    head = tf.stack([tf.cast(step, tf.float64), *after, *earlier])
-    return tf.concat([head, change, tf.stack(nonzero)], axis=0)
+    return tf.concat([tf.cast(step, tf.float64)[None], after, earlier, change, nonzero], axis=0)

@@ -38,7 +38,6 @@ class Watch:
         self._due = 0.0  # monotonic time
         self._changed = False
         self._step = 0
-        self._summed_up: list[str] = []
         self._recorded: tuple[Problem, ...] | None = None
 
     @property
@@ -75,15 +74,8 @@ class Watch:
             self._standing.restart(prefix)
 
     def finish(self) -> None:
-        """Judges all that was recorded, and sums up in the log what was found."""
+        """Judges all that was recorded."""
         self._judge(final=True)
-        problems = [one.kind for one in self.problems]
-        if problems != self._summed_up:
-            self._summed_up = problems
-            named = ", ".join(
-                f"{one.kind} ({one.severity}, since step {one.first_step})" for one in self.problems
-            )
-            logger.warning("mlflow_tfmon: problems of this training: %s", named or "none any more")
 
     def _judge(self, final: bool) -> None:
         new: list[Problem] = []

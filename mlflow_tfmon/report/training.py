@@ -88,9 +88,14 @@ def _metrics(run: RecordedRun) -> list[str]:
     """The epoch metrics besides the loss, each with its `val_` twin after it; first the one that tells most."""
     names = [n for n in run.epochs if not _is_loss(n) and not n.endswith("learning_rate")]
     names = [n for n in names if not n.startswith("validation_")]  # MLflow's second name of a `val_` metric
-    first = [n for n in names if not n.rpartition(".")[2].startswith("val_")] or names
+    first = [n for n in names if (twin := _of_training(n)) == n or twin not in names]
     first.sort(key=lambda n: not any(word in n for word in ("acc", "auc", "f1", "iou")))
     return first
+
+
+def _of_training(name: str) -> str:
+    head, dot, tail = name.rpartition(".")
+    return f"{head}{dot}{tail.removeprefix('val_')}"
 
 
 def _twins(run: RecordedRun, name: str) -> list[str]:

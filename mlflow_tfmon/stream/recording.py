@@ -287,6 +287,16 @@ class Recording:
             self._seams[f"{stream.prefix}{stream.steps + 1}"] = None
             return [records.Facts(tags={SEAMS_TAG: ", ".join(self._seams)}, time=time.time())]
 
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps have been made, by all streams together."""
+        return sum(stream.steps for stream in self._streams)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs have been made, by the model that has made most."""
+        return max(self._epochs.values(), default=0)
+
     def epochs_done(self, prefix: str) -> int:
         """How many epochs a model has made within the run."""
         return self._epochs.get(prefix, 0)

@@ -36,6 +36,7 @@ class RunStarted:
         max_variables: how many variables get series of their own in MLflow.
         report: whether a report is made at the end.
         tensorboard: whether event files are made at the end.
+        experiment_name: the experiment's name where its id was not known, or None.
         past: how far earlier recordings of the run had come, as `past.Past.as_dict` gives it.
     """
 
@@ -52,6 +53,7 @@ class RunStarted:
     max_variables: int = 50
     report: bool = False
     tensorboard: bool = False
+    experiment_name: str | None = None
     past: dict[str, Any] = field(default_factory=dict)
 
 

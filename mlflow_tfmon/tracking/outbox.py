@@ -262,6 +262,9 @@ class Outbox:
         """The run that the trainer could not make; one whose making went well but unheard is found again."""
         mark = self._folder.name
         experiment = started.experiment_id or "0"
+        if started.experiment_name and not started.experiment_id:
+            known = client.get_experiment_by_name(started.experiment_name)
+            experiment = known.experiment_id if known else client.create_experiment(started.experiment_name)
         query = f"tags.`{RECORDING_TAG}` = '{mark}'"
         if found := client.search_runs([experiment], query, max_results=1):
             return str(found[0].info.run_id)

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ class Run:
         run_id: None if the store was away, so that delivery makes the run later.
         owned: whether it was made for the training, and so ends with it.
         active: whether it is (or was made) the active run of the training's thread.
+        experiment_name: name of the experiment where its id could not be asked for, or None.
         past: how far earlier recordings of it had come, as far as that is known.
     """
 
@@ -41,6 +42,7 @@ class Run:
     owned: bool
     active: bool
     tags: Mapping[str, str]
+    experiment_name: str | None = None
     past: Past = NOTHING
 
 
@@ -111,8 +113,11 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
 
     tags = {**(extra_tags or {}), MLFLOW_AUTOLOGGING: INTEGRATION}
     uri = mlflow.get_tracking_uri()
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-    later = _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags)
+    experiment = fluent._active_experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+    later = replace(
+        _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags),
+        experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME"),
+    )
     if _away(uri):
         return later
     try:
@@ -214,7 +219,7 @@ def _prepare_store(uri: str) -> None:
 
 def _away(uri: str) -> bool:
     """Whether a server does not answer, which is said once."""
-    if _reachable(uri):
+    if reachable(uri):
         return False
     say_once(
         f"away {uri}",
@@ -229,8 +234,8 @@ def _host(uri: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def _reachable(uri: str) -> bool:
-    """Whether a server answers, and soon: MLflow itself would retry for minutes before the first step."""
+def reachable(uri: str) -> bool:
+    """Whether a store's server answers, and soon: MLflow itself would retry for minutes. What is no server does."""
     if urlsplit(uri).scheme not in ("http", "https"):
         return True
     from mlflow.utils.credentials import get_default_host_creds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +79,7 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
         return MlflowClient(tracking_uri, registry_uri)
     give_up = time.monotonic() + _OPEN_SECONDS
     tried = ""
-    with _only_one(Path(path).parent):
+    with _only_one(Path(path).parent), _without_steps_of_migration():
         while True:
             try:
                 client = MlflowClient(tracking_uri, registry_uri)
@@ -114,6 +115,21 @@ def _only_one(folder: Path) -> Iterator[None]:
                     handle, fcntl.LOCK_UN
                 )  # closing leaves it locked where a forked child has it open too
             os.close(handle)
+
+
+@contextlib.contextmanager
+def _without_steps_of_migration() -> Iterator[None]:
+    """Keeps to itself that a database is made in forty steps (a line each with MLflow 3.1)."""
+    steps = logging.getLogger("alembic.runtime.migration")
+
+    def is_warning(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    steps.addFilter(is_warning)
+    try:
+        yield
+    finally:
+        steps.removeFilter(is_warning)
 
 
 class RunStore:

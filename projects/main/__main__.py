@@ -1,21 +1,22 @@
 """Reads the parameters and trains: `python -m projects.main --epochs=20 --optimizer=adam`."""
 
-from projects.parameters import Parameters, count, rate
+from projects.shared.parameters import Parameters, count, rate
 
 
 def main() -> None:
     """Trains twice, by `fit` and by a custom loop, and prints what each came to."""
-    parser = Parameters("projects.main", description="Train a classifier of handwritten digits, twice.")
-    parser.add_argument("--epochs", type=count, default=20)
-    parser.add_argument("--batch-size", type=count, default=32)
-    parser.add_argument("--learning-rate", type=rate, default=1e-3)
-    parser.add_argument("--optimizer", choices=("adam", "adamw", "rmsprop", "sgd"), default="adam")
-    args = parser.parse_args()
+    parameters = Parameters("projects.main", "Train a classifier of handwritten digits, twice.")
+    parameters.add("epochs", count, 20, quick=2)
+    parameters.add("batch_size", count, 32)
+    parameters.add("learning_rate", rate, 1e-3)
+    parameters.add("optimizer", str, "adam", choices=("adam", "adamw", "rmsprop", "sgd"))
+    args = parameters.read()
 
     # TensorFlow takes seconds to load: only once the parameters are known to be good.
     from projects.main.train import train_both
 
-    for how, accuracy in train_both(**vars(args)).items():
+    how_good = train_both(args.epochs, args.batch_size, args.learning_rate, args.optimizer)
+    for how, accuracy in how_good.items():
         print(f"{how}: validation accuracy {accuracy:.3f}")
 
 

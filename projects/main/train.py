@@ -7,10 +7,10 @@ curves of the two runs can be laid on each other in the MLflow UI.
 import keras
 import mlflow
 import tensorflow as tf
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import mlflow_tfmon
+from projects.shared.data import images
+from projects.shared.models import classifier
 
 
 def train_both(epochs: int, batch_size: int, learning_rate: float, optimizer: str) -> dict[str, float]:
@@ -30,42 +30,12 @@ def train_both(epochs: int, batch_size: int, learning_rate: float, optimizer: st
     with mlflow.start_run():  # under `mlflow run` this is the project's own run
         for name, train in {"fit": train_by_fit, "custom loop": train_by_loop}.items():
             keras.utils.set_random_seed(1)
-            training, validation = load_data(batch_size)
-            model = build_model()
+            training, validation = images("digits").batches(batch_size)
+            model = classifier()
             rule = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}})
             with mlflow.start_run(run_name=name, nested=True):
                 accuracy[name] = train(model, rule, training, validation, epochs)
     return accuracy
-
-
-def load_data(batch_size: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Returns 1,437 digits to train on and 360 to validate with: 8 x 8 pixels from 0 to 1, labels 0 to 9."""
-    digits = load_digits()
-    images = (digits.images[..., None] / 16).astype("float32")
-    x, x_val, y, y_val = train_test_split(
-        images, digits.target, test_size=0.2, stratify=digits.target, random_state=1
-    )
-    training = tf.data.Dataset.from_tensor_slices((x, y)).cache().shuffle(len(x)).batch(batch_size)
-    validation = tf.data.Dataset.from_tensor_slices((x_val, y_val)).batch(360)
-    return training.prefetch(tf.data.AUTOTUNE), validation.cache()
-
-
-def build_model() -> keras.Model:
-    """Returns a small convolutional classifier that gives logits.
-
-    The layers are named, so that a layer's curves have the same names in both runs.
-    """
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(16, 3, activation="relu", name="conv1"),
-            keras.layers.Conv2D(32, 3, activation="relu", name="conv2"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(64, activation="relu", name="hidden"),
-            keras.layers.Dense(10, name="logits"),
-        ],
-        name="digits",
-    )
 
 
 def train_by_fit(

@@ -269,3 +269,20 @@ def test_the_best_of_a_fit_is_kept() -> None:
     best = mlflow.get_run(nets.last_run()).data.tags["tfmon.best_model"]
     loaded = mlflow.tensorflow.load_model(f"models:/{best}")
     np.testing.assert_array_equal(loaded.predict(nets.data()[0], verbose=0), seen[int(np.argmin(losses))])
+
+
+def test_metrics_of_ones_own_are_in_the_logs_of_all_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_AUTOLOGGING_TESTING", "false")  # which wants callbacks to be added last alone
+    measured: list[float] = []
+
+    def measure(model: Any) -> dict[str, float]:
+        measured.append(float(np.abs(model.get_weights()[0]).sum()))
+        return {"weight_sum": measured[-1]}
+
+    mlflow_tfmon.autolog(log_models=False, epoch_metrics=measure, monitor="weight_sum", mode="max")
+    seen: list[float] = []
+    told = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["weight_sum"]))
+    history = nets.fit(nets.compiled("adam"), epochs=3, callbacks=[told]).history
+    assert seen == measured == history["weight_sum"] and len(measured) == 3
+    points = mlflow.MlflowClient().get_metric_history(nets.last_run(), "weight_sum")
+    assert [point.value for point in points] == measured

@@ -22,6 +22,7 @@ import mlflow_tfmon
 from mlflow_tfmon.cli import main
 from mlflow_tfmon.problems import alerts, others
 from mlflow_tfmon.problems.again import diagnose
+from tests.daily import thorough
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -71,7 +72,7 @@ def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "none\n"
 
 
-@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("built", thorough([True, False], [False]))
 def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """A model that is built by its first batch has no weights to look at before: its initializers tell."""
     run_id, _ = _fit(_model(kernel="zeros", built=built), epochs=6)

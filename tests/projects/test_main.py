@@ -1,7 +1,5 @@
 """The main project, as `mlflow run` starts it: two watched runs below one; a wrong parameter ends in one line."""
 
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -9,25 +7,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import yaml
 from mlflow import MlflowClient
 
 from mlflow_tfmon import load_run
+from tests.projects.conftest import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 EPOCHS, STEPS = 2, 2 * 45  # 1,437 digits in batches of 32
-
-
-def environment(store: str) -> dict[str, str]:
-    """As in an activated environment: `python` is the one that runs the tests."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
-    }
-    home = str(Path(store.removeprefix("sqlite:///")).parent / "home")
-    return {**kept, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_HOME": home, "PATH": path}
 
 
 @pytest.fixture(scope="module")
@@ -145,21 +130,3 @@ def test_a_wrong_parameter_fails_the_run(project_store, monkeypatch, capfd):
     assert run.info.status == "FAILED"
     assert [line for line in capfd.readouterr().err.splitlines() if line.startswith("projects.main: error: ")]
     assert not (ROOT / "oops").exists()
-
-
-def test_the_defaults_are_said_once(capsys, monkeypatch):
-    """MLproject's defaults are those of the script."""
-    import projects.main.__main__ as script
-
-    given = {}
-    monkeypatch.setattr(sys, "argv", ["projects.main"])
-    monkeypatch.setitem(
-        sys.modules,
-        "projects.main.train",
-        type("Train", (), {"train_both": lambda **kw: given.update(kw) or {}}),
-    )
-    script.main()
-    declared = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]
-    defaults = {name: about["default"] for name, about in declared["parameters"].items()}
-    assert given == defaults
-    assert set(re.findall(r"{(\w+)}", declared["command"])) == set(defaults)

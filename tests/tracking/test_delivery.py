@@ -421,3 +421,16 @@ def test_problems_are_read_where_there_are_some(
     client.log_text(run_id, json.dumps([problem]), "tfmon/problems.json")
     (found,) = load_run(run_id, store).problems
     assert found == Problem("nan_or_inf", "error", 7, ("a.kernel",), "loss is NaN", "lower the learning rate")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_that_is_made_later_goes_to_the_experiment_of_that_name(
+    store: str, client: mlflow.MlflowClient, home: Path, there: bool
+) -> None:
+    """MLFLOW_EXPERIMENT_NAME, when the server was away at the start."""
+    made = client.create_experiment("named") if there else None
+    begun = started(store, experiment_id="", experiment_name="named")
+    assert deliver(write(home, begun, layout(), *blocks(values(3)), ENDED)).done
+    experiment = client.get_experiment_by_name("named")
+    assert experiment is not None and made in (None, experiment.experiment_id)
+    assert len(client.search_runs([experiment.experiment_id])) == 1

@@ -104,9 +104,9 @@ def test_a_delivery_that_lost_a_point_is_not_called_complete(
 
 
 def test_a_wrong_run_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sync", "nosuchrun"]) == 2
+    assert main(["sync", "nosuchrun"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "nosuchrun" in line and "nothing" in line
+    assert "there is no run 'nosuchrun' waiting here" in line
 
 
 TRAINER = """

@@ -1,0 +1,68 @@
+"""mlflow-tfmon run SCRIPT: watches a script that was not changed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_tfmon import launch
+from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.sources import parse, variable
+
+
+def _options() -> list[click.Option]:
+    """An option for each setting, with what the settings' documentation says of it."""
+    of = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(Settings) or "", re.MULTILINE)
+    helps = {name: " ".join(text.split()) for name, text in of}
+    return [
+        click.Option(
+            [f"--{flag}/--no-{flag}" if kind == "bool" else f"--{flag}"],
+            default=None,
+            help=helps.get(name, "")[:1].upper() + helps.get(name, "")[1:],
+            metavar="JSON" if "Mapping" in kind else None,
+        )
+        for name, kind in Settings.types().items()
+        for flag in [name.replace("_", "-")]
+    ]
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False}, params=_options())
+@click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
+@click.argument("script")
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+def command(script: str, arguments: tuple[str, ...], is_module: bool, **flags: Any) -> None:
+    """Run a Python script as `python SCRIPT [ARGS]...` does, and watch every training in it.
+
+    The script need not know of it. Its run goes where MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_ID
+    say. Options come before SCRIPT: what follows is the script's own. What is not given is taken from the environment
+    (MLFLOW_TFMON_DEEP_EVERY=10), else from [tool.mlflow_tfmon] in pyproject.toml.
+    """
+    settings = {
+        name: value if isinstance(value, bool) else parse(value, Settings.types()[name])
+        for name, value in flags.items()
+        if value is not None
+    }
+    try:
+        Settings.make(**settings)
+    except SettingError as error:
+        flag = f"--{error.setting.replace('_', '-')}: " if error.setting in settings else ""
+        raise click.UsageError(f"{flag}{error}") from error
+    if not is_module:
+        try:
+            (Path(script) / "__main__.py" if Path(script).is_dir() else Path(script)).open("rb").close()
+        except OSError as error:
+            raise click.BadParameter(f"{script}: {error.strerror}.", param_hint="SCRIPT") from error
+    environment = dict(os.environ)
+    environment |= {variable(name): str(value) for name, value in flags.items() if value is not None}
+    paths = [os.path.dirname(launch.__file__), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    sys.stdout.flush()
+    module = ["-m"] if is_module else []
+    os.execve(sys.executable, [sys.executable, *module, script, *arguments], environment)

@@ -1,0 +1,51 @@
+"""mlflow-tfmon runs: lists the watched runs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_tfmon.reference import open_client, store_option, watched
+from mlflow_tfmon.tables import table
+from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
+from mlflow_tfmon.tracking.names import DELIVERY_TAG
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_ID = 8  # characters of an id: enough to tell some ten thousand runs apart
+
+
+@click.command("runs")
+@click.option("--experiment", help="Name of the experiment to look at. Default: all of them.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
+@store_option
+def command(experiment: str | None, limit: int, tracking_uri: str | None) -> None:
+    """List the watched runs, those that were begun last first: state, best value and problems of each."""
+    found = itertools.islice(watched(open_client(tracking_uri), experiment), limit)
+    rows = [_row(run) for run in found]
+    if rows:
+        click.echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
+    else:
+        click.echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1e3))
+    delivery = run.data.tags.get(DELIVERY_TAG)
+    state = run.info.status.lower() + ("" if delivery == "complete" else f", {delivery}")
+    problems = run.data.tags.get(PROBLEMS, "").replace(",", ", ")
+    return run.info.run_id[:_ID], run.info.run_name or "", begun, state, _best(run.data.metrics), problems
+
+
+def _best(metrics: dict[str, float]) -> str:
+    found = []
+    for key, value in metrics.items():
+        prefix, is_best, name = key.rpartition("best/")
+        if is_best and name != "epoch":
+            epoch = metrics.get(f"{prefix}best/epoch")
+            found.append(f"{prefix}{name} {value:.4g}" + ("" if epoch is None else f" (epoch {epoch:.0f})"))
+    return ", ".join(found)

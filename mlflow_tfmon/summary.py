@@ -1,0 +1,84 @@
+"""What is said at the end of a training, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.tracking.uris import absolute, without_secrets
+
+_MOST_PROBLEMS = 6
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has come to.
+
+    Attributes:
+        run_id: the run, or None if it is not made yet.
+        experiment_id: its experiment.
+        tracking_uri: the store.
+        steps: how many optimizer steps were recorded.
+        epochs: how many epochs.
+        best: the best epochs, such as "val_loss 0.1234 at epoch 7".
+        problems: those that stand.
+        waiting: how many records wait for delivery.
+        why: they wait, or None.
+    """
+
+    run_id: str | None
+    experiment_id: str
+    tracking_uri: str
+    steps: int
+    epochs: int
+    best: tuple[str, ...] = ()
+    problems: Sequence[Problem] = ()
+    waiting: int = 0
+    why: str | None = None
+
+    @property
+    def calm(self) -> bool:
+        """Whether there is nothing that someone should look after."""
+        return not self.problems and not self.waiting
+
+    def text(self) -> str:
+        """As some lines for a terminal."""
+        rows = [("recorded", f"{_count(self.steps, 'step')}, {_count(self.epochs, 'epoch')}")]
+        rows += [("best", one) for one in self.best]
+        rows.append(("look at", where(self.tracking_uri, self.experiment_id, self.run_id)))
+        rows += [("problem", f"{one.severity}: {one.line()}") for one in self.problems[:_MOST_PROBLEMS]]
+        if len(self.problems) > _MOST_PROBLEMS:
+            rows.append(("", f"and {len(self.problems) - _MOST_PROBLEMS} more, in tfmon/problems.json"))
+        if not self.problems:
+            rows.append(("problems", "none"))
+        if self.waiting:
+            why = f" ({self.why})" if self.why else ""
+            what = _count(self.waiting, "record")
+            rows.append(
+                (
+                    "waiting",
+                    f"{what} wait for delivery{why}. It goes on for a minute after the script's end; what "
+                    "it leaves, `mlflow-tfmon sync` delivers.",
+                )
+            )
+        lines = [f"  {name:<9} {text}" for name, text in rows]
+        return "\n".join([f"mlflow_tfmon: run {self.run_id or '(not made yet)'}", *lines])
+
+
+def where(tracking_uri: str, experiment_id: str, run_id: str | None) -> str:
+    """Where a run can be looked at: a link, or how to get one.
+
+    Example:
+        >>> where("http://localhost:5000", "0", "8f3a")
+        'http://localhost:5000/#/experiments/0/runs/8f3a'
+    """
+    store = without_secrets(absolute(tracking_uri))
+    page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "")
+    if store.startswith(("http://", "https://")):
+        return store.rstrip("/") + page
+    return f"`mlflow ui --backend-store-uri {store}`, then http://127.0.0.1:5000{page}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,123 @@
+"""The progress bar of a custom loop, in a terminal or a notebook."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable
+from importlib.util import find_spec
+from math import isfinite, nan
+from typing import TYPE_CHECKING
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.stream import records
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_SHOWN = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad norm"}
+_PAUSE = 0.1  # s between two drawings
+_PATIENCE = 2.0  # s for a terminal that takes nothing
+
+
+class Figures:
+    """What the bar says of a recording: the last step of the stream that moved last.
+
+    Attributes:
+        step: how many steps it has made.
+        total: how many it will make, or None.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.total: int | None = None
+        self._opened: dict[int, records.StreamOpened] = {}
+        self._row: dict[str, float] = {}
+        self._rate = nan
+        self._last = nan
+
+    def take(self, out: Iterable[records.Record]) -> None:
+        """Takes what is recorded."""
+        for record in out:
+            if isinstance(record, records.StreamOpened):
+                self._opened[record.stream] = record
+            elif isinstance(record, records.Steps) and record.stream in self._opened and len(record.values):
+                opened = self._opened[record.stream]
+                row = dict(zip(opened.columns, record.values[-1].tolist(), strict=False))
+                at = opened.columns.index("examples") if "examples" in row else None
+                now = row.get("time", record.seen)
+                examples = nan if at is None else float(record.values[:, at].sum())
+                if now > self._last:
+                    self._rate = examples / (now - self._last)
+                self._row, self._last = row, now
+                self.step, self.total = int(row["step"]), opened.total_steps
+
+    def text(self) -> str:
+        """Such as "step 1,200  loss 0.1234  lr 0.001  grad norm 1.2  5,120 examples/s", without what is not finite."""
+        found = [f"step {self.step:,}"]
+        found += [
+            f"{_SHOWN[name]} {self._row[name]:.4g}" for name in _SHOWN if isfinite(self._row.get(name, nan))
+        ]
+        if isfinite(self._rate):
+            found.append(f"{self._rate:,.0f} examples/s")
+        return "  ".join(found)
+
+
+class Bar:
+    """Draws figures on a thread of its own: a terminal that is held (Ctrl-S) holds up nobody else."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._figures = Figures()
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow_tfmon-bar", daemon=True)
+        self._thread.start()
+        self.take = self._figures.take
+
+    def close(self) -> None:
+        """Draws it once more, as it is now, and leaves it on the screen."""
+        self._closed.set()
+        self._thread.join(_PATIENCE)
+        if not self._thread.is_alive():
+            self._draw()
+            self._progress.stop()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_PAUSE):
+            with contained("the progress bar", "there is none"):
+                self._draw()
+
+    def _draw(self) -> None:
+        figures = self._figures
+        if not figures.step:
+            return
+        self._progress.start()
+        self._progress.update(
+            self._task, completed=figures.step, total=figures.total, description=figures.text(), refresh=True
+        )
+
+
+def bar() -> Bar | None:
+    """A bar where it can be seen: on stderr if that is a terminal, in a notebook if it has widgets; else None."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        if find_spec("ipywidgets") is None:
+            return None
+    elif not console.is_terminal or console.is_dumb_terminal or not sys.stderr.isatty():
+        return None
+    return Bar(
+        Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            auto_refresh=False,
+            # So that what is printed meanwhile stands above the bar; what goes to a file stays untouched.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+    )

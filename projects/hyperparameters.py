@@ -1,0 +1,102 @@
+"""A search of hyperparameters by Optuna: each trial a watched child run, hopeless ones ended by the problems found.
+
+`on_problem="stop"` ends a training at the end of the epoch in which it is sure of a critical problem (a loss that
+diverges, a gradient that vanishes, …). Optuna learns of it as of a pruned trial.
+"""
+
+import keras
+import mlflow
+import optuna
+import pandas as pd
+
+import mlflow_tfmon
+from projects.shared.data import images
+from projects.shared.parameters import Parameters, count
+from projects.shared.pictures import log, panels
+from projects.shared.variants import parent_run
+
+GUESSES = (  # to begin with: a sound one, and one that cannot learn
+    {"learning_rate": 0.1, "activation": "relu", "layers": 2},
+    {"learning_rate": 1000.0, "activation": "relu", "layers": 6},
+)
+
+
+def build(learning_rate: float, activation: str, layers: int) -> keras.Model:
+    hidden = [keras.layers.Dense(32, activation, name=f"hidden{i + 1}") for i in range(layers)]
+    logits = keras.layers.Dense(10, name="logits")
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), *hidden, logits], name="digits")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(learning_rate), loss, metrics=["accuracy"])
+    return model
+
+
+def main() -> None:
+    parameters = Parameters("projects.hyperparameters", __doc__)
+    parameters.add("trials", count, 15, quick=3)
+    parameters.add("epochs", count, 20, quick=4)
+    parameters.add("seed", count, 1)
+    args = parameters.read()
+    digits = images("digits")
+
+    def objective(trial: optuna.Trial) -> float:
+        keras.utils.set_random_seed(args.seed)
+        model = build(
+            trial.suggest_float("learning_rate", 1e-6, 1e3, log=True),
+            trial.suggest_categorical("activation", ["relu", "sigmoid"]),
+            trial.suggest_int("layers", 1, 8),
+        )
+        with mlflow.start_run(run_name=f"trial {trial.number}", nested=True) as run:
+            mlflow.log_params(trial.params)
+            history = model.fit(
+                digits.x, digits.y, 32, args.epochs, validation_data=digits.validation, verbose=0
+            )
+        trial.set_user_attr("epochs", len(history.epoch))
+        trial.set_user_attr("run_id", run.info.run_id)
+        if len(history.epoch) < args.epochs:  # nothing else stops it
+            raise optuna.TrialPruned
+        return max(history.history["val_accuracy"])
+
+    mlflow_tfmon.autolog(on_problem="stop", checkpoint=False)
+    with parent_run("hyperparameters"):
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=args.seed))
+        for guess in GUESSES:
+            study.enqueue_trial(guess)
+        study.optimize(objective, args.trials)
+
+        rows = []
+        for trial in study.trials:
+            problems = mlflow_tfmon.load_run(trial.user_attrs["run_id"]).problems
+            kinds = ",".join(problem.kind for problem in problems) or "none"
+            pruned = trial.state == optuna.trial.TrialState.PRUNED
+            rows.append(
+                {
+                    **trial.params,
+                    **trial.user_attrs,
+                    "val_accuracy": trial.value,
+                    "pruned": pruned,
+                    "problems": kinds,
+                }
+            )
+        table = pd.DataFrame(rows)
+        mlflow.log_table(table, "trials.json")
+        mlflow.log_params({f"best_{name}": value for name, value in study.best_params.items()})
+        mlflow.log_metrics(
+            {
+                "best_val_accuracy": study.best_value,
+                "trials_ended_early": int(table.pruned.sum()),
+                "epochs_saved": int((args.epochs - table.epochs).sum()),
+            }
+        )
+        print(f"\n{table.drop(columns='run_id').to_string(float_format='{:.3g}'.format)}\n")
+
+        figure, (axes,) = panels(1)
+        done, ended = table[~table.pruned], table[table.pruned]
+        axes.semilogx(done.learning_rate, done.val_accuracy, "o", label="validation accuracy")
+        axes.semilogx(ended.learning_rate, ended.epochs / args.epochs, "rx", label="ended after this share")
+        axes.set(title="trials", xlabel="learning rate", ylim=(0, 1.02))
+        axes.legend(fontsize=7)
+        log(figure, "hyperparameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Runs the demos as a user would, `mlflow run . -e NAME`, in a store of the test module's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(store: str) -> dict[str, str]:
+    """As in an activated environment: `python` is the one that runs the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+    }
+    home = str(Path(store.removeprefix("sqlite:///")).parent / "home")
+    return {**kept, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_HOME": home, "PATH": path}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo that has run: its parent run, the child runs by name, and what it printed."""
+
+    client: MlflowClient
+    parent: mlflow.entities.Run
+    children: dict[str, mlflow.entities.Run]
+    printed: str
+
+    def history(self, run: mlflow.entities.Run, key: str) -> list[float]:
+        """A metric's values in the order of their steps."""
+        points = self.client.get_metric_history(run.info.run_id, key)
+        return [point.value for point in sorted(points, key=lambda point: point.step)]
+
+    def artifacts(self, run: mlflow.entities.Run, folder: str | None = None) -> set[str]:
+        return {file.path for file in self.client.list_artifacts(run.info.run_id, folder)}
+
+
+@pytest.fixture(scope="module")
+def run_demo(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Demo]:
+    """A function that runs an entry point in its quick form and looks up its runs."""
+    folder = tmp_path_factory.mktemp("demos")
+    shutil.copyfile(store_template, folder / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+    def run(entry_point: str, **parameters: object) -> Demo:
+        experiment = client.create_experiment(entry_point, artifact_location=str(folder / entry_point))
+        given = [f"{name}={value}" for name, value in {"quick": "true", **parameters}.items()]
+        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point]
+        command += ["--env-manager", "local", "--experiment-name", entry_point]
+        done = subprocess.run(
+            [*command, *(part for one in given for part in ("-P", one))],
+            env=environment(client.tracking_uri),
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr
+        runs = client.search_runs([experiment])
+        (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+        children = [run for run in runs if run is not parent]
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+        return Demo(client, parent, {run.info.run_name: run for run in children}, done.stdout)
+
+    return run

@@ -1,0 +1,134 @@
+"""How a person names a run on the command line, and `mlflow-tfmon runs`."""
+
+import socket
+
+import pytest
+from click import ClickException
+from mlflow import MlflowClient
+
+from mlflow_tfmon import cli
+from mlflow_tfmon.reference import Named, choose, find_run
+
+AMONG = [
+    Named("aa1", "one", 1.0),
+    Named("ab2", "two", 3.0),
+    Named("ab3", "two", 2.0),
+    Named("two", "ab2", 0.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("reference", "run_id"),
+    [("aa1", "aa1"), ("one", "aa1"), ("b3", "ab3"), ("latest", "ab2"), ("two", "two"), ("ab2", "ab2")],
+)
+def test_an_id_goes_before_a_name_and_that_before_a_part_of_an_id(reference, run_id):
+    assert choose(reference, AMONG, "here").run_id == run_id
+
+
+@pytest.mark.parametrize("among", [AMONG, []])
+def test_what_is_no_run_is_told(among):
+    with pytest.raises(ClickException, match="there is no run 'zz' here"):
+        choose("zz", among, "here")
+
+
+@pytest.mark.parametrize("reference", ["ab", "a"])
+def test_what_is_several_runs_is_told_with_their_names(reference):
+    with pytest.raises(ClickException, match=r"not one run here: .*ab2 \(two, 19.*ab3 \(two"):
+        choose(reference, AMONG, "here")
+
+
+@pytest.fixture
+def client(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: store)
+    return MlflowClient(store)
+
+
+@pytest.fixture
+def run_ids(client):
+    """Ids of runs in two experiments: two that were watched, a later one that was not, and a further one."""
+    other = client.create_experiment("other")
+    tags = {"tfmon.delivery": "complete", "tfmon.problems": "none"}
+    first = client.create_run("0", 1_000_000, tags, "it's me").info.run_id
+    tags = {"tfmon.delivery": "streaming", "tfmon.problems": "nan_or_inf,overfitting"}
+    second = client.create_run(other, 2_000_000, tags, "second").info.run_id
+    third = client.create_run(other, 3_000_000, {}, "twice").info.run_id
+    fourth = client.create_run("0", 4_000_000, {}, "twice").info.run_id
+    client.log_metric(first, "best/val_loss", 0.123456)
+    client.log_metric(first, "best/epoch", 7)
+    client.log_metric(second, "generator.best/loss", 2.0)
+    client.set_terminated(first)
+    return [first, second, third, fourth]
+
+
+def test_runs_of_a_store(run_ids, store):
+    first, second, third, _ = run_ids
+    assert find_run("latest", store) == second
+    assert find_run(third, store) == third
+    assert find_run("second", store) == second
+    assert find_run(first[3:20]) == first
+    with pytest.raises(ClickException, match=r"'twice' is not one run"):
+        find_run("twice")
+    for nobody in ("no'body", "0" * 32, ""):
+        with pytest.raises(ClickException, match=r"there is no run|is not one run"):
+            find_run(nobody)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["report"],
+        ["diagnose"],
+        ["compare", "second"],
+        ["export-tensorboard"],
+        ["promote"],
+        ["sync", "--check"],
+    ],
+)
+def test_every_command_takes_any_of_them_and_tells_in_a_line_what_it_cannot_find(
+    command, run_ids, home, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    more = ["logs"] if command == ["export-tensorboard"] else []
+    assert cli.main([*command, "nobody", *more]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "there is no run 'nobody' in sqlite:///" in err
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # nobody answers there when it is closed
+        uri = f"http://me:secret@127.0.0.1:{server.getsockname()[1]}"
+    assert cli.main([*command, "nobody", *more, "--tracking-uri", uri]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "does not answer" in err and "secret" not in err
+    assert cli.main([*command, "nobody", *more, "--tracking-uri", "sqlite:///nowhere.db"]) == 1
+    assert "there is no database" in capsys.readouterr().err and not (tmp_path / "nowhere.db").exists()
+
+
+def test_the_list_of_runs(run_ids, capsys):
+    assert cli.main(["runs"]) == 0
+    head, second, first = capsys.readouterr().out.splitlines()
+    assert head.split() == ["RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"]
+    assert second.startswith(run_ids[1][:8]) and first.startswith(run_ids[0][:8])
+    assert "finished" in first and "val_loss 0.1235 (epoch 7)" in first and first.endswith("none")
+    assert "running, streaming" in second and "generator.loss 2" in second
+    assert second.endswith("nan_or_inf, overfitting")
+    assert cli.main(["runs", "--limit", "1"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["RUN", run_ids[1][:8]]
+    assert cli.main(["runs", "--experiment", "Default"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert cli.main(["runs", "--experiment", "none such"]) == 1
+    assert "there is no experiment 'none such'" in capsys.readouterr().err
+
+
+def test_a_store_without_watched_runs(client, capsys):
+    assert cli.main(["runs"]) == 0
+    assert "mlflow-tfmon run SCRIPT" in capsys.readouterr().out
+    assert cli.main(["report", "latest"]) == 1
+    assert "there is no watched run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", cli.group.list_commands(None))
+def test_each_command_has_help(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: mlflow-tfmon {name} ")
+    assert ("RUN is a run's id" in " ".join(out.split())) == (" RUN" in out.splitlines()[0] or "[RUN]" in out)
