@@ -77,11 +77,12 @@ class Monitor:
             )
         self.model = model
         self.settings = Settings.make(**settings)
-        if self.settings.resume and (model is None or run_id):
+        if settings.get("resume") and (model is None or run_id):
             raise SettingError(
                 "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
             )
-        resuming.prepare(self.settings.resume)
+        if model is not None and not run_id:
+            resuming.prepare(self.settings.resume)
         self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
         self._checkpoint: Checkpoint | None = None
         self.callbacks: Callbacks | None = None  # of the fit that is watched
@@ -103,7 +104,7 @@ class Monitor:
     @classmethod
     def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
         """A monitor with settings that have been checked."""
-        monitor = cls(model, run_id=run_id)
+        monitor = cls(model, run_id=run_id, resume=None)  # whoever checked them has prepared what they resume
         monitor.settings = settings
         return monitor
 
