@@ -144,31 +144,42 @@ def _look_for_old_rings(ended_run: str | None = None) -> None:
     for ring in _unheard():
         if ended_run is not None:
             if ring.thread == threading.get_ident():
-                _adopt(ring, ended_run)
+                _take_up(ring, ended_run)
             continue
         waited = time.monotonic() - _waiting.setdefault(ring, time.monotonic())
         # While a nested run is being ended, the one around it is the active one: its turn comes a moment later.
         if waited > (_PATIENCE if runs.active_id(ring.thread) is None else _PATIENCE / 5):
-            _adopt(ring)
+            _take_up(ring)
 
 
 def _settle(thread: int | None = None) -> None:
     """Takes at once what was trained (by a thread) and waits for a run."""
     for ring in _unheard():
         if thread in (None, ring.thread):
-            _adopt(ring)
+            _take_up(ring)
+
+
+def _take_up(ring: Ring, ended_run: str | None = None) -> None:
+    """Adopts a ring, unless another thread has done so meanwhile: its loop may be over again."""
+    with _lock:
+        if not _is_heard(ring):
+            _adopt(ring, ended_run)
 
 
 def _unheard() -> list[Ring]:
     """The rings with steps that nobody records."""
     found = []
     for ring in probes.all_rings():
-        heard = pipeline.DRAIN.has(ring) or ring.written() <= ring.taken
-        if heard:
+        if _is_heard(ring):
             _waiting.pop(ring, None)
         else:
             found.append(ring)
     return found
+
+
+def _is_heard(ring: Ring) -> bool:
+    """Whether a ring has no steps that nobody records."""
+    return pipeline.DRAIN.has(ring) or ring.written() <= ring.taken
 
 
 def _end(thread: int) -> None:

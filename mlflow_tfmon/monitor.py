@@ -14,13 +14,16 @@ import tensorflow as tf
 from mlflow_tfmon import claims, probes, resuming
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.activations import ActivationWatch
+from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
 from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
+from mlflow_tfmon.pauses import Pauses
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.probes import cluster, graph
 from mlflow_tfmon.problems.watch import Watch
@@ -74,13 +77,14 @@ class Monitor:
             )
         self.model = model
         self.settings = Settings.make(**settings)
-        if self.settings.resume and (model is None or run_id):
+        if settings.get("resume") and (model is None or run_id):
             raise SettingError(
                 "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
             )
-        resuming.prepare(self.settings.resume)
+        if model is not None and not run_id:
+            resuming.prepare(self.settings.resume)
         self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
-        self._checkpoint: resuming.Checkpoint | None = None
+        self._checkpoint: Checkpoint | None = None
         self.callbacks: Callbacks | None = None  # of the fit that is watched
         self.total_steps = total_steps
         self.arguments: FitArguments | None = None  # of the fit that is watched
@@ -93,14 +97,14 @@ class Monitor:
         self.premises = Telling(model)
         self._epoch_offset: int | None = None
         self._first_step = 0
-        self._paused_since: float | None = None
+        self._pauses = Pauses()
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
 
     @classmethod
     def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
         """A monitor with settings that have been checked."""
-        monitor = cls(model, run_id=run_id)
+        monitor = cls(model, run_id=run_id, resume=None)  # whoever checked them has prepared what they resume
         monitor.settings = settings
         return monitor
 
@@ -280,9 +284,7 @@ class Monitor:
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
-            now = time.time()
-            recording.append(records.Paused(self._paused_since or now, now))
-            self._paused_since = None
+            recording.append(self._pauses.end())
 
     @property
     def epoch_offset(self) -> int:
@@ -350,13 +352,7 @@ class Monitor:
 
     def paused(self, since: float | None) -> None:
         """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
-        if since is not None:
-            self._paused_since = self._paused_since or since
-        elif (
-            self._paused_since is not None
-        ):  # before the first epoch nothing has paused: its first step is traced
-            self.record(records.Paused(self._paused_since, time.time()))
-            self._paused_since = None
+        self.record(*self._pauses.told(since))
 
     # -- rings -----------------------------------------------------------------------------------------------------
     def claims(self, ring: Ring) -> bool:
@@ -398,11 +394,11 @@ class Monitor:
         """Has a checkpoint made where one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
-            around = resuming.around(
+            around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
                 epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
             )  # fmt: skip
-            others = resuming.others(self.model, self._optimizers, self._rings)
+            others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
             self._pipeline.keeper(self.prefix).consider(now)
 

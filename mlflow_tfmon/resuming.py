@@ -2,158 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import keras
 import mlflow
 from mlflow.tracking import fluent
 
-from mlflow_tfmon import claims, pipeline, probes, underway
-from mlflow_tfmon.checkpoints import state as states
-from mlflow_tfmon.checkpoints.folder import WEIGHTS
+from mlflow_tfmon import claims, pipeline, probes
 from mlflow_tfmon.checkpoints.names import BEST, LAST, METRIC, MODE, RESUME, VALUE, pointer
+from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
 from mlflow_tfmon.errors import SettingError, contained, logger
 from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.probes import graph
 from mlflow_tfmon.problems.again import replayed
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.recorded import load_run
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.past import Past, mark
-from mlflow_tfmon.stream.recording import Recording
-from mlflow_tfmon.stream.ring import Ring
-from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.names import DELIVERY_TAG
 from mlflow_tfmon.tracking.uris import without_secrets
 from mlflow_tfmon.tracking.waiting import deliver, find_waiting
 
 LATEST = "latest"
-RESUMED_TAG = "tfmon.resumed"
 _PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
 _PAUSE = 0.2  # s
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A checkpoint to go on from.
-
-    Attributes:
-        run_id: its run.
-        state: of the training.
-        folder: of the model's files.
-        kept: the checkpoints of the run that MLflow has, oldest first.
-    """
-
-    run_id: str
-    state: State = field(repr=False)
-    folder: Path
-    kept: tuple[Before, ...] = ()
-
-    @property
-    def first_epoch(self) -> int:
-        """The epoch of the training with which it goes on."""
-        about = self.state.about
-        return int(about["epoch"]) - int(about["first_epoch"]) + (not about["within"])
-
-    def run(self, thread: int | None, stay_active: bool) -> runs.Run:
-        """The run, running again; arguments and errors as in `runs.again`."""
-        past = dataclasses.replace(Past.from_dict(self.state.about["past"]), resumed=True)
-        return dataclasses.replace(runs.again(self.run_id, thread, stay_active), past=past)
-
-    def trained(self, model: Any) -> dict[int, frozenset[str]]:
-        """What each stream of the recording trains, for `Recording.go_on`, once the model is built."""
-        keys = [graph.key(variable) for variable in model.trainable_variables]
-        return {
-            int(number): frozenset(keys[at] for at in of)
-            for number, of in self.state.about["streams"].items()
-        }
-
-    def told(self) -> dict[str, str]:
-        """What the run's tags say of it."""
-        return {RESUMED_TAG: f"after step {self.state.about['step']}, with epoch {self.first_epoch}"}
-
-    def restore(self, model: Any, optimizers: Sequence[Any]) -> None:
-        """Gives a model, its optimizer and others the values of the checkpoint.
-
-        Args:
-            model: the Keras model, built.
-            optimizers: those that the model is not compiled with.
-
-        Raises:
-            SettingError: they are not what was saved.
-        """
-        about = self.state.about
-        if not isinstance(model, keras.Model) or not model.built:
-            raise self._error("the model must be a built Keras 3 model; give it an Input, or call it once")
-        self._compare("model", about["weights"], model.weights)
-        with model.distribute_strategy.scope():
-            if about["optimizer"]:
-                if getattr(model, "optimizer", None) is None:
-                    raise self._error("the model must be compiled, as it was; call compile first")
-                _build(model.optimizer, model.trainable_variables, len(about["optimizer"]))
-                self._compare("optimizer", about["optimizer"], model.optimizer.variables)
-            if len(optimizers) != len(about["optimizers"]):
-                raise self._error(
-                    f"the training had {len(about['optimizers'])} optimizers of its own, {len(optimizers)} are given; "
-                    "name them: Monitor(model, optimizer=...), several as a list"
-                )
-            model.load_weights(str(self._file()))
-            for at, variable in enumerate(states.seeds(model)):
-                if f"seed/{at}" in self.state.arrays:
-                    states.assign(variable, self.state.arrays[f"seed/{at}"])
-            for number, (optimizer, told) in enumerate(zip(optimizers, about["optimizers"], strict=True)):
-                of = [model.trainable_variables[at] for at in told["of"]]
-                _build(optimizer, of, len(told["shapes"]))
-                self._compare("optimizer", told["shapes"], optimizer.variables)
-                for at, variable in enumerate(optimizer.variables):
-                    states.assign(variable, self.state.arrays[f"optimizer/{number}/{at}"])
-        states.set_chance(self.state)
-
-    def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
-        """Has the fit that is just beginning go on with the right epoch, callbacks and order of data."""
-        if callbacks is not None:
-            callbacks.restore(self.state)
-        model._initial_epoch = self.first_epoch  # as keras.callbacks.BackupAndRestore does
-        underway.pass_epochs(self.first_epoch)
-
-    def _file(self) -> Path:
-        found = [*self.folder.glob("data/model.keras"), *self.folder.glob(WEIGHTS)]
-        if not found:
-            raise self._error(
-                "its checkpoint is in another format than .keras; leave keras_model_kwargs as they are"
-            )
-        return found[0]
-
-    def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:
-        now = states.shapes(variables)
-        for (name, shape), (path, size) in zip(saved, now, strict=False):
-            if tuple(shape) != size:
-                raise self._error(
-                    f"this is another {what}: {path} has shape {size}, in the checkpoint it is {name} with "
-                    f"{tuple(shape)}; build it as it was, or train anew without resume"
-                )
-        if len(saved) != len(now):
-            raise self._error(
-                f"this is another {what}: it has {len(now)} variables, in the checkpoint it has {len(saved)}; build "
-                "it as it was, or train anew without resume"
-            )
-
-    def _error(self, text: str) -> SettingError:
-        return SettingError(f"resume={self.run_id!r}: {text}.")
-
-
-def _build(optimizer: Any, variables: Sequence[Any], count: int) -> None:
-    if len(optimizer.variables) != count:
-        optimizer.build(list(variables))
 
 
 def prepare(resume: str | None) -> None:
@@ -287,15 +163,6 @@ def _latest() -> str | None:
     return run_id if any(kind == RESUME for _, kind in _pointers(tags)) else None
 
 
-def others(model: Any, given: Sequence[Any], rings: Sequence[Ring]) -> tuple[Any, ...]:
-    """The Keras 3 optimizers of a training that its model was not compiled with: those given, else those seen."""
-    found = given or [ring.optimizer() for ring in rings]
-    own = getattr(model, "optimizer", None)
-    inner = (own, getattr(own, "inner_optimizer", None))
-    keep = [one for one in found if isinstance(one, keras.optimizers.Optimizer) and one.built]
-    return tuple({id(one): one for one in keep if not any(one is mine for mine in inner)}.values())
-
-
 def go_on(model: Any, keys: frozenset[str], checkpoint: Checkpoint | None, into: Pipeline | None) -> None:
     """Has a recording go on where the run's earlier ones left off; called when it begins, and when the model is built.
 
@@ -326,30 +193,3 @@ def _replay(checkpoint: Checkpoint, watch: Watch) -> None:
         run = load_run(checkpoint.run_id)
         run.cut(Past.from_dict(checkpoint.state.about["past"]).steps)
         watch.go_on(*replayed(run))
-
-
-def around(
-    model: Any, recording: Recording, callbacks: states.Callbacks | None, **counts: Any
-) -> Callable[[], State]:
-    """What gives the state of a training beside its variables.
-
-    Args:
-        model: the model.
-        recording: of the training.
-        callbacks: of fit, or None.
-        **counts: "epoch", "step", "first_epoch" and "within", as in `State`.
-    """
-
-    def state() -> State:
-        chance, keys = states.chance()
-        about, arrays = callbacks.state() if callbacks is not None else ([], {})
-        at = {graph.key(variable): at for at, variable in enumerate(model.trainable_variables)}
-        streams = {
-            number: [at[key] for key in keys if key in at] for number, keys in recording.trained().items()
-        }
-        told = {
-            **counts, "past": recording.past().as_dict(), "streams": streams, "callbacks": about, "random": chance
-        }  # fmt: skip
-        return State(told, {**arrays, **keys})
-
-    return state

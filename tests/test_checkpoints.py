@@ -282,11 +282,11 @@ def test_the_frequency_in_epochs_and_in_steps() -> None:
 def test_a_model_that_is_changed_before_it_is_saved(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     gate, write = threading.Event(), Writer.write
 
-    def late(self: Writer, snapshot: Any, folder: Path) -> None:
+    def late(self: Writer, snapshot: Any, folder: Path, *more: Any) -> None:
         if not (folder.parent / "changed").exists() and gate.is_set():
             (folder.parent / "changed").touch()
             snapshot.model.compile("sgd", "mse")
-        write(self, snapshot, folder)
+        write(self, snapshot, folder, *more)
 
     monkeypatch.setattr(Writer, "write", late)
     model = net()

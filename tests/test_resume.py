@@ -214,7 +214,9 @@ def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatc
     unwatched = client.create_run("0").info.run_id
     refused(lambda: mlflow_tfmon.MonitorCallback(resume=unwatched), unwatched, "no checkpoint")
     client.delete_run(unwatched)
-    mlflow_tfmon.autolog(resume="latest")  # nothing to resume: a new training begins
+    monkeypatch.setenv("MLFLOW_TFMON_RESUME", "latest")
+    mlflow_tfmon.autolog()  # nothing to resume: a new training begins
+    monkeypatch.delenv("MLFLOW_TFMON_RESUME")
     assert len(net.fit(X, Y, epochs=1, verbose=0).history["loss"]) == 1
     run_id = the_run().info.run_id
     with mlflow_tfmon.Monitor(net, run_id=run_id, report=False):

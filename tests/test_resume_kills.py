@@ -44,7 +44,7 @@ class Kill(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         seen_one()
     def on_epoch_end(self, epoch, logs=None):
-        time.sleep(0.3)
+        time.sleep(2)  # long enough for the checkpoint to be written
 
 if how == "fit":
     mlflow_tfmon.autolog(resume="latest", report=False)
@@ -68,7 +68,7 @@ else:
                 value = step(*batch)
                 seen_one()
             monitor.log_epoch(epoch, {"loss": float(value)})
-            time.sleep(0.3)
+            time.sleep(2)  # long enough for the checkpoint to be written
 np.savez(out, *[v.numpy() for v in (*model.variables, *optimizer.variables)])
 """
 

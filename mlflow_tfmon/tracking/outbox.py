@@ -221,7 +221,8 @@ class Outbox:
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""
         if ended.reason:
-            self._do(lambda run: run.describe(ended.reason), "description", self._files)
+            reason = ended.reason.replace("<", "\\<")  # an exception's text may be anything; this is Markdown
+            self._do(lambda run: run.describe(reason), "description", self._files)
         if ended.set_status:
             self._do(lambda run: run.end(ended.status, ended.time), "end state", self._files)
 

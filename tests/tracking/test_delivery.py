@@ -182,9 +182,9 @@ def test_the_users_own_run_is_ended_where_the_dead_trainer_would_have_ended_it(
 def test_a_reason_goes_below_the_description(
     store: str, client: mlflow.MlflowClient, run_id: str, home: Path
 ) -> None:
-    deliver(write(home, started(store, run_id), RunEnded(BEGUN, "FAILED", True, "ValueError: no")))
+    deliver(write(home, started(store, run_id), RunEnded(BEGUN, "FAILED", True, "ValueError: no <script>")))
     run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FAILED", "ValueError: no")
+    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FAILED", r"ValueError: no \<script>")
 
 
 def test_a_run_that_could_not_be_made_is_made_once(

@@ -1,0 +1,137 @@
+"""From a checkpoint back to the training that it is of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from mlflow_tfmon import underway
+from mlflow_tfmon.checkpoints import state as states
+from mlflow_tfmon.checkpoints.folder import WEIGHTS
+from mlflow_tfmon.checkpoints.state import State
+from mlflow_tfmon.checkpoints.which import Before
+from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.probes import graph
+from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.tracking import runs
+
+RESUMED_TAG = "tfmon.resumed"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint to go on from.
+
+    Attributes:
+        run_id: its run.
+        state: of the training.
+        folder: of the model's files.
+        kept: the checkpoints of the run that MLflow has, oldest first.
+    """
+
+    run_id: str
+    state: State = field(repr=False)
+    folder: Path
+    kept: tuple[Before, ...] = ()
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch of the training with which it goes on."""
+        about = self.state.about
+        return int(about["epoch"]) - int(about["first_epoch"]) + (not about["within"])
+
+    def run(self, thread: int | None, stay_active: bool) -> runs.Run:
+        """The run, running again; arguments and errors as in `runs.again`."""
+        past = dataclasses.replace(Past.from_dict(self.state.about["past"]), resumed=True)
+        return dataclasses.replace(runs.again(self.run_id, thread, stay_active), past=past)
+
+    def trained(self, model: Any) -> dict[int, frozenset[str]]:
+        """What each stream of the recording trains, for `Recording.go_on`, once the model is built."""
+        keys = [graph.key(variable) for variable in model.trainable_variables]
+        return {
+            int(number): frozenset(keys[at] for at in of)
+            for number, of in self.state.about["streams"].items()
+        }
+
+    def told(self) -> dict[str, str]:
+        """What the run's tags say of it."""
+        return {RESUMED_TAG: f"after step {self.state.about['step']}, with epoch {self.first_epoch}"}
+
+    def restore(self, model: Any, optimizers: Sequence[Any]) -> None:
+        """Gives a model, its optimizer and others the values of the checkpoint.
+
+        Args:
+            model: the Keras model, built.
+            optimizers: those that the model is not compiled with.
+
+        Raises:
+            SettingError: they are not what was saved.
+        """
+        about = self.state.about
+        if not isinstance(model, keras.Model) or not model.built:
+            raise self._error("the model must be a built Keras 3 model; give it an Input, or call it once")
+        self._compare("model", about["weights"], model.weights)
+        with model.distribute_strategy.scope():
+            if about["optimizer"]:
+                if getattr(model, "optimizer", None) is None:
+                    raise self._error("the model must be compiled, as it was; call compile first")
+                _build(model.optimizer, model.trainable_variables, len(about["optimizer"]))
+                self._compare("optimizer", about["optimizer"], model.optimizer.variables)
+            if len(optimizers) != len(about["optimizers"]):
+                raise self._error(
+                    f"the training had {len(about['optimizers'])} optimizers of its own, {len(optimizers)} are given; "
+                    "name them: Monitor(model, optimizer=...), several as a list"
+                )
+            model.load_weights(str(self._file()))
+            for at, variable in enumerate(states.seeds(model)):
+                if f"seed/{at}" in self.state.arrays:
+                    states.assign(variable, self.state.arrays[f"seed/{at}"])
+            for number, (optimizer, told) in enumerate(zip(optimizers, about["optimizers"], strict=True)):
+                of = [model.trainable_variables[at] for at in told["of"]]
+                _build(optimizer, of, len(told["shapes"]))
+                self._compare("optimizer", told["shapes"], optimizer.variables)
+                for at, variable in enumerate(optimizer.variables):
+                    states.assign(variable, self.state.arrays[f"optimizer/{number}/{at}"])
+        states.set_chance(self.state)
+
+    def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
+        """Has the fit that is just beginning go on with the right epoch, callbacks and order of data."""
+        if callbacks is not None:
+            callbacks.restore(self.state)
+        model._initial_epoch = self.first_epoch  # as keras.callbacks.BackupAndRestore does
+        underway.pass_epochs(self.first_epoch)
+
+    def _file(self) -> Path:
+        found = [*self.folder.glob("data/model.keras"), *self.folder.glob(WEIGHTS)]
+        if not found:
+            raise self._error(
+                "its checkpoint is in another format than .keras; leave keras_model_kwargs as they are"
+            )
+        return found[0]
+
+    def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:
+        now = states.shapes(variables)
+        for (name, shape), (path, size) in zip(saved, now, strict=False):
+            if tuple(shape) != size:
+                raise self._error(
+                    f"this is another {what}: {path} has shape {size}, in the checkpoint it is {name} with "
+                    f"{tuple(shape)}; build it as it was, or train anew without resume"
+                )
+        if len(saved) != len(now):
+            raise self._error(
+                f"this is another {what}: it has {len(now)} variables, in the checkpoint it has {len(saved)}; build "
+                "it as it was, or train anew without resume"
+            )
+
+    def _error(self, text: str) -> SettingError:
+        return SettingError(f"resume={self.run_id!r}: {text}.")
+
+
+def _build(optimizer: Any, variables: Sequence[Any], count: int) -> None:
+    if len(optimizer.variables) != count:
+        optimizer.build(list(variables))
