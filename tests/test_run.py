@@ -20,7 +20,7 @@ import beside
 import __main__
 print(sys.argv, sys.path, sys.orig_argv[1:], sys.flags, __name__, __file__, __spec__ and __spec__.name, __package__)
 print(__main__ is sys.modules["__main__"], type(__builtins__), sorted(vars()), __doc__, beside.NAME)
-print({name: value for name, value in os.environ.items() if name != "_"})
+print(sorted(pair for pair in os.environ.items() if pair[0] != "_"))
 print([name for name in sys.modules if "mlflow" in name or "tfmon" in name], sys.excepthook, sys.meta_path[-3:])
 print(input(), file=sys.stderr)
 """

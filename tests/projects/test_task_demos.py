@@ -282,3 +282,22 @@ def test_distributed(run_demo: RunDemo) -> None:
     assert (recorded["two workers"].steps.examples == 64).all()  # of both workers
     for worker in (0, 1):
         assert recorded["two workers"].steps[f"worker_{worker}/step_time_ms"].iloc[2:].gt(0).all()
+
+
+@demos
+def test_resume(run_demo: RunDemo, at_store: Callable[..., None]) -> None:
+    demo = run_demo("resume")
+    whole, resumed = (demo.children[name] for name in ("whole", "killed and resumed"))
+    assert demo.parent.data.metrics["weights_difference"] == 0
+    assert "tfmon.resumed" in resumed.data.tags and "tfmon.resumed" not in whole.data.tags
+    recorded = [load_run(run.info.run_id, demo.client.tracking_uri) for run in (whole, resumed)]
+    for run in recorded:
+        assert list(run.steps.index) == list(range(1, 4 * 45 + 1))
+        assert list(run.epochs.index) == list(range(4))
+    np.testing.assert_array_equal(recorded[0].steps.loss, recorded[1].steps.loss)
+    at_store(demo.client)
+    x, y = unseen_digits()
+    found = mlflow.pyfunc.load_model(f"models:/{resumed.data.tags['tfmon.model']}").predict(x)
+    assert np.mean(found.argmax(axis=1) == y) == pytest.approx(
+        demo.history(whole, "val_accuracy")[-1], abs=1e-6
+    )
