@@ -372,7 +372,8 @@ def clipping(mode: Mode) -> dict[str, Any]:
 RARE = (
     "steps_per_execution=5", "XLA, clipped", "XLA, steps_per_execution=5", "jit_compile=auto",
     "float16, compiled by XLA", "eager gradient accumulation", "several losses, eager", "infinite dataset",
-    "dataset of unknown size", "embedding, compiled by XLA",
+    "dataset of unknown size", "embedding, compiled by XLA", "sample weights", "generator", "moving average",
+    "subclassed",
 )  # fmt: skip
 
 

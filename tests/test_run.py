@@ -120,7 +120,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("first", ["tensorflow", pytest.param("os", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("first", ["tensorflow", "os"])
 def test_a_training_is_recorded_where_mlflow_is_told_and_is_the_same(first, tmp_path, store, home):
     client = MlflowClient(store)
     (tmp_path / "train.py").write_text(TRAINS.format(first=first))

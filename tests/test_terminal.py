@@ -78,6 +78,7 @@ def run(arguments: list[str], folder: Path, store: str, stdout: int | None = Non
     return seen.decode(), (folder / "out").read_text()
 
 
+@pytest.mark.thorough
 def test_a_bar_while_it_trains_and_a_summary_at_its_end(tmp_path, store):
     seen, printed = run([], tmp_path, store)
     assert printed == "epoch 0 is over\nepoch 1 is over\nthe end\n"

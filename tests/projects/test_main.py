@@ -46,6 +46,7 @@ def named_runs(client: MlflowClient) -> dict[str, mlflow.entities.Run]:
     return {"parent" if "mlflow.parentRunId" not in run.data.tags else run.info.run_name: run for run in runs}
 
 
+@pytest.mark.demos
 def test_two_runs_below_the_projects_own(client):
     runs = named_runs(client)
     assert set(runs) == {"parent", "fit", "custom loop"}
@@ -55,6 +56,7 @@ def test_two_runs_below_the_projects_own(client):
         assert runs[name].data.tags["mlflow.parentRunId"] == runs["parent"].info.run_id
 
 
+@pytest.mark.demos
 @pytest.mark.parametrize("name", ["fit", "custom loop"])
 def test_each_is_watched_at_every_step(client, name):
     run = named_runs(client)[name]
@@ -76,6 +78,7 @@ def test_each_is_watched_at_every_step(client, name):
     assert run.data.metrics["val_accuracy"] > 0.8
 
 
+@pytest.mark.demos
 def test_the_two_can_be_compared(client):
     """Same names, same first weights and, up to the first shuffle, same data: the same first epoch."""
     runs = named_runs(client)

@@ -85,6 +85,7 @@ def test_the_last_row_of_a_long_training_is_readable_while_it_goes_on(
     journal.close()
 
 
+@pytest.mark.thorough
 def test_a_delivery_killed_while_it_publishes_loses_and_doubles_nothing(
     store: str, client: mlflow.MlflowClient, home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
