@@ -44,7 +44,8 @@ class Summary:
 
     def text(self) -> str:
         """As some lines for a terminal."""
-        rows = [("recorded", f"{_count(self.steps, 'step')}, {_count(self.epochs, 'epoch')}")]
+        epochs = f", {_count(self.epochs, 'epoch')}" if self.epochs else ""  # a plain loop tells of none
+        rows = [("recorded", _count(self.steps, "step") + epochs)]
         rows += [("best", one) for one in self.best]
         rows.append(("look at", where(self.tracking_uri, self.experiment_id, self.run_id)))
         rows += [("problem", f"{one.severity}: {one.line()}") for one in self.problems[:_MOST_PROBLEMS]]

@@ -142,7 +142,7 @@ def test_the_summary():
     many = Summary(None, "", "sqlite:////a/b.db", 1, 0, (), (problem,) * 30, 12, "refused")
     assert not many.calm and len(many.text().splitlines()) < 24
     assert "warning: overfitting since step 900: It rose. Stop early." in many.text()
-    assert "1 step, 0 epochs" in many.text() and "24 more" in many.text()
+    assert "  recorded  1 step\n" in many.text() and "24 more" in many.text()
     assert "12 records wait for delivery (refused)" in many.text() and "mlflow-tfmon sync" in many.text()
 
 
