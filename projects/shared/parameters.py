@@ -81,13 +81,7 @@ def rate(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: `text` is no such number.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not '{text}'")
-    return value
+    return _between(text, math.inf, "a finite number above 0")
 
 
 def share(text: str) -> float:
@@ -96,12 +90,16 @@ def share(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: `text` is no such number.
     """
+    return _between(text, 1, "a number between 0 and 1")
+
+
+def _between(text: str, end: float, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not '{text}'")
+    if not 0 < value < end:
+        raise argparse.ArgumentTypeError(f"must be {what}, not '{text}'")
     return value
 
 
