@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[2]
+WITH_REPORT = ("monitored_training",)
 
 
 def environment(store: str) -> dict[str, str]:
@@ -62,7 +63,8 @@ def run_demo(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         command += ["--env-manager", "local", "--experiment-name", entry_point]
         done = subprocess.run(
             [*command, *(part for one in given for part in ("-P", one))],
-            env=environment(client.tracking_uri),
+            # Reports take delivery seconds: only the demo that is about them has one.
+            env={**environment(client.tracking_uri), "MLFLOW_TFMON_REPORT": str(entry_point in WITH_REPORT)},
             capture_output=True,
             text=True,
             timeout=600,
