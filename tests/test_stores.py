@@ -36,9 +36,11 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 def postgres() -> Iterator[str]:
     """A PostgreSQL of its own, which does not run as root."""
     # Not within pytest's folder: each pytest that begins closes that to other users.
-    with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
-        with _postgres(Path(folder)) as found:
-            yield found
+    with (
+        tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder,
+        _postgres(Path(folder)) as found,
+    ):
+        yield found
 
 
 @contextlib.contextmanager
