@@ -228,10 +228,9 @@ class Ring:
         )
         return tf.equal(number % spacing, 0)
 
-    def write(self, step: tf.Tensor, row: tf.Tensor, after: tf.Tensor) -> None:
-        """Writes a step's row once `after` is there; then the counter moves: what it counts has been written."""
-        with tf.control_dependencies([after]):
-            written = _put(self.rows, step % self.capacity, row)
+    def write(self, step: tf.Tensor, row: tf.Tensor) -> None:
+        """Writes a step's row; then the counter moves: what it counts has been written."""
+        written = _put(self.rows, step % self.capacity, row)
         # TensorFlow orders what touches one variable; ring and counter are two.
         with tf.control_dependencies([] if written is None else [written]):
             self.count.assign(step)
