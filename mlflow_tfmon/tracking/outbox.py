@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
@@ -35,8 +36,10 @@ from mlflow_tfmon.tracking.sent import Sent
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
 from mlflow_tfmon.tracking.tally import MANIFEST, missing
+from mlflow_tfmon.tracking.translation import Translation
 
 LOST_TAG = "tfmon.lost_steps"
+LEFT_OUT_TAG = "tfmon.not_kept"
 PROGRESS_TAG = "tfmon.progress"
 
 
@@ -183,10 +186,14 @@ class Outbox:
             self.so_far.tagged = "streaming"
             self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}))
 
-    def flushed(self, seq: int, lost: int) -> None:
-        """Notes that all up to record `seq` is delivered; `lost` is how many steps never were recorded."""
-        if lost:
-            self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
+    def flushed(self, seq: int, translation: Translation) -> None:
+        """Notes that all up to record `seq` is delivered, and how much was measured and is not there."""
+        if translation.lost:
+            lost = str(translation.lost)
+            self._do(lambda run: run.tags({LOST_TAG: lost}))
+        if translation.left_out:
+            text = f"{counted(translation.left_out)}: {translation.why}"
+            self._do(lambda run: run.tags({LEFT_OUT_TAG: text}))
         if self.so_far.tagged != "complete":
             self.so_far.tagged = "complete"
             self._do(self._count, DELIVERY_TAG, self._files)

@@ -45,6 +45,7 @@ class Part:
             OSError: it could not be written; its rows are kept.
         """
         if self._batches:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # who deletes it deletes no row
             table = pa.Table.from_batches(self._batches).combine_chunks()
             # Doubles that were singles: their bytes taken apart need a quarter less space and half the time.
             split = [
@@ -63,13 +64,16 @@ class Part:
 class File:
     """One telemetry file, in parts.
 
+    Attributes:
+        folder: where they are to be written.
+
     Args:
         folder: where they are to be written.
         stem: what their names begin with; their numbers follow.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stem = stem
         self._number = 0
         self._batches: list[pa.RecordBatch] = []
@@ -102,4 +106,4 @@ class File:
         return Part(self._path(), [*self._batches, *rows])
 
     def _path(self) -> Path:
-        return self._folder / f"{self._stem}-{self._number:05d}.parquet"
+        return self.folder / f"{self._stem}-{self._number:05d}.parquet"

@@ -87,6 +87,12 @@ class Telemetry:
         self._prefixes: dict[int, str] = {}
         self._columns: dict[str, dict[str, bool]] = {}  # each file's columns, and whether they hold lists
 
+    def move(self, folder: Path) -> None:
+        """Has what is written from now on written to another folder."""
+        self._folder = folder
+        for file in self._files.values():
+            file.folder = folder
+
     def opened(self, layout: StreamOpened) -> None:
         """Takes a stream's layout, before its first block."""
         self._prefixes[layout.stream] = layout.prefix
