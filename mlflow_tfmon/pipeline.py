@@ -119,7 +119,8 @@ class Pipeline:
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
-        DRAIN.detach(rings)
+        with self._spool.last_call():
+            DRAIN.detach(rings)
         self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 
     def drain(self) -> None:
@@ -145,7 +146,6 @@ class Pipeline:
             self.closed = True
             for key in [key for key, pipeline in _open.items() if pipeline is self]:
                 del _open[key]
-        self._spool.last_call()
         self.release(list(self._rings))
         self.hide()
         self.finish_checkpoints()

@@ -111,7 +111,7 @@ class Deliverer:
             self._ledger.note(error=error, tried=tried, waiting=waiting)
 
     def rest(self, records: Sequence[Record]) -> None:
-        """Takes what the trainer could not write to the journal: it comes after all that is there."""
+        """Takes what the trainer could not write to the journal, now that it has closed it: it comes after the rest."""
         self._rest += records
 
     def close(self) -> None:
@@ -202,12 +202,12 @@ class Deliverer:
         # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
         sent = self._resumed - self._seq
         batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
-        if not batch and trainer_gone and self._rest:
-            batch = list(enumerate(self._rest, self._seq + 1))
-            self._rest = []
+        over = not batch and (not self._reader.error or self._reader.damaged)
+        if over and self._rest:
+            batch, self._rest = list(enumerate(self._rest, self._seq + 1)), []
         if batch:
             self._translate(batch)
-        elif trainer_gone and (not self._reader.error or self._reader.damaged):
+        elif trainer_gone and over:
             self._end_abandoned()
         else:
             return False

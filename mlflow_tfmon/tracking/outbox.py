@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -270,6 +271,11 @@ class Outbox:
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
-    with store_errors():
-        part.save()
-    run.file(part.path, part.folder, patient)
+    with contextlib.ExitStack() as stack, store_errors():
+        try:
+            path = part.save()
+        except OSError:  # the journal's disk is full: another may have room for a moment
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlflow_tfmon-"))
+            path = Path(folder, part.path.name)
+            part.write(path)
+        run.file(path, part.folder, patient)

@@ -46,19 +46,23 @@ class Part:
         """
         if self._batches:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # who deletes it deletes no row
-            table = pa.Table.from_batches(self._batches).combine_chunks()
-            # Doubles that were singles: their bytes taken apart need a quarter less space and half the time.
-            split = [
-                f"{one.name}.list.element" if pa.types.is_list(one.type) else one.name
-                for one in table.schema
-                if one.type == pa.list_(pa.float64()) or pa.types.is_float64(one.type)
-            ]
-            pq.write_table(
-                table, self.path, row_group_size=table.num_rows, compression="zstd", compression_level=1,
-                use_dictionary=["name", "prefix", "variable", "kind", "layer"], use_byte_stream_split=split,
-            )  # fmt: skip
+            self.write(self.path)
             self._batches = ()
         return self.path
+
+    def write(self, path: Path) -> None:
+        """Writes its rows to a file, and keeps them."""
+        table = pa.Table.from_batches(self._batches).combine_chunks()
+        # Doubles that were singles: their bytes taken apart need a quarter less space and half the time.
+        split = [
+            f"{one.name}.list.element" if pa.types.is_list(one.type) else one.name
+            for one in table.schema
+            if one.type == pa.list_(pa.float64()) or pa.types.is_float64(one.type)
+        ]
+        pq.write_table(
+            table, path, row_group_size=table.num_rows, compression="zstd", compression_level=1,
+            use_dictionary=["name", "prefix", "variable", "kind", "layer"], use_byte_stream_split=split,
+        )  # fmt: skip
 
 
 class File:

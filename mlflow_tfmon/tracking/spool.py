@@ -11,10 +11,11 @@ all else is held in memory until the disk takes it again, or the training is ove
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 
 from mlflow_tfmon.errors import say_once
@@ -65,7 +66,7 @@ class Spool:
         self._lock = threading.RLock()
         self._held: list[Record] = []
         self._unsaid: Counter[str] = Counter()  # of `left_out` what no record tells of yet
-        self._closing = False
+        self._last_call = False
 
     @property
     def not_kept(self) -> str:
@@ -104,9 +105,15 @@ class Spool:
                 self.why = why
                 self._unsaid = Counter() if writes else unsaid
 
-    def last_call(self) -> None:
-        """The training is over: from here on rows that cannot be written are counted, not asked for again."""
-        self._closing = True
+    @contextlib.contextmanager
+    def last_call(self) -> Iterator[None]:
+        """Rows that come meanwhile have nowhere to stay: those that cannot be written are counted."""
+        with self._lock:
+            self._last_call = True
+            try:
+                yield
+            finally:
+                self._last_call = False
 
     def close(self) -> list[Record]:
         """Closes the journal; returns what it did not take."""
@@ -123,7 +130,7 @@ class Spool:
             f"mlflow_tfmon: {why}: {self._journal.folder}. The training goes on, and what is measured is kept in "
             "memory as far as there is room: free space on that disk, or make it writable.",
         )
-        if not self._closing and any(isinstance(record, _IN_RING) for record in records):
+        if not self._last_call and any(isinstance(record, _IN_RING) for record in records):
             raise NotNowError(why)
         for record in records:
             if isinstance(record, (*_IN_RING, Lost)) or len(self._held) >= _HELD:

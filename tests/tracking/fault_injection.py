@@ -17,6 +17,7 @@ from pathlib import Path
 from recordings import blocks, layout, started, values
 
 from mlflow_tfmon.stream.records import EpochEnded, Logged
+from mlflow_tfmon.tracking import deliverer as deliverers
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.journal import Journal
 
@@ -61,6 +62,9 @@ def deliver(folder: Path, store: str, gone: bool) -> None:
     while not deliverer.done:
         deliverer.advance(trainer_gone=gone, hurry=True)
         time.sleep(0.01)
+
+
+deliverers._TRIM_BYTES = 50_000  # what has arrived is deleted, again and again
 
 
 def main(store: str, home: Path, seed: int, runs: list[str]) -> None:
