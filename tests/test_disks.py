@@ -22,6 +22,7 @@ import pytest
 import mlflow_tfmon
 from mlflow_tfmon import errors, pipeline
 from mlflow_tfmon.commands.sync import command as sync
+from mlflow_tfmon.tracking.homes import second_home
 from mlflow_tfmon.tracking.waiting import find_waiting
 from tests import trainings
 
@@ -208,11 +209,43 @@ def test_no_disk_takes_the_journal(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MLFLOW_TFMON_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     mlflow_tfmon.autolog(log_models=False)
     net = compiled()
     train(net, 6)
     same(net, unwatched)
-    assert [line for line in said if "the training goes on" in line]
+    assert [line for line in said if "the training goes on" in line and "not recorded" in line], said
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_home_that_is_read_only(
+    theirs: bool,
+    unwatched: list[np.ndarray],
+    store: str,
+    fresh: None,
+    home: Path,
+    said: list[str],
+    disk: Callable[[Path], Disk],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk(home)
+    subprocess.run(["mount", "-o", "remount,ro", str(home)], check=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if theirs:  # somebody else was there first
+        second_home().mkdir(mode=0o777)
+        second_home().chmod(0o777)
+    mlflow_tfmon.autolog(log_models=False)
+    net = compiled()
+    train(net, 6)
+    same(net, unwatched)
+    if theirs:
+        assert list(second_home().iterdir()) == []
+        return
+    assert sum("MLFLOW_TFMON_HOME names a better folder" in line for line in said) == 1
+    until(lambda: not find_waiting())
+    (run,) = mlflow.search_runs(output_format="list")
+    assert mlflow_tfmon.load_run(run.info.run_id).steps.index.tolist() == list(range(1, 61))
 
 
 @pytest.mark.parametrize("what", ["artifacts", "mlflow.db"])

@@ -18,8 +18,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream.records import Record, RunStarted, decode, encode
 from mlflow_tfmon.tracking import life
+from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
 from mlflow_tfmon.tracking.uris import absolute, without_secrets
 
 FORMAT = 2  # 1 had all records, always
@@ -27,14 +29,6 @@ DATABASE = "journal.sqlite"
 _READ_BYTES = 16 * 2**20
 _WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
 _TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
-
-
-def home_folder() -> Path:
-    """The folder that holds all recordings: MLFLOW_TFMON_HOME, else `mlflow_tfmon` in the user's data folder."""
-    if home := os.environ.get("MLFLOW_TFMON_HOME"):
-        return Path(home).expanduser().absolute()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser().absolute() / "mlflow_tfmon"
 
 
 class Journal:
@@ -73,12 +67,30 @@ class Journal:
         """Makes the journal of a new recording, readable by this user alone.
 
         Args:
-            home: folder of all recordings; default `home_folder()`.
+            home: folder of all recordings; default `home_folder()`, or where that cannot be written `second_home()`.
 
         Raises:
             OSError, sqlite3.Error: the folder or the database cannot be written.
         """
-        home = home_folder() if home is None else home
+        if home is not None:
+            return cls._create(home)
+        try:
+            return cls._create(home_folder())
+        except (OSError, sqlite3.Error) as error:
+            home = second_home()
+            home.mkdir(mode=0o700, exist_ok=True)
+            if not is_private(home):
+                raise
+            journal = cls._create(home)
+            say_once(
+                f"home {home}",
+                f"mlflow_tfmon: {home_folder()} cannot be written ({error}); what is recorded waits in {home}, which a "
+                "restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
+            )
+            return journal
+
+    @classmethod
+    def _create(cls, home: Path) -> Journal:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = home / "recordings" / uuid.uuid4().hex
         folder.parent.mkdir(mode=0o700, exist_ok=True)

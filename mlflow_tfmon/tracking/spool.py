@@ -66,7 +66,7 @@ class Spool:
         self._lock = threading.RLock()
         self._held: list[Record] = []
         self._unsaid: Counter[str] = Counter()  # of `left_out` what no record tells of yet
-        self._last_call = False
+        self._last = threading.local()
 
     @property
     def not_kept(self) -> str:
@@ -107,13 +107,12 @@ class Spool:
 
     @contextlib.contextmanager
     def last_call(self) -> Iterator[None]:
-        """Rows that come meanwhile have nowhere to stay: those that cannot be written are counted."""
-        with self._lock:
-            self._last_call = True
-            try:
-                yield
-            finally:
-                self._last_call = False
+        """Rows that this thread brings meanwhile have nowhere to stay: those that cannot be written are counted."""
+        self._last.call = True
+        try:
+            yield
+        finally:
+            self._last.call = False
 
     def close(self) -> list[Record]:
         """Closes the journal; returns what it did not take."""
@@ -130,7 +129,7 @@ class Spool:
             f"mlflow_tfmon: {why}: {self._journal.folder}. The training goes on, and what is measured is kept in "
             "memory as far as there is room: free space on that disk, or make it writable.",
         )
-        if not self._last_call and any(isinstance(record, _IN_RING) for record in records):
+        if not getattr(self._last, "call", False) and any(isinstance(record, _IN_RING) for record in records):
             raise NotNowError(why)
         for record in records:
             if isinstance(record, (*_IN_RING, Lost)) or len(self._held) >= _HELD:
