@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -42,6 +43,10 @@ class Block:
     lost: int
     seen: float
     more: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+
+class NotNowError(Exception):
+    """Raised by a sink that cannot take a block now: its rows stay in the ring, as long as they have room there."""
 
 
 @dataclass
@@ -109,8 +114,9 @@ class Drain:
         rows, lost = ring.read(after, upto)
         seldom = ring.deep.read(after, upto), ring.histograms.read(after, upto)
         block = Block(ring, rows, *seldom, after + 1, lost, time.time())
-        tap.sink(block)
-        ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
+        with contextlib.suppress(NotNowError):
+            tap.sink(block)
+            ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
         return max(
             min(1.0, (upto - after) / ring.capacity),
             len(seldom[0]) / ring.deep.capacity,
