@@ -16,7 +16,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow_tfmon.stream.records import Record, RunStarted, decode, encode
+from mlflow_tfmon.stream.coding import decode, encode
+from mlflow_tfmon.stream.records import Record, RunStarted
 from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.uris import absolute, without_secrets
 
