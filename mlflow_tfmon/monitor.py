@@ -25,7 +25,7 @@ from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pauses import Pauses
 from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.probes import cluster, graph
+from mlflow_tfmon.probes import cluster, graph, histograms
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings, autolog_settings
 from mlflow_tfmon.stream import records
@@ -283,6 +283,7 @@ class Monitor:
             self.last_epoch, self.last_metrics = number, numbers
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
+            histograms.epoch_ended(recording, self._rings, number)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
 

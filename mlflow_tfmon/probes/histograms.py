@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
 
 _FIRST = (
@@ -36,6 +40,18 @@ def _row(values: tf.Tensor) -> tf.Tensor:
     most = tf.reduce_max(tf.where(finite, values, float("-inf")))
     ends = tf.cast(tf.stack([least, most]), tf.float64)
     return tf.concat([tf.cast(counts, tf.float64), tf.cast(zeros, tf.float64)[None], ends], axis=0)
+
+
+def _of_weights(ring: Ring) -> np.ndarray:
+    """The histograms of the weights that a ring's steps are of, as they are now: a row a variable."""
+    return np.stack([row.numpy() for row in [_row(tf.convert_to_tensor(v)) for v in ring.weights]])
+
+
+def epoch_ended(recording: Recording, rings: Sequence[Ring], epoch: int) -> None:
+    """Has the weights counted as they are at an epoch's end: of the first 32, later more rarely."""
+    with contained("the histograms at an epoch's end", "they are not recorded"):
+        for ring in rings if bins.due(epoch) else ():
+            recording.weights(ring, partial(_of_weights, ring))
 
 
 def write(

@@ -27,6 +27,16 @@ def _edges() -> np.ndarray:
 EDGES = _edges()
 
 
+def due(number: int) -> bool:
+    """Whether the so-maniest (from 0) of things that go on has histograms: as `Ring.histogram_due`, for the host.
+
+    Example:
+        >>> [n for n in range(30, 41) if due(n)]
+        [30, 31, 32, 34, 36, 38, 40]
+    """
+    return number % (1 << max(number.bit_length() - 5, 0)) == 0
+
+
 def trimmed(counts: np.ndarray) -> tuple[int, int]:
     """The first bin that is not empty, and the one after the last; (MIDDLE, MIDDLE + 1) if all are empty.
 

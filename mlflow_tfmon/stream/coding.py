@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.measured import (
     Activations,
     DeepSteps,
@@ -32,11 +33,14 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
     if isinstance(record, (Steps, DeepSteps, Histograms)):
         values = np.ascontiguousarray(record.values, dtype="<f8")
         block = values.tobytes()
+        body: dict[str, Any] = {
+            "stream": record.stream,
+            "seen": record.seen,
+            "width": int(values.shape[1]),
+        }
         if isinstance(record, Histograms):  # mostly zeros
-            block = zlib.compress(block, 1)
-        return type(record).__name__, {
-            "stream": record.stream, "seen": record.seen, "width": int(values.shape[1])
-        }, block  # fmt: skip
+            body["kinds"], block = record.kinds, zlib.compress(block, 1)
+        return type(record).__name__, body, block
     return type(record).__name__, dataclasses.asdict(record), None
 
 
@@ -44,10 +48,11 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
     """Puts together again what `encode` split."""
     cls = KINDS[kind]
     if cls in (Steps, DeepSteps, Histograms):
+        more = {}
         if cls is Histograms:
-            block = zlib.decompress(block or b"")
+            more["kinds"], block = tuple(body.get("kinds", bins.KINDS)), zlib.decompress(block or b"")
         values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
-        result: Record = cls(stream=body["stream"], seen=body["seen"], values=values)
+        result: Record = cls(stream=body["stream"], seen=body["seen"], values=values, **more)
         return result
     if cls is StreamOpened:
         variables = tuple(Variable(v["name"], tuple(v["shape"]), v["is_kernel"]) for v in body["variables"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.ring import Ring, SeldomRows
 
 _INTERVAL = (
     0.05  # s between two looks at the rings: at 1 ms a step a fraction of what the smallest ring holds
@@ -25,7 +25,7 @@ class Block:
     Attributes:
         ring: where it comes from.
         rows: array (steps, ring.width), oldest first.
-        deep_rows: array (deep steps, ...); column 0 is the ring's own step.
+        deep: rows (deep steps, ...); column 0 is the ring's own step.
         histograms: the same for the steps that have some.
         first: the ring's own number of the first step asked for.
         lost: how many steps from `first` on were overwritten before they could be read.
@@ -35,8 +35,8 @@ class Block:
 
     ring: Ring
     rows: np.ndarray = field(repr=False)
-    deep_rows: np.ndarray = field(repr=False)
-    histograms: np.ndarray = field(repr=False)
+    deep: SeldomRows = field(repr=False)
+    histograms: SeldomRows = field(repr=False)
     first: int
     lost: int
     seen: float
@@ -100,10 +100,10 @@ class Drain:
         if upto <= after:
             return
         rows, lost = ring.read(after, upto)
-        seldom = ring.deep.read(after, upto), ring.histograms.read(after, upto)
-        block = Block(ring, rows, *seldom, after + 1, lost, time.time())
-        tap.sink(block)
-        ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
+        deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
+        tap.sink(Block(ring, rows, deep, histograms, after + 1, lost, time.time()))
+        # If the sink failed, the rows are read again as long as they are in the ring.
+        ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
 
     def stop(self) -> None:
         """Ends the thread (the interpreter must not go while it is inside TensorFlow)."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mlflow_tfmon.stream import bins
+
 # A GAN's second optimizer, which gives names to the series of both, comes after up to so many steps of the first.
 BEGINNING = 5
 
@@ -85,14 +87,16 @@ class DeepSteps:
 
 @dataclass(frozen=True)
 class Histograms:
-    """Histograms: after column 0, the step, for each of `stream.bins.KINDS` a row of `bins.WIDTH` a variable.
+    """Histograms: after column 0, the step, for each of the kinds a row of `bins.WIDTH` a variable.
 
-    The weights are those after the step, the gradient is that before clipping.
+    The weights are those after the step, the gradient is that before clipping. At an epoch's end there are only those
+    of the weights.
     """
 
     stream: int
     seen: float
     values: np.ndarray = field(repr=False)
+    kinds: tuple[str, ...] = bins.KINDS
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,15 @@ class Paused:
 
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Overwritten:
+    """So many rows of deep steps and of histograms were overwritten before they could be read."""
+
+    stream: int
+    deep_steps: int
+    histograms: int
 
 
 @dataclass(frozen=True)

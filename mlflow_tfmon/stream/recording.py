@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.stream import records, rows
+from mlflow_tfmon.stream import bins, records, rows
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import Ring
@@ -40,6 +40,7 @@ class _Stream:
         since: when it was opened, monotonic seconds.
         variables: a mark of what it trains.
         carried: whether it has been taken over from a checkpoint, and has not gone on yet.
+        last_histogram: the last step that has histograms.
     """
 
     number: int
@@ -56,6 +57,7 @@ class _Stream:
     since: float = field(default_factory=time.monotonic)
     variables: str = ""
     carried: bool = False
+    last_histogram: int = 0
 
 
 class Recording:
@@ -198,14 +200,18 @@ class Recording:
                 out += [steps] if layout == opened else [layout, steps]
                 opened = layout
             out += self._absent_from(opened)
-            if len(block.deep_rows):
+            if len(block.deep.rows):
                 out.append(records.DeepSteps(stream.number, block.seen, rows.deep_steps(block, offset)))
-            if len(block.histograms):
-                out.append(records.Histograms(stream.number, block.seen, rows.histograms(block, offset)))
+            histograms = rows.histograms(block, offset)
+            if len(histograms):
+                out.append(records.Histograms(stream.number, block.seen, histograms))
+            if block.deep.lost or block.histograms.lost:
+                out.append(records.Overwritten(stream.number, block.deep.lost, block.histograms.lost))
             self._append(out)
             # Only now: a block that could not be written down comes again.
             stream.opened = opened
             stream.steps += len(block.rows) + block.lost
+            stream.last_histogram = int(histograms[-1, 0]) if len(histograms) else stream.last_histogram
             stream.carried = False
             if len(block.rows):
                 stream.learning_rate = rows.learning_rate(block)
@@ -234,6 +240,23 @@ class Recording:
             self._epochs[prefix] = epoch + 1
             steps = stream.steps if stream is not None else 0
             self._append([records.EpochEnded(epoch, steps, time.time(), metrics, prefix)])
+
+    def weights(self, ring: Ring, counted: Callable[[], np.ndarray]) -> None:
+        """Records the histograms of the weights as they are now, unless their last step has some.
+
+        Args:
+            ring: with the steps that they come of.
+            counted: gives a row of `bins.WIDTH` a variable.
+        """
+        stream = self._of(ring)
+        last = stream.opened if stream is not None else None
+        if stream is None or last is None or last.variables != ring.layout.variables:
+            return  # of several rings of a stream the last counts
+        if stream.last_histogram < stream.steps:
+            values = np.concatenate([[stream.steps], counted().ravel()])[None]
+            with self._lock:
+                stream.last_histogram = stream.steps
+                self._append([records.Histograms(stream.number, time.time(), values, bins.KINDS[:1])])
 
     def seam(self, keys: frozenset[str]) -> list[records.Record]:
         """What tells that another fit of these variables begins: of the run's steps those that are the first of one."""

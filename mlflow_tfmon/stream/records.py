@@ -20,6 +20,7 @@ from mlflow_tfmon.stream.measured import (
     Histograms,
     Logged,
     Lost,
+    Overwritten,
     Paused,
     Steps,
     StreamOpened,
@@ -179,5 +180,5 @@ class RunEnded:
 
 Record = Union[
     RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Premises, Problems,
-    Paused, Lost, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
+    Paused, Lost, Overwritten, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip

@@ -97,10 +97,10 @@ def with_batches(block: Block, batches: Callable[[float], np.ndarray]) -> Block:
 
 def histograms(block: Block, offset: int) -> np.ndarray:
     """The histograms of a block, with the zeros that sparse gradients leave out."""
-    rows = block.histograms.copy()
+    rows = block.histograms.rows.copy()
     rows[:, 0] += offset
-    one = rows[:, 1:].reshape(len(rows), len(bins.KINDS), -1, bins.WIDTH)
     sizes = np.array([variable.size for variable in block.ring.layout.variables], float)
+    one = rows[:, 1:].reshape(len(rows), len(bins.KINDS), len(sizes), bins.WIDTH)
     left_out = sizes - one[..., : bins.COUNT + 1].sum(axis=-1)
     one[..., bins.MIDDLE] += left_out
     zeros, least, most = (one[..., at] for at in (-3, -2, -1))
@@ -118,7 +118,7 @@ def deep_steps(block: Block, offset: int) -> np.ndarray:
     """
     sizes = np.array([np.prod(variable.shape) for variable in block.ring.layout.variables], np.float64)
     cuts = 1 + len(sizes) * np.arange(len(DEEP))
-    step, after, before, change, nonzero = np.split(block.deep_rows, cuts, axis=1)
+    step, after, before, change, nonzero = np.split(block.deep.rows, cuts, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(before > 0, np.sqrt(change / before), np.nan)
         zeros = (sizes - nonzero) / sizes

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -40,7 +40,7 @@ from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
 from mlflow_tfmon.tracking.telemetry import Part
 
 RECORDING_TAG = "tfmon.recording"
-LOST_TAG = "tfmon.lost_steps"
+LOST_TAGS = "tfmon.lost_"
 PROGRESS_TAG = "tfmon.progress"
 
 _Call = Callable[[RunStore], "dict[str, str] | None"]
@@ -190,10 +190,11 @@ class Outbox:
             self._tagged = "streaming"
             self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}))
 
-    def flushed(self, seq: int, lost: int) -> None:
-        """Notes that all up to record `seq` is delivered; `lost` is how many steps never were recorded."""
-        if lost:
-            self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
+    def flushed(self, seq: int, lost: Mapping[str, int]) -> None:
+        """Notes that all up to record `seq` is delivered; `lost` is how much of what never was recorded."""
+        tags = {f"{LOST_TAGS}{what}": str(count) for what, count in lost.items() if count}
+        if tags:
+            self._do(lambda run: run.tags(tags))
         if self._tagged != "complete":
             self._tagged = "complete"
             self._do(self._count, DELIVERY_TAG, self._files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlflow_tfmon.stream.records import (
     Histograms,
     Logged,
     Lost,
+    Overwritten,
     Paused,
     Record,
     RunStarted,
@@ -45,7 +47,7 @@ class Translation:
         telemetry: the files.
         progress: how far it has come.
         last_step: the last optimizer step that was seen, of any stream.
-        lost: how many steps were lost.
+        lost: how many steps, deep steps and histograms were lost, by these names.
 
     Args:
         started: the recording's first record.
@@ -57,7 +59,7 @@ class Translation:
         self.telemetry = Telemetry(folder, started.start_time, self._past)
         self.progress = Progress()
         self.last_step = 0
-        self.lost = 0
+        self.lost = Counter[str]()
         self._max_variables = started.max_variables
         self._curves = Curves(started.max_points, Names())
         self._seams = self._past.seams
@@ -68,7 +70,7 @@ class Translation:
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
-            Lost: self._lost, Histograms: self._histograms,
+            Lost: self._lost, Overwritten: self._overwritten, Histograms: self._histograms,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -201,5 +203,9 @@ class Translation:
         return []
 
     def _lost(self, record: Lost) -> list[Point]:
-        self.lost += record.last - record.first + 1
+        self.lost["steps"] += record.last - record.first + 1
+        return []
+
+    def _overwritten(self, record: Overwritten) -> list[Point]:
+        self.lost.update(deep_steps=record.deep_steps, histograms=record.histograms)
         return []
