@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,40 @@ def histograms(parts: Parts) -> pd.DataFrame:
     found = [bins.quantiles(edges, counts, shares, *ends) for edges, counts, *ends in figures]
     table[["q05", "q25", "q50", "q75", "q95"]] = np.array(found).reshape(-1, len(shares))
     return table[[*columns, "q05", "q25", "q50", "q75", "q95"]]
+
+
+def norm_histograms(deep: Parts, steps: Parts) -> pd.DataFrame:
+    """A row per deep step and kind of norm: how the norms of all variables are distributed."""
+    columns = ["step", "prefix", "kind", "edges", "counts", "zeros", "nonfinite"]
+    rows: list[tuple[Any, ...]] = []
+    deep_steps: dict[str, list[np.ndarray]] = {}
+    for path, about in deep:
+        _, at, wide = wide_block(path, about)
+        deep_steps.setdefault(about["prefix"], []).append(at)
+        rows += _distributed(at, about["prefix"], "weight_norm", wide.get("weight_norm"))
+    for path, about in steps:
+        _, at, wide = wide_block(path, about)
+        wanted = np.isin(at, np.concatenate(deep_steps.get(about["prefix"], [np.empty(0, int)])))
+        norms = wide.get("grad_norm")
+        if norms is not None and wanted.any():
+            rows += _distributed(at[wanted], about["prefix"], "grad_norm", norms[wanted])
+    return pd.DataFrame(rows, columns=columns).sort_values(["prefix", "kind", "step"], ignore_index=True)
+
+
+def _distributed(
+    steps: np.ndarray, prefix: str, kind: str, norms: np.ndarray | None
+) -> Iterator[tuple[Any, ...]]:
+    if norms is None:
+        return
+    edges, many = bins.NORM_EDGES, len(bins.NORM_EDGES) - 1
+    counted = np.isfinite(norms) & (norms > 0)
+    bin_ = np.clip(np.searchsorted(edges, np.where(counted, norms, 1.0), side="right") - 1, 0, many - 1)
+    at = (np.arange(len(steps))[:, None] * many + bin_)[counted]
+    counts = np.bincount(at, minlength=len(steps) * many).reshape(len(steps), many)
+    zeros, nonfinite = (norms == 0).sum(axis=1).tolist(), (~np.isfinite(norms)).sum(axis=1).tolist()
+    for step, row, *apart in zip(steps.tolist(), counts, zeros, nonfinite, strict=True):
+        first, end = bins.trimmed(row)
+        yield (step, prefix, kind, edges[first : end + 1], row[first:end], *apart)
 
 
 def wide_block(path: Path, about: dict[str, Any]) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,19 @@ import pyarrow.parquet as pq
 
 from mlflow_tfmon import frames, joined
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.stream.past import SEAMS_TAG
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
 _TRIES = 5
+
+
+@dataclass(frozen=True)
+class Seam:
+    """The first step of a training that goes on from an earlier one within the run: "further fit" or "resumed"."""
+
+    step: int
+    what: str
 
 
 class RecordedRun:
@@ -32,12 +42,16 @@ class RecordedRun:
     Attributes:
         run_id: the run.
         complete: whether all that was recorded has arrived in MLflow.
+        seams: where one training of the run ends and the next begins, in the order of the steps.
     """
 
-    def __init__(self, run_id: str, complete: bool, folder: Path, problems: list[Problem]) -> None:
+    def __init__(
+        self, run_id: str, complete: bool, folder: Path, problems: list[Problem], seams: Sequence[Seam] = ()
+    ) -> None:
         self.run_id = run_id
         self.complete = complete
         self.problems = problems
+        self.seams = tuple(seams)
         self._folder = folder
         self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
 
@@ -132,6 +146,15 @@ class RecordedRun:
         """
         return frames.histograms(_parts(self._fetch_histograms(), "histograms-*"))
 
+    @cached_property
+    def norm_histograms(self) -> pd.DataFrame:
+        """How the norms of all variables are distributed: a row per deep step and kind of norm.
+
+        Columns: step, prefix (of the stream), kind ("weight_norm" or "grad_norm"), edges and counts (arrays, four bins
+        to an octave), zeros and nonfinite (norms that are in no bin).
+        """
+        return frames.norm_histograms(self.parts("deep-*"), self.parts("steps-*"))
+
     def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
         return _parts(self._folder, pattern)
@@ -188,9 +211,10 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     folder = _download(client, run_id, holder.name, final=state == "complete")
     later = joined.cuts(folder)
     joined.join(folder, later)
-    recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
-    recorded._holder = holder  # type: ignore[attr-defined]
     final = state == "complete"
+    problems = _problems(client, run_id, Path(holder.name))
+    recorded = RecordedRun(run_id, final, folder, problems, _seams(run.data.tags.get(SEAMS_TAG, ""), later))
+    recorded._holder = holder  # type: ignore[attr-defined]
 
     def histograms() -> Path:
         found = _download(client, run_id, holder.name, final, HISTOGRAMS)
@@ -223,6 +247,15 @@ def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str
             if final or tries == _TRIES:
                 raise
             time.sleep(0.2)
+
+
+def _seams(tag: str, later: joined.Cuts) -> list[Seam]:
+    """The seams of a run: further fits, by its tag, and where a recording goes on from an earlier one."""
+    found = {int(one.rpartition(".")[2]): "further fit" for one in tag.split(", ") if one}
+    for _, after in later:
+        for steps in after.values():
+            found.setdefault(steps + 1, "resumed")
+    return [Seam(step, found[step]) for step in sorted(found)]
 
 
 def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:

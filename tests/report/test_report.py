@@ -15,7 +15,7 @@ import pytest
 from mlflow_tfmon import cli
 from mlflow_tfmon.recorded import Problem, load_run
 from mlflow_tfmon.report import making
-from mlflow_tfmon.report.layers import over_time, rebinned
+from mlflow_tfmon.report.histograms import over_time, rebinned
 from mlflow_tfmon.report.page import as_json, render
 from mlflow_tfmon.report.thin import Buckets, thin
 from tests.report import recordings
