@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {}
     for name in options.stores:
         case = {"store": STORES[name], "epochs": options.epochs, "seconds": options.seconds}
-        found = results[name] = run("benchmarks.epoch_ends", case)
+        found: dict[str, Any] = run("benchmarks.epoch_ends", case)
+        results[name] = found
         held, snapshot = np.asarray(found["held_ms"]), np.asarray(found["snapshot_ms"])
         print(
             f"{name:26} held up: first {held[0]:.0f} ms, then {np.median(held[1:]):.1f} ms (most {held[1:].max():.1f});"

@@ -18,6 +18,7 @@ from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.errors import SettingError, contained
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
+from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.training import Training
 
@@ -162,6 +163,7 @@ class Monitor(Training):
             self.last_epoch, self.last_metrics = number, numbers
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
+            histograms.epoch_ended(recording, self._rings, number)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
 

@@ -21,8 +21,9 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
-from mlflow_tfmon.stream.recording import Recording, with_batches
+from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.rows import with_batches
 from mlflow_tfmon.summary import Summary
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal

@@ -1,6 +1,6 @@
 """What is measured, as TensorFlow ops.
 
-A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.recording`.
+A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.rows`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class StepProbe:
 
     def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
         self.ring = Ring(layout, replicas.user_thread())
-        self._variables = list(variables)
+        self._variables = self.ring.weights = list(variables)
         # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
         # half squares: no tensor of the branch exists outside of it.
         clipped = len(variables) * ("grad_norm_clipped" in layout.norms)

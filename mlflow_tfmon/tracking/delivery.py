@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlflow_tfmon.stream.records import decode
+from mlflow_tfmon.stream.coding import decode
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.store import be_quick
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from mlflow_tfmon.stream.records import Record, encode
+from mlflow_tfmon.stream.coding import encode
+from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.tracking.journal import plain
 from mlflow_tfmon.tracking.status import Status, read_status
 from mlflow_tfmon.tracking.uris import absolute
