@@ -194,9 +194,11 @@ def test_two_models_in_one_run_have_names_of_their_own() -> None:
         [("ours", "keras"), ("theirs", "tensorflow")],
     ),
 )
-def test_beside_mlflows_own(peer: str, first: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_beside_mlflows_own(
+    peer: str, first: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = mlflow.tensorflow.autolog if peer == "tensorflow" else mlflow.keras.autolog
-    errors.logger.propagate = True
+    monkeypatch.setattr(errors.logger, "propagate", True)
     for enable in (mlflow_tfmon.autolog, theirs) if first == "ours" else (theirs, mlflow_tfmon.autolog):
         enable(log_models=False)
     fit(compiled())
@@ -291,7 +293,7 @@ def test_disabled_for_unsupported_versions(
     version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where MLflow's own, told the same, watches nothing."""
-    errors.logger.propagate = True
+    monkeypatch.setattr(errors.logger, "propagate", True)
     mlflow_tfmon.autolog(log_models=False)
     monkeypatch.setattr(tf, "__version__", version)
     mlflow_tfmon.autolog(log_models=False, disable_for_unsupported_versions=True)
