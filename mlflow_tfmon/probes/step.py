@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.probes import batches, graph, histograms, inputs, quantities, replicas, tape
+from mlflow_tfmon.probes.apart import apart
 from mlflow_tfmon.stream.records import Variable
 from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
 
@@ -85,9 +86,9 @@ class StepProbe:
             )
         graph.keep_alive(made_of.slots)
         norms = [norm for norm in self.ring.layout.norms if norm == "grad_norm" or self.made is None]
-        gradients = [list(kinds[norm]) for norm in norms]
+        gradients = [[apart(gradient) for gradient in kinds[norm]] for norm in norms]
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(before, made_of.reading, made_of.slots, gradients, learning_rate, scalars)
+        record(before, made_of.reading, made_of.slots, gradients, apart(learning_rate), scalars)
 
     def note_update(self, clipped: Sequence[Any]) -> None:
         """In the branch where the update is made: that it is, and its clipped gradients."""
@@ -95,7 +96,7 @@ class StepProbe:
             seen = clipped if "grad_norm_clipped" in self.ring.layout.norms else []
             made = [tf.ones([1], tf.float64)]
             if seen:
-                made.append(quantities.half_squares([quantities.dense_values(g) for g in seen]))
+                made.append(quantities.half_squares([quantities.dense_values(apart(g)) for g in seen]))
             self.made.assign(tf.concat(made, axis=0))
 
     def _before(self, updates: Any) -> Before:
