@@ -47,7 +47,7 @@ _PUBLISHED = {
 }
 
 
-_SETTINGS: dict[str, Any] = {"log_models": False, "log_datasets": False, "report": False, "silent": True}
+SETTINGS: dict[str, Any] = {"log_models": False, "log_datasets": False, "report": False, "silent": True}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _zoo_model(case: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
                 arguments[name] = getattr(keras.initializers, made["class"])(**made["config"])
         model.add(getattr(keras.layers, about["type"])(**arguments))
     optimizer = getattr(keras.optimizers, case["optimizer"])(**case["optimizer_kwargs"])
-    model.compile(optimizer, case["loss"], metrics=["accuracy"])
+    steps = -(-len(data["x_train"]) // case["batch_size"])  # of an epoch, in one call: three times as fast
+    model.compile(optimizer, case["loss"], metrics=["accuracy"], steps_per_execution=steps)
     return model, {
         "x": data["x_train"],
         "y": data["y_train"],
@@ -213,7 +214,10 @@ def _of(some: list[Result], all_of_them: list[Result]) -> str:
 
 @contextlib.contextmanager
 def store(keep: Path | None = None) -> Iterator[None]:
-    """Autologging into a store of its own."""
+    """Autologging into a store of its own; on one thread, and without what makes graphs faster but takes longer."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     with tempfile.TemporaryDirectory(prefix="detection-") as temporary:
         folder = (keep or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +226,7 @@ def store(keep: Path | None = None) -> Iterator[None]:
         if mlflow.get_experiment_by_name("detection") is None:
             mlflow.create_experiment("detection", (folder / "artifacts").as_uri())
         mlflow.set_experiment("detection")
-        mlflow_tfmon.autolog(**_SETTINGS)
+        mlflow_tfmon.autolog(**SETTINGS)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         yield
 
