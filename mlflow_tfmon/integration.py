@@ -109,6 +109,7 @@ def autolog(
     deep_every: int = 50,
     max_points: int = 320,
     max_variables: int = 50,
+    journal_gb: float = 4.0,
     delivery_wait: float = 15.0,
     report: bool = True,
     tensorboard: bool = False,
@@ -153,6 +154,7 @@ def autolog(
         deep_every: every how many optimizer steps the weights are measured.
         max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
+        journal_gb: how many gigabytes of records may wait for delivery on this machine's disk.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
         report: whether a run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.

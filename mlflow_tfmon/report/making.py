@@ -162,6 +162,7 @@ def _tables(run: Any) -> list[Table]:
     shown = {
         "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
         "tfmon.environment": "environment", "tfmon.absent": "not measured", "tfmon.lost_steps": "steps lost",
+        "tfmon.not_kept": "not kept",
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
     own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", "tfmon."))]

@@ -265,6 +265,19 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What was measured and not kept, since the last such record.
+
+    Attributes:
+        rows: kind of record -> how many rows (of `Steps`, `DeepSteps`, `Histograms`), else how many records.
+        why: in a clause, such as "the journal had reached its bound of 4 GB".
+    """
+
+    rows: dict[str, int]
+    why: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """Params, tags and single metrics of the run.
 
@@ -348,7 +361,7 @@ class RunEnded:
 
 Record = Union[
     RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Premises, Problems,
-    Paused, Lost, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
+    Paused, Lost, LeftOut, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
 

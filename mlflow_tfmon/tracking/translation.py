@@ -14,6 +14,7 @@ from mlflow_tfmon.stream.records import (
     EpochEnded,
     Facts,
     Histograms,
+    LeftOut,
     Logged,
     Lost,
     Paused,
@@ -46,6 +47,8 @@ class Translation:
         progress: how far it has come.
         last_step: the last optimizer step that was seen, of any stream.
         lost: how many steps were lost.
+        left_out: kind of record -> how many rows were measured and not kept.
+        why: they were not.
 
     Args:
         started: the recording's first record.
@@ -58,6 +61,8 @@ class Translation:
         self.progress = Progress()
         self.last_step = 0
         self.lost = 0
+        self.left_out: dict[str, int] = {}
+        self.why = ""
         self._max_variables = started.max_variables
         self._curves = Curves(started.max_points, Names())
         self._seams = self._past.seams
@@ -68,7 +73,7 @@ class Translation:
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
-            Lost: self._lost, Histograms: self._histograms,
+            Lost: self._lost, LeftOut: self._left_out, Histograms: self._histograms,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -202,4 +207,11 @@ class Translation:
 
     def _lost(self, record: Lost) -> list[Point]:
         self.lost += record.last - record.first + 1
+        return []
+
+    def _left_out(self, record: LeftOut) -> list[Point]:
+        for kind, rows in record.rows.items():
+            self.left_out[kind] = self.left_out.get(kind, 0) + rows
+        self.lost += record.rows.get("Steps", 0)
+        self.why = record.why
         return []
