@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs test test-demos test-thorough test-oldest bench bench-fixed bench-scale bench-checkpoints ui clean
+.PHONY: demo docs test test-demos test-thorough test-oldest bench bench-fixed bench-scale bench-checkpoints gallery ui clean
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
@@ -45,6 +45,9 @@ bench-fixed bench-scale bench-checkpoints: bench-%: $(VENV)/bench.stamp  ## What
 
 ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.
 	$(VENV)/bin/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --port 5000
+
+gallery: $(VENV)/test.stamp  ## Train with each kind of problem, and draw the pictures of docs/gallery.md.
+	$(VENV)/bin/python -m benchmarks.gallery
 
 clean:  ## Remove the environments and caches; runs (mlflow.db, mlruns) are kept.
 	rm -rf $(VENV) $(OLDEST) dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache

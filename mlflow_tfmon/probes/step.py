@@ -56,7 +56,7 @@ class StepProbe:
         graph.keep_alive((self.ring, self.made))
         self.ring.traces += not tf.executing_eagerly()
         before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
-        if self.ring.layout.workers > 1 and not graph.in_xla():
+        if self.ring.layout.workers > 1 and graph.has_clock():
             with graph.after(tf.nest.flatten(gradients, expand_composites=True)):
                 before = before._replace(ready=tf.timestamp())
         return before
@@ -115,7 +115,7 @@ class StepProbe:
         quick, doubtful = quantities.quick_half_squares(every)
         unknown, measured = tf.constant(float("nan"), tf.float64), 0
         time, reading = unknown, tf.stack([unknown] * 3)
-        if not graph.in_xla():  # which has no clock
+        if graph.has_clock():
             measured |= TIME
             with graph.after(quick):  # with no input, it would tell when the function began
                 time = tf.timestamp()
