@@ -48,6 +48,7 @@ class Training:
         self._checkpoint: Checkpoint | None = None  # that it goes on from
         self._pipeline: Pipeline | None = None
         self._made_pipeline = False
+        self._in_fit = False
         self._rings: list[Ring] = []
         self._epoch_offset: int | None = None
         self._first_step = 0
@@ -86,7 +87,7 @@ class Training:
             return self
         if self.settings.silent:
             quiet(True)
-        self._thread = thread or threading.get_ident()
+        self._thread, self._in_fit = thread or threading.get_ident(), in_fit
         self._checkpoint = None if self.model is None else resuming.take(self.settings.resume)
         if self._checkpoint is not None and not in_fit:
             self._checkpoint.restore(self.model, self._optimizers)
