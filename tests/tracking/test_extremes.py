@@ -12,7 +12,7 @@ import pytest
 from recordings import BEGUN, blocks, deliver, layout, started, values, write
 
 from mlflow_tfmon.recorded import load_run
-from mlflow_tfmon.stream.records import EpochEnded, Facts, Logged, RunEnded, Steps, Variable
+from mlflow_tfmon.stream.records import DeepSteps, EpochEnded, Facts, Logged, RunEnded, Steps, Variable
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.journal import Journal
 from mlflow_tfmon.tracking.spool import Spool
@@ -20,8 +20,8 @@ from mlflow_tfmon.tracking.tally import load_manifest, missing
 
 ENDED = RunEnded(BEGUN + 99, "FINISHED", True)
 NAMES = [
-    "acc@5", "acc#5", "acc_5", "准确率", "точность", "دقة", "précision", "😀", "🙃", "a//b", "a/_/b", "../up", "..", ".",
-    "<script>alert(1)</script>", "x" * 400, "x" * 399 + "y", "per cent %", "tab\tname", "line\nname", "'quoted\"", "",
+    "acc@5", "acc#5", "acc_5", "准确率", "точность", "دقة", "précision", "😀", "🙃", "a//b", "a/_/b", "../up", "..",
+    ".", "<script>alert(1)</script>", "x" * 400, "x" * 399 + "y", "per cent %", "tab\tname", "line\nname", "'quoted\"", "",
 ]  # fmt: skip
 
 
@@ -51,25 +51,17 @@ def test_every_name_is_a_series_of_its_own(
 
 
 def test_ten_thousand_variables(store: str, client: mlflow.MlflowClient, run_id: str, home: Path) -> None:
-    variables = tuple(Variable(f"层{n}/block.{n % 7}.kernel", (n + 1, 2), True) for n in range(10_000))
+    variables = tuple(Variable(f"层{n}.kernel", (n + 1, 2), True) for n in range(10_000))
     random = np.random.default_rng(0)
     rows = np.concatenate([values(20)[:, :7], random.uniform(0.1, 1, (20, len(variables)))], axis=1)
     deep = random.uniform(0.1, 1, (2, 1 + 2 * len(variables)))
     deep[:, 0] = (1, 20)
-    from mlflow_tfmon.stream.records import DeepSteps
-
-    folder = write(
-        home,
-        started(store, run_id),
-        layout(variables=variables),
-        Steps(0, BEGUN, rows),
-        DeepSteps(0, BEGUN, deep),
-        ENDED,
-    )
+    data = Steps(0, BEGUN, rows), DeepSteps(0, BEGUN, deep)
+    folder = write(home, started(store, run_id), layout(variables=variables), *data, ENDED)
     assert deliver(folder, within=200).done
     keys = client.get_run(run_id).data.metrics
     assert sum(key.startswith("grad_norm/") for key in keys) == 50  # the largest
-    assert f"grad_norm/层9999_block.{9999 % 7}.kernel" in keys or any("9999" in key for key in keys)
+    assert "grad_norm/层9999.kernel" in keys
     layers = load_run(run_id, store).layers
     assert layers.variable.nunique() == 10_000
     last = layers[layers.step == 20].set_index("variable").grad_norm
