@@ -165,3 +165,35 @@ def test_four_trainings_at_once_on_a_store_that_is_not_there_yet(home: Path, tmp
         assert "locked" not in said and "failed" not in said, said
     assert len(mlflow.MlflowClient(store).search_runs(["0"])) == 4
     assert find_waiting() == []
+
+
+CELL = """
+import keras, numpy as np
+import mlflow_tfmon
+mlflow_tfmon.autolog(log_models=False)
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs):
+        if epoch == 1 and interrupted:
+            raise KeyboardInterrupt
+
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+history = model.fit(np.ones((80, 2)), np.ones(80), batch_size=8, epochs=3, verbose=0, callbacks=[Interrupt()])
+"""
+
+
+def test_a_cell_that_is_run_again(fresh: None) -> None:
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
+    for interrupted in (False, True, False):
+        shell.user_ns["interrupted"] = interrupted
+        result = shell.run_cell(CELL)
+        assert isinstance(result.error_in_exec, KeyboardInterrupt if interrupted else type(None))
+    runs = mlflow.search_runs(output_format="list", order_by=["attributes.start_time ASC"])
+    found = [mlflow_tfmon.load_run(run.info.run_id) for run in runs]
+    assert [len(one.steps) for one in found] == [30, 20, 30]
+    assert [one.epochs.index.tolist() for one in found] == [[0, 1, 2], [0, 1], [0, 1, 2]]
+    assert [run.info.status for run in runs][::2] == ["FINISHED", "FINISHED"] and runs[
+        1
+    ].info.status != "RUNNING"
+    assert {run.data.tags["tfmon.delivery"] for run in runs} == {"complete"}
