@@ -31,6 +31,7 @@ from mlflow_tfmon.settings import Settings, autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
+from mlflow_tfmon.tracking.names import GRAPH
 
 _NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
 
@@ -193,6 +194,12 @@ class Monitor:
             with contained("ending the monitor", "this worker's last steps may be missing"):
                 pipelines.DRAIN.flush()
             return
+        if self.settings.tensorboard:
+            with contained("reading the training's graph", "TensorBoard's files lack it"):
+                told = [
+                    graph.as_text(one) for one in [ring.graph() for ring in self._rings] if one is not None
+                ]
+                self.record(*[records.Text(GRAPH, text) for text in told[-1:]])
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
             pipeline.hide()
