@@ -200,3 +200,16 @@ class Lost:
     stream: int
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was measured and not kept, since the last such record.
+
+    Attributes:
+        rows: kind of record -> how many rows (of `Steps`, `DeepSteps`, `Histograms`), else how many records.
+        why: in a clause, such as "the journal had reached its bound of 4 GB".
+    """
+
+    rows: dict[str, int]
+    why: str

@@ -18,6 +18,7 @@ from mlflow_tfmon.stream.measured import (
     DeepSteps,
     EpochEnded,
     Histograms,
+    LeftOut,
     Logged,
     Lost,
     Overwritten,
@@ -180,5 +181,5 @@ class RunEnded:
 
 Record = Union[
     RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Premises, Problems,
-    Paused, Lost, Overwritten, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
+    Paused, Lost, Overwritten, LeftOut, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip

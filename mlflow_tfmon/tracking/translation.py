@@ -15,6 +15,7 @@ from mlflow_tfmon.stream.records import (
     EpochEnded,
     Facts,
     Histograms,
+    LeftOut,
     Logged,
     Lost,
     Overwritten,
@@ -48,6 +49,8 @@ class Translation:
         progress: how far it has come.
         last_step: the last optimizer step that was seen, of any stream.
         lost: how many steps, deep steps and histograms were lost, by these names.
+        left_out: kind of record -> how many rows were measured and not kept.
+        why: they were not.
 
     Args:
         started: the recording's first record.
@@ -60,6 +63,8 @@ class Translation:
         self.progress = Progress()
         self.last_step = 0
         self.lost = Counter[str]()
+        self.left_out: dict[str, int] = {}
+        self.why = ""
         self._max_variables = started.max_variables
         self._curves = Curves(started.max_points, Names())
         self._seams = self._past.seams
@@ -70,7 +75,8 @@ class Translation:
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
-            Lost: self._lost, Overwritten: self._overwritten, Histograms: self._histograms,
+            Lost: self._lost, Overwritten: self._overwritten, LeftOut: self._left_out,
+            Histograms: self._histograms,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -208,4 +214,11 @@ class Translation:
 
     def _overwritten(self, record: Overwritten) -> list[Point]:
         self.lost.update(deep_steps=record.deep_steps, histograms=record.histograms)
+        return []
+
+    def _left_out(self, record: LeftOut) -> list[Point]:
+        for kind, rows in record.rows.items():
+            self.left_out[kind] = self.left_out.get(kind, 0) + rows
+        self.lost["steps"] += record.rows.get("Steps", 0)
+        self.why = record.why
         return []
