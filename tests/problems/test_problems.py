@@ -17,6 +17,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon.cli import main
@@ -59,6 +60,10 @@ def _fit(model: keras.Model, epochs: int = 12, **settings: Any) -> tuple[str, di
 def _tags(run_id: str) -> dict[str, str]:
     tags: dict[str, str] = mlflow.get_run(run_id).data.tags
     return tags
+
+
+def _last_run() -> str:
+    return str(mlflow.search_runs(output_format="list")[0].info.run_id)
 
 
 def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +115,58 @@ def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
     assert 8 < len(history["loss"]) < 40
     assert model.evaluate(x, y, verbose=0)[0] == pytest.approx(min(history["loss"]), rel=0.2)
     assert "the weights are those of epoch" in _tags(run.info.run_id)["tfmon.stopped"]
+
+
+def _loop(monitor: mlflow_tfmon.Monitor, model: keras.Model, bad_from: int, epochs: int) -> list[float]:
+    """A loop that asks whether to stop, with a learning rate that becomes far too high; returns its losses."""
+    x, y = _data()
+    optimizer, loss_of = keras.optimizers.SGD(0.1), keras.losses.BinaryCrossentropy()
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y[:, None], model(x, training=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
+        return loss
+
+    losses = []
+    for epoch in range(epochs):
+        optimizer.learning_rate.assign(0.1 if epoch < bad_from else 1e6)
+        for _ in range(8):
+            step()
+        losses.append(float(loss_of(y[:, None], model(x))))
+        monitor.log_epoch(epoch, {"loss": losses[-1]})
+        if monitor.should_stop:
+            break
+        time.sleep(0.2)  # a loop that takes a while: it is judged once a second
+    return losses
+
+
+def test_a_loop_that_asks_is_stopped_with_the_best_weights() -> None:
+    model = _model(sgd=True)
+    with mlflow_tfmon.Monitor(model, monitor="loss", on_problem="stop", log_models=False) as monitor:
+        losses = _loop(monitor, model, bad_from=8, epochs=80)
+    assert 8 < len(losses) < 80
+    x, y = _data()
+    assert float(keras.losses.BinaryCrossentropy()(y[:, None], model(x))) == pytest.approx(min(losses), rel=1e-3)
+    assert "the weights are those of epoch" in _tags(_last_run())["tfmon.stopped"]
+
+
+def test_a_healthy_loop_is_not_stopped() -> None:
+    model = _model(sgd=True)
+    with mlflow_tfmon.Monitor(model, monitor="loss", on_problem="stop", log_models=False) as monitor:
+        assert len(_loop(monitor, model, bad_from=99, epochs=10)) == 10
+    assert "tfmon.stopped" not in _tags(_last_run())
+
+
+def test_what_a_loop_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with mlflow_tfmon.Monitor(_model(), on_problem="rescue", log_models=False) as monitor:
+            assert not monitor.should_stop
+    assert sum("acts in fit alone" in one.message for one in caplog.records) == 1
 
 
 @pytest.mark.thorough
