@@ -56,7 +56,7 @@ def main() -> None:
             if job.name not in _TOO_HIGH + _HEALTHY:
                 continue
             went_well, epochs, weights, _ = train(job, "")
-            if job.name in _HEALTHY and not went_well or job.name in _TOO_HIGH and went_well:
+            if (job.name in _HEALTHY and not went_well) or (job.name in _TOO_HIGH and went_well):
                 continue
             told = []
             for on_problem in ("rescue", "stop"):

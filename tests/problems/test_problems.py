@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from benchmarks.detection import own_jobs
 from mlflow_tfmon.cli import main
 from mlflow_tfmon.problems import alerts, others
 from mlflow_tfmon.problems.again import diagnose
@@ -75,6 +76,19 @@ def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert main(["diagnose", run_id]) == 0
     assert capsys.readouterr().out == "none\n"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer", "regression"])
+def test_an_ordinary_net_that_learns_is_clean(name: str) -> None:
+    job = next(one for one in own_jobs(aside=False, seeds=1) if one.name == name)
+    keras.utils.set_random_seed(job.seed)
+    model, arguments = job.make()
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, report=False)
+    with mlflow.start_run() as run:
+        history = model.fit(**arguments, verbose=0).history
+    assert job.went_well(history, arguments)
+    assert _tags(run.info.run_id)["tfmon.problems"] == "none"
 
 
 @pytest.mark.parametrize("built", thorough([True, False], [False]))
@@ -151,7 +165,9 @@ def test_a_loop_that_asks_is_stopped_with_the_best_weights() -> None:
         losses = _loop(monitor, model, bad_from=8, epochs=80)
     assert 8 < len(losses) < 80
     x, y = _data()
-    assert float(keras.losses.BinaryCrossentropy()(y[:, None], model(x))) == pytest.approx(min(losses), rel=1e-3)
+    assert float(keras.losses.BinaryCrossentropy()(y[:, None], model(x))) == pytest.approx(
+        min(losses), rel=1e-3
+    )
     assert "the weights are those of epoch" in _tags(_last_run())["tfmon.stopped"]
 
 
