@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from benchmarks.detection import own_jobs
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.detectors import History
 from mlflow_tfmon.problems import alerts, others
 from mlflow_tfmon.problems.again import diagnose
 from tests.daily import thorough
@@ -92,9 +95,20 @@ def test_an_ordinary_net_that_learns_is_clean(name: str) -> None:
 
 
 @pytest.mark.parametrize("built", thorough([True, False], [False]))
-def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_problem_is_in_the_run_and_is_found_again(
+    built: bool, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """A model that is built by its first batch has no weights to look at before: its initializers tell."""
     run_id, _ = _fit(_model(kernel="zeros", built=built), epochs=6)
+    lines = [
+        one.message for one in caplog.records if re.match(r"mlflow_tfmon: step \d+: poor_init", one.message)
+    ]
+    assert len(lines) == 1, "said once, when it is first seen"
+    assert "\n" not in lines[0]
+    summary = next(
+        one.message for one in caplog.records if "poor_initialization" in one.message and "\n" in one.message
+    )
+    assert len(summary.splitlines()) <= 24, "fits on a screen"
     run = mlflow_tfmon.load_run(run_id)
     problem = next(one for one in run.problems if one.kind == "poor_initialization")
     assert problem.severity == "critical"
@@ -251,6 +265,46 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         thread.join()
     assert [body["problem"]["kind"] for body in handler.bodies] == ["poor_initialization"] * 2
     assert handler.bodies[0]["run_id"] == run_id
+
+
+def test_an_alert_that_nobody_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(alerts, "_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections, and says nothing
+        port = listener.getsockname()[1]
+        for _ in range(2):
+            assert not alerts.post(f"http://user:secret@127.0.0.1:{port}/token", {"value": float("nan")})
+    said = [one.message for one in caplog.records if "took no alert" in one.message]
+    assert len(said) == 1
+    assert "secret" not in said[0]
+    assert "token" not in said[0]
+
+
+def test_a_package_offers_detectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = tmp_path / "theirs-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[mlflow_tfmon.detectors]\ntheirs = theirs_of_a_test:Theirs\ngone = not_there_at_all:Gone\n"
+    )
+    (tmp_path / "theirs_of_a_test.py").write_text(
+        "import mlflow_tfmon\n"
+        "class Theirs(mlflow_tfmon.Detector):\n"
+        "    def detect(self, history):\n"
+        "        yield mlflow_tfmon.Problem('theirs', 'warning', 1, (), 'Seen.', 'Do.')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS", raising=False)
+    try:
+        found = [problem.kind for detect in others.others() for problem in detect(History())]
+    finally:
+        others._defined.clear()
+    assert found == ["theirs"]
+    assert sum("loading the detector gone failed" in one.message for one in caplog.records) == 1
 
 
 @pytest.mark.parametrize(
