@@ -35,7 +35,8 @@ def _options() -> list[click.Option]:
 
 def _as_flag(error: SettingError) -> str:
     """Of "deep_every=0: deep_every must be …", the flag and what is wrong."""
-    name, flag = error.setting, f"--{error.setting.replace('_', '-')}"
+    name = str(error.setting)
+    flag = f"--{name.replace('_', '-')}"
     given, _, remedy = str(error).partition(f": {name} ")
     return f"{flag}={given.removeprefix(f'{name}=')}: it {remedy}"
 
