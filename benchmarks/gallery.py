@@ -25,7 +25,8 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 import mlflow_tfmon
-from benchmarks.configurations import _log_loss, digits, friedman, mlp, rnn, tabular
+from benchmarks.configurations import friedman, log_loss, mlp, rnn, tabular
+from benchmarks.recipes import digits
 from mlflow_tfmon.recorded import RecordedRun
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "problems"
@@ -182,7 +183,7 @@ normal = keras.initializers.RandomNormal
 CASES: dict[str, Case] = {
     "nan_or_inf": Case(
         losses, "loss", scale="log", epochs=6, always={"rate": 0.03, "kernel": normal(stddev=1.0)},
-        broken={"loss": _log_loss}, mended=LOGITS,
+        broken={"loss": log_loss}, mended=LOGITS,
     ),
     "exploding_gradient": Case(
         gradients, "gradient norm", rnn, scale="log", epochs=10,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mlflow.utils.autologging_utils import ExceptionSafeClass
@@ -12,7 +13,6 @@ from mlflow.utils.autologging_utils import ExceptionSafeClass
 from mlflow_tfmon import loops
 from mlflow_tfmon.callback import CompleteLogs, MonitorCallback
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
-from mlflow_tfmon.claims import watching
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
 from mlflow_tfmon.facts.datasets import datasets
@@ -21,7 +21,7 @@ from mlflow_tfmon.facts.metrics import early_stopping_facts
 from mlflow_tfmon.facts.params import fit_params
 from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
-from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.monitor import Monitor, watching
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tracking.names import MODEL
@@ -122,9 +122,10 @@ class _Fit:
             facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.epoch_offset)
             if facts.metrics:
                 self.monitor.record(facts)
-        if self._settings.log_models and self.monitor.folder is not None:
+        folder = self.monitor.folder
+        if self._settings.log_models and folder is not None:
             with contained("saving the model", "it is not logged"):
-                self._log_model()
+                self._log_model(folder)
         self._end()
 
     def fail(self, error: BaseException) -> None:
@@ -137,12 +138,12 @@ class _Fit:
         if self._own:
             self.monitor.end(status, reason)
 
-    def _log_model(self) -> None:
+    def _log_model(self, folder: Path) -> None:
         path = f"models/{uuid.uuid4().hex}"
         settings = self._settings
         saved = save_model(
             self.arguments.model,
-            self.monitor.folder / path,
+            folder / path,
             self.arguments,
             log_input_examples=settings.log_input_examples,
             log_model_signatures=settings.log_model_signatures,

@@ -220,6 +220,46 @@ def test_watching_changes_nothing(store: str, home: Any, loop: str, kind: str) -
         assert before.tobytes() == after.tobytes()
 
 
+# Where TensorFlow regroups products in which a gradient, a clipped one or a learning rate has but one reader.
+REGROUPED = {
+    "clipped by global norm": lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.05),
+    "learning rate times a product": lambda: keras.optimizers.SGD(0.1),
+    "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1, global_clipnorm=0.05)
+    ),
+    "accumulation": lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.05, gradient_accumulation_steps=2),
+}
+
+
+def test_watching_keeps_products_as_they_are(store: str, home: Any) -> None:
+    """Bit for bit, though TensorFlow's rounding depends on who reads what."""
+
+    def train(optimizer: str, loop: str) -> bytes:
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+        net = keras.Sequential([keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(3)])
+        made, (x, y) = REGROUPED[optimizer](), trainings.data()
+        if loop == "fit":
+            net.compile(made, trainings.loss())
+            net.fit(x, y, batch_size=BATCH, verbose=0)
+        else:
+            step = trainings.custom_step(net, made)
+            for a, b in trainings.batches(x, y, 1):
+                step(a, b)
+        return b"".join(weights.tobytes() for weights in net.get_weights())
+
+    cases = [(optimizer, "fit") for optimizer in REGROUPED] + [("clipped by global norm", "custom")]
+    unwatched = {case: train(*case) for case in cases}
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(deep_every=3, log_models=False, log_datasets=False)
+    with mlflow.start_run() as run:
+        changed = [case for case in cases if train(*case) != unwatched[case]]
+    mlflow_tfmon.autolog(disable=True)
+    assert changed == []
+    recorded = mlflow_tfmon.load_run(run.info.run_id).steps  # they were watched
+    assert sum(column.endswith("grad_norm") for column in recorded) == len(cases)
+
+
 @pytest.fixture
 def watched(store: str, home: Any) -> Any:
     mlflow.set_tracking_uri(store)

@@ -3,6 +3,7 @@
 Reads commands from stdin, a JSON object a line:
 
     {"watch": "/folder/of/a/recording", "tracking_uri": "...", "registry_uri": "..."}   deliver this recording
+    {"rest": "/folder/of/a/recording", "records": [[kind, body], ...]}                 what its journal did not take
     {"wake": true}                                                                     look for new records now
 
 The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mlflow_tfmon.stream.coding import decode
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.store import be_quick
 
@@ -48,7 +50,7 @@ class Delivery:
     def listen(self, lines: Iterable[str | bytes]) -> None:
         """Takes commands until there are no more; meant for a thread of its own."""
         for line in lines:
-            with contextlib.suppress(ValueError, AttributeError, TypeError):
+            with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
                 command = json.loads(line)
                 if "watch" in command:
                     folder = Path(command["watch"])
@@ -56,6 +58,10 @@ class Delivery:
                         if folder not in self._deliverers:
                             uris = command.get("tracking_uri"), command.get("registry_uri")
                             self._deliverers[folder] = Deliverer(folder, *uris)
+                if "rest" in command:
+                    rest = [decode(kind, body, None) for kind, body in command["records"]]
+                    with self._lock:
+                        self._deliverers[Path(command["rest"])].rest(rest)
                 self._hurry = self._hurry or "wake" in command
             self._wake.set()
         self._closed = True

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from mlflow_tfmon.stream.coding import encode
+from mlflow_tfmon.stream.records import Record
+from mlflow_tfmon.tracking.journal import plain
 from mlflow_tfmon.tracking.status import Status, read_status
 from mlflow_tfmon.tracking.uris import absolute
 
@@ -78,6 +82,20 @@ class DeliveryProcess:
             self._watched[folder] = command
             if not self._started():
                 self._tell(command)
+
+    def rest(self, folder: Path, records: Sequence[Record]) -> bool:
+        """Has records delivered that the journal of a recording did not take, after all that it has taken.
+
+        Args:
+            folder: of the recording.
+            records: without blocks of numbers.
+
+        Returns:
+            Whether there is a process to tell them to.
+        """
+        with self._lock:
+            self._tell({"rest": str(folder), "records": [encode(record)[:2] for record in records]})
+            return self._alive()
 
     def ensure_alive(self) -> bool:
         """Starts the process, or starts it anew if it died; one that dies again and again is left dead.
@@ -150,11 +168,11 @@ class DeliveryProcess:
             self._tell(command)
         return True
 
-    def _tell(self, command: dict[str, str | None] | dict[str, bool]) -> None:
+    def _tell(self, command: Mapping[str, object]) -> None:
         if self._alive() and self._process is not None and self._process.stdin is not None:
             # If it died just now, `ensure_alive` tells its successor.
             with contextlib.suppress(OSError, ValueError):
-                self._process.stdin.write(json.dumps(command).encode() + b"\n")
+                self._process.stdin.write(json.dumps(command, default=plain).encode() + b"\n")
                 self._process.stdin.flush()
 
     def _forget_complete(self) -> None:

@@ -9,6 +9,7 @@
   const AXES = { step: "step", epoch: "epoch", minutes: "minutes since the first step" };
   // Viridis, which is also told apart by lightness alone.
   const VIRIDIS = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"];
+  const MOST_ROWS = 3; // of a legend; a longer one is leafed through
   const LINES = ["solid", "dashed", "dotted"];
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -51,6 +52,17 @@
     };
   }
 
+  /** How many rows the names of a panel's curves take, each with its sign and a space. */
+  function legendRows(panel, width) {
+    let rows = 1, left = width;
+    for (const curve of panel.curves) {
+      const needs = 36 + 6.8 * curve.name.length;
+      if (needs > left && left < width) { rows += 1; left = width; }
+      left -= needs;
+    }
+    return rows;
+  }
+
   function curves(panel, figure) {
     const look = frame();
     const log = figure.log;
@@ -84,19 +96,21 @@
       areas.push([{ xAxis: from, itemStyle: { color: colour("--bad"), opacity: 0.12 } }, { xAxis: Math.max(to, from) }]);
     }
     if (areas.length) first.markArea = { silent: true, data: areas };
-    if (panel.marks.length) {
-      first.markLine = {
-        silent: true, symbol: "none", label: { show: false },
-        lineStyle: { color: colour("--bad"), type: "dotted", width: 1 },
-        data: panel.marks.slice(0, 50).map((step) => ({ xAxis: at(step, 0) })),
-      };
-    }
+    const lines = panel.marks.slice(0, 50).map((step) => ({
+      xAxis: at(step, 0), lineStyle: { color: colour("--bad"), type: "dotted", width: 1 }, label: { show: false },
+    }));
+    data.seams.forEach((seams, run) => seams.slice(0, 20).forEach(([step, what]) => lines.push({
+      xAxis: at(step, run), name: what, lineStyle: { color: colour(many ? `--c${run % 8}` : "--soft"), type: "dashed", width: 1 },
+      label: { show: seams.length < 4 && !many, position: "insideEndTop", formatter: what, color: colour("--soft"), fontSize: 11 },
+    })));
+    if (lines.length) first.markLine = { silent: true, symbol: "none", animation: false, data: lines };
     const legend = panel.curves.length > 1;
+    const rows = legend ? legendRows(panel, figure.chart.getWidth()) : 0;
     return {
       ...look,
-      grid: { left: 8, right: 16, top: legend ? 34 : 14, bottom: 26, containLabel: true },
+      grid: { left: 8, right: 16, top: legend ? 14 + 23 * Math.min(rows, MOST_ROWS) : 14, bottom: 26, containLabel: true },
       legend: {
-        show: legend, type: "scroll", top: 0, left: 0, padding: [4, 0], itemWidth: 22, itemHeight: 12,
+        show: legend, type: rows > MOST_ROWS ? "scroll" : "plain", top: 0, left: 0, padding: [4, 0], itemWidth: 22, itemHeight: 12,
         textStyle: { color: colour("--ink"), fontSize: 12, lineHeight: 20 }, pageTextStyle: { color: colour("--soft") },
         pageIconColor: colour("--ink"), pageIconInactiveColor: colour("--line"),
       },
@@ -106,10 +120,10 @@
         axisLabel: { ...look.axis.axisLabel, formatter: number, showMinLabel: true, showMaxLabel: false },
       },
       yAxis: {
-        ...look.axis, type: log ? "log" : "value", scale: true, name: panel.unit,
+        ...look.axis, type: log ? "log" : "value", scale: true,
         axisLabel: { ...look.axis.axisLabel, formatter: number },
       },
-      tooltip: { ...look.tooltip, trigger: "axis", formatter: told },
+      tooltip: { ...look.tooltip, trigger: "axis", formatter: (points) => told(panel, points) },
       toolbox: { show: true, itemSize: 0, feature: { dataZoom: { yAxisIndex: "none" } } },
       dataZoom: [{ type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseMove: false, preventDefaultMouseMove: false }],
       series,
@@ -117,12 +131,12 @@
   }
 
   /** What the pointer is at: the step, and the value of each curve there. */
-  function told(points) {
+  function told(panel, points) {
     const seen = new Map();
     for (const point of points) if (!seen.has(point.seriesName)) seen.set(point.seriesName, point);
     const rows = [...seen.values()];
     const head = `step ${rows[0].value[2]}` + (axis === "step" ? "" : `, ${number(rows[0].value[0])} ${axis}`);
-    return [head, ...rows.map((row) => `${row.seriesName}: ${number(row.value[1])}`)].join("\n");
+    return [head, ...rows.map((row) => `${row.seriesName}: ${number(row.value[1])}${panel.unit && " " + panel.unit}`)].join("\n");
   }
 
   function cells(panel, figure) {
