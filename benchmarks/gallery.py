@@ -25,8 +25,7 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 import mlflow_tfmon
-from benchmarks.configurations import friedman, log_loss, mlp, rnn, tabular
-from benchmarks.recipes import digits
+from benchmarks.recipes import digits, friedman, log_loss, mlp, rnn, tabular
 from mlflow_tfmon.recorded import RecordedRun
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "problems"
@@ -55,6 +54,7 @@ def by_epoch(*names: str) -> Draw:
     def draw(axes: Any, run: RecordedRun) -> None:
         for name in names:
             axes.plot(run.epoch_ends.step, run.epochs[name], label=name)
+        axes.legend(fontsize=8)
 
     return draw
 
@@ -92,7 +92,7 @@ def weights(axes: Any, run: RecordedRun) -> None:
     for name, color in zip(kernels, _shades(len(kernels)), strict=True):
         (row,) = found[found.variable == name].itertuples()
         counts, edges = np.asarray(row.counts, float), np.asarray(row.edges, float)
-        axes.stairs(counts / counts.sum(), edges, color=color, label=name)
+        axes.stairs(counts / counts.sum() / np.diff(edges), edges, color=color, label=name)
 
 
 def column(name: str) -> Draw:
@@ -182,7 +182,7 @@ def loop_with_numbers(mended: bool) -> None:
 normal = keras.initializers.RandomNormal
 CASES: dict[str, Case] = {
     "nan_or_inf": Case(
-        losses, "loss", scale="log", epochs=6, always={"rate": 0.03, "kernel": normal(stddev=1.0)},
+        losses, "loss", scale="log", epochs=6, always={"rate": 0.03, "kernel": normal(stddev=0.8)},
         broken={"loss": log_loss}, mended=LOGITS,
     ),
     "exploding_gradient": Case(
@@ -230,7 +230,7 @@ CASES: dict[str, Case] = {
         always={"hidden": (16, 8)}, broken={"cut": True},
     ),
     "poor_initialization": Case(
-        weights, "first weights of each layer", scale="log",
+        weights, "first weights of each layer (density)",
         always={"activation": "tanh", "hidden": (64, 64, 64)}, broken={"kernel": normal(stddev=5.0)},
     ),
     "improper_activation": Case(

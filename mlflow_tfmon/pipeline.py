@@ -81,7 +81,7 @@ class Pipeline:
         with contained("describing the environment", "it is not recorded"):
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
-            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
+            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
 
     @classmethod
     def of(cls, run: runs.Run, settings: Settings) -> tuple[Pipeline, bool]:
