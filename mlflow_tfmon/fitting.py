@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable
@@ -131,7 +132,10 @@ class _Fit:
                 self._summarized = True
                 self.monitor.record(model_summary(self.arguments.model))
                 if self._settings.tensorboard:
-                    self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
+                    with contextlib.suppress(
+                        NotImplementedError, TypeError
+                    ):  # a model that is not made of layers
+                        self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
 
     def finish(self) -> None:
         """After a fit that went well: what can be told only now, and the model."""

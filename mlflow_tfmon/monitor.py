@@ -18,6 +18,9 @@ from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.errors import SettingError, contained
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
+from mlflow_tfmon.probes import histograms
+from mlflow_tfmon.problems import actions
+from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.training import Training
 
@@ -77,6 +80,7 @@ class Monitor(Training):
         self.arguments: FitArguments | None = None  # of the fit that is watched
         self._activations = ActivationWatch(model)
         self._pauses = Pauses()
+        self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
 
@@ -88,6 +92,7 @@ class Monitor(Training):
         return monitor
 
     def __enter__(self) -> Monitor:
+        actions.say_what_loops_lack(self.settings.on_problem, can_ask=True)
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -143,7 +148,26 @@ class Monitor(Training):
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
         self.epoch_ended(epoch, numbers)
+        with contained("acting on a problem", "the training goes on as it is"):
+            self._actions = self._actions or Actions.of_loop(self)
+            if self._actions is not None:
+                self._actions.epoch_ended(numbers)
         return numbers
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a loop with `on_problem="stop"` should end: a critical problem was found that is at least 80% sure.
+
+        It may be asked at each step. `log_epoch` puts the best epoch's weights back.
+
+        Example:
+            ```python
+            monitor.log_epoch(epoch, {"val_loss": validate(model)})
+            if monitor.should_stop:
+                break
+            ```
+        """
+        return self.watch is not None and actions.wants_end(self.settings.on_problem, self.watch.problems)
 
     def measured(self) -> dict[str, float]:
         """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
@@ -162,6 +186,7 @@ class Monitor(Training):
             self.last_epoch, self.last_metrics = number, numbers
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
+            histograms.epoch_ended(recording, self._rings, number)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
 

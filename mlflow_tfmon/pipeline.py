@@ -21,12 +21,14 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
-from mlflow_tfmon.stream.recording import Recording, with_batches
+from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.rows import with_batches
 from mlflow_tfmon.summary import Summary
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal
 from mlflow_tfmon.tracking.process import DeliveryProcess
+from mlflow_tfmon.tracking.spool import Spool
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
@@ -50,9 +52,9 @@ class Pipeline:
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
-        self._journal = Journal.create()
-        self._sequence = 0
-        self.folder = self._journal.folder
+        journal = Journal.create()
+        self._spool = Spool(journal, settings.journal_gb * 1e9)
+        self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
         self.watch = Watch(self.recording.append)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name)
@@ -79,7 +81,7 @@ class Pipeline:
         with contained("describing the environment", "it is not recorded"):
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
-            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
+            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
 
     @classmethod
     def of(cls, run: runs.Run, settings: Settings) -> tuple[Pipeline, bool]:
@@ -118,7 +120,8 @@ class Pipeline:
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
-        DRAIN.detach(rings)
+        with self._spool.last_call():
+            DRAIN.detach(rings)
         self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 
     def drain(self) -> None:
@@ -152,7 +155,8 @@ class Pipeline:
         self.recording.settle()
         self.watch.finish()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
-        self._journal.close()
+        if rest := self._spool.close():
+            self._delivery.rest(self.folder, rest)
         self._sum_up(self._wait())
 
     def show(self) -> None:
@@ -180,8 +184,9 @@ class Pipeline:
                 self.recording.epochs,
                 tuple(one for one in best if one),
                 tuple(self.watch.problems),
-                0 if delivered else max(1, self._sequence - found.delivered),
+                0 if delivered else max(1, self._spool.last - found.delivered),
                 found.error,
+                self._spool.not_kept,
             )
             if summary != self._said and (summary.steps or summary.epochs or summary.waiting):
                 self._said = summary
@@ -205,7 +210,7 @@ class Pipeline:
 
     def _append(self, out: Sequence[records.Record]) -> None:
         if out:
-            self._sequence = self._journal.append(out)
+            self._spool.append(out)
             self.watch.take(out)
             if self.bar is not None:
                 self.bar.take(out)
@@ -213,7 +218,9 @@ class Pipeline:
     def _wait(self) -> bool:
         if DRAIN.is_this_thread():
             return True  # the rings fill up meanwhile; whoever trains waits for nothing either
-        return self._delivery.wait(self.folder, self._sequence, self.settings.delivery_wait)
+        if self._spool.stuck and not self.closed:
+            return False  # what is to be waited for is not even in the journal
+        return self._delivery.wait(self.folder, self._spool.last, self.settings.delivery_wait)
 
 
 def report(ring: Ring) -> None:

@@ -46,6 +46,7 @@ class Settings:
             are measured; step 1 is, too.
         max_points: bound on the points of one series in MLflow; the Parquet files hold every step.
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
+        journal_gb: how many gigabytes of records may wait for delivery on this machine's disk.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
         report: whether the run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether the run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
@@ -77,6 +78,7 @@ class Settings:
     deep_every: int = 50
     max_points: int = 320
     max_variables: int = 50
+    journal_gb: float = 4.0
     delivery_wait: float = 15.0
     report: bool = True
     tensorboard: bool = False
@@ -95,10 +97,19 @@ class Settings:
         for name, least in whole:
             if not _is_whole(getattr(self, name), least):
                 raise self._error(name, f"must be a whole number, at least {least}")
-        for name, unit in (("delivery_wait", "a number of seconds"), ("min_delta", "a number")):
+        numbers = (
+            ("delivery_wait", "a number of seconds, 0 or more", 0),
+            ("min_delta", "a number, 0 or more", 0),
+            ("journal_gb", "a number of gigabytes, at least 0.001", 0.001),
+        )
+        for name, what, smallest in numbers:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise self._error(name, f"must be {unit}, 0 or more")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not smallest <= value < math.inf
+            ):
+                raise self._error(name, f"must be {what}")
         if self.checkpoint_every is None:
             raise self._error(
                 "checkpoint_save_freq",

@@ -25,6 +25,7 @@ class Summary:
         problems: those that stand.
         waiting: how many records wait for delivery.
         why: they wait, or None.
+        not_kept: what was measured and not kept, and why, or "".
     """
 
     run_id: str | None
@@ -36,11 +37,12 @@ class Summary:
     problems: Sequence[Problem] = ()
     waiting: int = 0
     why: str | None = None
+    not_kept: str = ""
 
     @property
     def calm(self) -> bool:
         """Whether there is nothing that someone should look after."""
-        return not self.problems and not self.waiting
+        return not self.problems and not self.waiting and not self.not_kept
 
     def text(self) -> str:
         """As some lines for a terminal."""
@@ -53,6 +55,8 @@ class Summary:
             rows.append(("", f"and {len(self.problems) - _MOST_PROBLEMS} more, in tfmon/problems.json"))
         if not self.problems:
             rows.append(("problems", "none"))
+        if self.not_kept:
+            rows.append(("not kept", self.not_kept))
         if self.waiting:
             why = f" ({self.why})" if self.why else ""
             what = _count(self.waiting, "record")

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.recorded import Seam
 
 EPOCHS, STEPS = 6, 6  # a training that is not interrupted
 RNG = np.random.default_rng(0)
@@ -125,7 +126,10 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_it_had_not_been() -> None:
     np.testing.assert_allclose(recorded.epochs["learning_rate"], expected["learning_rate"], rtol=1e-6)
     deep = recorded.layers.dropna(subset="weight_norm")["step"].unique().tolist()
     assert deep == [1, *range(4, 5 * STEPS + 1, 4)]
-    assert recorded.histograms["step"].unique().tolist() == deep
+    drawn = recorded.histograms.groupby("kind")["step"].unique()
+    assert drawn["gradient"].tolist() == deep
+    assert sorted(drawn["weight"]) == sorted({*deep, *range(STEPS, 5 * STEPS + 1, STEPS)})  # and epoch ends
+    assert recorded.seams == (Seam(3 * STEPS + 1, "resumed"),)
     assert recorded.activations["epoch"].unique().tolist() == list(range(5))
     assert run.data.metrics["best/loss"] == min(expected["loss"])
     assert run.data.metrics["best/epoch"] == int(np.argmin(expected["loss"]))

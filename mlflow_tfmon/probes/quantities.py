@@ -1,6 +1,6 @@
 """What is measured, as TensorFlow ops.
 
-A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.recording`.
+A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.rows`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
+
+# Half sums of squares between these are known well from float32, which loses squares below 1e-38, even 1e9 of them.
+_LEAST, _MOST = np.float64(1e-24), np.float64(1e36)
 
 
 def dense_values(gradient: Any) -> tf.Tensor:
@@ -23,33 +27,46 @@ def dense_values(gradient: Any) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
 
 
-def half_square(x: tf.Tensor) -> tf.Tensor:
-    """Half the sum of squares, in double precision: gradients of 1e-25 (a deep sigmoid net) or 1e25 have a norm too.
+def half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Half the sums of squares, in double precision: gradients of 1e-25 (a deep sigmoid net) or 1e25 have a norm too.
 
-    One fused op and a cast a variable; the root and the sum over variables are taken on the host.
+    The root and the sum over variables are taken on the host.
     """
-    return tf.nn.l2_loss(tf.cast(x, tf.float64))
+    return tf.stack([tf.nn.l2_loss(tf.cast(x, tf.float64)) for x in tensors])
 
 
-def half_squares(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    return [half_square(x) for x in tensors]
+def quick_half_squares(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same summed in single precision, which takes half the time, and whether that may be off for any of them.
 
-
-def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """Copies of the weights at a deep step; else empty tensors (XLA wants one shape: zeros), which cost nothing."""
+    XLA, for which a cast costs nothing, sums in double precision at once.
+    """
     if graph.in_xla():
-        empty = [tf.zeros(v.shape, v.dtype) for v in variables]
-    else:
-        nothing = {dtype: tf.zeros([0], dtype) for dtype in {v.dtype for v in variables}}
-        empty = [nothing[v.dtype] for v in variables]
-    copies = graph.rarely(deep, lambda: [tf.identity(v) for v in variables], lambda: empty)
-    return list(copies)
+        return half_squares(tensors), tf.constant(False)
+    single = [tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x for x in tensors]
+    sums = tf.stack([tf.cast(tf.nn.l2_loss(x), tf.float64) for x in single])
+    within = tf.raw_ops.ClipByValue(t=sums, clip_value_min=_LEAST, clip_value_max=_MOST)
+    return sums, tf.reduce_any(tf.not_equal(sums, within))  # NaN is not equal to itself
+
+
+def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> tf.Tensor:
+    """The weights at a deep step, one after the other; else an empty tensor (XLA wants one shape: zeros)."""
+    dtype = tf.float64 if any(v.dtype == tf.float64 for v in variables) else tf.float32
+    size = sum(sizes(variables)) if graph.in_xla() else 0
+
+    def copy() -> tf.Tensor:
+        return tf.concat([tf.reshape(tf.cast(v, dtype), [-1]) for v in variables], axis=0)
+
+    return graph.rarely(deep, copy, lambda: tf.zeros([size], dtype))
+
+
+def sizes(variables: Sequence[tf.Variable]) -> list[int]:
+    return [int(np.prod(v.shape)) for v in variables]
 
 
 @graph.Once
 def _of_variable(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    """The deep quantities of one variable, in the order of `stream.ring.DEEP`."""
-    after, before = tf.cast(new, tf.float64), tf.cast(old, tf.float64)
+    """The deep quantities of one variable, in the order of `stream.ring.DEEP`; `old` is flat."""
+    after, before = tf.reshape(tf.cast(new, tf.float64), [-1]), tf.cast(old, tf.float64)
     nonzero = tf.reduce_sum(tf.cast(tf.not_equal(gradient, 0), tf.float64))
     change = tf.nn.l2_loss(after - before)
     return tf.stack([tf.nn.l2_loss(after), tf.nn.l2_loss(before), change, nonzero])
@@ -58,7 +75,7 @@ def _of_variable(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tens
 def deep_row(
     step: tf.Tensor,
     variables: Sequence[tf.Variable],
-    before: Sequence[tf.Tensor],
+    before: tf.Tensor,
     gradients: Sequence[tf.Tensor],
     applied: tf.Tensor | None,
 ) -> tf.Tensor:
@@ -68,7 +85,7 @@ def deep_row(
     """
     found = [
         _of_variable(tf.convert_to_tensor(v), *told)
-        for v, *told in zip(variables, before, gradients, strict=True)
+        for v, *told in zip(variables, tf.split(before, sizes(variables)), gradients, strict=True)
     ]
     after, earlier, change, nonzero = tf.unstack(tf.stack(found, axis=1))
     if applied is not None:

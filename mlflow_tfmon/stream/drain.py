@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -11,11 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.ring import Ring, SeldomRows
 
-_INTERVAL = (
-    0.05  # s between two looks at the rings: at 1 ms a step a fraction of what the smallest ring holds
-)
+# s between two looks at the rings, such that the fullest is a quarter full by the next. A look takes a millisecond of
+# Python, for which the training's own has to wait.
+_SOONEST, _FIRST, _LATEST = 0.02, 0.05, 0.25
+_FULL = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Block:
     Attributes:
         ring: where it comes from.
         rows: array (steps, ring.width), oldest first.
-        deep_rows: array (deep steps, ...); column 0 is the ring's own step.
+        deep: rows (deep steps, ...); column 0 is the ring's own step.
         histograms: the same for the steps that have some.
         first: the ring's own number of the first step asked for.
         lost: how many steps from `first` on were overwritten before they could be read.
@@ -35,12 +37,16 @@ class Block:
 
     ring: Ring
     rows: np.ndarray = field(repr=False)
-    deep_rows: np.ndarray = field(repr=False)
-    histograms: np.ndarray = field(repr=False)
+    deep: SeldomRows = field(repr=False)
+    histograms: SeldomRows = field(repr=False)
     first: int
     lost: int
     seen: float
     more: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+
+class NotNowError(Exception):
+    """Raised by a sink that cannot take a block now: its rows stay in the ring, as long as they have room there."""
 
 
 @dataclass
@@ -86,24 +92,36 @@ class Drain:
             self.flush(rings)
             self._taps = [tap for tap in self._taps if not any(tap.ring is ring for ring in rings)]
 
-    def flush(self, rings: Iterable[Ring] | None = None) -> None:
-        """Takes all rows that have been written by now, on the caller's thread."""
+    def flush(self, rings: Iterable[Ring] | None = None) -> float:
+        """Takes all rows that have been written by now, on the caller's thread.
+
+        Returns:
+            How full the fullest ring was, from 0 to 1.
+        """
         wanted = None if rings is None else list(rings)
+        fullest = 0.0
         with self._lock:
             for tap in list(self._taps):
                 if wanted is None or any(tap.ring is ring for ring in wanted):
-                    self._take(tap)
+                    fullest = max(fullest, self._take(tap))
+        return fullest
 
-    def _take(self, tap: _Tap) -> None:
+    def _take(self, tap: _Tap) -> float:
         ring = tap.ring
         after, upto = ring.taken, ring.written()
         if upto <= after:
-            return
+            return 0.0
         rows, lost = ring.read(after, upto)
-        seldom = ring.deep.read(after, upto), ring.histograms.read(after, upto)
-        block = Block(ring, rows, *seldom, after + 1, lost, time.time())
-        tap.sink(block)
-        ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
+        deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
+        with contextlib.suppress(NotNowError):
+            tap.sink(Block(ring, rows, deep, histograms, after + 1, lost, time.time()))
+            # If the sink failed, the rows are read again as long as they are in the ring.
+            ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
+        return max(
+            min(1.0, (upto - after) / ring.capacity),
+            len(deep.rows) / ring.deep.capacity,
+            len(histograms.rows) / ring.histograms.capacity,
+        )
 
     def stop(self) -> None:
         """Ends the thread (the interpreter must not go while it is inside TensorFlow)."""
@@ -118,8 +136,10 @@ class Drain:
             self._thread.start()
 
     def _run(self) -> None:
-        while os.getpid() == self._pid and not self._stopped.wait(_INTERVAL):
+        wait = _FIRST
+        while os.getpid() == self._pid and not self._stopped.wait(wait):
             with contained("looking after the trainings", "some of them may not be recorded"):
                 self._on_idle()
             with contained("the drain", "some steps are not recorded"):
-                self.flush()
+                fullest = self.flush()
+                wait = min(max(wait * _FULL / fullest, _SOONEST) if fullest else _LATEST, 2 * wait, _LATEST)

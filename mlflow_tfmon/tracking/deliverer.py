@@ -1,21 +1,25 @@
 """Delivery of one recording: reads its journal and brings MLflow up to it.
 
-The journal alone says what is to be delivered. After a restart it is read again from the start: what was delivered
-is translated (so that thinning and files go on exactly as they were) but not sent again.
+The journal says what is to be delivered. After a restart it is read again from the start: what was delivered is
+translated (so that thinning and files go on exactly as they were) but not sent again. Once much has been delivered, it
+is deleted from the journal, and what is left is read from there on (`moment`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.curves import Point
-from mlflow_tfmon.tracking.journal import JournalReader
+from mlflow_tfmon.tracking.journal import JournalReader, put_away
 from mlflow_tfmon.tracking.live import Live, Pace
+from mlflow_tfmon.tracking.moment import Moment, load_moment, save_moment
 from mlflow_tfmon.tracking.outbox import Outbox
 from mlflow_tfmon.tracking.status import Ledger, Status
 from mlflow_tfmon.tracking.store import AwayError, fcntl
@@ -25,6 +29,7 @@ _BACK_OFF = (0.5, 15.0)  # s
 _SLICE_SECONDS = 2.0
 _BATCH = 1000
 _PROGRESS_SECONDS = 2.0
+_TRIM_BYTES = 64 * 2**20  # of records that have arrived: so much more than what waits is on the disk
 
 
 class Deliverer:
@@ -57,6 +62,8 @@ class Deliverer:
         self._seq = 0  # last record that was read
         self._time = 0.0  # of the last record that says it
         self._ended = False
+        self._trimmed = 0  # bytes that had been read by then
+        self._rest: list[Record] = []
         self._waits = 0.0
         self._next_try = 0.0
 
@@ -103,6 +110,10 @@ class Deliverer:
             tried = time.time() if error else self.status.tried
             self._ledger.note(error=error, tried=tried, waiting=waiting)
 
+    def rest(self, records: Sequence[Record]) -> None:
+        """Takes what the trainer could not write to the journal, now that it has closed it: it comes after the rest."""
+        self._rest += records
+
     def close(self) -> None:
         """Lets the recording go, so that another delivery may take it."""
         self._reader.close()
@@ -135,6 +146,8 @@ class Deliverer:
         return not self.done
 
     def _deliver(self, trainer_gone: bool) -> None:
+        if self._seq == 0:
+            self._take_over()
         until = time.monotonic() + _SLICE_SECONDS
         files_away: AwayError | None = None
         more = True
@@ -155,15 +168,46 @@ class Deliverer:
         elif self._outbox.empty and self._translation is not None and self._seq >= self._resumed:
             # What is read again, up to there, is less than what an earlier delivery has shown.
             self._live.publish(self._translation.telemetry.unfinished)
+            self._trim()
+
+    def _take_over(self) -> None:
+        """Goes on from the moment that an earlier delivery has written down, if there is one."""
+        moment = load_moment(self.folder)
+        if moment is None:
+            return
+        self._resumed = max(self._resumed, moment.seq)
+        self._seq, self._time, self._started = moment.seq, moment.time, moment.started
+        self._translation = moment.translation
+        self._translation.telemetry.move(self._telemetry_folder())
+        self._outbox.muted = True
+        self._outbox.begin(moment.started)
+        self._outbox.so_far = moment.sent
+
+    def _trim(self) -> None:
+        """Deletes what has arrived from the journal, once it is much."""
+        if (
+            self._reader.bytes - self._trimmed < _TRIM_BYTES
+            or self._started is None
+            or self._translation is None
+        ):
+            return
+        self._trimmed = self._reader.bytes
+        moment = Moment(self._seq, self._started, self._translation, self._outbox.so_far, self._time)
+        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk, or a busy one: later
+            save_moment(self.folder, moment)
+            self._reader.trim(self._seq)
 
     def _read(self, trainer_gone: bool) -> bool:
         """Reads and translates what comes next; returns whether there was anything."""
         # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
         sent = self._resumed - self._seq
         batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
+        over = not batch and (not self._reader.error or self._reader.damaged)
+        if over and self._rest:
+            batch, self._rest = list(enumerate(self._rest, self._seq + 1)), []
         if batch:
             self._translate(batch)
-        elif trainer_gone and (not self._reader.error or self._reader.damaged):
+        elif trainer_gone and over:
             self._end_abandoned()
         else:
             return False
@@ -206,11 +250,14 @@ class Deliverer:
 
     def _start(self, started: RunStarted) -> None:
         self._started = started
-        telemetry = self.folder / "telemetry"
-        shutil.rmtree(telemetry, ignore_errors=True)
-        telemetry.mkdir()
-        self._translation = Translation(started, telemetry)
+        self._translation = Translation(started, self._telemetry_folder())
         self._outbox.begin(started)
+
+    def _telemetry_folder(self) -> Path:
+        """Where files wait for their upload; what another delivery has left there is made again."""
+        folder = self.folder / "telemetry"
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def _flush(self, points: list[Point], ended: RunEnded | None = None, end_run: bool = True) -> None:
         translation = self._translation
@@ -221,7 +268,7 @@ class Deliverer:
         self._outbox.settle_models()
         if ended is not None and end_run:
             self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
-        self._outbox.flushed(self._seq, translation.lost)
+        self._outbox.flushed(self._seq, translation)
         if ended is not None and self._started is not None and translation.last_step:
             self._outbox.show_all(self._started)  # nobody waits for it
 
@@ -247,10 +294,4 @@ class Deliverer:
         self._ledger.note(complete=True, waiting=0, error=None)
         self.done = True
         self.close()
-        if not self._reader.damaged:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        aside = self.folder.parent.parent / "damaged"  # for whoever has better tools
-        with contextlib.suppress(OSError):
-            aside.mkdir(mode=0o700, exist_ok=True)
-            self.folder.rename(aside / self.folder.name)
+        put_away(self.folder, self._reader.damaged)

@@ -3,6 +3,7 @@
 Reads commands from stdin, a JSON object a line:
 
     {"watch": "/folder/of/a/recording", "tracking_uri": "...", "registry_uri": "..."}   deliver this recording
+    {"rest": "/folder/of/a/recording", "records": [[kind, body], ...]}                 what its journal did not take
     {"wake": true}                                                                     look for new records now
 
 The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mlflow_tfmon.stream.coding import decode
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.store import be_quick
 
@@ -41,6 +43,7 @@ class Delivery:
         self._give_up = give_up
         self._lock = threading.Lock()
         self._deliverers: dict[Path, Deliverer] = {}
+        self._silent: set[Path] = set()
         self._wake = threading.Event()
         self._hurry = False
         self._closed = False
@@ -48,7 +51,7 @@ class Delivery:
     def listen(self, lines: Iterable[str | bytes]) -> None:
         """Takes commands until there are no more; meant for a thread of its own."""
         for line in lines:
-            with contextlib.suppress(ValueError, AttributeError, TypeError):
+            with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
                 command = json.loads(line)
                 if "watch" in command:
                     folder = Path(command["watch"])
@@ -56,6 +59,12 @@ class Delivery:
                         if folder not in self._deliverers:
                             uris = command.get("tracking_uri"), command.get("registry_uri")
                             self._deliverers[folder] = Deliverer(folder, *uris)
+                        if command.get("silent"):
+                            self._silent.add(folder)
+                if "rest" in command:
+                    rest = [decode(kind, body, None) for kind, body in command["records"]]
+                    with self._lock:
+                        self._deliverers[Path(command["rest"])].rest(rest)
                 self._hurry = self._hurry or "wake" in command
             self._wake.set()
         self._closed = True
@@ -90,6 +99,8 @@ class Delivery:
     def _leave(self, left: list[Deliverer]) -> int:
         for one in left:
             one.close()
+            if one.folder in self._silent:
+                continue
             run = one.status.run_id or "(not made yet)"
             why = one.status.error or "another process delivers it"
             with contextlib.suppress(OSError):

@@ -1,36 +1,35 @@
 """The journal: a crash-safe log of one recording on the local disk.
 
-One folder a recording, `<home>/recordings/<id>/`, with the records in `journal.sqlite`. Only the trainer writes it
-and only delivery deletes it. SQLite in WAL mode keeps every committed record when either process is killed, and lets
-delivery read while the trainer writes.
+One folder a recording, `<home>/recordings/<id>/`, with the records in `journal.sqlite`. Only the trainer writes records
+and only delivery deletes them. SQLite in WAL mode keeps every committed record when either process is killed, and lets
+delivery read while the trainer writes. The format: docs/journal.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sqlite3
 import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow_tfmon.stream.records import Record, RunStarted, decode, encode
+from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.stream.coding import decode, encode
+from mlflow_tfmon.stream.records import Record, RunStarted
 from mlflow_tfmon.tracking import life
+from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
 from mlflow_tfmon.tracking.uris import absolute, without_secrets
 
-FORMAT = 1
+FORMAT = 2  # 1 had all records, always
 DATABASE = "journal.sqlite"
 _READ_BYTES = 16 * 2**20
-
-
-def home_folder() -> Path:
-    """The folder that holds all recordings: MLFLOW_TFMON_HOME, else `mlflow_tfmon` in the user's data folder."""
-    if home := os.environ.get("MLFLOW_TFMON_HOME"):
-        return Path(home).expanduser().absolute()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser().absolute() / "mlflow_tfmon"
+_WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
+_TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
 
 
 class Journal:
@@ -48,11 +47,13 @@ class Journal:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         life.hold(folder)
-        path = folder / DATABASE
+        path = self._path = folder / DATABASE
         # SQLite gives its side files the database's mode: made private here, all of them are.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # what is deleted makes the file smaller
         self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
         self._connection.execute("PRAGMA synchronous=NORMAL")
         self._connection.execute("BEGIN")
         self._connection.execute(f"PRAGMA user_version={FORMAT}")
@@ -60,18 +61,37 @@ class Journal:
             "CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, block BLOB)"
         )
         self._connection.execute("COMMIT")
+        self._inode = os.stat(path).st_ino
 
     @classmethod
     def create(cls, home: Path | None = None) -> Journal:
         """Makes the journal of a new recording, readable by this user alone.
 
         Args:
-            home: folder of all recordings; default `home_folder()`.
+            home: folder of all recordings; default `home_folder()`, or where that cannot be written `second_home()`.
 
         Raises:
             OSError, sqlite3.Error: the folder or the database cannot be written.
         """
-        home = home_folder() if home is None else home
+        if home is not None:
+            return cls._create(home)
+        try:
+            return cls._create(home_folder())
+        except (OSError, sqlite3.Error) as error:
+            home = second_home()
+            home.mkdir(mode=0o700, exist_ok=True)
+            if not is_private(home):
+                raise
+            journal = cls._create(home)
+            say_once(
+                f"home {home}",
+                f"mlflow_tfmon: {home_folder()} cannot be written ({error}); what is recorded waits in {home}, which a "
+                "restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
+            )
+            return journal
+
+    @classmethod
+    def _create(cls, home: Path) -> Journal:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = home / "recordings" / uuid.uuid4().hex
         folder.parent.mkdir(mode=0o700, exist_ok=True)
@@ -86,12 +106,15 @@ class Journal:
 
         Raises:
             sqlite3.Error: they could not be written (disk full, journal closed); none of them is in the journal.
+            OSError: the file is not there any more.
             RuntimeError: called in a forked child of the process that made the journal.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("a recording is written by the process that began it, not by a forked child")
         rows = [_row(record) for record in records]
         with self._lock:
+            if os.stat(self._path).st_ino != self._inode:  # else SQLite would write what nobody can find
+                raise FileNotFoundError(f"another file has taken the place of {self._path}")
             cursor = self._connection.execute("BEGIN IMMEDIATE")
             try:
                 cursor.executemany("INSERT INTO records (kind, body, block) VALUES (?, ?, ?)", rows)
@@ -102,6 +125,15 @@ class Journal:
                     self._connection.execute("ROLLBACK")
                 raise
         return int(last)
+
+    def size(self) -> int:
+        """How many bytes the records take that were not deleted."""
+        with self._lock:
+            pages, free, size = (
+                int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * size
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
@@ -121,12 +153,14 @@ class JournalReader:
     Attributes:
         error: why less than everything could be read, in a line, or None.
         damaged: whether that is for good: the file is not what was written.
+        bytes: how much has been read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.error: str | None = None
         self.damaged = False
+        self.bytes = 0
         self._connection: sqlite3.Connection | None = None
 
     def read(self, after: int, limit: int = 1000) -> list[tuple[int, Record]]:
@@ -143,6 +177,7 @@ class JournalReader:
                 size += len(body) + len(block or b"")
                 if size > _READ_BYTES:
                     break
+            self.bytes += size
         except (sqlite3.Error, OSError) as error:
             passes = ("locked", "unable to open", "memory")
             self.damaged = isinstance(error, sqlite3.Error) and not any(word in str(error) for word in passes)
@@ -167,6 +202,17 @@ class JournalReader:
             pass
         return 0
 
+    def trim(self, last: int) -> None:
+        """Deletes the records up to a number, but the first, which says whose they are, and that one: numbers go on.
+
+        Raises:
+            sqlite3.Error: not all could be deleted.
+        """
+        some = f"SELECT seq FROM records WHERE seq > 1 AND seq < ? ORDER BY seq LIMIT {_TRIM_ROWS}"
+        while self._execute(f"DELETE FROM records WHERE seq IN ({some})", (last,)).rowcount > 0:
+            pass
+        self._execute("PRAGMA incremental_vacuum", ()).fetchall()
+
     def close(self) -> None:
         """Closes the file."""
         if self._connection is not None:
@@ -188,6 +234,17 @@ class JournalReader:
         return self._connection.execute(query, values)
 
 
+def put_away(folder: Path, damaged: bool) -> None:
+    """Deletes a recording that has arrived; a damaged one is put aside, for whoever has better tools."""
+    if not damaged:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    aside = folder.parent.parent / "damaged"
+    with contextlib.suppress(OSError):
+        aside.mkdir(mode=0o700, exist_ok=True)
+        folder.rename(aside / folder.name)
+
+
 def _row(record: Record) -> tuple[str, str, bytes | None]:
     if isinstance(record, RunStarted):
         record = dataclasses.replace(
@@ -196,10 +253,10 @@ def _row(record: Record) -> tuple[str, str, bytes | None]:
             registry_uri=without_secrets(absolute(record.registry_uri)),
         )
     kind, body, block = encode(record)
-    return kind, json.dumps(body, default=_plain), block
+    return kind, json.dumps(body, default=plain), block
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """NumPy's scalars and anything else with `item()` as the Python value that JSON knows."""
     item = getattr(value, "item", None)
     return item() if callable(item) else str(value)

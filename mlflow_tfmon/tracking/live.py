@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_tfmon.tracking.telemetry import Part
+from mlflow_tfmon.tracking.parts import Part
 
 PUBLISH_SECONDS = 3.0
 _SHARE = 5  # a turn that took long is followed by a pause of this many times as long

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from mlflow_tfmon.checkpoints.names import MODELS
-from mlflow_tfmon.checkpoints.registry import register_pointed
+from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
@@ -29,21 +26,22 @@ from mlflow_tfmon.stream.records import (
     RunStarted,
     Text,
 )
-from mlflow_tfmon.tracking import findings
+from mlflow_tfmon.tracking import findings, showing
+from mlflow_tfmon.tracking.checkpointed import Call, saved_model, settled
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.earlier import Earlier
-from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REACHED_TAG, REPORT, clean
+from mlflow_tfmon.tracking.making import made_run
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REACHED_TAG, REPORT
+from mlflow_tfmon.tracking.parts import Part
+from mlflow_tfmon.tracking.sent import Sent
 from mlflow_tfmon.tracking.status import Ledger
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, store_errors
-from mlflow_tfmon.tracking.tally import MANIFEST, Tally, missing
-from mlflow_tfmon.tracking.telemetry import Part
+from mlflow_tfmon.tracking.tally import MANIFEST, missing
+from mlflow_tfmon.tracking.translation import Translation
 
-RECORDING_TAG = "tfmon.recording"
-LOST_TAG = "tfmon.lost_steps"
+LOST_TAGS = "tfmon.lost_"
+LEFT_OUT_TAG = "tfmon.not_kept"
 PROGRESS_TAG = "tfmon.progress"
-
-_Call = Callable[[RunStore], "dict[str, str] | None"]
 
 
 class Outbox:
@@ -54,6 +52,7 @@ class Outbox:
     Attributes:
         sent: when a call last succeeded (monotonic seconds).
         muted: whether calls are left out, because an earlier delivery has made them.
+        so_far: what has been handed over.
 
     Args:
         folder: of the recording.
@@ -64,6 +63,7 @@ class Outbox:
     def __init__(self, folder: Path, uris: tuple[str | None, str | None], ledger: Ledger) -> None:
         self.sent = time.monotonic()
         self.muted = False
+        self.so_far = Sent()
         self._folder = folder
         self._uris = uris
         self._ledger = ledger
@@ -72,13 +72,6 @@ class Outbox:
         self._client: MlflowClient | None = None
         self._run: RunStore | None = None
         self._earlier = Earlier()
-        self._tagged = ""
-        self._progress = ""
-        self._linkable: dict[tuple[str, int], Point] = {}
-        self._steps: dict[str, int] = {}  # of models that are kept: path -> step
-        self._to_register: dict[str, str] = {}  # a run's tag that says which model -> registered model
-        self._tally = Tally()
-        self._uncounted: set[str] = set()  # metrics with points that were not looked for in the store yet
 
     @property
     def empty(self) -> bool:
@@ -109,7 +102,7 @@ class Outbox:
 
     def begin(self, started: RunStarted) -> None:
         """Opens the store and, where there is none yet, makes the run."""
-        self._tagged = "streaming"
+        self.so_far.tagged = "streaming"
         self._calls.append(partial(self._open, started))
         if started.run_id is not None:
             self._do(lambda run: run.tags(started.tags))
@@ -117,14 +110,14 @@ class Outbox:
 
     def points(self, points: Sequence[Point]) -> None:
         """Logs points."""
-        self._tally.points(points)
-        self._uncounted.update(point.key for point in points)
+        self.so_far.tally.points(points)
+        self.so_far.uncounted.update(point.key for point in points)
         if points:
             self._do(lambda run: run.points(self._earlier.new(points)))
 
     def linkable(self, points: Sequence[Point]) -> None:
         """Points that a model's metrics may be: a model linked to one of them doubles nothing in the run."""
-        self._linkable |= {(point.key, point.step): point for point in points}
+        self.so_far.linkable |= {(point.key, point.step): point for point in points}
 
     def record(self, record: Record, when: float) -> None:
         """Logs a record that is no data.
@@ -147,11 +140,15 @@ class Outbox:
         elif isinstance(record, Problems):
             self._problems(record)
         elif isinstance(record, ModelSaved):
-            self._model(record, when)
+            name, call, after = saved_model(
+                record, when, self._folder, self.so_far, self._ledger, lambda: self._earlier
+            )
+            self._do(call, name, self._files)
+            self._files.append(after)
 
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
-        self._tally.rows |= {part.artifact: part.rows for part in parts}
+        self.so_far.tally.rows |= {part.artifact: part.rows for part in parts}
         for part in parts if not self.muted else ():
             with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
                 part.save()
@@ -179,42 +176,50 @@ class Outbox:
 
     def progress(self, text: str, reached: Past) -> None:
         """Says how far the training has come, in words, and for a recording that goes on."""
-        if text != self._progress and not self.muted:
-            self._progress = text
+        if text != self.so_far.progress and not self.muted:
+            self.so_far.progress = text
             tags = {PROGRESS_TAG: text, REACHED_TAG: json.dumps(reached.as_dict())}
             self._do(lambda run: run.tags(tags))
 
     def streaming(self) -> None:
         """Notes that more has come."""
-        if self._tagged != "streaming":
-            self._tagged = "streaming"
+        if self.so_far.tagged != "streaming":
+            self.so_far.tagged = "streaming"
             self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}))
 
-    def flushed(self, seq: int, lost: int) -> None:
-        """Notes that all up to record `seq` is delivered; `lost` is how many steps never were recorded."""
-        if lost:
-            self._do(lambda run: run.tags({LOST_TAG: str(lost)}))
-        if self._tagged != "complete":
-            self._tagged = "complete"
+    def flushed(self, seq: int, translation: Translation) -> None:
+        """Notes that all up to record `seq` is delivered, and how much was measured and is not there."""
+        tags = {f"{LOST_TAGS}{what}": str(count) for what, count in translation.lost.items() if count}
+        if translation.left_out:
+            tags[LEFT_OUT_TAG] = f"{counted(translation.left_out)}: {translation.why}"
+        if tags:
+            self._do(lambda run: run.tags(tags))
+        if self.so_far.tagged != "complete":
+            self.so_far.tagged = "complete"
             self._do(self._count, DELIVERY_TAG, self._files)
         self._files.append(lambda: self._ledger.note(flushed=max(seq, self._ledger.status.flushed)))
+
+    def settle_models(self) -> None:
+        """Has the models that are kept linked to the run, and those registered that are to be."""
+        for name, call in settled(self.so_far, self._ledger):
+            self._do(call, name, self._files)
 
     def show_all(self, started: RunStarted) -> None:
         """Makes of all that has arrived what people look at: report, pictures of the histograms, event files."""
         if started.report:
-            self._do(_report, REPORT, self._files)
+            self._do(showing.report, REPORT, self._files)
         if started.tensorboard:
-            self._do(_event_files, EVENT_FILES, self._files)
+            self._do(showing.event_files, EVENT_FILES, self._files)
 
     def _count(self, run: RunStore) -> dict[str, str]:
         """Calls delivery complete if the store holds all that was sent."""
-        manifest = self._tally.manifest(self._ledger.status.rejected, self._earlier)
+        manifest = self.so_far.tally.manifest(self._ledger.status.rejected, self._earlier)
         run.text(MANIFEST, manifest)
         with store_errors():
-            lacks = missing(run.client, run.run_id, manifest, sorted(self._uncounted))
-        self._uncounted.clear()
+            lacks = missing(run.client, run.run_id, manifest, sorted(self.so_far.uncounted))
+        self.so_far.uncounted.clear()
         # If files were held up, more may have come since: then it is not complete after all.
-        return run.tags({DELIVERY_TAG: "incomplete" if lacks else self._tagged}) | {
+        return run.tags({DELIVERY_TAG: "incomplete" if lacks else self.so_far.tagged}) | {
             line.partition(":")[0]: line for line in lacks
         }
 
@@ -228,7 +233,7 @@ class Outbox:
 
     def _do(
         self,
-        call: _Call,
+        call: Call,
         name: str = "",
         queue: deque[Callable[[], None]] | None = None,
     ) -> None:
@@ -239,7 +244,7 @@ class Outbox:
     def _text(self, path: str, text: str) -> None:
         self._do(lambda run: run.text(path, text), path, self._files)
 
-    def _call(self, call: _Call, name: str) -> None:
+    def _call(self, call: Call, name: str) -> None:
         """Makes a call; what MLflow refuses of it is noted, not tried again."""
         assert self._run is not None
         try:
@@ -253,105 +258,23 @@ class Outbox:
         with store_errors():
             if self._client is None:
                 self._client = open_store(tracking_uri, registry_uri)
-            run_id = started.run_id or self._ledger.status.run_id or self._made_run(self._client, started)
+            run_id = (
+                started.run_id
+                or self._ledger.status.run_id
+                or made_run(self._client, started, self._folder.name)
+            )
             if started.run_id is not None:  # else nothing is earlier
                 self._earlier = Earlier.of(self._client, run_id, self._folder)
         self._run = RunStore(self._client, run_id)
         self._ledger.note(run_id=run_id)
 
-    def _made_run(self, client: MlflowClient, started: RunStarted) -> str:
-        """The run that the trainer could not make; one whose making went well but unheard is found again."""
-        mark = self._folder.name
-        experiment = started.experiment_id or "0"
-        if started.experiment_name and not started.experiment_id:
-            known = client.get_experiment_by_name(started.experiment_name)
-            experiment = known.experiment_id if known else client.create_experiment(started.experiment_name)
-        query = f"tags.`{RECORDING_TAG}` = '{mark}'"
-        if found := client.search_runs([experiment], query, max_results=1):
-            return str(found[0].info.run_id)
-        tags = {**started.tags, RECORDING_TAG: mark}
-        run = client.create_run(experiment, int(started.start_time * 1e3), tags, started.run_name)
-        return str(run.info.run_id)
-
-    def _model(self, saved: ModelSaved, when: float) -> None:
-        name, folder = f"model {saved.name}", self._folder / saved.path
-        finite = {clean(key): value for key, value in saved.metrics.items() if isfinite(value)}
-        points = []
-        for key, value in finite.items():
-            known = self._linkable.get((key, saved.step))
-            same = known is not None and known.value == value
-            points.append(known if known and same else Point(key, value, saved.step, int(when * 1e3)))
-        self._steps[saved.path] = saved.step
-        for path in saved.drops:
-            self._steps.pop(path, None)
-        if saved.registered_model_name:
-            self._to_register[saved.pointers[0]] = saved.registered_model_name
-
-        def remember(model_id: str) -> None:
-            self._ledger.note(models={**self._ledger.status.models, saved.path: model_id})
-
-        def deliver(run: RunStore) -> dict[str, str]:
-            known = self._ledger.status.models
-            gone = folder.with_name(f"{folder.name}.gone")
-            if gone.exists():  # another took its place before it was delivered
-                if saved.path in known:
-                    drop_model(run, known[saved.path])
-                return {}
-            with store_errors():
-                linked = self._earlier.linkable(run.client, run.run_id, points)
-            rejected = deliver_model(run, saved, folder, linked, known.get(saved.path), remember)
-            if name in rejected:
-                self._steps.pop(saved.path, None)
-            else:
-                for path in saved.drops:
-                    if path in known or path.startswith(MODELS):
-                        drop_model(run, known.get(path) or path.removeprefix(MODELS))
-            return rejected
-
-        self._do(deliver, name, self._files)
-        self._files.append(partial(shutil.rmtree, folder, ignore_errors=True))
-
-    def settle_models(self) -> None:
-        """Has the models that are kept linked to the run, and those registered that are to be: of many the best."""
-        if self._steps:
-            self._do(self._link, "outputs", self._files)
-        for tag, name in self._to_register.items():
-            self._do(partial(register_pointed, tag=tag, name=name), f"registered model {name}", self._files)
-        self._to_register.clear()
-
-    def _link(self, run: RunStore) -> None:
-        known = self._ledger.status.models
-        link_models(run, {known[path]: step for path, step in self._steps.items() if path in known})
-
-
-def _report(run: RunStore) -> dict[str, str]:
-    from mlflow_tfmon.report.making import report_of  # with libraries that nothing else here needs
-
-    try:
-        page, pictures = report_of(run.client, run.run_id)
-    except Exception as error:  # what was recorded is there without it, and `mlflow-tfmon report` tries again
-        return {REPORT: f"{type(error).__name__}: {error}"}
-    run.text(REPORT, page)
-    with store_errors():
-        for key, step, picture in pictures:
-            run.client.log_image(run.run_id, picture, key=key, step=step, synchronous=True)
-    return {}
-
-
-def _event_files(run: RunStore) -> dict[str, str]:
-    from mlflow_tfmon.tensorboard.export import export
-
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
-        try:
-            export(run.run_id, Path(folder), run.client.tracking_uri)
-        except Exception as error:  # as above: `mlflow-tfmon export-tensorboard` tries again
-            return {EVENT_FILES: f"{type(error).__name__}: {error}"}
-        with store_errors():
-            run.client.log_artifacts(run.run_id, folder, EVENT_FILES)
-    return {}
-
 
 def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
-    with store_errors():
-        part.save()
-    run.file(part.path, part.folder, patient)
+    with contextlib.ExitStack() as stack, store_errors():
+        try:
+            path = part.save()
+        except OSError:  # the journal's disk is full: another may have room for a moment
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlflow_tfmon-"))
+            path = Path(folder, part.path.name)
+            part.write(path)
+        run.file(path, part.folder, patient)

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from mlflow_tfmon.stream.coding import encode
+from mlflow_tfmon.stream.records import Record
+from mlflow_tfmon.tracking.journal import plain
 from mlflow_tfmon.tracking.status import Status, read_status
 from mlflow_tfmon.tracking.uris import absolute
 
@@ -43,7 +47,7 @@ class DeliveryProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
         self._started_at = 0.0
-        self._watched: dict[Path, dict[str, str | None]] = {}
+        self._watched: dict[Path, dict[str, str | bool | None]] = {}
 
     @classmethod
     def shared(cls) -> DeliveryProcess:
@@ -58,13 +62,16 @@ class DeliveryProcess:
                 cls._shared.ensure_alive()
             return cls._shared
 
-    def watch(self, folder: Path, tracking_uri: str, registry_uri: str | None = None) -> None:
+    def watch(
+        self, folder: Path, tracking_uri: str, registry_uri: str | None = None, silent: bool = False
+    ) -> None:
         """Has a recording delivered from now on, by a process that is started if there is none.
 
         Args:
             folder: of the recording.
             tracking_uri: MLflow tracking URI, with its credentials if it has some: it goes through a pipe, to no disk.
             registry_uri: MLflow registry URI.
+            silent: whether nothing is said, not even of what could not be delivered.
 
         Raises:
             OSError: the process could not be started; the recording stays on the disk.
@@ -73,11 +80,26 @@ class DeliveryProcess:
             "watch": str(folder),
             "tracking_uri": absolute(tracking_uri),
             "registry_uri": absolute(registry_uri) if registry_uri else None,
+            "silent": silent,
         }
         with self._lock:
             self._watched[folder] = command
             if not self._started():
                 self._tell(command)
+
+    def rest(self, folder: Path, records: Sequence[Record]) -> bool:
+        """Has records delivered that the journal of a recording did not take, after all that it has taken.
+
+        Args:
+            folder: of the recording.
+            records: without blocks of numbers.
+
+        Returns:
+            Whether there is a process to tell them to.
+        """
+        with self._lock:
+            self._tell({"rest": str(folder), "records": [encode(record)[:2] for record in records]})
+            return self._alive()
 
     def ensure_alive(self) -> bool:
         """Starts the process, or starts it anew if it died; one that dies again and again is left dead.
@@ -150,11 +172,11 @@ class DeliveryProcess:
             self._tell(command)
         return True
 
-    def _tell(self, command: dict[str, str | None] | dict[str, bool]) -> None:
+    def _tell(self, command: Mapping[str, object]) -> None:
         if self._alive() and self._process is not None and self._process.stdin is not None:
             # If it died just now, `ensure_alive` tells its successor.
             with contextlib.suppress(OSError, ValueError):
-                self._process.stdin.write(json.dumps(command).encode() + b"\n")
+                self._process.stdin.write(json.dumps(command, default=plain).encode() + b"\n")
                 self._process.stdin.flush()
 
     def _forget_complete(self) -> None:

@@ -14,23 +14,17 @@ one run do not meet, and are in order:
 - `activations-<part>.parquet`: a row an epoch and layer, with the fields of `Activations` and `LayerActivations`.
 
 The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
-
-A part is held in memory until it is full or a flush comes. So it can be written as it stands at any time, for those who
-want to see a training that goes on, and later again, whole, under the same name. Where a part ends follows from the
-rows and the flushes alone: who replays a recording gets the same parts, however often they were looked at.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.past import Past
@@ -43,12 +37,11 @@ from mlflow_tfmon.stream.records import (
     Steps,
     StreamOpened,
 )
-from mlflow_tfmon.tracking.names import HISTOGRAMS, TELEMETRY
+from mlflow_tfmon.tracking.parts import File, Part
 from mlflow_tfmon.tracking.series import StreamSeries
 
 FORMAT = 1
 METADATA_KEY = b"tfmon"
-_PART_BYTES = 8 * 2**20  # of rows in memory; written in some 50 ms, as half of that
 _ROWS = 10_000
 _LISTS = "variables."
 _LOGGED = pa.schema(
@@ -76,48 +69,6 @@ _HISTOGRAMS = pa.schema(
 )  # fmt: skip
 
 
-class Part:
-    """A part of a telemetry file.
-
-    Attributes:
-        path: where it is to be written.
-        folder: of the run's artifacts, where it belongs.
-        rows: how many it has.
-    """
-
-    def __init__(self, path: Path, batches: Sequence[pa.RecordBatch]) -> None:
-        self.path = path
-        self.folder = HISTOGRAMS if path.name.startswith("histograms-") else TELEMETRY
-        self.rows = sum(batch.num_rows for batch in batches)
-        self._batches = batches
-
-    @property
-    def artifact(self) -> str:
-        """Its path among the run's artifacts."""
-        return f"{self.folder}/{self.path.name}"
-
-    def save(self) -> Path:
-        """Writes it, unless that is done.
-
-        Raises:
-            OSError: it could not be written; its rows are kept.
-        """
-        if self._batches:
-            table = pa.Table.from_batches(self._batches).combine_chunks()
-            # Doubles that were singles: their bytes taken apart need a quarter less space and half the time.
-            split = [
-                f"{one.name}.list.element" if pa.types.is_list(one.type) else one.name
-                for one in table.schema
-                if one.type == pa.list_(pa.float64()) or pa.types.is_float64(one.type)
-            ]
-            pq.write_table(
-                table, self.path, row_group_size=table.num_rows, compression="zstd", compression_level=1,
-                use_dictionary=["name", "prefix", "variable", "kind", "layer"], use_byte_stream_split=split,
-            )  # fmt: skip
-            self._batches = ()
-        return self.path
-
-
 class Telemetry:
     """Makes the telemetry files of one recording.
 
@@ -130,11 +81,17 @@ class Telemetry:
     def __init__(self, folder: Path, begun: float, past: Past) -> None:
         self._folder = folder
         self._about = {"recording": f"{int(begun * 1e3):x}", "after": past.steps}
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, File] = {}
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._schemas: dict[str, pa.Schema] = {}
         self._prefixes: dict[int, str] = {}
         self._columns: dict[str, dict[str, bool]] = {}  # each file's columns, and whether they hold lists
+
+    def move(self, folder: Path) -> None:
+        """Has what is written from now on written to another folder."""
+        self._folder = folder
+        for file in self._files.values():
+            file.folder = folder
 
     def opened(self, layout: StreamOpened) -> None:
         """Takes a stream's layout, before its first block."""
@@ -172,8 +129,8 @@ class Telemetry:
         about = {"stream": layout.stream, "prefix": layout.prefix}
         self._schemas[stem] = _HISTOGRAMS.with_metadata(self._metadata(about))
         for row in block.values:
-            one = row[1:].reshape(len(bins.KINDS), count, bins.WIDTH)
-            for kind, variables in zip(bins.KINDS, one, strict=True):
+            one = row[1:].reshape(len(block.kinds), count, bins.WIDTH)
+            for kind, variables in zip(block.kinds, one, strict=True):
                 for variable, values in zip(layout.variables, variables, strict=True):
                     first, end = bins.trimmed(values[: bins.COUNT])
                     nonfinite, zeros, least, most = values[bins.COUNT :].tolist()
@@ -261,43 +218,11 @@ class Telemetry:
     def _metadata(self, about: dict[str, Any]) -> dict[bytes, bytes]:
         return {METADATA_KEY: json.dumps({"format": FORMAT, **self._about, **about}).encode()}
 
-    def _file(self, stem: str) -> _File:
+    def _file(self, stem: str) -> File:
         if stem not in self._files:
             begun = self._about["recording"]
-            self._files[stem] = _File(lambda number: self._folder / f"{stem}-{begun}-{number:05d}.parquet")
+            self._files[stem] = File(self._folder, f"{stem}-{begun}")
         return self._files[stem]
-
-
-class _File:
-    """One file in parts."""
-
-    def __init__(self, path: Callable[[int], Path]) -> None:
-        self._path = path
-        self._number = 0
-        self._batches: list[pa.RecordBatch] = []
-        self._bytes = 0
-        self._finished: list[Part] = []
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        if self._batches and not batch.schema.equals(self._batches[0].schema, check_metadata=True):
-            self.close()
-        self._batches.append(batch)
-        self._bytes += batch.nbytes
-        if self._bytes >= _PART_BYTES:
-            self.close()
-
-    def close(self) -> None:
-        if self._batches:
-            self._finished.append(Part(self._path(self._number), self._batches))
-            self._number += 1
-            self._batches, self._bytes = [], 0
-
-    def take(self) -> list[Part]:
-        finished, self._finished = self._finished, []
-        return finished
-
-    def so_far(self, rows: list[pa.RecordBatch]) -> Part:
-        return Part(self._path(self._number), [*self._batches, *rows])
 
 
 def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: int) -> dict[str, pa.Array]:

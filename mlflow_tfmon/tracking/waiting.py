@@ -12,7 +12,8 @@ from pathlib import Path
 from mlflow_tfmon.stream.records import RunStarted
 from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.deliverer import Deliverer
-from mlflow_tfmon.tracking.journal import JournalReader, home_folder
+from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
+from mlflow_tfmon.tracking.journal import JournalReader
 from mlflow_tfmon.tracking.status import read_status
 from mlflow_tfmon.tracking.uris import without_secrets
 
@@ -57,14 +58,15 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
     """The recordings that wait, oldest first; folders in which nothing was ever recorded are deleted.
 
     Args:
-        home: folder of all recordings; default that of this user, whatever the working directory.
+        home: folder of all recordings; default those of this user, whatever the working directory.
 
     Example:
         >>> for recording in find_waiting():
         ...     print(recording.name, recording.records)
     """
-    folders = (home_folder() if home is None else home) / "recordings"
-    found = [_look(folder) for folder in folders.iterdir()] if folders.is_dir() else []
+    homes = [home] if home is not None else [home_folder(), *filter(is_private, [second_home()])]
+    folders = [one / "recordings" for one in homes]
+    found = [_look(one) for folder in folders if folder.is_dir() for one in folder.iterdir()]
     return sorted((one for one in found if one is not None), key=lambda one: one.begun)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from recordings import blocks, layout, started, values
 
 from mlflow_tfmon.stream.records import EpochEnded, Logged
+from mlflow_tfmon.tracking import deliverer as deliverers
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.journal import Journal
 
@@ -43,7 +44,7 @@ def killed(pid: int, after: float) -> bool:
 
 def write(store: str, home: Path, run_id: str, begun: float, confirmed: Path) -> None:
     """A trainer, as far as the journal sees one."""
-    rows = values(ROWS)
+    rows, draft = values(ROWS), confirmed.with_suffix(".new")
     journal = Journal.create(home)
     journal.append([started(store, run_id, start_time=begun), layout(ROWS)])
     for at in range(0, ROWS, BLOCK):
@@ -51,7 +52,8 @@ def write(store: str, home: Path, run_id: str, begun: float, confirmed: Path) ->
         if at % 200 == 0:
             extra.append(EpochEnded(at // 200, at + BLOCK, begun + at, {"loss": 1.0 / (at + 1)}))
         journal.append([*blocks(rows[at : at + BLOCK], BLOCK), *extra])
-        confirmed.write_text(str(at + BLOCK))
+        draft.write_text(str(at + BLOCK))
+        draft.replace(confirmed)  # a kill between its emptying and its writing would leave nothing in it
         time.sleep(0.002)
 
 
@@ -60,6 +62,9 @@ def deliver(folder: Path, store: str, gone: bool) -> None:
     while not deliverer.done:
         deliverer.advance(trainer_gone=gone, hurry=True)
         time.sleep(0.01)
+
+
+deliverers._TRIM_BYTES = 50_000  # what has arrived is deleted, again and again
 
 
 def main(store: str, home: Path, seed: int, runs: list[str]) -> None:

@@ -31,7 +31,8 @@ from mlflow_tfmon.stream.records import (
     Steps,
     Text,
 )
-from mlflow_tfmon.tracking.journal import DATABASE, FORMAT, Journal, JournalReader, home_folder
+from mlflow_tfmon.tracking.homes import home_folder
+from mlflow_tfmon.tracking.journal import DATABASE, FORMAT, Journal, JournalReader
 
 TEXTS = st.text(max_size=20)
 FLOATS = st.floats(width=64)

@@ -89,7 +89,7 @@ def test_the_last_row_of_a_long_training_is_readable_while_it_goes_on(
 def test_a_delivery_killed_while_it_publishes_loses_and_doubles_nothing(
     store: str, client: mlflow.MlflowClient, home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "_PART_BYTES", 20_000)
+    monkeypatch.setattr("mlflow_tfmon.tracking.parts._PART_BYTES", 20_000)
     monkeypatch.setattr(telemetry, "_ROWS", 70)
     monkeypatch.setattr(deliverer_module, "_BATCH", 60)
     monkeypatch.setattr(
@@ -254,12 +254,12 @@ def test_a_full_disk_costs_no_row(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(telemetry, "_PART_BYTES", 40_000)
+    monkeypatch.setattr("mlflow_tfmon.tracking.parts._PART_BYTES", 40_000)
     rows = values(2000)
     journal = Journal.create(home)
     deliverer = Deliverer(journal.folder, store)
     with monkeypatch.context() as patch:
-        patch.setattr(telemetry.pq, "write_table", full)
+        patch.setattr("mlflow_tfmon.tracking.parts.pq.write_table", full)
         journal.append([started(store, run_id), layout(), *blocks(rows[:1500])])
         advanced(deliverer, clock)
         journal.append([EpochEnded(0, 1500, BEGUN, {"loss": 0.5})])
@@ -310,7 +310,7 @@ def test_a_part_that_was_read_half_written_is_read_again(
 def test_parts_end_where_they_end_however_often_they_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "_PART_BYTES", 3000)
+    monkeypatch.setattr("mlflow_tfmon.tracking.parts._PART_BYTES", 3000)
     monkeypatch.setattr(telemetry, "_ROWS", 7)
     made: list[list[tuple[str, int]]] = []
     for looks in (False, True):

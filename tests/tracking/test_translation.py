@@ -12,7 +12,6 @@ from recordings import BEGUN, COLUMNS, VARIABLES, blocks, deep, layout, started,
 
 from mlflow_tfmon.recorded import RecordedRun
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Logged, Lost, Record, Steps
-from mlflow_tfmon.tracking import telemetry
 from mlflow_tfmon.tracking.curves import MAX_NONFINITE, Point
 from mlflow_tfmon.tracking.translation import Translation
 
@@ -120,7 +119,7 @@ def test_a_stream_whose_name_comes_after_its_first_steps(told: str, tmp_path: Pa
 
 
 def test_files_are_cut_into_bounded_parts(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(telemetry, "_PART_BYTES", 60_000)
+    monkeypatch.setattr("mlflow_tfmon.tracking.parts._PART_BYTES", 60_000)
     rows = values(5000)
     translate(tmp_path, layout(), *blocks(rows))
     parts = sorted(tmp_path.glob("steps-0-*.parquet"))
@@ -182,7 +181,7 @@ def test_two_streams_keep_apart(tmp_path: Path) -> None:
         *blocks(one), *blocks(two, stream=1), Lost(1, 61, 64),
     )  # fmt: skip
     assert {"generator.batch/loss", "critic.batch/loss"} <= set(curves)
-    assert (translation.last_step, translation.lost) == (100, 4)
+    assert (translation.last_step, translation.lost["steps"]) == (100, 4)
     run = loaded(tmp_path)
     assert run.streams == ["generator.", "critic."]
     np.testing.assert_array_equal(run.steps["generator.loss"], one[:, 4])

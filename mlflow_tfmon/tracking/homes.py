@@ -1,0 +1,32 @@
+"""Where recordings wait: the folders of this user."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def home_folder() -> Path:
+    """The folder that holds all recordings: MLFLOW_TFMON_HOME, else `mlflow_tfmon` in the user's data folder."""
+    if home := os.environ.get("MLFLOW_TFMON_HOME"):
+        return Path(home).expanduser().absolute()
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser().absolute() / "mlflow_tfmon"
+
+
+def second_home() -> Path:
+    """The folder that stands in where nothing can be written in `home_folder`: it may be gone after a restart."""
+    return Path(tempfile.gettempdir()) / f"mlflow_tfmon-{getpass.getuser()}"
+
+
+def is_private(folder: Path) -> bool:
+    """Whether a folder is there, and is this user's alone: elsewhere somebody else may have made it."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    mine = os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+    return stat.S_ISDIR(found.st_mode) and mine

@@ -1,0 +1,32 @@
+"""The run that a trainer could not make, because its store was away."""
+
+from __future__ import annotations
+
+from mlflow.tracking import MlflowClient
+
+from mlflow_tfmon.stream.records import RunStarted
+
+RECORDING_TAG = "tfmon.recording"
+
+
+def made_run(client: MlflowClient, started: RunStarted, mark: str) -> str:
+    """Makes it, as the trainer would have; one whose making went well but unheard is found again.
+
+    Args:
+        client: of the store.
+        started: what it is to be.
+        mark: what the run is known by: the recording's name.
+
+    Raises:
+        Exception: MLflow's own, if the store does not answer.
+    """
+    experiment = started.experiment_id or "0"
+    if started.experiment_name and not started.experiment_id:
+        known = client.get_experiment_by_name(started.experiment_name)
+        experiment = known.experiment_id if known else client.create_experiment(started.experiment_name)
+    query = f"tags.`{RECORDING_TAG}` = '{mark}'"
+    if found := client.search_runs([experiment], query, max_results=1):
+        return str(found[0].info.run_id)
+    tags = {**started.tags, RECORDING_TAG: mark}
+    run = client.create_run(experiment, int(started.start_time * 1e3), tags, started.run_name)
+    return str(run.info.run_id)

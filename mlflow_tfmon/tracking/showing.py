@@ -1,0 +1,38 @@
+"""What people look at, made of all that has arrived: the report, pictures of the histograms, event files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT
+from mlflow_tfmon.tracking.store import RunStore, store_errors
+
+
+def report(run: RunStore) -> dict[str, str]:
+    """Makes the report; returns why not, if so."""
+    from mlflow_tfmon.report.making import report_of  # with libraries that nothing else here needs
+
+    try:
+        page, pictures = report_of(run.client, run.run_id)
+    except Exception as error:  # what was recorded is there without it, and `mlflow-tfmon report` tries again
+        return {REPORT: f"{type(error).__name__}: {error}"}
+    run.text(REPORT, page)
+    with store_errors():
+        for key, step, picture in pictures:
+            run.client.log_image(run.run_id, picture, key=key, step=step, synchronous=True)
+    return {}
+
+
+def event_files(run: RunStore) -> dict[str, str]:
+    """Makes TensorBoard's event files; returns why not, if so."""
+    from mlflow_tfmon.tensorboard.export import export
+
+    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+        try:
+            export(run.run_id, Path(folder), run.client.tracking_uri)
+        except Exception as error:  # as above: `mlflow-tfmon export-tensorboard` tries again
+            return {EVENT_FILES: f"{type(error).__name__}: {error}"}
+        with store_errors():
+            run.client.log_artifacts(run.run_id, folder, EVENT_FILES)
+    return {}

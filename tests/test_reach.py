@@ -1,0 +1,258 @@
+"""Whatever MLflow's own client can reach, delivery reaches, by the same environment; no secret is written down."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+import mlflow_tfmon
+from mlflow_tfmon.tracking.waiting import find_waiting
+from tests.servers import Server, pass_on
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
+USER, PASSWORD, TOKEN = "ann", "pa55-w0rd-of-ann", "t0ken-of-ann"
+
+SCRIPT = """
+import keras, numpy as np
+import mlflow_tfmon
+
+mlflow_tfmon.autolog(delivery_wait=60.0, report=False)
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+model.fit(np.ones((800, 2)), np.ones(800), batch_size=16, epochs=2, verbose=0)
+"""
+
+
+class Front:
+    """What stands before a server: TLS, a password or token that it asks for, or a proxy for all there is.
+
+    Attributes:
+        asked: the first line of each request that came through.
+
+    Args:
+        port: of the server behind it.
+        wanted: the Authorization header that a request must have, or None.
+        tls: certificate and key, or None.
+    """
+
+    def __init__(self, port: int, wanted: str | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._port, self._wanted, self._tls = port, wanted, tls
+        self.asked: list[str] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
+            head = b""
+            while b"\r\n\r\n" not in head:
+                more = client.recv(65536)
+                if not more:
+                    return
+                head += more
+            lines, _, body = head.partition(b"\r\n\r\n")
+            first, *headers = lines.decode("latin-1").split("\r\n")
+            self.asked.append(first)
+            given = {name.lower(): value for name, _, value in (line.partition(": ") for line in headers)}
+            if self._wanted is not None and given.get("authorization") != self._wanted:
+                client.sendall(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                return
+            method, address, version = first.split(" ")
+            path = "/" + address.split("/", 3)[3] if "://" in address else address  # as a proxy is asked
+            kept = [line for line in headers if not line.lower().startswith(("connection:", "proxy-"))]
+            request = "\r\n".join([f"{method} {path} {version}", *kept, "Connection: close"])
+            with socket.create_connection(("127.0.0.1", self._port)) as server:
+                server.sendall(request.encode("latin-1") + b"\r\n\r\n" + body)
+                threading.Thread(target=pass_on, args=(client, server, False), daemon=True).start()
+                pass_on(server, client, False)
+
+
+@pytest.fixture(scope="module")
+def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copyfile(store_template, folder / "mlflow.db")
+    one = Server(folder, f"sqlite:///{folder}/mlflow.db")
+    yield one
+    one.kill()
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate authority of one's own, and a server's certificate by it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    key = ["-newkey", "rsa:2048", "-nodes"]
+    openssl(
+        "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=a private CA"
+    )
+    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1")
+    (tmp_path / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    by = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names"]
+    openssl("x509", "-req", "-in", "server.csr", *by, "-out", "server.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    return tmp_path / "ca.pem", context
+
+
+Trained = Callable[..., str]
+
+
+@pytest.fixture
+def train(home: Path, tmp_path: Path) -> Trained:
+    """Trains in a process of its own, in this environment and in none of the developer's."""
+
+    def trained(uri: str, **environment: str) -> str:
+        ours = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        own = {**ours, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TFMON_RAISE_ERRORS": "0", **environment}
+        said = tmp_path / "said"  # a pipe would end with delivery, which outlives the training
+        with said.open("w") as file:
+            subprocess.run(
+                [sys.executable, "-c", SCRIPT], env=own, cwd=tmp_path, check=True, stdout=file, stderr=file
+            )
+        return said.read_text()
+
+    return trained
+
+
+def runs(server: Server) -> list[str]:
+    return [run.info.run_id for run in mlflow.MlflowClient(server.uri).search_runs(["0"])]
+
+
+def check(server: Server, before: list[str]) -> None:
+    (run_id,) = set(runs(server)) - set(before)
+    run = mlflow.MlflowClient(server.uri).get_run(run_id)
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    assert mlflow_tfmon.load_run(run_id, server.uri).steps.index.tolist() == list(range(1, 101))
+    assert [
+        one.name
+        for one in mlflow.MlflowClient(server.uri).search_logged_models(["0"])
+        if one.source_run_id == run_id
+    ]
+    assert find_waiting() == []
+
+
+def basic() -> str:
+    return "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+
+@pytest.mark.parametrize("how", ["password", "token", "address"])
+def test_a_server_that_asks_who_it_is(how: str, server: Server, train: Trained, home: Path) -> None:
+    front = Front(server.port, f"Bearer {TOKEN}" if how == "token" else basic())
+    before, uri = runs(server), f"http://127.0.0.1:{front.port}"
+    if how == "password":
+        said = train(uri, MLFLOW_TRACKING_USERNAME=USER, MLFLOW_TRACKING_PASSWORD=PASSWORD)
+    elif how == "token":
+        said = train(uri, MLFLOW_TRACKING_TOKEN=TOKEN)
+    else:
+        said = train(f"http://{USER}:{PASSWORD}@127.0.0.1:{front.port}")
+    front.close()
+    check(server, before)
+    assert not any(secret in said for secret in (PASSWORD, TOKEN))
+
+
+@pytest.mark.parametrize("how", ["password", "token", "address"])
+def test_no_secret_is_written_down(how: str, server: Server, train: Trained, home: Path) -> None:
+    """The server does not let it in, so that all that is written stays on the disk."""
+    front = Front(server.port, "Bearer another")
+    uri, here = f"http://127.0.0.1:{front.port}", {"MLFLOW_TFMON_DELIVERY_WAIT": "2"}
+    if how == "password":
+        here |= {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    elif how == "token":
+        here |= {"MLFLOW_TRACKING_TOKEN": TOKEN}
+    else:
+        uri = f"http://{USER}:{PASSWORD}@127.0.0.1:{front.port}"
+    before = runs(server)
+    said = train(uri, **here)
+    assert runs(server) == before
+    (waiting,) = find_waiting()
+    assert waiting.records and "mlflow-tfmon sync" in said
+    secrets = [PASSWORD, TOKEN, basic().removeprefix("Basic ")]
+    written = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
+    assert len(written) > 10_000
+    assert not [secret for secret in secrets if secret.encode() in written or secret in said]
+    front.close()
+
+
+def test_https_with_a_private_ca(
+    server: Server, train: Trained, certificates: tuple[Path, ssl.SSLContext]
+) -> None:
+    authority, context = certificates
+    front = Front(server.port, basic(), context)
+    before, uri = runs(server), f"https://127.0.0.1:{front.port}"
+    credentials = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    train(uri, MLFLOW_TRACKING_SERVER_CERT_PATH=str(authority), **credentials)
+    check(server, before)
+    before = runs(server)
+    train(uri, MLFLOW_TRACKING_INSECURE_TLS="true", **credentials)
+    check(server, before)
+    before = runs(server)
+    train(uri, REQUESTS_CA_BUNDLE=str(authority), **credentials)
+    check(server, before)
+    front.close()
+
+
+def test_a_server_behind_a_proxy(server: Server, train: Trained) -> None:
+    front, before = Front(server.port), runs(server)
+    train("http://mlflow.invalid", http_proxy=f"http://127.0.0.1:{front.port}", no_proxy="")
+    check(server, before)
+    assert front.asked and all("http://mlflow.invalid/" in line for line in front.asked)
+    front.close()
+
+
+def test_a_folder_with_mlflows_permission(train: Trained, tmp_path: Path) -> None:
+    uri = (tmp_path / "runs").as_uri()
+    train(uri, MLFLOW_ALLOW_FILE_STORE="true")
+    assert find_waiting() == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        (run,) = mlflow.MlflowClient(uri).search_runs(["0"])
+        assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+        assert mlflow_tfmon.load_run(run.info.run_id, uri).steps.index.tolist() == list(range(1, 101))
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://nobody", "folder without permission"])
+def test_a_store_that_cannot_be_had_loses_nothing(
+    uri: str, train: Trained, store: str, tmp_path: Path
+) -> None:
+    here = {"MLFLOW_TFMON_DELIVERY_WAIT": "2", "HOME": str(tmp_path)}
+    said = train((tmp_path / "runs").as_uri() if "folder" in uri else uri, **here)
+    (waiting,) = find_waiting()
+    assert waiting.records > 5
+    lines = [line for line in said.splitlines() if "mlflow_tfmon:" in line and "makes no run" in line]
+    assert len(lines) == 1 and "mlflow-tfmon sync" in lines[0], said
+    delivered = subprocess.run(
+        [sys.executable, "-m", "mlflow_tfmon.cli", "sync", "--tracking-uri", store],
+        capture_output=True,
+        text=True,
+    )
+    assert delivered.returncode == 0, delivered.stdout + delivered.stderr
+    (run,) = mlflow.MlflowClient(store).search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    assert mlflow_tfmon.load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 101))
