@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results[name] = found
         held, cpu, snapshot = (np.asarray(found[one]) for one in ("held_ms", "held_cpu_ms", "snapshot_ms"))
         print(
-            f"{name:26} held up: first {held[0]:.0f} ms, then {np.median(held[1:]):.1f} ms (most {held[1:].max():.1f}), "
-            f"of which {np.median(cpu[1:]):.1f} on the processor;"
+            f"{name:26} held up: first {held[0]:.0f} ms, then {np.median(held[1:]):.1f} ms (most {held[1:].max():.1f}) "
+            f"with {np.median(cpu[1:]):.1f} on the processor;"
             f" the snapshot alone {np.median(snapshot):.1f} ms (most {snapshot.max():.1f})",
             flush=True,
         )
