@@ -115,12 +115,12 @@ class Between:
                 time.sleep(self.SLOW)
             with socket.create_connection(("127.0.0.1", self._port)) as server:
                 self._connections.append(server)
-                up = threading.Thread(target=_pass_on, args=(client, server, False), daemon=True)
+                up = threading.Thread(target=pass_on, args=(client, server, False), daemon=True)
                 up.start()
-                _pass_on(server, client, fault == "half")
+                pass_on(server, client, fault == "half")
 
 
-def _pass_on(source: socket.socket, sink: socket.socket, half: bool) -> None:
+def pass_on(source: socket.socket, sink: socket.socket, half: bool) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             if half:

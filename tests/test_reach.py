@@ -82,8 +82,11 @@ class Front:
                 return
             method, address, version = first.split(" ")
             path = "/" + address.split("/", 3)[3] if "://" in address else address  # as a proxy is asked
-            kept = [line for line in headers if not line.lower().startswith(("connection:", "proxy-"))]
-            request = "\r\n".join([f"{method} {path} {version}", *kept, "Connection: close"])
+            kept = [
+                line for line in headers if not line.lower().startswith(("connection:", "proxy-", "host:"))
+            ]
+            host = f"Host: 127.0.0.1:{self._port}"  # which is all that MLflow's server answers to
+            request = "\r\n".join([f"{method} {path} {version}", host, *kept, "Connection: close"])
             # All of it first, then the answer: a TLS connection is not for two threads at once.
             length, chunked = (
                 int(given.get("content-length", 0)),
