@@ -12,9 +12,9 @@ from mlflow_tfmon.stream import workers
 from mlflow_tfmon.stream.ring import Ring
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.monitor import Monitor
+    from mlflow_tfmon.training import Training
 
-active: list[Monitor] = []  # those that are on, in the order in which they were started
+active: list[Training] = []  # those that are on, in the order in which they were started
 unclaimed: list[
     Callable[[Ring], None]
 ] = []  # told of rings that no monitor claims: autolog's, for custom loops
@@ -34,11 +34,6 @@ def claim(ring: Ring, optimizer: Any) -> None:
     else:
         for adopt in unclaimed:
             adopt(ring)
-
-
-def watching(model: Any) -> Monitor | None:
-    """The monitor that was started for a model and is still on."""
-    return next((monitor for monitor in reversed(active) if monitor.model is model), None)
 
 
 def trained(ring: Ring) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mlflow.utils.autologging_utils import ExceptionSafeClass
 
-from mlflow_tfmon import loops
-from mlflow_tfmon.callback import CompleteLogs, MonitorCallback
+from mlflow_tfmon import loops, resuming
+from mlflow_tfmon.callback import CompleteLogs, MonitorCallback, PassOver
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
-from mlflow_tfmon.claims import watching
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
 from mlflow_tfmon.facts.datasets import datasets
@@ -21,7 +22,7 @@ from mlflow_tfmon.facts.metrics import early_stopping_facts
 from mlflow_tfmon.facts.params import fit_params
 from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
-from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.monitor import Monitor, watching
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tracking.names import MODEL
@@ -34,7 +35,11 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
     fit: _Fit | None = None
     with contained("watching fit", _LOSS):
         fit = _Fit.of(original, model, args, kwargs)
-        args, kwargs = fit.begin()
+        if fit.is_done():
+            args, kwargs = fit.pass_over()
+            fit = None
+        else:
+            args, kwargs = fit.begin()
     try:
         history = original(model, *args, **kwargs)
     except BaseException as error:
@@ -54,6 +59,10 @@ class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
 
 class _AddedBefore(CompleteLogs, metaclass=ExceptionSafeClass):
     """The one that it adds before the user's."""
+
+
+class _Passed(PassOver, metaclass=ExceptionSafeClass):
+    """The one that is added to a fit that was over before."""
 
 
 class _Fit:
@@ -86,6 +95,16 @@ class _Fit:
             arguments, next((c for c in arguments.callback_list if isinstance(c, MonitorCallback)), None)
         )
 
+    def is_done(self) -> bool:
+        """Whether it was over before the training was interrupted that is to be resumed."""
+        return (
+            self._own and bool(self._added) and resuming.is_done(self.arguments.model, self._settings.resume)
+        )
+
+    def pass_over(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments to call fit with so that it makes no epochs."""
+        return self.arguments.with_callbacks([_Passed()], [])
+
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Starts watching; returns the arguments to call fit with."""
         with contained(
@@ -113,7 +132,10 @@ class _Fit:
                 self._summarized = True
                 self.monitor.record(model_summary(self.arguments.model))
                 if self._settings.tensorboard:
-                    self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
+                    with contextlib.suppress(
+                        NotImplementedError, TypeError
+                    ):  # a model that is not made of layers
+                        self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
 
     def finish(self) -> None:
         """After a fit that went well: what can be told only now, and the model."""
@@ -122,9 +144,10 @@ class _Fit:
             facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.epoch_offset)
             if facts.metrics:
                 self.monitor.record(facts)
-        if self._settings.log_models and self.monitor.folder is not None:
+        folder = self.monitor.folder
+        if self._settings.log_models and folder is not None:
             with contained("saving the model", "it is not logged"):
-                self._log_model()
+                self._log_model(folder)
         self._end()
 
     def fail(self, error: BaseException) -> None:
@@ -137,12 +160,12 @@ class _Fit:
         if self._own:
             self.monitor.end(status, reason)
 
-    def _log_model(self) -> None:
+    def _log_model(self, folder: Path) -> None:
         path = f"models/{uuid.uuid4().hex}"
         settings = self._settings
         saved = save_model(
             self.arguments.model,
-            self.monitor.folder / path,
+            folder / path,
             self.arguments,
             log_input_examples=settings.log_input_examples,
             log_model_signatures=settings.log_model_signatures,

@@ -1,41 +1,31 @@
-"""Monitor: one watched training, from its first step to its last."""
+"""Monitor: one watched training, as a loop or a fit tells of it: figures, epochs, what may become a checkpoint."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import mlflow
 import tensorflow as tf
 
-from mlflow_tfmon import claims, probes, resuming
-from mlflow_tfmon import pipeline as pipelines
+from mlflow_tfmon import claims, resuming
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
-from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import Callbacks
-from mlflow_tfmon.complaints import plain_epoch, plain_numbers, say_what_is_missing
+from mlflow_tfmon.complaints import plain_epoch, plain_numbers
 from mlflow_tfmon.epoch_metrics import measured
-from mlflow_tfmon.errors import SettingError, contained, quiet, say_once
+from mlflow_tfmon.errors import SettingError, contained
 from mlflow_tfmon.facts.arguments import FitArguments
-from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.pauses import Pauses
-from mlflow_tfmon.pipeline import Pipeline
-from mlflow_tfmon.probes import cluster, graph
-from mlflow_tfmon.problems.watch import Watch
-from mlflow_tfmon.settings import Settings, autolog_settings
-from mlflow_tfmon.stream import records
-from mlflow_tfmon.stream.ring import Ring
-from mlflow_tfmon.tracking import runs
-
-_NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
+from mlflow_tfmon.probes import histograms
+from mlflow_tfmon.problems import actions
+from mlflow_tfmon.problems.actions import Actions
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.training import Training
 
 
-class Monitor:
+class Monitor(Training):
     """Watches one training: its steps, its epochs, and what it was made of.
 
     Every optimizer step that is made while the monitor is on is recorded, also within a `tf.function`, provided that
@@ -75,29 +65,22 @@ class Monitor:
             raise SettingError(
                 f"model={model!r}: model must be a Keras model, or None for whatever is trained."
             )
-        self.model = model
-        self.settings = Settings.make(**settings)
+        checked = Settings.make(**settings)
         if settings.get("resume") and (model is None or run_id):
             raise SettingError(
                 "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
             )
         if model is not None and not run_id:
-            resuming.prepare(self.settings.resume)
-        self._optimizers = [] if optimizer is None else list(tf.nest.flatten(optimizer))
-        self._checkpoint: Checkpoint | None = None
-        self.callbacks: Callbacks | None = None  # of the fit that is watched
+            resuming.prepare(checked.resume)
+        super().__init__(
+            model, checked, run_id, [] if optimizer is None else list(tf.nest.flatten(optimizer))
+        )
         self.total_steps = total_steps
+        self.callbacks: Callbacks | None = None  # of the fit that is watched
         self.arguments: FitArguments | None = None  # of the fit that is watched
-        self._run_id = run_id
-        self._thread = threading.get_ident()
-        self._pipeline: Pipeline | None = None
-        self._made_pipeline = False
-        self._rings: list[Ring] = []
         self._activations = ActivationWatch(model)
-        self.premises = Telling(model)
-        self._epoch_offset: int | None = None
-        self._first_step = 0
         self._pauses = Pauses()
+        self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
 
@@ -108,107 +91,8 @@ class Monitor:
         monitor.settings = settings
         return monitor
 
-    @property
-    def run_id(self) -> str | None:
-        """Id of the MLflow run, or None before the start or while the tracking server is away."""
-        return None if self._pipeline is None else self._pipeline.run.run_id
-
-    @property
-    def first_epoch(self) -> int:
-        """The epoch with which the training begins: 0, or with `resume` the one after the checkpoint's."""
-        return 0 if self._checkpoint is None else self._checkpoint.first_epoch
-
-    # -- from start to end -----------------------------------------------------------------------------------------
-    def start(
-        self, *, stay_active: bool = True, thread: int | None = None, bar: bool = True, in_fit: bool = False
-    ) -> Monitor:
-        """Starts watching.
-
-        Args:
-            stay_active: whether a run made for the training becomes the active MLflow run.
-            thread: the thread that trains; default: this one.
-            bar: whether there is a progress bar, where one can be seen.
-            in_fit: whether a fit is beginning, which has a bar and will call `restore_fit` once the model is built.
-
-        Raises:
-            SettingError: the model is not the one that is to be resumed.
-        """
-        if self in claims.active:
-            return self
-        if self.settings.silent:
-            quiet(True)
-        self._thread = thread or threading.get_ident()
-        self._checkpoint = None if self.model is None else resuming.take(self.settings.resume)
-        if self._checkpoint is not None and not in_fit:
-            self._checkpoint.restore(self.model, self._optimizers)
-        place = cluster.place()
-        if place is not None and place.index > 0:
-            say_once("not the chief", f"mlflow_tfmon: {_NOT_CHIEF.format(place.index)}", logging.INFO)
-            with contained("starting the monitor", "this worker's part of each step is not recorded"):
-                probes.install(self, claims.claim)
-            return self
-        if self._checkpoint is not None:
-            run: runs.Run | None = self._checkpoint.run(thread, stay_active)
-        else:
-            run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
-        with contained("starting the monitor", "this training is not recorded"):
-            if run is None:
-                run = runs.start(self.settings.extra_tags, stay_active)
-            probes.install(self, claims.claim)
-            probes.also(
-                mlflow.MlflowClient,
-                "set_terminated",
-                pipelines.watch_run_end,
-                "a run's last steps may be missing",
-            )
-            self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
-            resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
-            if self._checkpoint is not None:
-                self._epoch_offset = self._checkpoint.state.about["first_epoch"]
-            self._first_step = self._pipeline.recording.steps_of(self._keys())
-            claims.active.append(self)
-            if bar and not in_fit and not self.settings.silent:
-                self._pipeline.show()
-            self.tell_premises()
-            for ring in probes.rings_of(self._keys()):
-                if not pipelines.DRAIN.has(ring):
-                    ring.taken = ring.written()  # what it did before was another training, or none
-                    self.attach(ring)
-        if self._pipeline is None:
-            probes.remove(self)
-        return self
-
-    def end(self, status: str = "FINISHED", reason: str = "") -> None:
-        """Stops watching, and waits a little until MLflow has everything; a run made for the training ends.
-
-        Args:
-            status: "FINISHED", "FAILED" or "KILLED".
-            reason: why it failed.
-        """
-        if self in claims.active:
-            claims.active.remove(self)
-        pipeline = self._pipeline
-        probes.remove(self)
-        if pipeline is None:
-            with contained("ending the monitor", "this worker's last steps may be missing"):
-                pipelines.DRAIN.flush()
-            return
-        with contained("ending the monitor", "what was recorded last may come late"):
-            pipeline.release(self._rings)
-            pipeline.hide()
-            if status == "FINISHED":
-                made = pipeline.recording.steps_of(self._keys()) - self._first_step
-                say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
-            if pipeline.run.owned and self._made_pipeline:
-                pipeline.close(status, reason)
-            elif not pipeline.closed:
-                pipeline.flush()
-        self._rings.clear()
-        self._pipeline = None
-        if self.settings.silent:
-            quiet(autolog_settings().silent)
-
     def __enter__(self) -> Monitor:
+        actions.say_what_loops_lack(self.settings.on_problem, can_ask=True)
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -264,7 +148,26 @@ class Monitor:
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
         self.epoch_ended(epoch, numbers)
+        with contained("acting on a problem", "the training goes on as it is"):
+            self._actions = self._actions or Actions.of_loop(self)
+            if self._actions is not None:
+                self._actions.epoch_ended(numbers)
         return numbers
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a loop with `on_problem="stop"` should end: a critical problem was found that is at least 80% sure.
+
+        It may be asked at each step. `log_epoch` puts the best epoch's weights back.
+
+        Example:
+            ```python
+            monitor.log_epoch(epoch, {"val_loss": validate(model)})
+            if monitor.should_stop:
+                break
+            ```
+        """
+        return self.watch is not None and actions.wants_end(self.settings.on_problem, self.watch.problems)
 
     def measured(self) -> dict[str, float]:
         """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
@@ -283,16 +186,15 @@ class Monitor:
             self.last_epoch, self.last_metrics = number, numbers
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
+            histograms.epoch_ended(recording, self._rings, number)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
 
-    @property
-    def epoch_offset(self) -> int:
-        """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
-        if self._epoch_offset is None and self._pipeline is not None:
-            self._epoch_offset = self._pipeline.recording.epochs_done(self.prefix)
-        return self._epoch_offset or 0
+    def paused(self, since: float | None) -> None:
+        """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
+        self.record(*self._pauses.told(since))
 
+    # -- the fits of a training ------------------------------------------------------------------------------------
     def new_fit(self) -> None:
         """Tells that a further fit begins, whose epochs are counted from 0 again."""
         if self._checkpoint is None:
@@ -306,11 +208,6 @@ class Monitor:
         if self._pipeline is not None:
             self.record(*self._pipeline.recording.seam(self._keys()))
 
-    @property
-    def watch(self) -> Watch | None:
-        """What judges the training, while it is watched."""
-        return None if self._pipeline is None else self._pipeline.watch
-
     def restore_fit(self, model: Any) -> bool:
         """Has a fit that is just beginning go on from the checkpoint; returns whether one is to be resumed.
 
@@ -319,84 +216,21 @@ class Monitor:
         """
         checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
         if checkpoint is not None:
+            if not self._in_fit:  # it is around fits, of which this is the first
+                checkpoint.check_fit(resuming.fits(model))
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
             resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
         return checkpoint is not None
 
-    def tell_premises(self) -> None:
-        """Records what is known before the first step, once the model is built."""
-        if self._pipeline is not None:
-            self.record(*self.premises.tell(self.prefix))
-
-    def record(self, *out: records.Record) -> None:
-        """Puts records of other parts of the package (facts of the fit, models) into the journal."""
-        if self._pipeline is not None:
-            with contained("the journal", "some facts of this training are not recorded"):
-                self._pipeline.recording.append(*out)
-
-    @property
-    def on(self) -> bool:
-        """Whether the training is being watched."""
-        return self._pipeline is not None
-
-    @property
-    def owns_run(self) -> bool:
-        """Whether the run was made for this training."""
-        return self._pipeline is not None and self._pipeline.run.owned
-
-    @property
-    def folder(self) -> Any:
-        """Folder of the recording, where files wait for delivery; None before the start."""
-        return None if self._pipeline is None else self._pipeline.folder
-
-    def paused(self, since: float | None) -> None:
-        """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
-        self.record(*self._pauses.told(since))
-
-    # -- rings -----------------------------------------------------------------------------------------------------
-    def claims(self, ring: Ring) -> bool:
-        """Whether the steps of a ring belong to this training."""
-        if self.model is None:
-            return ring.thread == self._thread and not pipelines.DRAIN.has(ring)
-        return bool(ring.layout.keys & self._keys())
-
-    def attach(self, ring: Ring) -> None:
-        """Records the steps of a ring."""
-        if self._pipeline is not None and not any(known is ring for known in self._rings):
-            self._rings.append(ring)
-            name = claims.trained(ring)
-            model = name if self.model is None else str(self.model.name)
-            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every)
-            self.tell_premises()
-
-    def trains(self, keys: frozenset[str]) -> bool:
-        """Whether any of these variables is being trained."""
-        return any(ring.layout.keys & keys for ring in self._rings)
-
-    def begins(self) -> bool:
-        """Whether this is the training's very beginning: a further optimizer is part of it."""
-        return self._pipeline is not None and self._pipeline.recording.begins(self._keys())
-
-    def _keys(self) -> frozenset[str]:
-        if self.model is None:
-            return frozenset[str]().union(*(ring.layout.keys for ring in self._rings))
-        return frozenset(graph.key(v) for v in self.model.trainable_variables)
-
-    @property
-    def prefix(self) -> str:
-        """What precedes the names of the model's epoch metrics in the run."""
-        if self._pipeline is None or self.model is None:
-            return ""
-        return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))
-
+    # -- checkpoints -----------------------------------------------------------------------------------------------
     def _consider(self, epoch: int, metrics: Mapping[str, float], within: bool = False) -> None:
         """Has a checkpoint made where one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=resuming.fits(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
@@ -409,3 +243,9 @@ class Monitor:
             return False
         self._pipeline.finish_checkpoints()
         return self._pipeline.keeper(self.prefix).has_best
+
+
+def watching(model: Any) -> Monitor | None:
+    """The monitor that was started for a model and is still on."""
+    found = (one for one in reversed(claims.active) if isinstance(one, Monitor) and one.model is model)
+    return next(found, None)

@@ -21,7 +21,8 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.checkpoints.folder import WEIGHTS, Writer
-from mlflow_tfmon.checkpoints.snapshot import Camera, variables_of
+from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, variables_of
+from mlflow_tfmon.checkpoints.writing import Queue
 from tests import trainings
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -253,6 +254,20 @@ def test_a_model_that_keras_cannot_load_again_is_kept_as_its_weights(caplog: Any
     assert version.source == f"models:/{tags(run_id)['tfmon.model']}"
 
 
+def test_weights_alone_where_that_is_asked_for(tmp_path: Path) -> None:
+    mlflow_tfmon.autolog(checkpoint_save_weights_only=True, log_models=True, monitor="val_accuracy")
+    every = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    history = fit(net(), 3, [every]).history["val_accuracy"]
+    run_id = mlflow.last_active_run().info.run_id
+    best = tags(run_id)["tfmon.best_model"]
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{best}"))
+    assert not list(folder.rglob("*.keras"))
+    ours, theirs = net(), net()
+    ours.load_weights(folder / WEIGHTS)
+    theirs.load_weights(tmp_path / f"{int(np.argmax(history)) + 1}.weights.h5")
+    np.testing.assert_array_equal(ours.predict(X, verbose=0), theirs.predict(X, verbose=0))
+
+
 @pytest.mark.thorough
 def test_the_frequency_in_epochs_and_in_steps() -> None:
     model = net()
@@ -304,6 +319,98 @@ def test_a_model_that_is_changed_before_it_is_saved(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), before)
 
 
+def test_the_best_stays_when_a_better_one_cannot_be_saved_and_a_worse_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = Writer.write
+
+    def not_the_better(self: Writer, snapshot: Any, *more: Any) -> None:
+        if better:
+            raise ChangedError("it was changed")
+        write(self, snapshot, *more)
+
+    monkeypatch.setattr(Writer, "write", not_the_better)
+    model, better, best = net(), False, None
+    step = trainings.custom_step(model, model.optimizer)
+    with mlflow_tfmon.Monitor(model) as monitor:
+        run_id = str(monitor.run_id)
+        for epoch, metrics in losses(0.5, 0.4, 0.6):
+            step(*next(trainings.batches(X, Y, 1)))
+            best = model.predict(X, verbose=0) if epoch == 0 else best
+            better = epoch == 1
+            monitor.log_epoch(epoch, metrics)
+            monitor._pipeline.finish_checkpoints()
+    kept = {one.tags["tfmon.epoch"]: one.model_id for one in checkpoints(run_id)}
+    said = tags(run_id)
+    assert (said["tfmon.best_model"], said["tfmon.last_model"]) == (kept["0"], kept["2"])
+    loaded = mlflow.tensorflow.load_model(f"models:/{said['tfmon.best_model']}")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), best)
+
+
+def test_what_is_written_is_kept_though_better_ones_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill then does not find the training without any."""
+    write, gate, begun = Writer.write, threading.Event(), threading.Event()
+
+    def held_up(self: Writer, *what: Any) -> None:
+        begun.set()
+        assert gate.wait(60)
+        write(self, *what)
+
+    monkeypatch.setattr(Writer, "write", held_up)
+    monkeypatch.setattr("mlflow_tfmon.checkpoints.writing.SHARE", 1e-9)  # a rest without end
+    with mlflow_tfmon.Monitor(net()) as monitor:
+        run_id = str(monitor.run_id)
+        for epoch, metrics in losses(0.5, 0.4, 0.3):
+            monitor.log_epoch(epoch, metrics)
+            assert begun.wait(60)
+        gate.set()
+        while "tfmon.best_model" not in tags(run_id):
+            time.sleep(0.1)
+        assert [one.tags["tfmon.epoch"] for one in checkpoints(run_id)] == ["0"]
+    assert [one.tags["tfmon.epoch"] for one in checkpoints(run_id)] == ["2"]
+
+
+def test_of_many_in_short_order_none_is_left_behind_in_mlflow() -> None:
+    """Those that are superseded before they are delivered had been to take others away."""
+    with mlflow_tfmon.Monitor(net()) as monitor:
+        run_id = str(monitor.run_id)
+        for epoch, metrics in losses(*(1 / (1 + n) for n in range(12))):
+            monitor.log_epoch(epoch, metrics)
+            monitor._pipeline.keeper("").finish(60)
+            if epoch == 0:
+                while "tfmon.best_model" not in tags(run_id):
+                    time.sleep(0.1)
+    assert [one.tags["tfmon.epoch"] for one in checkpoints(run_id)] == ["11"]
+
+
+def test_the_writer_rests_by_what_it_took_the_processor_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting takes nothing from the training, and what is done once is not taken for what the next will take."""
+    ended: list[float] = []
+
+    def do(number: int, seconds: float) -> bool:
+        with queue.once():
+            busy(3 * seconds)
+        time.sleep(10 * seconds)
+        busy(seconds)
+        ended.append(time.monotonic())
+        return True
+
+    def busy(seconds: float) -> None:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+
+    queue = Queue(do)
+    queue.put(1, 0.1, frozenset([1]))
+    while not queue._rest_until:
+        time.sleep(0.01)
+    assert (
+        1.9 <= queue._rest_until - ended[0] < 7.6
+    )  # 19 times 0.1; with what is done once it would be 4 times that
+    queue.put(2, 0.0, frozenset([1, 2]))
+    assert queue.finish(60) and len(ended) == 2
+
+
 def test_a_full_disk_leaves_the_best_before_whole() -> None:
     """The limit on a file's size stands in for the disk's: both are an OSError in the middle of writing."""
     inputs = keras.Input((trainings.FEATURES,))
@@ -329,6 +436,21 @@ def test_a_full_disk_leaves_the_best_before_whole() -> None:
     assert said["tfmon.best_model"] == kept["1"]  # there was room again before the end: it was tried again
     loaded = mlflow.tensorflow.load_model(f"models:/{kept['1']}")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), before)
+
+
+def test_a_name_that_the_registry_refuses_leaves_the_best_in_the_run() -> None:
+    mlflow.MlflowClient().register_prompt("digits", "a template with {{name}}")  # which has the name
+    mlflow_tfmon.autolog(registered_model_name="digits")
+    model = net()
+    history = fit(model, 2).history
+    assert len(history["val_loss"]) == 2
+    run_id = mlflow.last_active_run().info.run_id
+    said = tags(run_id)
+    assert said["tfmon.registered"].startswith("digits is refused: ")
+    assert said["tfmon.delivery"] == "complete"
+    best = mlflow.get_logged_model(said["tfmon.best_model"])
+    assert best.tags["tfmon.epoch"] == str(int(np.argmin(history["val_loss"])))
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
 KILLED = """

@@ -33,12 +33,20 @@ class Writer:
         folder: where to keep what all have in common.
         settings: whether weights only, with signature, with example.
         arguments: the call of fit, or None.
+        once: around what is done once for all.
     """
 
-    def __init__(self, folder: Path, settings: Settings, arguments: FitArguments | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        arguments: FitArguments | None,
+        once: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self._form = folder
         self._settings = settings
         self._arguments = arguments
+        self._once = once
         self._save: Callable[[Any, Path], None] | None = None
         self._known: tuple[int, ...] = ()
         self.whole = not settings.checkpoint_save_weights_only
@@ -71,7 +79,8 @@ class Writer:
         try:
             variables = tuple(id(variable) for variable in snapshot.variables)
             if self._save is None or variables != self._known:
-                self._save = self._make_form(model)
+                with self._once():
+                    self._save = self._make_form(model)
                 self._known = variables
             shutil.copytree(self._form, draft)
             with warnings.catch_warnings(), snapshot.in_force():

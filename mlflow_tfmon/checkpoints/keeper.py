@@ -95,7 +95,9 @@ class Keeper:
         self._patience_until = 0.0
         self._at_epoch_end = False  # whether there was one at an epoch's end
         self._paths: dict[int, str] = {}  # of those that are written and kept
-        self._on_disk: list[str] = []
+        self._on_disk: dict[
+            str, tuple[str, ...]
+        ] = {}  # of those that wait for delivery: what each is to drop
         self._newest = {BEST: -1, LAST: -1, RESUME: -1}
         self._whole_before = False  # whether an earlier recording keeps a best one that MLflow can load
 
@@ -167,7 +169,8 @@ class Keeper:
             resumes = state is not None and not (now.within and self._at_epoch_end)
             self._at_epoch_end |= not now.within
             if self._writer is None:
-                self._writer = Writer(self._folder / "form" / uuid.uuid4().hex, self._settings, now.arguments)
+                form = self._folder / "form" / uuid.uuid4().hex
+                self._writer = Writer(form, self._settings, now.arguments, self._queue.once)
             saved = self._described(now, metric, value)
             job = _Job(snapshot, is_best, saved, state, resumes)
             self._queue.put(self._number, job, self._kept.wanted)
@@ -216,41 +219,48 @@ class Keeper:
             self._tell(job.saved, error)
             return isinstance(error, ChangedError)
         with self._lock, contained("recording a checkpoint", "it does not reach MLflow"):
-            wanted = self._kept.wanted
-            if number not in wanted:
+            kinds = [BEST] * job.best + [LAST] + [RESUME] * job.resumes
+            newer = [kind for kind in kinds if number > self._newest[kind]]
+            if not newer and number not in self._kept.wanted:
                 shutil.rmtree(self._folder / path, ignore_errors=True)
                 return True
+            self._newest |= dict.fromkeys(newer, number)
             self._paths[number] = path
-            self._record(self._pointed(number, job))
-            self._paths = {n: one for n, one in self._paths.items() if n in wanted}
-            self._make_room(path)
+            self._record(self._pointed(newer, job))
+            self._make_room()
         return True
 
-    def _pointed(self, number: int, job: _Job) -> records.ModelSaved:
-        """The record of a checkpoint that is written, with what changes by it."""
-        kinds = [BEST] * job.best + [LAST] + [RESUME] * job.resumes
-        newer = [kind for kind in kinds if number > self._newest[kind]]
-        self._newest |= dict.fromkeys(newer, number)
-        drops = tuple(path for n, path in self._paths.items() if n not in self._kept.wanted)
+    def _pointed(self, newer: Sequence[str], job: _Job) -> records.ModelSaved:
+        """The record of a checkpoint that is written, which some pointers are to name, with what changes by it."""
+        # What a pointer names stays until another is written: a better one may wait, or have failed.
+        stay = self._kept.wanted | set(self._newest.values())
+        drops = [path for n, path in self._paths.items() if n not in stay]
+        self._paths = {n: path for n, path in self._paths.items() if n in stay}
+        drops += [one for path in self._superseded() for one in self._on_disk[path]]
+        self._on_disk[job.saved.path] = tuple(dict.fromkeys(drops))
         registers = BEST in newer and self._writer is not None and self._writer.whole
         return records.ModelSaved(
             **{
                 **vars(job.saved),
                 "pointers": tuple(pointer(kind, self._prefix) for kind in newer),
-                "drops": drops,
+                "drops": self._on_disk[job.saved.path],
                 "registered_model_name": self._settings.registered_model_name if registers else None,
             }
         )
 
-    def _make_room(self, newest: str) -> None:
-        """Takes away what was superseded before it could be delivered, save the first, which may be on its way."""
-        self._on_disk = [path for path in (*self._on_disk, newest) if (self._folder / path).exists()]
-        for path in self._on_disk[1:]:
-            if path not in self._paths.values():
-                (self._folder / f"{path}.gone").touch()  # for delivery
-                old = self._folder / f"{path}.old"
-                os.replace(self._folder / path, old)
-                shutil.rmtree(old, ignore_errors=True)
+    def _superseded(self) -> list[str]:
+        """What need not be delivered any more, save the first, which may be on its way."""
+        self._on_disk = {
+            path: drops for path, drops in self._on_disk.items() if (self._folder / path).exists()
+        }
+        return [path for path in list(self._on_disk)[1:] if path not in self._paths.values()]
+
+    def _make_room(self) -> None:
+        for path in self._superseded():
+            (self._folder / f"{path}.gone").touch()  # for delivery
+            old = self._folder / f"{path}.old"
+            os.replace(self._folder / path, old)
+            shutil.rmtree(old, ignore_errors=True)
 
     def _tell(self, saved: records.ModelSaved, error: Exception) -> None:
         text = f"the checkpoint of epoch {saved.tags['tfmon.epoch']} is not saved: {type(error).__name__}: {error}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -14,8 +15,9 @@ SHARE = 0.05  # of the time may be spent on writing: it takes the interpreter fr
 class Queue(Generic[Job]):
     """Jobs that wait to be done, by number, on a thread that lives while there are any.
 
-    After a job that took t seconds the next waits 19 t, so that a short epoch's checkpoint does not slow the next down;
-    meanwhile a better one may take its place.
+    After a job that took the processor for t seconds the next waits 19 t, so that a short epoch's checkpoint does not
+    slow the next down; meanwhile a better one may take its place. Waiting for a disk, or for a processor that others
+    have, takes nothing from the training.
 
     Args:
         do: does a job; returns whether it is done. One that is not (disk full) waits for the next call of `put` or
@@ -30,6 +32,16 @@ class Queue(Generic[Job]):
         self._thread: threading.Thread | None = None
         self._hurry = 0
         self._rest_until = 0.0
+        self._once = 0.0  # s of the job that is being done that no further job takes
+
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """Within a job: what is done here (imports, what all have in common) is done once, and the next waits none."""
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self._once += time.thread_time() - began
 
     def put(self, number: int, job: Job, wanted: frozenset[int]) -> None:
         """Adds a job; those that wait and are not wanted any more are forgotten."""
@@ -84,11 +96,11 @@ class Queue(Generic[Job]):
                     self._changed.notify_all()
                     return
                 job = self._jobs[number]
-            began = time.monotonic()
+            self._once, began = 0.0, time.thread_time()
             done = self._do(number, job)
             with self._changed:
-                now = time.monotonic()
-                self._rest_until = now + (now - began) * (1 / SHARE - 1)
+                took = time.thread_time() - began - self._once
+                self._rest_until = time.monotonic() + took * (1 / SHARE - 1)
                 if not done:
                     self._stuck.add(number)
                 elif self._jobs.get(number) is job:

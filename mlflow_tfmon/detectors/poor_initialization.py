@@ -19,16 +19,18 @@ _HALF = 0.7
 def detect(history: History) -> Iterator[Problem]:
     """Sees kernels that begin constant, and those far from He's and Glorot's standard deviation.
 
-    Two layers in a row that begin constant never differ in their units: that is said before the first step. A standard
+    Two layers in a row that begin constant: their units get the same gradients. That is said before the first step, and
+    taken back if 70% is learned all the same (at the edges of pictures the units of a convolution differ). A standard
     deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is
     learned, or less than 70% of the way from a constant prediction to zero in half of the training.
     Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor weight initialization".
     """
     if history.premises is None:
         return
+    state = learning(history)
     layers = [layer for layer in history.premises.layers if layer.kernel and layer.trainable]
     pairs = [(a, b) for a, b in itertools.pairwise(layers) if a.constant and b.constant]
-    if pairs:
+    if pairs and not state.learned >= _HALF:
         names = tuple(dict.fromkeys(layer.kernel for pair in pairs for layer in pair))
         yield Problem(
             "poor_initialization", "critical", min(1, history.step), names,
@@ -39,7 +41,6 @@ def detect(history: History) -> Iterator[Problem]:
             history.step, 1.0,
         )  # fmt: skip
         return
-    state = learning(history)
     first = history.nonfinite.get("loss")
     overflow = first is not None and first.first == 1
     half = state.share >= 0.5 and state.learned < _HALF

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class Gathering:
         self._most = most
         self._width = 1  # steps that a row stands for
         self._seen = 0  # steps that were added
-        self._names: list[str] = []
+        self._where: dict[str, int] = {}  # the columns
         self._bounds = np.zeros((most, 2))
         self._sums = np.zeros((most, 0))
         self._counts = np.zeros((most, 0))
@@ -116,14 +117,23 @@ class Gathering:
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
         self._seen += len(values)
         known = np.isfinite(values)
-        values = np.where(known, values, np.nan)
-        into = np.ix_(rows[starts], np.array(at))
-        self._bounds[rows[starts], 0] = np.where(
-            self._bounds[rows[starts], 1] > 0, self._bounds[rows[starts], 0], steps[starts]
+        if not known.all():
+            values = np.where(known, values, np.nan)
+        # Rows that follow each other, and as a rule all columns in their order: slices are many times as fast.
+        onto = slice(int(rows[0]), int(rows[-1]) + 1)
+        bounds = self._bounds[onto]
+        bounds[:, 0] = np.where(bounds[:, 1] > 0, bounds[:, 0], steps[starts])
+        bounds[:, 1] = steps[np.append(starts[1:], len(steps)) - 1]
+        into: Any = (onto, slice(at[0], at[-1] + 1))
+        if at != list(range(at[0], at[-1] + 1)):
+            into = np.ix_(np.arange(onto.start, onto.stop), np.array(at))
+        whole = known.all()
+        self._sums[into] += np.add.reduceat(values if whole else np.where(known, values, 0.0), starts)
+        self._counts[into] += (
+            np.diff(starts, append=len(values))[:, None]
+            if whole
+            else np.add.reduceat(known, starts, dtype=float)
         )
-        self._bounds[rows[starts], 1] = steps[np.append(starts[1:], len(steps)) - 1]
-        self._sums[into] += np.add.reduceat(np.where(known, values, 0.0), starts)
-        self._counts[into] += np.add.reduceat(known, starts, dtype=float)
         self._least[into] = np.fmin(self._least[into], np.fmin.reduceat(values, starts))
         self._greatest[into] = np.fmax(self._greatest[into], np.fmax.reduceat(values, starts))
 
@@ -134,20 +144,19 @@ class Gathering:
             mean = self._sums[:rows] / self._counts[:rows]
         first, last = self._bounds[:rows].copy().T
         return Table(
-            tuple(self._names), first, last, mean, self._least[:rows].copy(), self._greatest[:rows].copy()
+            tuple(self._where), first, last, mean, self._least[:rows].copy(), self._greatest[:rows].copy()
         )
 
     def _columns(self, names: Sequence[str]) -> list[int]:
-        new = [name for name in names if name not in self._names]
+        new = [name for name in names if name not in self._where]
         if new:
-            self._names += new
+            self._where |= {name: at for at, name in enumerate(new, len(self._where))}
             nothing = np.full((self._most, len(new)), np.nan)
             self._sums, self._counts = (
                 np.hstack([one, np.zeros_like(nothing)]) for one in (self._sums, self._counts)
             )
             self._least, self._greatest = (np.hstack([one, nothing]) for one in (self._least, self._greatest))
-        where = {name: at for at, name in enumerate(self._names)}
-        return [where[name] for name in names]
+        return [self._where[name] for name in names]
 
     def _halve(self) -> None:
         rows = -(-self._seen // self._width)

@@ -127,6 +127,9 @@ HEALTHY = {
         val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]
     ),
     "zeros in the output layer alone": history(known=_with_layer(2, std=0.0)),
+    "constant initial weights that learn all the same": history(
+        known=premises(layers=tuple(dataclasses.replace(one, std=0.0) for one in premises().layers))
+    ),
     "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
     "steps that loss scaling left out": history(
         np.where(_T < 3, np.inf, 0.05 + 1.4 * np.exp(-_T / 60)),
@@ -183,6 +186,15 @@ def test_the_constant_prediction_is_scikit_learns() -> None:
     t = random.normal(3, 2, 400)
     expected = mean_squared_error(t, DummyRegressor().fit(x, t).predict(x))
     assert _regression(targets=Sample.of(t)).constant_loss() == pytest.approx(expected)
+
+
+def test_classes_that_are_rare_are_told_of() -> None:
+    targets = Sample.of((np.arange(400) % 20 == 0).astype(int))
+    constant = premises(targets=targets).constant_loss()
+    problem = next(one for one in judge(history(constant, known=premises(targets=targets))))
+    assert problem.kind == "underfitting"
+    assert "One class makes 95% of the targets" in problem.evidence
+    assert "class_weight" in problem.advice
 
 
 def test_two_optimizers_that_take_turns_need_not_make_a_loss_fall() -> None:
