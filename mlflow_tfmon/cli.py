@@ -57,7 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped.", 1)
     except Exception as error:
-        return _fail(f"{type(error).__name__}: {error}", 1)
+        return _fail(_told(error), 1)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:  # a file to read, or to write
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, ImportError):  # of an extra that is not installed: it says how to
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _fail(message: str, status: int) -> int:

@@ -10,15 +10,13 @@ from typing import Any, ParamSpec
 
 import keras
 import mlflow
-import tensorflow as tf
 from mlflow.utils.autologging_utils import (
     autologging_integration,
     autologging_is_disabled,
     safe_patch,
 )
-from packaging.version import Version
 
-from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes, resuming
+from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes, resuming, versions
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet
 from mlflow_tfmon.probes import compiled
@@ -26,7 +24,6 @@ from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
 
-OLDEST = {"tensorflow": "2.16.1", "keras": "3.7.0", "mlflow": "3.1.3"}
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _in_fit: list[Any] = []
 _USER = "autolog"  # as which it wants the probes in
@@ -65,13 +62,18 @@ def _switch(given: dict[str, Any]) -> None:
     quiet(settings.silent)
     if not given.get("log_every_epoch", True) or given.get("log_every_n_steps") is not None:
         logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
-    old = [f"{name} {version}" for name, version in _too_old()]
-    if old and given.get("disable_for_unsupported_versions"):
-        logger.warning("mlflow_tfmon: not enabled: %s is older than supported.", ", ".join(old))
+    found = versions.installed()
+    untested, old = versions.untested(found), versions.older(found)
+    if untested and given.get("disable_for_unsupported_versions"):
+        logger.warning("mlflow_tfmon: not enabled, since it was not tested with %s.", ", ".join(untested))
+        _integration(disable=True)
+        _disable()
         return
     if old:
         logger.warning(
-            "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.", ", ".join(old), OLDEST
+            "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.",
+            ", ".join(old),
+            versions.OLDEST,
         )
     resuming.prepare(settings.resume)
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
@@ -130,7 +132,8 @@ def autolog(
         log_datasets: whether the datasets given to `fit` are described in the run.
         disable: whether to put everything back as it was.
         exclusive: whether to leave runs that the user made alone.
-        disable_for_unsupported_versions: whether to do nothing on versions older than those that are tested.
+        disable_for_unsupported_versions: whether to watch nothing with versions of TensorFlow, Keras or MLflow that
+            are older or newer than those that are tested.
         silent: whether to say nothing, neither log lines nor warnings.
         registered_model_name: registered model of which the best of each training becomes a version.
         log_input_examples: whether the logged model carries an input example.
@@ -224,8 +227,3 @@ def _disable() -> None:
         with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
             compiled.unwatch(model)
     _fitted.clear()
-
-
-def _too_old() -> list[tuple[str, str]]:
-    found = {"tensorflow": tf.__version__, "keras": keras.__version__, "mlflow": mlflow.__version__}
-    return [(name, version) for name, version in found.items() if Version(version) < Version(OLDEST[name])]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 _METADATA_KEY = b"tfmon"
 _END = "~"  # after any recording
-_Cuts = Sequence[tuple[str, Mapping[str, int]]]
+Cuts = Sequence[tuple[str, Mapping[str, int]]]
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
-def cuts(folder: Path) -> _Cuts:
+def cuts(folder: Path) -> Cuts:
     """The recordings of a run after its first: when each began, and how many steps each stream had made by then.
 
     Args:
@@ -32,7 +32,7 @@ def cuts(folder: Path) -> _Cuts:
     return sorted({one["recording"]: one["after"] for one in found if one.get("after")}.items())
 
 
-def join(folder: Path, later: _Cuts) -> None:
+def join(folder: Path, later: Cuts) -> None:
     """Takes from the files of each recording the rows at steps from which a later one went on.
 
     Args:

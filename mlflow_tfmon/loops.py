@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 
-from mlflow_tfmon import claims, pipeline, probes
+from mlflow_tfmon import claims, pipeline, probes, resuming
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.monitor import Monitor
 from mlflow_tfmon.problems.actions import say_what_loops_lack
@@ -117,6 +117,7 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
                 stop()  # it has been said why; trying again with each look would make run after run
                 return
             _loops[ring.thread] = loop
+            resuming.say_of_loop(loop.settings.resume)
             say_what_loops_lack(loop.settings.on_problem, can_ask=False)
             if loop.owns_run:
                 logger.info(

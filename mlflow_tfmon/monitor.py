@@ -18,6 +18,7 @@ from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.errors import SettingError, contained
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
+from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.problems import actions
 from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
@@ -185,6 +186,7 @@ class Monitor(Training):
             self.last_epoch, self.last_metrics = number, numbers
             self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
+            histograms.epoch_ended(recording, self._rings, number)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
 
@@ -214,6 +216,8 @@ class Monitor(Training):
         """
         checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
         if checkpoint is not None:
+            if not self._in_fit:  # it is around fits, of which this is the first
+                checkpoint.check_fit(resuming.fits(model))
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
             resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
@@ -226,7 +230,7 @@ class Monitor(Training):
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=resuming.fits(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)

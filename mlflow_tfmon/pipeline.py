@@ -21,8 +21,9 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
-from mlflow_tfmon.stream.recording import Recording, with_batches
+from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.rows import with_batches
 from mlflow_tfmon.summary import Summary
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal
@@ -80,7 +81,7 @@ class Pipeline:
         with contained("describing the environment", "it is not recorded"):
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
-            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri)
+            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
 
     @classmethod
     def of(cls, run: runs.Run, settings: Settings) -> tuple[Pipeline, bool]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_tfmon import joined
+from mlflow_tfmon import frames, joined
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.past import SEAMS_TAG
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
 _TRIES = 5
-_LISTS = "variables."
+
+
+@dataclass(frozen=True)
+class Seam:
+    """The first step of a training that goes on from an earlier one within the run: "further fit" or "resumed"."""
+
+    step: int
+    what: str
 
 
 class RecordedRun:
@@ -34,12 +42,16 @@ class RecordedRun:
     Attributes:
         run_id: the run.
         complete: whether all that was recorded has arrived in MLflow.
+        seams: where one training of the run ends and the next begins, in the order of the steps.
     """
 
-    def __init__(self, run_id: str, complete: bool, folder: Path, problems: list[Problem]) -> None:
+    def __init__(
+        self, run_id: str, complete: bool, folder: Path, problems: list[Problem], seams: Sequence[Seam] = ()
+    ) -> None:
         self.run_id = run_id
         self.complete = complete
         self.problems = problems
+        self.seams = tuple(seams)
         self._folder = folder
         self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
 
@@ -60,29 +72,7 @@ class RecordedRun:
         unweighted), regularization_loss, loss_scale, skipped (1 where loss scaling left the update out), applied (0
         where a step did not update the weights, as with gradient accumulation), and the user's own figures.
         """
-        tables: dict[str, list[pd.DataFrame]] = {}
-        for path, about in self.parts("steps-*"):
-            columns = [name for name in pq.read_schema(path).names if not name.startswith(_LISTS)]
-            frame = pq.read_table(path, columns=columns).to_pandas().set_index("step")
-            tables.setdefault(about["prefix"], []).append(frame)
-        logged: dict[str, list[pd.DataFrame]] = {}
-        for path, about in self.parts("logged-*"):
-            logged.setdefault(about["prefix"], []).append(pq.read_table(path).to_pandas())
-        frames = []
-        for prefix in dict.fromkeys([*tables, *logged]):
-            frame = (
-                pd.concat(tables[prefix])
-                if prefix in tables
-                else pd.DataFrame(index=pd.Index([], name="step"))
-            )
-            if prefix in logged:
-                frame = frame.join(_wide(pd.concat(logged[prefix]), "step"), how="outer", rsuffix="_logged")
-            frames.append(frame.add_prefix(prefix))
-        return (
-            pd.concat(frames, axis=1).sort_index()
-            if frames
-            else pd.DataFrame(index=pd.Index([], name="step"))
-        )
+        return frames.steps(self.parts("steps-*"), self.parts("logged-*"))
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -90,40 +80,26 @@ class RecordedRun:
 
         What is only measured every few steps is NaN at the others.
         """
-        frames = []
-        for stem in ("steps", "deep"):
-            parts = [_long(pq.read_table(path), about) for path, about in self.parts(f"{stem}-*")]
-            parts = [part for part in parts if len(part.columns) > 2]
-            if parts:
-                frames.append(pd.concat(parts, ignore_index=True))
-        if not frames:
-            return pd.DataFrame(columns=["step", "variable"])
-        if len(frames) == 2:
-            frame = frames[0].merge(frames[1], on=["step", "variable"], how="outer", sort=False)
-        else:
-            frame = frames[0]
-        order = {name: at for at, name in enumerate(dict.fromkeys(frame["variable"]))}
-        frame["variable"] = pd.Categorical(frame["variable"], categories=list(order))
-        return frame.sort_values(["step", "variable"], kind="stable", ignore_index=True)
+        return frames.layers([self.parts("steps-*"), self.parts("deep-*")])
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """A row per epoch, index "epoch" (0, 1, …): the epoch's metrics as Keras names them."""
-        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
-        if not tables:
+        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
+        if not parts:
             return pd.DataFrame(index=pd.Index([], name="epoch"))
-        table = pd.concat(tables, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True)
         table["name"] = table["prefix"].astype(str) + table["name"].astype(str)
-        return _wide(table, "epoch")
+        return frames.wide(table, "epoch")
 
     @cached_property
     def epoch_ends(self) -> pd.DataFrame:
         """When the epochs ended: epoch, prefix (of the stream), step, time (Unix seconds)."""
-        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
+        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
         columns = ["epoch", "prefix", "step", "time"]
-        if not tables:
+        if not parts:
             return pd.DataFrame(columns=columns)
-        table = pd.concat(tables, ignore_index=True)[columns]
+        table = pd.concat(parts, ignore_index=True)[columns]
         return table.drop_duplicates(["epoch", "prefix"], ignore_index=True)
 
     @cached_property
@@ -143,18 +119,7 @@ class RecordedRun:
         """
         for stem in ("steps", "deep"):
             for path, about in self.parts(f"{stem}-*"):
-                names = [about["prefix"] + name for name, _, _ in about["variables"]]
-                lists = [name for name in pq.read_schema(path).names if name.startswith(_LISTS)]
-                table = pq.read_table(path, columns=["step", *lists])
-                found = {
-                    name.removeprefix(_LISTS): table[name]
-                    .combine_chunks()
-                    .flatten()
-                    .to_numpy(zero_copy_only=False)
-                    for name in lists
-                }
-                wide = {name: values.reshape(-1, len(names)) for name, values in found.items()}
-                yield names, table["step"].to_numpy(), wide
+                yield frames.wide_block(path, about)
 
     @cached_property
     def activations(self) -> pd.DataFrame:
@@ -164,10 +129,10 @@ class RecordedRun:
         model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
         saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
         """
-        tables = [pq.read_table(path).to_pandas() for path, _ in self.parts("activations-*")]
-        if not tables:
+        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("activations-*")]
+        if not parts:
             return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
-        table = pd.concat(tables, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True)
         table["layer"] = table.pop("prefix").astype(str) + table["layer"].astype(str)
         return table
 
@@ -179,24 +144,16 @@ class RecordedRun:
         the fixed bins of `mlflow_tfmon.stream.bins` those from the first to the last that is not empty), zeros,
         nonfinite, min, max, and the quantiles q05, q25, q50, q75, q95, which are exact to the width of a bin.
         """
-        frames = []
-        for path, about in _parts(self._fetch_histograms(), "histograms-*"):
-            frame = pq.read_table(path).to_pandas()
-            frame["variable"] = about["prefix"] + frame["variable"].astype(str)
-            frames.append(frame)
-        columns = ["step", "variable", "kind", "edges", "counts", "zeros", "nonfinite", "min", "max"]
-        if not frames:
-            return pd.DataFrame(columns=columns)
-        table = pd.concat(frames, ignore_index=True)
-        table["edges"] = [
-            bins.EDGES[first : first + len(counts) + 1]
-            for first, counts in zip(table["first_bin"], table["counts"], strict=True)
-        ]
-        shares = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
-        figures = zip(table["edges"], table["counts"], table["min"], table["max"], strict=True)
-        found = [bins.quantiles(edges, counts, shares, *ends) for edges, counts, *ends in figures]
-        table[["q05", "q25", "q50", "q75", "q95"]] = np.array(found).reshape(-1, len(shares))
-        return table[[*columns, "q05", "q25", "q50", "q75", "q95"]]
+        return frames.histograms(_parts(self._fetch_histograms(), "histograms-*"))
+
+    @cached_property
+    def norm_histograms(self) -> pd.DataFrame:
+        """How the norms of all variables are distributed: a row per deep step and kind of norm.
+
+        Columns: step, prefix (of the stream), kind ("weight_norm" or "grad_norm"), edges and counts (arrays, four bins
+        to an octave), zeros and nonfinite (norms that are in no bin).
+        """
+        return frames.norm_histograms(self.parts("deep-*"), self.parts("steps-*"))
 
     def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
@@ -254,9 +211,10 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     folder = _download(client, run_id, holder.name, final=state == "complete")
     later = joined.cuts(folder)
     joined.join(folder, later)
-    recorded = RecordedRun(run_id, state == "complete", folder, _problems(client, run_id, Path(holder.name)))
-    recorded._holder = holder  # type: ignore[attr-defined]
     final = state == "complete"
+    problems = _problems(client, run_id, Path(holder.name))
+    recorded = RecordedRun(run_id, final, folder, problems, _seams(run.data.tags.get(SEAMS_TAG, ""), later))
+    recorded._holder = holder  # type: ignore[attr-defined]
 
     def histograms() -> Path:
         found = _download(client, run_id, holder.name, final, HISTOGRAMS)
@@ -291,35 +249,17 @@ def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str
             time.sleep(0.2)
 
 
+def _seams(tag: str, later: joined.Cuts) -> list[Seam]:
+    """The seams of a run: further fits, by its tag, and where a recording goes on from an earlier one."""
+    found = {int(one.rpartition(".")[2]): "further fit" for one in tag.split(", ") if one}
+    for _, after in later:
+        for steps in after.values():
+            found.setdefault(steps + 1, "resumed")
+    return [Seam(step, found[step]) for step in sorted(found)]
+
+
 def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
     if not any(item.path == PROBLEMS for item in client.list_artifacts(run_id, "tfmon")):
         return []
     found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
     return [Problem.from_dict(one) for one in found]
-
-
-def _wide(table: pd.DataFrame, index: str) -> pd.DataFrame:
-    """Rows of (index, name, value) as one column a name, in the order of appearance; of doubles, the last counts."""
-    names = list(dict.fromkeys(table["name"].astype(str)))
-    table = table.assign(name=table["name"].astype(str)).drop_duplicates([index, "name"], keep="last")
-    wide = table.pivot(index=index, columns="name", values="value")[names]
-    wide.columns.name = None
-    return wide
-
-
-def _long(table: pa.Table, about: dict[str, Any]) -> pd.DataFrame:
-    """A file's list columns as a row per step and variable."""
-    variables = [about.get("prefix", "") + name for name, _, _ in about.get("variables", [])]
-    quantities = [name for name in table.column_names if name.startswith(_LISTS)]
-    steps = table["step"].to_numpy()
-    columns: dict[str, Any] = {
-        "step": np.repeat(steps, len(variables)),
-        "variable": pd.Categorical.from_codes(
-            np.tile(np.arange(len(variables)), len(steps)), categories=variables
-        ),
-    }
-    for name in quantities:
-        columns[name.removeprefix(_LISTS)] = (
-            table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        )
-    return pd.DataFrame(columns)

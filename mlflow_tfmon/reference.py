@@ -143,7 +143,9 @@ def _search(
     else:
         known = client.get_experiment_by_name(experiment)
         if known is None:
-            raise click.ClickException(f"there is no experiment {experiment!r} in {_shown(client)}.")
+            raise click.ClickException(
+                f"there is no experiment {experiment!r} in {_shown(client)}. `mlflow-tfmon runs` lists the runs of all."
+            )
         ids = [known.experiment_id]
     token = None
     while True:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
-from importlib.util import find_spec
+from io import StringIO
 from math import isfinite, nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.stream import records
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _SHOWN = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad norm"}
-_PAUSE = 0.1  # s between two drawings
+_PAUSE = 0.1  # s between two drawings in a terminal
+_NOTEBOOK_PAUSE = 0.5  # each is a message to the browser
+_COLUMNS = 120  # of a notebook, whose width nobody tells
 _PATIENCE = 2.0  # s for a terminal that takes nothing
 
 
@@ -63,12 +65,65 @@ class Figures:
         return "  ".join(found)
 
 
+class Screen(Protocol):
+    """Where a bar is drawn."""
+
+    def draw(self) -> None:
+        """Shows the bar as it is now, in the place where it was."""
+
+    def leave(self) -> None:
+        """Leaves it as it is."""
+
+
+class Terminal:
+    """A terminal: rich draws, and moves what is printed meanwhile above the bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def draw(self) -> None:
+        self._progress.start()
+        self._progress.refresh()
+
+    def leave(self) -> None:
+        self._progress.stop()
+
+
+class Notebook:
+    """A notebook's cell: one output that is replaced.
+
+    rich would draw by a widget, which needs ipywidgets and takes what the cell prints meanwhile for its own.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shown: Any = None
+
+    def draw(self) -> None:
+        from IPython.display import display
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=_COLUMNS, force_jupyter=False, force_terminal=False)
+        with console.capture() as line:
+            console.print(self._progress.get_renderable())
+        bundle = {"text/plain": line.get().rstrip()}
+        if self._shown is None:
+            self._shown = display(bundle, raw=True, display_id=True)
+        else:
+            self._shown.update(bundle, raw=True)
+
+    def leave(self) -> None:
+        """Nothing is to be undone."""
+
+
 class Bar:
     """Draws figures on a thread of its own: a terminal that is held (Ctrl-S) holds up nobody else."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, screen: Screen, pause: float) -> None:
         self._figures = Figures()
         self._progress = progress
+        self._screen = screen
+        self._pause = pause
         self._task = progress.add_task("", total=None)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow_tfmon-bar", daemon=True)
@@ -81,10 +136,10 @@ class Bar:
         self._thread.join(_PATIENCE)
         if not self._thread.is_alive():
             self._draw()
-            self._progress.stop()
+            self._screen.leave()
 
     def _run(self) -> None:
-        while not self._closed.wait(_PAUSE):
+        while not self._closed.wait(self._pause):
             with contained("the progress bar", "there is none"):
                 self._draw()
 
@@ -92,32 +147,33 @@ class Bar:
         figures = self._figures
         if not figures.step:
             return
-        self._progress.start()
         self._progress.update(
-            self._task, completed=figures.step, total=figures.total, description=figures.text(), refresh=True
+            self._task, completed=figures.step, total=figures.total, description=figures.text()
         )
+        self._screen.draw()
 
 
 def bar() -> Bar | None:
-    """A bar where it can be seen: on stderr if that is a terminal, in a notebook if it has widgets; else None."""
+    """A bar where it can be seen: in a notebook, or on stderr if that is a terminal; else None."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if console.is_jupyter:
-        if find_spec("ipywidgets") is None:
-            return None
-    elif not console.is_terminal or console.is_dumb_terminal or not sys.stderr.isatty():
+    notebook = console.is_jupyter
+    if not notebook and (not console.is_terminal or console.is_dumb_terminal or not sys.stderr.isatty()):
         return None
-    return Bar(
-        Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=16),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            auto_refresh=False,
-            # So that what is printed meanwhile stands above the bar; what goes to a file stays untouched.
-            redirect_stdout=sys.stdout.isatty(),
-        )
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,
+        # So that what is printed meanwhile stands above the bar; what goes to a file stays untouched.
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    return (
+        Bar(progress, Notebook(progress), _NOTEBOOK_PAUSE)
+        if notebook
+        else Bar(progress, Terminal(progress), _PAUSE)
     )

@@ -79,6 +79,7 @@ def fit(model: keras.Model, data: Split, epochs: int) -> dict[str, float]:
 def main() -> None:
     parameters = Parameters("projects.classification_losses", __doc__)
     parameters.add("epochs", count, 25, quick=5)
+    parameters.add("seeds", count, 3, quick=1)
     args = parameters.read()
     tumours, wines = breast_cancer(), wine()
 
@@ -96,9 +97,9 @@ def main() -> None:
             error = (extremes[f"loss from {way}"] - extremes["exact loss"]).abs().max()
             mlflow.log_metric(f"largest_error_from_{way}", error)
 
-        results = train_variants(train, BINARY)
+        results = train_variants(train, BINARY, args.seeds)
         conclude(results, "binary")
-        categorical = conclude(train_variants(train, CATEGORICAL), "categorical")
+        categorical = conclude(train_variants(train, CATEGORICAL, args.seeds), "categorical")
         difference = abs(categorical.loss["sparse"] - categorical.loss["one-hot"])
         mlflow.log_metric("sparse_one_hot_difference", difference)
         print(f"sparse and one-hot losses differ by {difference:.2g}")

@@ -51,9 +51,10 @@ def build() -> tuple[keras.Model, keras.Model]:
 def main() -> None:
     parameters = Parameters("projects.gan", __doc__)
     parameters.add("epochs", count, 120, quick=4)
+    parameters.add("seed", count, 1)
     args = parameters.read()
 
-    keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(args.seed)
     digits = images("digits")
     batches = tf.data.Dataset.from_tensor_slices(digits.x).shuffle(len(digits.x)).batch(BATCH, True)
     generator, discriminator = build()

@@ -128,9 +128,10 @@ def main() -> None:
     parameters = Parameters("projects.object_detection", __doc__)
     parameters.add("epochs", count, 15, quick=2)
     parameters.add("canvases", count, 2000, quick=400)
+    parameters.add("seed", count, 1)
     args = parameters.read()
 
-    keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(args.seed)
     digits = images("digits")
     pictures, boxes = canvases(digits.x, digits.y, args.canvases, seed=1)
     val_pictures, val_boxes = canvases(digits.x_val, digits.y_val, 200, seed=2)

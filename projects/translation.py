@@ -104,9 +104,10 @@ def main() -> None:
     parameters = Parameters("projects.translation", __doc__)
     parameters.add("epochs", count, 12, quick=3)
     parameters.add("examples", count, 6000, quick=1500)
+    parameters.add("seed", count, 1)
     args = parameters.read()
 
-    keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(args.seed)
     numbers = np.random.default_rng(1).permutation(np.arange(1, 10_000))
     english, german = [in_english(n) for n in numbers], [in_german(n) for n in numbers]
     source_words, target_words = Words(english), Words(german)

@@ -40,9 +40,13 @@ def loop(
     optimizer: Any,
     steps: int = STEPS,
     in_graph: bool = True,
-    sleep: float = 0,
+    slow: bool = False,
+    waited: list[float] | None = None,
 ) -> keras.Model:
-    """The loop of TensorFlow's guide, which sums what the replicas' tapes differentiate."""
+    """The loop of TensorFlow's guide, which sums what the replicas' tapes differentiate.
+
+    Given a list, batches come slowly, and how long the loop waited for each is put there, in seconds.
+    """
     with strategy.scope():
         net = trainings.model(name="net")
         made = optimizer()
@@ -51,11 +55,12 @@ def loop(
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = tf.data.Dataset.from_tensor_slices(trainings.data()).batch(BATCH).take(steps)
+    if waited is not None:
+        dataset = dataset.map(slowly)
 
     def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        if sleep:
-            with tf.control_dependencies([tf.numpy_function(lambda: time.sleep(sleep), [], [])]):
-                x = tf.identity(x)
+        if slow:
+            x, y = slowly(x, y)
         with tf.GradientTape() as tape:
             loss = tf.nn.compute_average_loss(loss_of(y, net(x, training=True)), global_batch_size=BATCH)
         gradients = tape.gradient(loss, net.trainable_variables)
@@ -67,9 +72,19 @@ def loop(
 
     if in_graph:
         whole_step = tf.function(whole_step)
-    for x, y in strategy.experimental_distribute_dataset(dataset.with_options(options)):
-        whole_step(x, y)
+    batches = iter(strategy.experimental_distribute_dataset(dataset.with_options(options)))
+    for _ in range(steps):
+        start = time.perf_counter()
+        batch = next(batches)
+        if waited is not None:
+            waited.append(time.perf_counter() - start)
+        whole_step(*batch)
     return net
+
+
+def slowly(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    with tf.control_dependencies([tf.numpy_function(lambda: time.sleep(SLEEP), [], [])]):
+        return tf.identity(x), y
 
 
 def sgd() -> Any:
@@ -130,17 +145,20 @@ def worker(folder: Path, index: int, ports: list[str]) -> None:
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    sleep = SLEEP if index == len(ports) - 1 else 0.0
-    unwatched = loop(strategy, sgd, sleep=sleep)
+    slow = index == len(ports) - 1
+    unwatched = loop(strategy, sgd, slow=slow)
     mlflow_tfmon.autolog(deep_every=DEEP)
-    watched = loop(strategy, sgd, sleep=sleep)
+    watched = loop(strategy, sgd, slow=slow)
+    mlflow_tfmon.end_run()
+    waited: list[float] = []
+    loop(strategy, clipped, waited=waited)
     mlflow_tfmon.end_run()
     if index > 0:
         mlflow_tfmon.autolog(disable=True)
     loop(strategy, sgd)  # now, nobody tells the chief of the other workers' part
     mlflow_tfmon.end_run()
     variables = [variable.path for variable in watched.trainable_variables]
-    seen = {"same": same(watched, unwatched), "variables": variables}
+    seen = {"same": same(watched, unwatched), "variables": variables, "waited": waited}
     (folder / f"worker{index}.json").write_text(json.dumps(seen))
 
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
-from mlflow_tfmon import errors
+from mlflow_tfmon import errors, versions
 from tests import trainings
 from tests.daily import thorough
 
@@ -194,9 +194,11 @@ def test_two_models_in_one_run_have_names_of_their_own() -> None:
         [("ours", "keras"), ("theirs", "tensorflow")],
     ),
 )
-def test_beside_mlflows_own(peer: str, first: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_beside_mlflows_own(
+    peer: str, first: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = mlflow.tensorflow.autolog if peer == "tensorflow" else mlflow.keras.autolog
-    errors.logger.propagate = True
+    monkeypatch.setattr(errors.logger, "propagate", True)
     for enable in (mlflow_tfmon.autolog, theirs) if first == "ours" else (theirs, mlflow_tfmon.autolog):
         enable(log_models=False)
     fit(compiled())
@@ -286,9 +288,35 @@ def test_silent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("mlflow_tfmon").setLevel(logging.INFO)
 
 
+@pytest.mark.parametrize("version", ["2.3.0", "2.99.0", "2.21.0rc1"])
+def test_disabled_for_unsupported_versions(
+    version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where MLflow's own, told the same, watches nothing."""
+    monkeypatch.setattr(errors.logger, "propagate", True)
+    mlflow_tfmon.autolog(log_models=False)
+    monkeypatch.setattr(tf, "__version__", version)
+    mlflow_tfmon.autolog(log_models=False, disable_for_unsupported_versions=True)
+    fit(compiled())
+    (said,) = {record.getMessage() for record in caplog.records if "not enabled" in record.getMessage()}
+    assert f"tensorflow {version}" in said
+    mlflow.tensorflow.autolog(log_models=False, disable_for_unsupported_versions=True)
+    fit(compiled())
+    assert all_runs() == []
+
+
+def test_enabled_on_the_versions_that_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    unwatched = keras.Model.fit
+    for tested in (versions.OLDEST, versions.NEWEST, {name: f"{v}.9" for name, v in versions.NEWEST.items()}):
+        monkeypatch.setattr(versions, "installed", lambda tested=tested: tested)
+        mlflow_tfmon.autolog(disable_for_unsupported_versions=True)
+        assert keras.Model.fit is not unwatched
+        mlflow_tfmon.autolog(disable=True)
+
+
 def test_arguments_of_mlflows_autolog_are_accepted() -> None:
     mlflow_tfmon.autolog(
-        log_models=False, log_datasets=False, exclusive=False, disable_for_unsupported_versions=True, silent=True,
+        log_models=False, log_datasets=False, exclusive=False, disable_for_unsupported_versions=False, silent=True,
         log_input_examples=False, log_model_signatures=True, saved_model_kwargs={}, keras_model_kwargs={},
         extra_tags={"a": "b"}, log_every_epoch=True, log_every_n_steps=None, registered_model_name=None,
         checkpoint=False, checkpoint_monitor="loss", checkpoint_mode="min", checkpoint_save_best_only=True,

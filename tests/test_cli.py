@@ -22,7 +22,9 @@ def fails(monkeypatch):
 
 def test_help_names_every_command(capsys):
     assert cli.main(["--help"]) == 0
-    assert "Commands:" in capsys.readouterr().out or not cli.group.list_commands(None)
+    shown = capsys.readouterr().out
+    assert "..." not in shown.split("Commands:")[1]  # each line says what it has to say
+    assert all(f"  {name} " in shown for name in cli.group.list_commands(None))
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["--no-such-option"]])
@@ -33,10 +35,15 @@ def test_wrong_usage_ends_with_2_and_one_line_that_says_where_help_is(arguments,
 
 
 @pytest.mark.parametrize(
-    "error", [click.ClickException("no run\nof that name"), OSError("no run of that name")]
+    ("error", "said"),
+    [
+        (click.ClickException("no run\nof that name"), "no run of that name"),
+        (OSError("no run of that name"), "OSError: no run of that name"),
+        (FileNotFoundError(2, "No such file or directory", "/a/b"), "/a/b: No such file or directory."),
+        (ImportError("it needs TensorBoard: pip install x"), "it needs TensorBoard: pip install x"),
+    ],
 )
-def test_a_failure_ends_with_1_and_one_line(fails, error, capsys):
+def test_a_failure_ends_with_1_and_one_line(fails, error, said, capsys):
     fails(error)
     assert cli.main(["fails"]) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.endswith("no run of that name\n")
+    assert capsys.readouterr() == ("", f"mlflow-tfmon: {said}\n")

@@ -136,7 +136,7 @@ def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     chief, other = (json.loads((tmp_path / f"worker{index}.json").read_text()) for index in range(2))
     assert chief["same"] and other["same"]
     runs = mlflow.search_runs(output_format="list", order_by=["attributes.start_time ASC"])
-    assert len(runs) == 2  # the chief's two trainings
+    assert len(runs) == 3  # the chief's trainings
     run = mlflow_tfmon.load_run(runs[0].info.run_id)
     compare(run.run_id, reference(chief["variables"]), clipped=False)
     assert (run.steps.examples == BATCH).all()  # of both workers
@@ -147,11 +147,22 @@ def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     assert (run.steps.step_time_ms[1:] >= own["worker_0/step_time_ms"]).all()  # which the chief's includes
     assert {"batch/loss", "worker_0/step_time_ms", "worker_1/step_time_ms"} <= set(runs[0].data.metrics)
 
-    # Where another worker is not watched, the figures of the whole batch are absent, and it is said once.
+    # Clipping, and batches for which each worker waits: the chief's share is what its loop saw.
     steps = mlflow_tfmon.load_run(runs[1].info.run_id).steps
+    losses, norms = clipped_by_replica()
+    np.testing.assert_allclose(steps.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(steps.grad_norm_clipped, norms, rtol=1e-5)
+    assert "grad_norm" not in steps and runs[1].data.tags["tfmon.absent"] == "batch/grad_norm"
+    assert processes[0].count("before clipping is not recorded") == 1
+    waited = steps.input_wait_share * steps.step_time_ms / 1e3
+    assert max(chief["waited"][1:]) > SLEEP / 2  # it did wait
+    np.testing.assert_allclose(waited[1:], chief["waited"][1:], atol=SLEEP / 5)
+
+    # Where another worker is not watched, the figures of the whole batch are absent, and it is said once.
+    steps = mlflow_tfmon.load_run(runs[2].info.run_id).steps
     np.testing.assert_allclose(steps.grad_norm, reference(chief["variables"]).grad_norm, rtol=1e-5)
     assert len(steps) == STEPS
-    assert "loss" not in steps and "examples_per_second" not in runs[1].data.metrics
-    assert "worker_1/step_time_ms" not in steps and "worker_1/step_time_ms" not in runs[1].data.metrics
+    assert "loss" not in steps and "examples_per_second" not in runs[2].data.metrics
+    assert "worker_1/step_time_ms" not in steps and "worker_1/step_time_ms" not in runs[2].data.metrics
     assert steps["worker_0/step_time_ms"][1:].ge(0).all()
     assert processes[0].count("worker 1 does not tell of its steps") == 1

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon import errors
 from tests import trainings
 from tests.daily import thorough
 from tests.trainings import BATCH, DEEP, by_hand, compare, last_run, renamed
@@ -106,8 +107,10 @@ def test_custom_loop(watched: str, in_graph: bool) -> None:
     )  # the loop's own, to the last bit
 
 
-def test_gradients_in_a_function_and_the_optimizer_outside(watched: str) -> None:
-    """A loss that is known in another function than the one that updates."""
+def test_gradients_in_a_function_and_the_optimizer_outside(
+    watched: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loss that is known in another function than the one that updates; so is what is clipped between, and said."""
     x, y = trainings.data()
     net, optimizer, criterion = trainings.model(), keras.optimizers.SGD(0.1), trainings.loss()
 
@@ -117,14 +120,22 @@ def test_gradients_in_a_function_and_the_optimizer_outside(watched: str) -> None
             value = criterion(b, net(a, training=True))
         return value, tape.gradient(value, net.trainable_variables)
 
-    losses = []
+    losses, norms = [], []
+    errors._said.clear()
+    errors.logger.addHandler(caplog.handler)
     for a, b in trainings.batches(x, y, 1):
         value, grads = gradients(a, b)
+        grads, _ = tf.clip_by_global_norm(grads, 0.1)
         optimizer.apply_gradients(zip(grads, net.trainable_variables, strict=True))
         losses.append(float(value))
+        norms.append(trainings.norm(grads))
     mlflow_tfmon.end_run()
+    errors.logger.removeHandler(caplog.handler)
     run = mlflow_tfmon.load_run(mlflow.search_runs(output_format="list")[0].info.run_id)
     np.testing.assert_array_equal(run.steps.loss, losses)
+    np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=1e-5)  # of what the optimizer gets
+    assert "grad_norm_clipped" not in run.steps
+    assert len([line for line in set(caplog.messages) if "after any clipping by hand" in line]) == 1
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25], ids=["tiny", "huge"])
@@ -218,6 +229,46 @@ def test_watching_changes_nothing(store: str, home: Any, loop: str, kind: str) -
     assert mlflow.search_runs(output_format="list")  # it was watched
     for before, after in zip(unwatched, watched, strict=True):
         assert before.tobytes() == after.tobytes()
+
+
+# Where TensorFlow regroups products in which a gradient, a clipped one or a learning rate has but one reader.
+REGROUPED = {
+    "clipped by global norm": lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.05),
+    "learning rate times a product": lambda: keras.optimizers.SGD(0.1),
+    "loss scaling": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1, global_clipnorm=0.05)
+    ),
+    "accumulation": lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.05, gradient_accumulation_steps=2),
+}
+
+
+def test_watching_keeps_products_as_they_are(store: str, home: Any) -> None:
+    """Bit for bit, though TensorFlow's rounding depends on who reads what."""
+
+    def train(optimizer: str, loop: str) -> bytes:
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+        net = keras.Sequential([keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(3)])
+        made, (x, y) = REGROUPED[optimizer](), trainings.data()
+        if loop == "fit":
+            net.compile(made, trainings.loss())
+            net.fit(x, y, batch_size=BATCH, verbose=0)
+        else:
+            step = trainings.custom_step(net, made)
+            for a, b in trainings.batches(x, y, 1):
+                step(a, b)
+        return b"".join(weights.tobytes() for weights in net.get_weights())
+
+    cases = [(optimizer, "fit") for optimizer in REGROUPED] + [("clipped by global norm", "custom")]
+    unwatched = {case: train(*case) for case in cases}
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(deep_every=3, log_models=False, log_datasets=False)
+    with mlflow.start_run() as run:
+        changed = [case for case in cases if train(*case) != unwatched[case]]
+    mlflow_tfmon.autolog(disable=True)
+    assert changed == []
+    recorded = mlflow_tfmon.load_run(run.info.run_id).steps  # they were watched
+    assert sum(column.endswith("grad_norm") for column in recorded) == len(cases)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import mlflow_tfmon
+from mlflow_tfmon import pipeline
 from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.ring import SeldomRing
@@ -47,6 +48,16 @@ def test_values_on_the_edges_and_beyond() -> None:
     check(histograms._row(tf.constant(values, tf.float32)).numpy(), values.astype(np.float32))
 
 
+@pytest.mark.parametrize("kind", [np.float16, tf.bfloat16.as_numpy_dtype, np.float64])
+def test_values_of_other_kinds_are_counted_as_the_single_they_are(kind: Any) -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate(
+        [random.normal(size=500), [0.0, -0.0, np.inf, -np.inf, np.nan, -6e4, 6e4, 2**-14]]
+    )
+    values = values.astype(kind)
+    check(histograms._row(tf.constant(values)).numpy(), values.astype(np.float32))
+
+
 def test_quantiles_are_right_to_the_width_of_a_bin() -> None:
     values = np.random.default_rng(0).normal(size=5000)
     counts = np.histogram(values, bins.EDGES)[0]
@@ -62,8 +73,18 @@ def test_a_ring_of_few_rows_keeps_the_last() -> None:
     ring = SeldomRing(2, memory=0, most=9)
     for step in range(1, 8):
         ring.write(tf.constant([step, step * 10.0], tf.float64))
-    np.testing.assert_array_equal(ring.read(0, 6), [[5, 50], [6, 60]])  # one may be being written just now
-    np.testing.assert_array_equal(ring.read(6, 9), [[7, 70]])
+    first = ring.read(6)
+    np.testing.assert_array_equal(first.rows, [[5, 50], [6, 60]])  # one may be being written just now
+    assert first.lost == 4
+    np.testing.assert_array_equal(ring.read(6).rows, first.rows)  # not recorded: they come again
+    ring.taken = first.taken
+    second = ring.read(9)
+    np.testing.assert_array_equal(second.rows, [[7, 70]])
+    ring.taken = second.taken
+    assert (second.lost, ring.read(9).lost, len(ring.read(9).rows)) == (0, 0, 0)
+    ring.write(tf.constant([8, 80.0], tf.float64))
+    ring.skip()
+    assert (len(ring.read(9).rows), ring.read(9).lost) == (0, 0)
 
 
 class Reference:
@@ -139,3 +160,81 @@ def test_of_a_long_training_every_histogram_is_rarer_than_the_last() -> None:
             monitor.log(seen=1.0)  # as the drain's thread would, empties the ring
     found = sorted(set(mlflow_tfmon.load_run(mlflow.last_active_run().info.run_id).histograms.step))
     assert found == [*range(1, 32), *range(32, 64, 2), *range(64, 128, 4), *range(128, 141, 8)]
+    assert [n for n in range(141) if bins.due(n)] == [0, *found]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_overwritten_before_it_could_be_read_is_counted_and_said() -> None:
+    net = trainings.model()
+    x, y = next(trainings.batches(*trainings.data(), 1))
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    with mlflow_tfmon.Monitor(net, deep_every=1) as monitor:
+        step(x, y)
+        monitor.log(seen=1.0)
+        with pipeline.DRAIN._lock:  # a drain that can't keep up
+            for _ in range(299):
+                step(x, y)
+    run = mlflow.get_run(trainings.last_run())
+    recorded = mlflow_tfmon.load_run(run.info.run_id)
+    due = [n for n in range(1, 301) if bins.due(n)]
+    there = sorted(set(recorded.histograms.step))
+    assert 0 < len(there) < len(due) and set(there) < set(due)
+    assert run.data.tags["tfmon.lost_histograms"] == str(len(due) - len(there))
+    deep = recorded.layers.dropna(subset=["weight_norm"]).step.nunique()
+    assert run.data.tags["tfmon.lost_deep_steps"] == str(300 - deep)
+    assert len(recorded.steps) == 300 and "tfmon.lost_steps" not in run.data.tags
+
+
+class Weights(keras.callbacks.Callback):
+    """Copies the weights at each epoch's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[np.ndarray]] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.seen.append([v.numpy() for v in self.model.trainable_variables])
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_at_each_epochs_end_there_are_those_of_the_weights(frozen: bool) -> None:
+    plain = trainings.model()
+    plain.compile("adam", trainings.loss())
+    plain.fit(*trainings.data(), batch_size=trainings.BATCH, epochs=5, shuffle=False, verbose=0)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, deep_every=4)
+    net, weights = trainings.model(), Weights()
+    net.compile("adam", trainings.loss())
+    with mlflow.start_run() as run:
+        fit = {"batch_size": trainings.BATCH, "shuffle": False, "verbose": 0, "callbacks": [weights]}
+        net.fit(*trainings.data(), epochs=5, **fit)
+        for mine, one in zip(net.trainable_variables, plain.trainable_variables, strict=True):
+            np.testing.assert_array_equal(mine.numpy(), one.numpy())  # bit for bit
+        if frozen:
+            net.layers[0].trainable = False
+            net.compile("adam", trainings.loss())
+            net.fit(*trainings.data(), epochs=1, **fit)
+    found = mlflow_tfmon.load_run(run.info.run_id).histograms
+    for epoch, seen in enumerate(weights.seen):
+        step = 10 * (epoch + 1)
+        for variable, values in zip(
+            net.trainable_variables, seen[-len(net.trainable_variables) :], strict=True
+        ):
+            compare(found, step, trainings.name(variable), "weight", values)
+    gradients = set(found[found.kind == "gradient"].step)
+    assert {1, 4, 8, 12, 20, 40} <= gradients and not {10, 30, 50} & gradients  # of deep steps alone
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_loop_that_tells_of_its_epochs_has_them_too() -> None:
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    with mlflow_tfmon.Monitor(net, deep_every=100) as monitor:
+        for epoch in range(2):
+            for x, y in trainings.batches(*trainings.data(), 1):
+                step(x, y)
+            monitor.log_epoch(epoch)
+    found = mlflow_tfmon.load_run(trainings.last_run()).histograms
+    assert found.groupby("kind").step.unique().map(list).to_dict() == {"gradient": [1], "weight": [1, 10, 20]}
+    for variable in net.trainable_variables:
+        compare(found, 20, trainings.name(variable), "weight", variable.numpy())

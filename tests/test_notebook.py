@@ -1,36 +1,23 @@
 """The notebook runs from its first cell to its last, and finds what it says it finds."""
 
-import os
-import sys
-from pathlib import Path
+import re
 
 import pytest
 
 from mlflow_tfmon import load_run
+from tests.notebooks import ROOT, execute
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "diagnose.ipynb"
+NOTEBOOK = ROOT / "docs" / "notebooks" / "diagnose.ipynb"
 
 
 @pytest.mark.thorough
-def test_a_model_is_trained_broken_diagnosed_and_mended(tmp_path, store, home, monkeypatch):
+def test_a_model_is_trained_broken_diagnosed_and_mended(tmp_path, store, home):
     nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
-    from jupyter_client import KernelManager
-    from jupyter_client.kernelspec import KernelSpec
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[2]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # what is checked in has no outputs
-    kernel = KernelManager()
-    kernel._kernel_spec = KernelSpec(
-        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python"
-    )
-    client = nbclient.NotebookClient(
-        notebook, km=kernel, timeout=280, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute(env=dict(os.environ))
+    execute(notebook, tmp_path, MLFLOW_TRACKING_URI=store)
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "poor_initialization (critical)" in text
     mlflow = MlflowClient(store)
@@ -44,3 +31,52 @@ def test_a_model_is_trained_broken_diagnosed_and_mended(tmp_path, store, home, m
     assert min(accuracy["good"], accuracy["mended"]) > 0.8 > 0.2 > accuracy["broken"]
     hidden = load_run(runs["broken"].info.run_id, store).layers
     assert (hidden[hidden["variable"].str.endswith("hidden.kernel")]["grad_norm"] == 0).all()
+
+
+LOOP = """
+import time
+import keras, mlflow_tfmon
+import tensorflow as tf
+
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+optimizer = keras.optimizers.SGD(0.01)
+data = tf.data.Dataset.from_tensors(tf.ones((8, 4))).repeat(20)
+
+@tf.function
+def step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x) ** 2)
+    optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+with mlflow_tfmon.Monitor(model, total_steps=60) as monitor:
+    for epoch in range(3):
+        for batch in data:
+            step(batch)
+            time.sleep(0.05)
+        print("epoch", epoch, "is over")
+"""
+
+
+@pytest.mark.thorough
+def test_the_bar_of_a_loop_is_one_output_that_is_replaced(tmp_path, store, home):
+    """With what the cell prints beside it, and nothing of it in the way."""
+    v4 = pytest.importorskip("nbformat").v4
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(LOOP)])
+    messages = execute(notebook, tmp_path, MLFLOW_TRACKING_URI=store, MLFLOW_TFMON_REPORT="false")
+    (cell,) = notebook.cells
+    printed = "".join(
+        one.text for one in cell.outputs if one.output_type == "stream" and one.name == "stdout"
+    )
+    assert printed == "epoch 0 is over\nepoch 1 is over\nepoch 2 is over\n"
+    (bar,) = (one for one in cell.outputs if one.output_type == "display_data")
+    assert bar.data.keys() == {"text/plain"}
+    assert re.fullmatch(
+        r"step 60  loss [\d.e-]+  lr 0.01  grad norm [\d.e-]+  [\d,]+ examples/s .*",
+        bar.data["text/plain"],
+    )
+    drawn = [one for one in messages if one["msg_type"] == "update_display_data"]
+    steps = [int(re.match(r"step (\d+)", one["content"]["data"]["text/plain"])[1]) for one in drawn]
+    assert len(set(steps)) >= 3 and steps == sorted(steps) and steps[-1] == 60
+    assert len({one["content"]["transient"]["display_id"] for one in drawn}) == 1
+    said = "".join(one.text for one in cell.outputs if one.output_type == "stream" and one.name == "stderr")
+    assert "examples/s" not in said and "recorded  60 steps" in said

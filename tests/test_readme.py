@@ -159,7 +159,7 @@ def test_the_settings_are_those_of_the_code():
 
 
 def test_the_oldest_versions_are_those_that_are_declared_and_tested():
-    from mlflow_tfmon.integration import OLDEST
+    from mlflow_tfmon.versions import OLDEST
 
     pins = dict(re.findall(r"^(\w+)==(.*)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
     bounds = dict(

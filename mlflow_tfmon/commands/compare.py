@@ -11,7 +11,7 @@ from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 _ARTIFACT = "tfmon/comparison.html"
 
 
-@click.command("compare", epilog=RUN_IS)
+@click.command("compare", epilog=RUN_IS, short_help="Compare runs in one page.")
 @click.argument("references", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option(
     "--output",

@@ -7,7 +7,7 @@ import click
 from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
 
-@click.command(epilog=RUN_IS)
+@click.command(epilog=RUN_IS, short_help="Judge a run again.")
 @click.argument("reference", metavar="RUN")
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")

@@ -9,7 +9,7 @@ import click
 from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
 
-@click.command("export-tensorboard", epilog=RUN_IS)
+@click.command("export-tensorboard", epilog=RUN_IS, short_help="Write TensorBoard's event files of a run.")
 @click.argument("reference", metavar="RUN")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @store_option

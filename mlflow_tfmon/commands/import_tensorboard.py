@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.command("import-tensorboard")
+@click.command("import-tensorboard", short_help="Make runs of TensorBoard's event files.")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--experiment", help="Name of the experiment that gets the runs. Default: the folder's name.")
 @click.option(

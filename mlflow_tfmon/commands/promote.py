@@ -7,7 +7,7 @@ import click
 from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
 
-@click.command("promote", epilog=RUN_IS)
+@click.command("promote", epilog=RUN_IS, short_help="Give a run's best model an alias.")
 @click.argument("reference", metavar="RUN")
 @click.option("--alias", default="best", show_default=True, help="The alias that it gets.")
 @click.option(

@@ -9,7 +9,7 @@ import click
 from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 
 
-@click.command("report", epilog=RUN_IS)
+@click.command("report", epilog=RUN_IS, short_help="Write a run's report as one HTML file.")
 @click.argument("reference", metavar="RUN")
 @click.option(
     "--output",

@@ -33,7 +33,20 @@ def _options() -> list[click.Option]:
     ]
 
 
-@click.command("run", context_settings={"allow_interspersed_args": False}, params=_options())
+def _as_flag(error: SettingError) -> str:
+    """Of "deep_every=0: deep_every must be …", the flag and what is wrong."""
+    name = str(error.setting)
+    flag = f"--{name.replace('_', '-')}"
+    given, _, remedy = str(error).partition(f": {name} ")
+    return f"{flag}={given.removeprefix(f'{name}=')}: it {remedy}"
+
+
+@click.command(
+    "run",
+    context_settings={"allow_interspersed_args": False},
+    params=_options(),
+    short_help="Run a script, and watch every training in it.",
+)
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
 @click.argument("script")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
@@ -52,8 +65,7 @@ def command(script: str, arguments: tuple[str, ...], is_module: bool, **flags: A
     try:
         Settings.make(**settings)
     except SettingError as error:
-        flag = f"--{error.setting.replace('_', '-')}: " if error.setting in settings else ""
-        raise click.UsageError(f"{flag}{error}") from error
+        raise click.UsageError(_as_flag(error) if error.setting in settings else str(error)) from error
     if not is_module:
         try:
             (Path(script) / "__main__.py" if Path(script).is_dir() else Path(script)).open("rb").close()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ID = 8  # characters of an id: enough to tell some ten thousand runs apart
 
 
-@click.command("runs")
+@click.command("runs", short_help="List the watched runs.")
 @click.option("--experiment", help="Name of the experiment to look at. Default: all of them.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
 @store_option

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.tracking.waiting import Waiting
 
 
-@click.command(name="sync", epilog=RUN_IS)
+@click.command(name="sync", epilog=RUN_IS, short_help="Deliver what waits on this machine.")
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option(
     "--tracking-uri", help="The store, where the one that was recorded has moved or needs credentials."

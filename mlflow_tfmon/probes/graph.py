@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import record
+from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model.save_context import in_save_context
 
@@ -36,9 +39,24 @@ def enclosing(graph: Any | None) -> Iterator[Any]:
         graph = graph.outer_graph
 
 
+def whole() -> Callable[[], Any]:
+    """What gives the outermost of the graphs that are being traced, while it lives."""
+    return weakref.ref(list(enclosing(tracing()))[-1])
+
+
+def as_text(graph: Any) -> str:
+    """A graph with the functions that it calls, as TensorBoard and others read it (`pbtxt`)."""
+    return text_format.MessageToString(graph.as_graph_def(add_shapes=True))
+
+
 def in_xla() -> bool:
     """Whether what is traced will be compiled by XLA as a whole (`jit_compile=True`), where some ops do not exist."""
     return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def has_clock() -> bool:
+    """Whether what is traced can ask for the time: not in XLA, nor under `enable_op_determinism` (TF 2.16 to 2.21)."""
+    return not in_xla() and not is_op_determinism_enabled()
 
 
 def in_pfor() -> bool:

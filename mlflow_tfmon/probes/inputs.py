@@ -61,8 +61,10 @@ def watch_next(original: Callable[..., Any]) -> Callable[..., Any]:
 def _traced(function: Any, take: Callable[[], Any]) -> Any:
     start = None
     # After what the function did before, such as the step before, if it is here.
-    with contained(_PART, _LOSS), graph.after(graph.effects(function)):
-        start = tf.timestamp()
+    with contained(_PART, _LOSS):
+        if graph.has_clock():
+            with graph.after(graph.effects(function)):
+                start = tf.timestamp()
     with tf.control_dependencies([] if start is None else [start]):
         element = take()
     with contained(_PART, _LOSS):
@@ -70,7 +72,7 @@ def _traced(function: Any, take: Callable[[], Any]) -> Any:
             written = _clock(function).written.assign(_reading(start, element))
             with graph.after(written):  # what is computed from the batch comes after
                 element = tf.nest.map_structure(_same, element, expand_composites=True)
-            batches.hold(function, element)
+        batches.hold(function, element)
     return element
 
 

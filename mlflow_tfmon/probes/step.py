@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.probes import batches, graph, histograms, inputs, quantities, replicas, tape
+from mlflow_tfmon.probes.apart import apart
 from mlflow_tfmon.stream.records import Variable
 from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
 
@@ -36,7 +37,7 @@ class StepProbe:
 
     def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
         self.ring = Ring(layout, replicas.user_thread())
-        self._variables = list(variables)
+        self._variables = self.ring.weights = list(variables)
         # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
         # half squares: no tensor of the branch exists outside of it.
         clipped = len(variables) * ("grad_norm_clipped" in layout.norms)
@@ -54,8 +55,10 @@ class StepProbe:
         """
         graph.keep_alive((self.ring, self.made))
         self.ring.traces += not tf.executing_eagerly()
+        if not tf.executing_eagerly():
+            self.ring.graph = graph.whole()
         before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
-        if self.ring.layout.workers > 1 and not graph.in_xla():
+        if self.ring.layout.workers > 1 and graph.has_clock():
             with graph.after(tf.nest.flatten(gradients, expand_composites=True)):
                 before = before._replace(ready=tf.timestamp())
         return before
@@ -85,9 +88,9 @@ class StepProbe:
             )
         graph.keep_alive(made_of.slots)
         norms = [norm for norm in self.ring.layout.norms if norm == "grad_norm" or self.made is None]
-        gradients = [list(kinds[norm]) for norm in norms]
+        gradients = [[apart(gradient) for gradient in kinds[norm]] for norm in norms]
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(before, made_of.reading, made_of.slots, gradients, learning_rate, scalars)
+        record(before, made_of.reading, made_of.slots, gradients, apart(learning_rate), scalars)
 
     def note_update(self, clipped: Sequence[Any]) -> None:
         """In the branch where the update is made: that it is, and its clipped gradients."""
@@ -95,7 +98,7 @@ class StepProbe:
             seen = clipped if "grad_norm_clipped" in self.ring.layout.norms else []
             made = [tf.ones([1], tf.float64)]
             if seen:
-                made.append(quantities.half_squares([quantities.dense_values(g) for g in seen]))
+                made.append(quantities.half_squares([quantities.dense_values(apart(g)) for g in seen]))
             self.made.assign(tf.concat(made, axis=0))
 
     def _before(self, updates: Any) -> Before:
@@ -114,7 +117,7 @@ class StepProbe:
         quick, doubtful = quantities.quick_half_squares(every)
         unknown, measured = tf.constant(float("nan"), tf.float64), 0
         time, reading = unknown, tf.stack([unknown] * 3)
-        if not graph.in_xla():  # which has no clock
+        if graph.has_clock():
             measured |= TIME
             with graph.after(quick):  # with no input, it would tell when the function began
                 time = tf.timestamp()

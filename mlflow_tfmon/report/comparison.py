@@ -10,7 +10,7 @@ import numpy as np
 
 from mlflow_tfmon.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
-from mlflow_tfmon.report.making import clock
+from mlflow_tfmon.report.making import clock, seams
 from mlflow_tfmon.report.page import Page, Table, render
 from mlflow_tfmon.report.panels import laid_over
 from mlflow_tfmon.report.training import training
@@ -145,6 +145,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
             findings=(),
             sections=sections,
             clocks=[clock(one) for one in recorded],
+            seams=[seams(one) for one in recorded],
             tables=[table for table in tables if table.rows],
             runs=names,
         )

@@ -1,4 +1,4 @@
-"""The panels of a run's layers: norms, update ratios, histograms over time, activations."""
+"""The sections on a run's layers: norms, update ratios, histograms over time, activations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 
 from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.report.histograms import histograms
 from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section
 from mlflow_tfmon.report.thin import Buckets
-from mlflow_tfmon.stream.bins import quantiles
 
 _FEW = 8  # the largest kernels, which get curves and histograms of their own
 _CELLS, _MOST_COLUMNS = 16_000, 300  # of a picture of all variables, at most
-_COLUMNS, _ROWS = 48, 40  # of a picture of histograms
 # Where training mostly goes well: updates of about a thousandth of the weights (Karpathy, CS231n, "Babysitting").
 HEALTHY_RATIO = (1e-4, 1e-2)
 _QUANTITIES = {
@@ -29,7 +28,7 @@ def layers(run: RecordedRun) -> list[Section]:
     panels: list[Panel | Picture] = []
     for quantity, (title, name) in _QUANTITIES.items():
         panels += _norms(run, quantity, title, name)
-    found = Section("Layers", tuple(panels)), _histograms(run), _activations(run)
+    found = Section("Layers", tuple(panels)), histograms(run, largest(run)), _activations(run)
     return [section for section in found if section is not None and section.panels]
 
 
@@ -113,84 +112,6 @@ def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> li
     picture = Cells("", steps, [one.removeprefix(shared) for one in reversed(names)], cells, text)
     title = f"{name.capitalize()} of every variable"
     return [Picture(f"{quantity} of all", title, (picture,), f"log10 of the {name}")]
-
-
-def _histograms(run: RecordedRun) -> Section | None:
-    table = run.histograms
-    if table.empty:
-        return None
-    pictures = []
-    for kind in ("weight", "gradient"):
-        choices = []
-        for name in largest(run):
-            rows = table[(table.variable == name) & (table.kind == kind)]
-            if len(rows):
-                choices.append(over_time(name, kind, rows))
-        if choices:
-            title = "Weights over time" if kind == "weight" else "Gradients over time"
-            note = "A column is the histogram at a step; the colour is the share of the elements that a class holds."
-            pictures.append(
-                Picture(f"{kind} histograms", title, tuple(choices), "share of the elements", note)
-            )
-    return Section("Histograms", tuple(pictures)) if pictures else None
-
-
-def over_time(name: str, kind: str, rows: pd.DataFrame) -> Cells:
-    """A variable's histograms side by side, in classes of equal width; what lies far out is in the outermost."""
-    rows = rows.sort_values("step")
-    rows = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _COLUMNS)).round().astype(int))]
-    low, high = _extent(rows)
-    edges = np.linspace(low, high, _ROWS + 1)
-    cells = []
-    for column, row in enumerate(rows.itertuples()):
-        for at, share in enumerate(rebinned(row.edges, row.counts, edges, row.min, row.max)):
-            if share > 1e-7:
-                cells.append((column, at, float(f"{share:.3g}")))
-    first, last = rows.iloc[0], rows.iloc[-1]
-    text = (
-        f"{name}, {kind}: the middle half of the elements lies between {first.q25:.3g} and {first.q75:.3g} at step "
-        f"{first.step}, between {last.q25:.3g} and {last.q75:.3g} at step {last.step}."
-    )
-    labels = [f"{middle:.3g}" for middle in (edges[:-1] + edges[1:]) / 2]
-    return Cells(name, rows.step.tolist(), labels, cells, text)
-
-
-def _extent(rows: pd.DataFrame) -> tuple[float, float]:
-    """Where the middle 99% lie in three of four histograms: one with a spike would flatten all others."""
-    shares = np.array([0.005, 0.995])
-    figures = zip(rows.edges, rows.counts, rows["min"], rows["max"], strict=True)
-    found = np.array(
-        [quantiles(edges, counts, shares, *ends) for edges, counts, *ends in figures if counts.sum()]
-    )
-    low, high = (
-        (np.quantile(found[:, 0], 0.25), np.quantile(found[:, 1], 0.75)) if len(found) else (-1.0, 1.0)
-    )
-    return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
-
-
-def rebinned(
-    edges: np.ndarray, counts: np.ndarray, onto: np.ndarray, least: float, most: float
-) -> np.ndarray:
-    """The share of the elements in other bins, by taking those of a bin as evenly spread over it.
-
-    Args:
-        edges: of the bins.
-        counts: in them.
-        onto: edges of the other bins; the first and the last also take what is beyond.
-        least: the least element.
-        most: the largest element.
-    """
-    total = counts.sum()
-    if not total:
-        return np.zeros(len(onto) - 1)
-    ends = np.clip(edges, least, most)
-    if least == most:
-        at = np.clip(np.searchsorted(onto, least, side="right") - 1, 0, len(onto) - 2)
-        return np.eye(1, len(onto) - 1, int(at))[0]
-    below = np.interp(onto, ends, np.concatenate([[0], np.cumsum(counts)]) / total)
-    below[0], below[-1] = 0.0, 1.0
-    shares: np.ndarray = np.diff(below)
-    return shares
 
 
 def _labelled(layer: str, activation: str) -> str:

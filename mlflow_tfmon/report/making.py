@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tfmon.checkpoints.names import BEST, LAST
 from mlflow_tfmon.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
@@ -87,9 +88,15 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
         findings=findings,
         sections=sections,
         clocks=[clock(recorded)],
+        seams=[seams(recorded)],
         tables=_tables(run),
         code=_code(run),
     )
+
+
+def seams(recorded: RecordedRun) -> list[tuple[int, str]]:
+    """Where a further training of the run goes on, as the page has it."""
+    return [(seam.step, seam.what) for seam in recorded.seams]
 
 
 def clock(recorded: RecordedRun) -> dict[str, list[float]]:
@@ -152,6 +159,13 @@ def _facts(recorded: RecordedRun, run: Any) -> list[str]:
     facts.append(f"{len(steps):,} steps, {len(recorded.epochs):,} epochs")
     count = sum(int(np.prod(shape)) for shape, _ in recorded.variables.values())
     facts.append(f"{count:,} trained weights in {len(recorded.variables)} variables")
+    monitor = next(
+        (key for key in run.data.metrics if "best/" in key and not key.endswith("best/epoch")), None
+    )
+    if monitor is not None:
+        epoch = run.data.metrics.get(monitor.partition("best/")[0] + "best/epoch", float("nan"))
+        name = monitor.replace("best/", "")
+        facts.append(f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch:.0f}")
     if not recorded.complete:
         facts.append("not all that was recorded has arrived yet")
     return facts
@@ -163,22 +177,26 @@ def _tables(run: Any) -> list[Table]:
         "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
         "tfmon.environment": "environment", "tfmon.absent": "not measured", "tfmon.lost_steps": "steps lost",
         "tfmon.not_kept": "not kept",
+        "tfmon.lost_deep_steps": "deep steps lost", "tfmon.lost_histograms": "histograms lost",
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
     own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", "tfmon."))]
     best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
     tables = (
-        Table("Best epoch", best), Table("Settings", sorted(params.items())), Table("Environment", about + own)
+        Table("Best epoch", best), Table("Environment", about + own), Table("Settings", sorted(params.items()))
     )  # fmt: skip
     return [table for table in tables if table.rows]
 
 
 def _code(run: Any) -> list[tuple[str, str]]:
+    load = "import mlflow\nmodel = mlflow.tensorflow.load_model('models:/{}')"
+    found, shown = [], set[str]()
+    for kind, what in ((BEST, "best"), (LAST, "last")):
+        for tag, model_id in sorted(run.data.tags.items()):
+            if tag.startswith("tfmon.") and tag.endswith(kind) and model_id not in shown:
+                shown.add(model_id)  # the last may be the best
+                of = tag.removeprefix("tfmon.").removesuffix(kind).rstrip(".")
+                found.append((f"The {what} model{f' of {of}' if of else ''}", load.format(model_id)))
     lines = "import mlflow_tfmon\nrun = mlflow_tfmon.load_run({!r})\nrun.steps, run.layers, run.histograms, run.epochs"
-    found = [("Everything that was recorded, as pandas", lines.format(run.info.run_id))]
-    models = list(getattr(getattr(run, "outputs", None), "model_outputs", None) or [])
-    if models:
-        last = max(models, key=lambda model: int(model.step))
-        load = f"import mlflow\nmodel = mlflow.tensorflow.load_model('models:/{last.model_id}')  # step {last.step}"
-        found.insert(0, ("The model that was logged last", load))
+    found.append(("Everything that was recorded, as pandas", lines.format(run.info.run_id)))
     return found

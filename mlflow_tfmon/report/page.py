@@ -18,6 +18,7 @@ from markupsafe import Markup
 from mlflow_tfmon.report.panels import Panel, Section
 
 _HERE = Path(__file__).parent
+_SEAMS = 8  # that are told in words
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Page:
         findings: the problems.
         sections: panels.
         clocks: of each run, to tell epochs and minutes of steps: lists "step", "epoch", "minutes" of one length.
+        seams: of each run, where a further training goes on: the step, and what it is.
         tables: below the panels.
         code: how to go on, lines of Python with what they do before each.
         runs: names of the runs, where there are several.
@@ -76,6 +78,7 @@ class Page:
     findings: Sequence[Finding]
     sections: Sequence[Section]
     clocks: Sequence[Mapping[str, Sequence[float]]]
+    seams: Sequence[Sequence[tuple[int, str]]]
     tables: Sequence[Table] = ()
     code: Sequence[tuple[str, str]] = ()
     runs: Sequence[str] = ()
@@ -83,9 +86,15 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML."""
+    seams = [
+        f"{what} from step {step} on{f' of {page.runs[run]}' if page.runs else ''}"
+        for run, found in enumerate(page.seams)
+        for step, what in found[:_SEAMS]
+    ]
     panels = {panel.key: panel for section in page.sections for panel in section.panels}
     data = {
         "clocks": list(page.clocks),
+        "seams": list(page.seams),
         "runs": list(page.runs),
         "panels": {key: _data(panel) for key, panel in panels.items()},
     }
@@ -93,6 +102,7 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html").render(
         page=page,
+        seams=", ".join(seams),
         panels=panels,
         style=_raw("page/report.css"),
         script=_raw("page/report.js"),

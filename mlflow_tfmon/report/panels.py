@@ -96,6 +96,7 @@ class Cells:
         rows: their names, from the bottom to the top.
         cells: (column, row, value); a cell that is left out is empty.
         text: the picture in words.
+        logarithmic: whether the rows are values that grow by a factor.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Cells:
     rows: list[str]
     cells: list[tuple[int, int, float]] = field(repr=False)
     text: str
+    logarithmic: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -9,6 +11,7 @@ from mlflow_tfmon.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section
 
 _FEW = 12  # curves of one kind that can be told apart
+_TOWERS = 300.0
 
 
 def training(run: RecordedRun) -> list[Section]:
@@ -81,7 +84,14 @@ def _loss(run: RecordedRun) -> Panel:
     steps = _stepwise(run, "loss", "Loss, training and validation", {"loss": "loss of the step"})
     epochs = _epoch_curves(run, [name for name in run.epochs if _is_loss(name)])
     faint = tuple(Curve(c.name, c.points, faint=bool(epochs)) for c in steps.curves)
-    return Panel("loss", steps.title, faint + tuple(epochs), marks=steps.marks)
+    curves = faint + tuple(epochs)
+    return Panel("loss", steps.title, curves, log=_towers(curves), marks=steps.marks)
+
+
+def _towers(curves: Sequence[Curve]) -> bool:
+    """Whether something towers so far above the rest that a linear scale would show nothing else."""
+    values = np.array([value for curve in curves for _, value in curve.points])
+    return bool(len(values) and values.min() > 0 and values.max() > _TOWERS * np.median(values))
 
 
 def _metrics(run: RecordedRun) -> list[str]:
@@ -150,4 +160,5 @@ def _stability(run: RecordedRun) -> Panel:
     note = (
         "The loss of each step, and its exponentially weighted mean (half-life: a fiftieth of the training)."
     )
-    return Panel("stability", "Stability", tuple(c for c in curves if c.points), note=note)
+    kept = tuple(c for c in curves if c.points)
+    return Panel("stability", "Stability", kept, log=_towers(kept), note=note)

@@ -25,17 +25,29 @@ def _edges() -> np.ndarray:
 
 
 EDGES = _edges()
+# Of norms, which are never negative: four bins to an octave as well; zeros are counted apart.
+NORM_EDGES = np.exp2(np.arange(-160, 161) / PER_OCTAVE)
+
+
+def due(number: int) -> bool:
+    """Whether the so-maniest (from 0) of things that go on has histograms: as `Ring.histogram_due`, for the host.
+
+    Example:
+        >>> [n for n in range(30, 41) if due(n)]
+        [30, 31, 32, 34, 36, 38, 40]
+    """
+    return number % (1 << max(number.bit_length() - 5, 0)) == 0
 
 
 def trimmed(counts: np.ndarray) -> tuple[int, int]:
-    """The first bin that is not empty, and the one after the last; (MIDDLE, MIDDLE + 1) if all are empty.
+    """The first bin that is not empty, and the one after the last; one bin in the middle if all are empty.
 
     Example:
         >>> trimmed(np.eye(1, COUNT, 5)[0])
         (5, 6)
     """
     filled = np.flatnonzero(counts)
-    return (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (MIDDLE, MIDDLE + 1)
+    return (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (len(counts) // 2, len(counts) // 2 + 1)
 
 
 def quantiles(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.ring import Ring, SeldomRows
 
 # s between two looks at the rings, such that the fullest is a quarter full by the next. A look takes a millisecond of
 # Python, for which the training's own has to wait.
@@ -27,7 +27,7 @@ class Block:
     Attributes:
         ring: where it comes from.
         rows: array (steps, ring.width), oldest first.
-        deep_rows: array (deep steps, ...); column 0 is the ring's own step.
+        deep: rows (deep steps, ...); column 0 is the ring's own step.
         histograms: the same for the steps that have some.
         first: the ring's own number of the first step asked for.
         lost: how many steps from `first` on were overwritten before they could be read.
@@ -37,8 +37,8 @@ class Block:
 
     ring: Ring
     rows: np.ndarray = field(repr=False)
-    deep_rows: np.ndarray = field(repr=False)
-    histograms: np.ndarray = field(repr=False)
+    deep: SeldomRows = field(repr=False)
+    histograms: SeldomRows = field(repr=False)
     first: int
     lost: int
     seen: float
@@ -112,15 +112,15 @@ class Drain:
         if upto <= after:
             return 0.0
         rows, lost = ring.read(after, upto)
-        seldom = ring.deep.read(after, upto), ring.histograms.read(after, upto)
-        block = Block(ring, rows, *seldom, after + 1, lost, time.time())
+        deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
         with contextlib.suppress(NotNowError):
-            tap.sink(block)
-            ring.taken = upto  # if the sink failed, the rows are read again as long as they are in the ring
+            tap.sink(Block(ring, rows, deep, histograms, after + 1, lost, time.time()))
+            # If the sink failed, the rows are read again as long as they are in the ring.
+            ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
         return max(
             min(1.0, (upto - after) / ring.capacity),
-            len(seldom[0]) / ring.deep.capacity,
-            len(seldom[1]) / ring.histograms.capacity,
+            len(deep.rows) / ring.deep.capacity,
+            len(histograms.rows) / ring.histograms.capacity,
         )
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import threading
 import time
@@ -13,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.stream import bins, records
+from mlflow_tfmon.stream import bins, records, rows
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
-from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME, Ring
+from mlflow_tfmon.stream.ring import Ring
 
 ABSENT_TAG = "tfmon.absent"
 # Series, and of which columns each is made (any of them will do).
@@ -29,8 +28,6 @@ _FROM = {
 }
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
-DEEP_QUANTITIES = ("weight_norm", "update_ratio", "grad_zero_fraction")
-_HEAD = {name: index for index, name in enumerate(HEAD)}
 
 
 @dataclass
@@ -43,6 +40,7 @@ class _Stream:
         since: when it was opened, monotonic seconds.
         variables: a mark of what it trains.
         carried: whether it has been taken over from a checkpoint, and has not gone on yet.
+        last_histogram: the last step that has histograms.
     """
 
     number: int
@@ -59,6 +57,7 @@ class _Stream:
     since: float = field(default_factory=time.monotonic)
     variables: str = ""
     carried: bool = False
+    last_histogram: int = 0
 
 
 class Recording:
@@ -196,62 +195,26 @@ class Recording:
             if stream.steps + len(block.rows) > records.BEGINNING:
                 stream.begins, stream.named = False, True
             opened = stream.opened
-            for part in _runs(block.rows):
-                layout, steps = self._steps(stream, block, part, offset)
+            for part in rows.runs(block.rows):
+                layout, steps = _steps(stream, block, part, offset)
                 out += [steps] if layout == opened else [layout, steps]
                 opened = layout
             out += self._absent_from(opened)
-            if len(block.deep_rows):
-                deep = _deep(block)
-                deep[:, 0] += offset
-                out.append(records.DeepSteps(stream.number, block.seen, deep))
-            if len(block.histograms):
-                out.append(records.Histograms(stream.number, block.seen, _histograms(block, offset)))
+            if len(block.deep.rows):
+                out.append(records.DeepSteps(stream.number, block.seen, rows.deep_steps(block, offset)))
+            histograms = rows.histograms(block, offset)
+            if len(histograms):
+                out.append(records.Histograms(stream.number, block.seen, histograms))
+            if block.deep.lost or block.histograms.lost:
+                out.append(records.Overwritten(stream.number, block.deep.lost, block.histograms.lost))
             self._append(out)
             # Only now: a block that could not be written down comes again.
             stream.opened = opened
             stream.steps += len(block.rows) + block.lost
+            stream.last_histogram = int(histograms[-1, 0]) if len(histograms) else stream.last_histogram
             stream.carried = False
             if len(block.rows):
-                stream.learning_rate = float(block.rows[-1, _HEAD["learning_rate"]])
-
-    def _steps(
-        self, stream: _Stream, block: Block, part: slice, offset: int
-    ) -> tuple[records.StreamOpened, records.Steps]:
-        rows = block.rows[part]
-        layout, measured = block.ring.layout, int(rows[0, _HEAD["measured"]])
-        columns = {"step": rows[:, _HEAD["step"]] + offset}
-        if measured & TIME:
-            columns["time"] = rows[:, _HEAD["time"]]
-        if measured & INPUT:
-            for name in ("input_time", "input_wait", "examples"):
-                columns[name] = rows[:, _HEAD[name]]
-        if rows[0, _HEAD["losses"]]:
-            columns["loss"] = rows[:, _HEAD["loss"]] / rows[:, _HEAD["losses"]]
-        columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
-        end = block.ring.width - len(layout.scalars)
-        scalars = dict(zip(layout.scalars, rows[:, end:].T, strict=True))
-        squares = 2 * rows[:, len(HEAD) : end]  # the ring holds halves
-        for norm, halves in zip(layout.norms, np.split(squares, len(layout.norms), axis=1), strict=True):
-            if APPLIED in scalars and norm == "grad_norm_clipped":
-                halves[scalars[APPLIED] == 0] = np.nan  # nothing was clipped there
-            columns[norm] = np.sqrt(halves.sum(axis=1))
-        for name, values in scalars.items():
-            if name not in layout.parts:
-                columns[name] = values
-            elif "loss" in columns:
-                columns[name] = values / rows[:, _HEAD["losses"]]
-        if "loss_scale" in scalars:  # Keras's rule for leaving a step out
-            columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
-        columns["traces"] = np.full(len(rows), float(block.ring.traces))
-        columns |= {name: values[part] for name, values in block.more.items()}
-        opened = records.StreamOpened(
-            stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms,
-            DEEP_QUANTITIES,
-            stream.total_steps, stream.model, stream.named,
-        )  # fmt: skip
-        values = np.column_stack([*columns.values(), np.sqrt(squares)])
-        return opened, records.Steps(stream.number, block.seen, values)
+                stream.learning_rate = rows.learning_rate(block)
 
     def _absent_from(self, layout: records.StreamOpened | None) -> list[records.Record]:
         """What tells, once, which series a stream can't have in the way that it is trained."""
@@ -277,6 +240,23 @@ class Recording:
             self._epochs[prefix] = epoch + 1
             steps = stream.steps if stream is not None else 0
             self._append([records.EpochEnded(epoch, steps, time.time(), metrics, prefix)])
+
+    def weights(self, ring: Ring, counted: Callable[[], np.ndarray]) -> None:
+        """Records the histograms of the weights as they are now, unless their last step has some.
+
+        Args:
+            ring: with the steps that they come of.
+            counted: gives a row of `bins.WIDTH` a variable.
+        """
+        stream = self._of(ring)
+        last = stream.opened if stream is not None else None
+        if stream is None or last is None or last.variables != ring.layout.variables:
+            return  # of several rings of a stream the last counts
+        if stream.last_histogram < stream.steps:
+            values = np.concatenate([[stream.steps], counted().ravel()])[None]
+            with self._lock:
+                stream.last_histogram = stream.steps
+                self._append([records.Histograms(stream.number, time.time(), values, bins.KINDS[:1])])
 
     def seam(self, keys: frozenset[str]) -> list[records.Record]:
         """What tells that another fit of these variables begins: of the run's steps those that are the first of one."""
@@ -324,63 +304,14 @@ def _carried(stream: PastStream, resumed: bool) -> _Stream:
     )  # fmt: skip
 
 
-def _runs(rows: np.ndarray) -> list[slice]:
-    """Splits rows where what they measure changes (another trace of the same training)."""
-    measured = np.stack([rows[:, _HEAD["measured"]], rows[:, _HEAD["losses"]] > 0], axis=1)
-    edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
-    bounds = [0, *edges.tolist(), len(rows)]
-    return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
-
-
-def with_batches(block: Block, batches: Callable[[float], np.ndarray]) -> Block:
-    """Adds to a block which batches eager code took: for each step the last that it had taken before its end.
-
-    Args:
-        block: as it was read.
-        batches: tells what the thread's eager code took from datasets until a time, and since it was asked last.
-    """
-    measured = block.rows[:, _HEAD["measured"]].astype(int)
-    lacking = (measured & TIME != 0) & (measured & INPUT == 0)
-    if not lacking.any():
-        return block
-    rows = block.rows.copy()
-    times = rows[lacking, _HEAD["time"]]
-    taken = batches(float(times[-1]))
-    if not len(taken):
-        return block
-    last = np.searchsorted(taken[:, 0], times, side="right") - 1
-    fresh = np.diff(last, prepend=-1) > 0  # a step that took no batch of its own has no figures of its own
-    columns = [_HEAD[name] for name in ("input_time", "input_wait", "examples")]
-    rows[np.ix_(lacking, columns)] = np.where(fresh[:, None], taken[np.maximum(last, 0)], np.nan)
-    rows[lacking, _HEAD["measured"]] += INPUT
-    return dataclasses.replace(block, rows=rows)
-
-
-def _histograms(block: Block, offset: int) -> np.ndarray:
-    """The histograms of a block, with the zeros that sparse gradients leave out."""
-    rows = block.histograms.copy()
-    rows[:, 0] += offset
-    one = rows[:, 1:].reshape(len(rows), len(bins.KINDS), -1, bins.WIDTH)
-    sizes = np.array([variable.size for variable in block.ring.layout.variables], float)
-    left_out = sizes - one[..., : bins.COUNT + 1].sum(axis=-1)
-    one[..., bins.MIDDLE] += left_out
-    zeros, least, most = (one[..., at] for at in (-3, -2, -1))
-    zeros += left_out
-    np.minimum(least, 0, out=least, where=left_out > 0)
-    np.maximum(most, 0, out=most, where=left_out > 0)
-    return rows
-
-
-def _deep(block: Block) -> np.ndarray:
-    """The deep rows of a block with the quantities instead of what they are made of.
-
-    The update ratio is ||after - before|| / ||before||, NaN for weights that were all zero. The elements that a sparse
-    gradient leaves out are zeros as well.
-    """
-    sizes = np.array([np.prod(variable.shape) for variable in block.ring.layout.variables], np.float64)
-    cuts = 1 + len(sizes) * np.arange(len(DEEP))
-    step, after, before, change, nonzero = np.split(block.deep_rows, cuts, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(before > 0, np.sqrt(change / before), np.nan)
-        zeros = (sizes - nonzero) / sizes
-    return np.concatenate([step, np.sqrt(2 * after), ratios, zeros], axis=1)
+def _steps(
+    stream: _Stream, block: Block, part: slice, offset: int
+) -> tuple[records.StreamOpened, records.Steps]:
+    """Some rows of a block, and the layout that they have."""
+    columns, norms = rows.columns_of(block, part, offset)
+    layout = block.ring.layout
+    opened = records.StreamOpened(
+        stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms, rows.DEEP_QUANTITIES,
+        stream.total_steps, stream.model, stream.named,
+    )  # fmt: skip
+    return opened, records.Steps(stream.number, block.seen, np.column_stack([*columns.values(), norms]))

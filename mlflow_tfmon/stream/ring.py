@@ -8,6 +8,7 @@ graph: no Python, no I/O and no host synchronisation on the training thread. A r
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,8 +137,26 @@ class RingLayout:
     parts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class SeldomRows:
+    """What was read of a ring of few rows.
+
+    Attributes:
+        rows: oldest first.
+        lost: how many were overwritten before they could be read.
+        taken: the ring's `taken` once these have been recorded.
+    """
+
+    rows: np.ndarray
+    lost: int
+    taken: int
+
+
 class SeldomRing:
     """Rows of steps that are few: the last of them; column 0 is the step.
+
+    Attributes:
+        taken: how many rows have been handed on, or were made while nobody recorded.
 
     Args:
         width: of a row.
@@ -150,7 +169,7 @@ class SeldomRing:
         self.capacity = int(np.clip(memory // (8 * width), 4, most))
         self.rows = lasting_variable(self.capacity, width)
         self.count = lasting_variable(dtype=tf.int64)
-        self._taken = 0
+        self.taken = 0
 
     def write(self, row: tf.Tensor) -> None:
         """Traced: writes a row; then the counter moves."""
@@ -158,18 +177,23 @@ class SeldomRing:
         with tf.control_dependencies([] if written is None else [written]):
             self.count.assign_add(1)
 
-    def read(self, after: int, upto: int) -> np.ndarray:
-        """Reads the rows of steps after+1 to upto."""
+    def skip(self) -> None:
+        """What has been written by now is nobody's."""
+        self.taken = _number(self.count)
+
+    def read(self, upto: int) -> SeldomRows:
+        """Reads the rows that were not taken yet, of steps up to `upto`: a later one is read with its step."""
         count = _number(self.count)
-        first = max(self._taken, count - self.capacity)
+        first = max(self.taken, count - self.capacity)
         if first >= count:
-            return np.empty((0, self.width))
+            return SeldomRows(np.empty((0, self.width)), 0, self.taken)
         rows = _gather(self.rows, np.arange(first, count) % self.capacity)
+        # Meanwhile the training went on, and is writing one more: what it may have overwritten does not count.
         spoiled = max(0, _number(self.count) + 1 - self.capacity - first)
-        rows, first = rows[spoiled:], first + spoiled
-        early = rows[:, 0] <= upto  # a later one is read with its step
-        self._taken = first + int(early.sum())
-        return rows[early & (rows[:, 0] > after)]
+        rows = rows[spoiled:]
+        first = count - len(rows)
+        rows = rows[rows[:, 0] <= upto]
+        return SeldomRows(rows, first - self.taken, first + len(rows))
 
 
 class Ring:
@@ -186,7 +210,9 @@ class Ring:
         self.batch: Any = (
             None  # where the training that writes here leaves its batches (probes.batches.Batch)
         )
+        self.weights: Sequence[tf.Variable] = ()  # the variables themselves, in the order of the layout
         self.optimizer: Any = lambda: None  # gives the optimizer whose steps they are, while it lives
+        self.graph: Any = lambda: None  # gives the graph that was last traced to write here, while it lives
         self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
         count = len(layout.variables)
@@ -249,6 +275,8 @@ class Ring:
             done: steps that it has made in an earlier process: then the same ones are deep as if it had gone on.
         """
         self.traces = 0
+        self.deep.skip()
+        self.histograms.skip()
         begin = self.taken - done
         self._begin.assign(begin)
         self._every.assign(deep_every)

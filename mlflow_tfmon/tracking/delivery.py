@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlflow_tfmon.stream.records import decode
+from mlflow_tfmon.stream.coding import decode
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.store import be_quick
 
@@ -43,6 +43,7 @@ class Delivery:
         self._give_up = give_up
         self._lock = threading.Lock()
         self._deliverers: dict[Path, Deliverer] = {}
+        self._silent: set[Path] = set()
         self._wake = threading.Event()
         self._hurry = False
         self._closed = False
@@ -58,6 +59,8 @@ class Delivery:
                         if folder not in self._deliverers:
                             uris = command.get("tracking_uri"), command.get("registry_uri")
                             self._deliverers[folder] = Deliverer(folder, *uris)
+                        if command.get("silent"):
+                            self._silent.add(folder)
                 if "rest" in command:
                     rest = [decode(kind, body, None) for kind, body in command["records"]]
                     with self._lock:
@@ -96,6 +99,8 @@ class Delivery:
     def _leave(self, left: list[Deliverer]) -> int:
         for one in left:
             one.close()
+            if one.folder in self._silent:
+                continue
             run = one.status.run_id or "(not made yet)"
             why = one.status.error or "another process delivers it"
             with contextlib.suppress(OSError):

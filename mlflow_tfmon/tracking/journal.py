@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.stream.records import Record, RunStarted, decode, encode
+from mlflow_tfmon.stream.coding import decode, encode
+from mlflow_tfmon.stream.records import Record, RunStarted
 from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
 from mlflow_tfmon.tracking.uris import absolute, without_secrets

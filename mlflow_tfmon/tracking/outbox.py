@@ -39,7 +39,7 @@ from mlflow_tfmon.tracking.store import RefusedError, RunStore, open_store, stor
 from mlflow_tfmon.tracking.tally import MANIFEST, missing
 from mlflow_tfmon.tracking.translation import Translation
 
-LOST_TAG = "tfmon.lost_steps"
+LOST_TAGS = "tfmon.lost_"
 LEFT_OUT_TAG = "tfmon.not_kept"
 PROGRESS_TAG = "tfmon.progress"
 
@@ -189,12 +189,11 @@ class Outbox:
 
     def flushed(self, seq: int, translation: Translation) -> None:
         """Notes that all up to record `seq` is delivered, and how much was measured and is not there."""
-        if translation.lost:
-            lost = str(translation.lost)
-            self._do(lambda run: run.tags({LOST_TAG: lost}))
+        tags = {f"{LOST_TAGS}{what}": str(count) for what, count in translation.lost.items() if count}
         if translation.left_out:
-            text = f"{counted(translation.left_out)}: {translation.why}"
-            self._do(lambda run: run.tags({LEFT_OUT_TAG: text}))
+            tags[LEFT_OUT_TAG] = f"{counted(translation.left_out)}: {translation.why}"
+        if tags:
+            self._do(lambda run: run.tags(tags))
         if self.so_far.tagged != "complete":
             self.so_far.tagged = "complete"
             self._do(self._count, DELIVERY_TAG, self._files)

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from mlflow_tfmon.stream.records import Record, encode
+from mlflow_tfmon.stream.coding import encode
+from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.tracking.journal import plain
 from mlflow_tfmon.tracking.status import Status, read_status
 from mlflow_tfmon.tracking.uris import absolute
@@ -46,7 +47,7 @@ class DeliveryProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
         self._started_at = 0.0
-        self._watched: dict[Path, dict[str, str | None]] = {}
+        self._watched: dict[Path, dict[str, str | bool | None]] = {}
 
     @classmethod
     def shared(cls) -> DeliveryProcess:
@@ -61,13 +62,16 @@ class DeliveryProcess:
                 cls._shared.ensure_alive()
             return cls._shared
 
-    def watch(self, folder: Path, tracking_uri: str, registry_uri: str | None = None) -> None:
+    def watch(
+        self, folder: Path, tracking_uri: str, registry_uri: str | None = None, silent: bool = False
+    ) -> None:
         """Has a recording delivered from now on, by a process that is started if there is none.
 
         Args:
             folder: of the recording.
             tracking_uri: MLflow tracking URI, with its credentials if it has some: it goes through a pipe, to no disk.
             registry_uri: MLflow registry URI.
+            silent: whether nothing is said, not even of what could not be delivered.
 
         Raises:
             OSError: the process could not be started; the recording stays on the disk.
@@ -76,6 +80,7 @@ class DeliveryProcess:
             "watch": str(folder),
             "tracking_uri": absolute(tracking_uri),
             "registry_uri": absolute(registry_uri) if registry_uri else None,
+            "silent": silent,
         }
         with self._lock:
             self._watched[folder] = command

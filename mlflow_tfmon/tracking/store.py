@@ -25,7 +25,7 @@ from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
-from mlflow_tfmon.tracking.uris import sqlite_path, without_secrets
+from mlflow_tfmon.tracking.uris import in_a_line, sqlite_path
 
 try:
     import fcntl
@@ -57,7 +57,7 @@ def store_errors() -> Iterator[None]:
     except (AwayError, RefusedError):
         raise
     except Exception as error:
-        text = " ".join(without_secrets(str(error)).split())[:400] or type(error).__name__
+        text = in_a_line(error)
         if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
             raise RefusedError(text) from error
         raise AwayError(text) from error

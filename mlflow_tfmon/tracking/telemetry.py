@@ -129,8 +129,8 @@ class Telemetry:
         about = {"stream": layout.stream, "prefix": layout.prefix}
         self._schemas[stem] = _HISTOGRAMS.with_metadata(self._metadata(about))
         for row in block.values:
-            one = row[1:].reshape(len(bins.KINDS), count, bins.WIDTH)
-            for kind, variables in zip(bins.KINDS, one, strict=True):
+            one = row[1:].reshape(len(block.kinds), count, bins.WIDTH)
+            for kind, variables in zip(block.kinds, one, strict=True):
                 for variable, values in zip(layout.variables, variables, strict=True):
                     first, end = bins.trimmed(values[: bins.COUNT])
                     nonfinite, zeros, least, most = values[bins.COUNT :].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlflow_tfmon.stream.records import (
     LeftOut,
     Logged,
     Lost,
+    Overwritten,
     Paused,
     Record,
     RunStarted,
@@ -46,7 +48,7 @@ class Translation:
         telemetry: the files.
         progress: how far it has come.
         last_step: the last optimizer step that was seen, of any stream.
-        lost: how many steps were lost.
+        lost: how many steps, deep steps and histograms were lost, by these names.
         left_out: kind of record -> how many rows were measured and not kept.
         why: they were not.
 
@@ -60,7 +62,7 @@ class Translation:
         self.telemetry = Telemetry(folder, started.start_time, self._past)
         self.progress = Progress()
         self.last_step = 0
-        self.lost = 0
+        self.lost = Counter[str]()
         self.left_out: dict[str, int] = {}
         self.why = ""
         self._max_variables = started.max_variables
@@ -73,7 +75,8 @@ class Translation:
         self._readers: dict[type, Callable[..., list[Point]]] = {
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
-            Lost: self._lost, LeftOut: self._left_out, Histograms: self._histograms,
+            Lost: self._lost, Overwritten: self._overwritten, LeftOut: self._left_out,
+            Histograms: self._histograms,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -206,12 +209,16 @@ class Translation:
         return []
 
     def _lost(self, record: Lost) -> list[Point]:
-        self.lost += record.last - record.first + 1
+        self.lost["steps"] += record.last - record.first + 1
+        return []
+
+    def _overwritten(self, record: Overwritten) -> list[Point]:
+        self.lost.update(deep_steps=record.deep_steps, histograms=record.histograms)
         return []
 
     def _left_out(self, record: LeftOut) -> list[Point]:
         for kind, rows in record.rows.items():
             self.left_out[kind] = self.left_out.get(kind, 0) + rows
-        self.lost += record.rows.get("Steps", 0)
+        self.lost["steps"] += record.rows.get("Steps", 0)
         self.why = record.why
         return []

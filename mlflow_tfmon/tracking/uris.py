@@ -11,6 +11,11 @@ _SECRET_QUERY = re.compile(
 )
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
 
+# What MLflow makes of what requests makes of what urllib3 says (MLflow 3.1 to 3.17).
+_NO_ANSWER = re.compile(r"API request to (\w+://[^/\s]+)\S* failed with exception (.*)", re.DOTALL)
+_CAUSE = re.compile(r".*\(Caused by \w+\((.*)\)\)", re.DOTALL)
+_CONNECTION = re.compile(r"^[\"']?(?:(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)):)?\s*[\"']?")
+
 
 def without_secrets(text: str) -> str:
     """Removes user names, passwords and tokens from the addresses in a text.
@@ -20,6 +25,23 @@ def without_secrets(text: str) -> str:
         'https://example.org/mlflow'
     """
     return _SECRET_QUERY.sub(r"\1=", _USERINFO.sub("", text))
+
+
+def in_a_line(error: Exception) -> str:
+    r"""What a store's error says, in one line without a secret: which server, and why, if that does not answer.
+
+    Example:
+        >>> in_a_line(OSError("no space left\\non the device"))
+        'no space left on the device'
+    """
+    text = str(error)
+    found = _NO_ANSWER.match(text)
+    if found:
+        inner = _CAUSE.match(found[2])
+        text = f"no answer from {found[1]}: {_CONNECTION.sub('', inner[1] if inner else found[2])}".rstrip(
+            "\"'"
+        )
+    return " ".join(without_secrets(text).split())[:400] or type(error).__name__
 
 
 def sqlite_path(uri: str) -> str | None:

@@ -20,6 +20,11 @@ from tests import trainings
 from tests.keras2 import nets
 from tests.test_exactness import DEEP, by_global_norm, by_norm, by_value, compare
 
+# Two, for replicas; to be said before TensorFlow is used.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
 
 @pytest.fixture(autouse=True)
 def fresh(store: str, home: Path) -> Iterator[None]:
@@ -230,6 +235,32 @@ def test_one_replica_of_a_strategy() -> None:
         model = nets.compiled(legacy.Adam(0.1, clipvalue=0.01))
     nets.fit(model, callbacks=[Halve()])
     compare(nets.last_run(), seen(legacy.Adam(), halved, by_value), clipped=True)
+
+
+@pytest.mark.parametrize("make", [SGD, legacy.SGD], ids=["new", "legacy"])
+@pytest.mark.parametrize("clip", [None, by_global_norm])
+def test_two_replicas(make: Any, clip: Any) -> None:
+    """Keras 2 sums the replicas' gradients, then clips the sum: the figures are those of the whole batch."""
+    clipping = {"global_clipnorm": 0.1} if clip else {}
+    with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
+        model = nets.compiled(make(0.1, **clipping))
+    nets.fit(model)
+    steps, expected = mlflow_tfmon.load_run(nets.last_run()).steps, seen(make(), clip=clip)
+    assert list(steps.index) == list(range(1, 2 * nets.STEPS + 1))
+    assert (steps.examples == trainings.BATCH).all()
+    np.testing.assert_allclose(steps.loss, expected.loss, rtol=1e-5)
+    applied = "grad_norm_clipped" if clip else "grad_norm"
+    assert [name for name in steps if name in ("grad_norm", "grad_norm_clipped")] == [applied]
+    np.testing.assert_allclose(steps[applied], expected.grad_norm_clipped, rtol=1e-5)
+    for got, wanted in zip(model.get_weights(), trained(make, clip), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def trained(make: Any, clip: Any) -> list[np.ndarray]:
+    """The weights after the same training by hand."""
+    net = nets.net()
+    trainings.by_hand(net, make(), nets.batches(), lambda step: 0.1, clip)
+    return list(net.get_weights())
 
 
 def test_a_sequence_and_a_callback_list() -> None:

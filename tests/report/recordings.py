@@ -66,6 +66,7 @@ def training(steps: int, seed: int = 0, epochs: int = 5, nan_at: int | None = No
             "val_loss": 1.5,
             "accuracy": 0.5 + epoch / 20,
             "val_accuracy": 0.5,
+            "<script>alert(3)</script>": 0.1,
         }
         layers = tuple(
             LayerActivations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mlflow_tfmon import cli
-from mlflow_tfmon.recorded import Problem, load_run
+from mlflow_tfmon import cli, frames
+from mlflow_tfmon.recorded import Problem, Seam, load_run
 from mlflow_tfmon.report import making
-from mlflow_tfmon.report.layers import over_time, rebinned
+from mlflow_tfmon.report.comparison import compare
+from mlflow_tfmon.report.histograms import over_time, rebinned
 from mlflow_tfmon.report.page import as_json, render
 from mlflow_tfmon.report.thin import Buckets, thin
+from mlflow_tfmon.stream.records import Facts
 from tests.report import recordings
 
 
@@ -109,11 +114,62 @@ def test_nothing_in_it_can_do_anything(store: str, home: Path) -> None:
     run_id = recordings.delivered(store, home, *recordings.training(300), name=name)
     library = (Path(making.__file__).parent / "vendor/echarts.min.js").read_text("utf-8")
     page = making.make(run_id).replace(library, "")
+    assert "&lt;script&gt;alert(3)" in page and "\\u003cscript>alert(1)" in page  # a metric, and a variable
     assert "<script>alert" not in page and "<img" not in page and "<b>ours" not in page
     assert page.count("<script") == page.count("</script>") == 3  # the data, the library and ours
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is fetched
     assert as_json({"a": "</script><!--"}).count("<") == 0
     assert name in json.dumps(data_of(page)) or "&lt;script&gt;alert(1)" in page
+
+
+def test_the_norms_of_all_variables_are_distributed_as_numpy_says(store: str, home: Path) -> None:
+    run = load_run(recordings.delivered(store, home, *recordings.training(400)))
+    found, deep = run.norm_histograms, run.layers.dropna(subset=["weight_norm"])
+    assert set(found.kind) == {"weight_norm", "grad_norm"} and set(found.step) == set(deep.step)
+    for row in found.itertuples():
+        norms = deep[deep.step == row.step][row.kind]
+        np.testing.assert_array_equal(np.histogram(norms, row.edges)[0], row.counts)
+        assert row.counts.sum() == len(recordings.KERNELS) and (row.zeros, row.nonfinite) == (0, 0)
+
+
+def test_norms_that_no_bin_can_hold_are_told_apart(tmp_path: Path) -> None:
+    norms = [0.0, np.nan, np.inf, 1e-30, 1e30, 1.0]
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(norms), len(norms)).cast(pa.list_(pa.float64()))
+    path = tmp_path / "deep.parquet"
+    pq.write_table(pa.table({"step": [5], "variables.weight_norm": lists}), path)
+    about = {"prefix": "", "variables": [[f"v{n}", [1], False] for n in range(len(norms))]}
+    (row,) = frames.norm_histograms([(path, about)], []).itertuples()
+    assert (row.step, row.kind, row.zeros, row.nonfinite) == (5, "weight_norm", 1, 2)
+    assert len(row.counts) == 320 and np.flatnonzero(row.counts).tolist() == [0, 160, 319]
+
+
+def test_seams_and_resumed_steps_are_marked(store: str, home: Path) -> None:
+    seam = Facts(tags={"tfmon.seams": "201"}, time=1.0)
+    run_id = recordings.delivered(store, home, *recordings.training(300), seam)
+    assert load_run(run_id).seams == (Seam(201, "further fit"),)
+    page = making.make(run_id)
+    assert data_of(page)["seams"] == [[[201, "further fit"]]] and "further fit from step 201 on" in page
+    other = recordings.delivered(store, home, *recordings.training(300, seed=1), name="other")
+    both = compare([run_id, other])
+    assert data_of(both)["seams"] == [[[201, "further fit"]], []]
+    assert "further fit from step 201 on of a run" in both
+
+
+def test_it_tells_how_to_load_the_best_model_and_the_last(store: str, home: Path) -> None:
+    tags = {"tfmon.best_model": "m-best", "tfmon.last_model": "m-last"}
+    tags |= {"tfmon.other.best_model": "m-other", "tfmon.other.last_model": "m-other"}
+    told = Facts(tags=tags, metrics=(("best/val_loss", 0.25, 3), ("best/epoch", 3.0, 3)), time=1.0)
+    page = html.unescape(making.make(recordings.delivered(store, home, *recordings.training(300), told)))
+    found = re.findall(
+        r"<h2>(The [^<]* model[^<]*)</h2>\s*<pre>[^<]*load_model\('models:/([^<]*)'\)</pre>", page
+    )
+    expected = [
+        ("The best model", "m-best"),
+        ("The best model of other", "m-other"),
+        ("The last model", "m-last"),
+    ]
+    assert found == expected
+    assert "best val_loss 0.25 at epoch 3" in page
 
 
 def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from tests.report import recordings
@@ -68,7 +69,38 @@ def test_the_report_in_the_artifact_viewer_and_the_images_behind_a_slider(
         timeout=_SECONDS * 1000
     )  # the section of the images
     slider = page.wait_for_selector("[role=slider]", timeout=_SECONDS * 1000)
-    assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("101", "391")
+    assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("0", "391")
+    page.close()
+
+
+@pytest.mark.thorough
+def test_the_pictures_behind_a_slider_on_the_run_page(
+    browser: Any, server: str, store: str, home: Path
+) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(400), report=True)
+    client = mlflow.MlflowClient(store)
+    assert "mlflow.loggedImages" in client.get_run(run_id).data.tags
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.goto(f"{server}/#/experiments/0/runs/{run_id}/model-metrics")
+    first = """() => { const one = document.querySelector(".rc-image img");
+        return one && one.complete && one.naturalWidth > 0 ? decodeURIComponent(one.src) : "" }"""
+
+    def picture_of(step: int) -> str:
+        """The first card's picture, once that of a step is drawn; a card is made when it is scrolled to."""
+        until = time.monotonic() + _SECONDS
+        while f"+step+{step}+" not in (source := page.evaluate(first)):
+            page.mouse.move(800, 600)
+            page.mouse.wheel(0, 0 if source else 300)
+            page.wait_for_timeout(300)
+            assert time.monotonic() < until, source
+        return str(source)
+
+    assert "histograms~net." in picture_of(0)  # without a touch
+    slider = page.locator("[role=slider]").first
+    assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("0", "391")
+    for step in (131, 261, 391):
+        slider.press("ArrowRight", timeout=_SECONDS * 1000)
+        assert "histograms~net." in picture_of(step)
     page.close()
 
 

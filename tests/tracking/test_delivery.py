@@ -345,20 +345,25 @@ def test_only_one_delivery_takes_a_recording(store: str, run_id: str, home: Path
     assert first.done and second.done
 
 
+@pytest.mark.parametrize("silent", [False, True])
 def test_a_store_that_is_away_keeps_everything_and_says_so_in_one_line(
-    home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    silent: bool, home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = "http://ann:s3cret@127.0.0.1:9/"  # the discard port: nothing listens
     folder = write(home, started(uri, None), layout(), *blocks(values(100)))
     delivery = Delivery(give_up=0.1)
-    delivery.listen([json.dumps({"watch": str(folder), "tracking_uri": uri}), "rubbish", "[]"])
+    delivery.listen(
+        [json.dumps({"watch": str(folder), "tracking_uri": uri, "silent": silent}), "rubbish", "[]"]
+    )
     assert delivery.run() == 1
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mlflow_tfmon:")]
-    assert "4 records" in line and str(folder) in line and "mlflow-tfmon sync" in line
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mlflow_tfmon:")]
+    assert len(said) == (not silent)  # or not at all
+    for line in said:
+        assert "4 records" in line and str(folder) in line and "mlflow-tfmon sync" in line
     status = read_status(folder)
     assert status.waiting == 4 and status.error
-    assert "s3cret" not in line + status.error + (folder / "status.json").read_text()
+    assert "s3cret" not in "".join(said) + status.error + (folder / "status.json").read_text()
 
 
 def test_what_was_left_is_delivered_when_the_store_is_back(

@@ -181,7 +181,7 @@ def test_two_streams_keep_apart(tmp_path: Path) -> None:
         *blocks(one), *blocks(two, stream=1), Lost(1, 61, 64),
     )  # fmt: skip
     assert {"generator.batch/loss", "critic.batch/loss"} <= set(curves)
-    assert (translation.last_step, translation.lost) == (100, 4)
+    assert (translation.last_step, translation.lost["steps"]) == (100, 4)
     run = loaded(tmp_path)
     assert run.streams == ["generator.", "critic."]
     np.testing.assert_array_equal(run.steps["generator.loss"], one[:, 4])

@@ -1,0 +1,327 @@
+"""A training with each kind of problem, and the same one mended: the pictures of docs/gallery.md.
+
+    python -m benchmarks.gallery [KIND...]      # or `make gallery`, for all of them
+
+Each picture is drawn from what autologging recorded of the two, and has below it what the monitor said. The command
+fails if a problem was not found, or is still found in the mended training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+import mlflow_tfmon
+from benchmarks.recipes import digits, friedman, log_loss, mlp, rnn, tabular
+from mlflow_tfmon.recorded import RecordedRun
+
+FOLDER = Path(__file__).parents[1] / "docs" / "images" / "problems"
+REGRESSION: dict[str, Any] = {"data": friedman, "classes": 0}
+LOGITS: dict[str, Any] = {"output": None, "from_logits": True}
+
+Draw = Callable[[Any, RecordedRun], None]
+
+
+# -- what is drawn -------------------------------------------------------------------------------------------------
+def losses(axes: Any, run: RecordedRun) -> None:
+    """The loss of each step, and the gradient norm where that is what runs away."""
+    steps = run.steps.replace([np.inf, -np.inf], np.nan)
+    axes.plot(steps.loss, linewidth=0.5, alpha=0.4, color="C0")
+    axes.plot(steps.loss.rolling(max(1, len(steps) // 50), min_periods=1).mean(), color="C0", label="loss")
+
+
+def gradients(axes: Any, run: RecordedRun) -> None:
+    """The gradient norm of all variables."""
+    axes.plot(run.steps.grad_norm.replace([np.inf, -np.inf], np.nan), color="C0", label="gradient norm")
+
+
+def by_epoch(*names: str) -> Draw:
+    """Epoch metrics, over the steps at which their epochs ended."""
+
+    def draw(axes: Any, run: RecordedRun) -> None:
+        for name in names:
+            axes.plot(run.epoch_ends.step, run.epochs[name], label=name)
+        axes.legend(fontsize=8)
+
+    return draw
+
+
+def by_kernel(quantity: str) -> Draw:
+    """A quantity of each kernel, from the first layer (dark) to the last (bright)."""
+
+    def draw(axes: Any, run: RecordedRun) -> None:
+        kernels = [name for name, (_, is_kernel) in run.variables.items() if is_kernel]
+        table = run.layers.dropna(subset=[quantity]).pivot(index="step", columns="variable", values=quantity)
+        for name, color in zip(kernels, _shades(len(kernels)), strict=True):
+            axes.plot(table[name].replace([np.inf, -np.inf], np.nan), color=color, linewidth=0.9, label=name)
+
+    return draw
+
+
+def by_layer(quantity: str) -> Draw:
+    """What the outputs of each hidden layer are like, at the epochs' ends."""
+
+    def draw(axes: Any, run: RecordedRun) -> None:
+        table = run.activations.dropna(subset=[quantity])
+        names = list(dict.fromkeys(table.layer))
+        for name, color in zip(names, _shades(len(names)), strict=True):
+            of = table[table.layer == name]
+            axes.plot(of.step, of[quantity], ".-", color=color, label=name)
+
+    return draw
+
+
+def weights(axes: Any, run: RecordedRun) -> None:
+    """The weights of each kernel as the training begins."""
+    found = run.histograms[run.histograms.kind == "weight"]
+    found = found[found.step == found.step.min()]
+    kernels = [name for name in dict.fromkeys(found.variable) if name.endswith("kernel")]
+    for name, color in zip(kernels, _shades(len(kernels)), strict=True):
+        (row,) = found[found.variable == name].itertuples()
+        counts, edges = np.asarray(row.counts, float), np.asarray(row.edges, float)
+        axes.stairs(counts / counts.sum() / np.diff(edges), edges, color=color, label=name)
+
+
+def column(name: str) -> Draw:
+    """A figure of each step."""
+
+    def draw(axes: Any, run: RecordedRun) -> None:
+        axes.plot(run.steps[name], linewidth=0.8, label=name)
+
+    return draw
+
+
+def _shades(count: int) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.85, count))
+
+
+# -- what is trained -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Case:
+    """A training with a problem, and what mends it.
+
+    Attributes:
+        draw: draws what shows it.
+        title: what that is.
+        recipe: makes a compiled model and its data.
+        always: arguments of the recipe.
+        broken: further ones, with the problem.
+        mended: further ones, without it.
+        epochs: how many.
+        scale: of the vertical axis.
+        train: trains in another way than by `fit` on the recipe's; is told whether it is mended.
+    """
+
+    draw: Draw
+    title: str
+    recipe: Callable[..., tuple[Any, Any]] = mlp
+    always: dict[str, Any] = field(default_factory=dict)
+    broken: dict[str, Any] = field(default_factory=dict)
+    mended: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 15
+    scale: str = "linear"
+    train: Callable[[bool], None] | None = None
+
+
+def fit_slowly_read(mended: bool) -> None:
+    """Each example takes 2 ms to read; once, or in each epoch anew."""
+    x, y, _, _ = digits(1, train=320)
+
+    def read(*example: Any) -> Any:
+        return tf.py_function(lambda *one: _late(one), example, [tf.float32, tf.int64])
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).map(read)
+    data = data.map(lambda a, b: (tf.ensure_shape(a, (64,)), tf.ensure_shape(b, ())))
+    data = data.cache() if mended else data
+    model, _ = mlp(1)
+    model.fit(data.batch(32).prefetch(1), epochs=15, verbose=0)
+
+
+def _late(example: Any) -> Any:
+    import time
+
+    time.sleep(0.002)
+    return example
+
+
+def loop_with_numbers(mended: bool) -> None:
+    """A loop whose step is given a Python number that changes, or a tensor."""
+    x, y, _, _ = digits(1)
+    model, _ = mlp(1)
+    optimizer, loss_of = keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy()
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor, smoothing: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True)) * (1 - smoothing)
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(50).repeat(3)
+    with mlflow_tfmon.Monitor(model):
+        for at, (some, labels) in enumerate(batches):
+            smoothing = 0.1 / (1 + at)
+            step(some, labels, tf.constant(smoothing) if mended else smoothing)
+
+
+normal = keras.initializers.RandomNormal
+CASES: dict[str, Case] = {
+    "nan_or_inf": Case(
+        losses, "loss", scale="log", epochs=6, always={"rate": 0.03, "kernel": normal(stddev=0.8)},
+        broken={"loss": log_loss}, mended=LOGITS,
+    ),
+    "exploding_gradient": Case(
+        gradients, "gradient norm", rnn, scale="log", epochs=10,
+        always={"cell": "SimpleRNN", "activation": "relu", "optimizer": "SGD"},
+        broken={"rate": 1.0, "momentum": 0.9}, mended={"rate": 0.1, "global_clipnorm": 1.0},
+    ),
+    "vanishing_gradient": Case(
+        by_kernel("grad_norm"), "gradient norms, first layer (dark) to last", scale="log", epochs=20,
+        always={"hidden": (32,) * 10},
+        broken={"activation": "sigmoid"}, mended={"activation": "relu", "kernel": "he_normal"},
+    ),
+    "dead_relu": Case(
+        by_layer("dead_fraction"), "share of dead units of each layer",
+        broken={"bias": keras.initializers.Constant(-10.0)},
+    ),
+    "saturated_activation": Case(
+        by_layer("saturated_fraction"), "share of saturated outputs of each layer",
+        always={"activation": "tanh", "hidden": (32,) * 6, "optimizer": "SGD", "rate": 0.05},
+        broken={"kernel": normal(stddev=3.0)},
+    ),
+    "oscillating_loss": Case(
+        losses, "loss", epochs=20, always={"activation": "tanh", "hidden": (32,), **LOGITS},
+        broken={"rate": 0.7}, mended={"rate": 5e-3},
+    ),
+    "slow_convergence": Case(
+        losses, "loss", epochs=10, always={"hidden": (32,)},
+        broken={"optimizer": "SGD", "rate": 4e-3}, mended={"optimizer": "Adam", "rate": 4e-3},
+    ),
+    "plateau": Case(
+        losses, "loss", epochs=30, always={"rate": 1e-2},
+        broken={"hidden": (1,), "activation": None}, mended={"hidden": (32,)},
+    ),
+    "overfitting": Case(
+        by_epoch("loss", "val_loss"), "loss and validation loss", epochs=60,
+        always={"given": {"train": 200, "noise": 0.3}},
+        broken={"hidden": (256, 256)}, mended={"hidden": (24,), "dropout": 0.3},
+    ),
+    "underfitting": Case(
+        losses, "loss", epochs=8, always={"hidden": (4,), "rate": 3e-3},
+        broken={"given": {"train": 1700, "shuffled": True}}, mended={"given": {"train": 1700}},
+    ),
+    "stagnant_weights": Case(
+        by_kernel("grad_norm"), "gradient norms, first layer (dark) to last", epochs=20,
+        always={"hidden": (16, 8)}, broken={"cut": True},
+    ),
+    "poor_initialization": Case(
+        weights, "first weights of each layer (density)",
+        always={"activation": "tanh", "hidden": (64, 64, 64)}, broken={"kernel": normal(stddev=5.0)},
+    ),
+    "improper_activation": Case(
+        losses, "loss", epochs=20, always={**REGRESSION, "given": {"offset": -3.0}, "rate": 3e-3},
+        broken={"output": "relu"}, mended={"output": None},
+    ),
+    "loss_output_mismatch": Case(losses, "loss", broken={"output": None}, mended=LOGITS),
+    "unnormalized_input": Case(
+        losses, "loss", epochs=30,
+        always={"data": tabular, "classes": 3, "hidden": (32,), "activation": "tanh", "optimizer": "SGD", "rate": 0.02},
+        broken={"given": {"scaled": False}},
+    ),
+    "learning_rate_too_high": Case(
+        by_kernel("update_ratio"), "change of each layer, of its weights", scale="log",
+        broken={"rate": 1.0}, mended={"rate": 1e-3},
+    ),
+    "learning_rate_too_low": Case(
+        by_kernel("update_ratio"), "change of each layer, of its weights", scale="log",
+        broken={"rate": 1e-6}, mended={"rate": 1e-3},
+    ),
+    "input_bound": Case(
+        column("input_wait_share"), "share of a step that waits for its batch", train=fit_slowly_read
+    ),
+    "retracing": Case(column("step_time_ms"), "step time, ms", scale="log", train=loop_with_numbers),
+}  # fmt: skip
+
+
+def train(case: Case, kind: str, mended: bool) -> RecordedRun:
+    """Trains one of the two, watched, and returns what was recorded."""
+    keras.utils.clear_session()  # names of layers begin anew
+    keras.utils.set_random_seed(1)
+    with mlflow.start_run(run_name=f"{kind}, {'mended' if mended else 'broken'}") as run:
+        if case.train is not None:
+            case.train(mended)
+        else:
+            changes = case.mended if mended else case.broken
+            model, (x, y, x_val, y_val) = case.recipe(1, **case.always, **changes)
+            model.fit(x, y, 32, case.epochs, validation_data=(x_val, y_val), verbose=0)
+    return mlflow_tfmon.load_run(run.info.run_id)
+
+
+def picture(case: Case, kind: str, broken: Any, mended: Any) -> Figure:
+    """Both trainings beside one another, and what the monitor said of the first."""
+    figure = Figure(figsize=(8.2, 3.4), dpi=80)
+    (problem,) = (one for one in broken.problems if one.kind == kind)
+    both = figure.subplots(1, 2, sharey=case.draw is not weights)
+    for axes, run, title in zip(both, (broken, mended), ("as it was", "mended"), strict=True):
+        case.draw(axes, run)
+        axes.set_yscale(case.scale)
+        axes.set_title(f"{title}: {case.title}", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.set_xlabel("weight" if case.draw is weights else "step", fontsize=8)
+        axes.grid(alpha=0.3)
+    if case.draw is not weights:
+        both[0].axvline(problem.first_step, color="C3", linewidth=1, linestyle="--")
+    figure.subplots_adjust(left=0.08, right=0.985, top=0.92, bottom=0.31, wspace=0.08)
+    said = f"{problem.severity}: {problem.line()}"
+    figure.text(0.015, 0.17, textwrap.fill(said, 150), fontsize=7.5, va="top", color="C3")
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("benchmarks.gallery", description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="default: all of them")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the pictures")
+    args = parser.parse_args()
+    if unknown := set(args.kinds) - set(CASES):
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    args.output.mkdir(parents=True, exist_ok=True)
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow_tfmon.autolog(checkpoint=False, log_models=False, report=False, deep_every=5, silent=True)
+        for kind in args.kinds or CASES:
+            case = CASES[kind]
+            broken, mended = train(case, kind, False), train(case, kind, True)
+            found, left = ({one.kind for one in run.problems} for run in (broken, mended))
+            print(
+                f"{kind}: {', '.join(sorted(found))}; mended: {', '.join(sorted(left)) or 'none'}", flush=True
+            )
+            if kind not in found or kind in left:
+                failed.append(kind)
+                continue
+            picture(case, kind, broken, mended).savefig(
+                args.output / f"{kind}.png", metadata={"Software": None}
+            )
+        mlflow_tfmon.autolog(disable=True)
+    if failed:
+        sys.exit(f"error: not found as expected: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Records as the journal holds them: a kind, a JSON body and, for blocks of numbers, raw float64 bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import numpy as np
+
+from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.measured import (
+    Activations,
+    DeepSteps,
+    Histograms,
+    LayerActivations,
+    Steps,
+    StreamOpened,
+    Variable,
+)
+from mlflow_tfmon.stream.records import Facts, ModelSaved, Problems, Record
+
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
+
+
+def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
+    """Splits a record into kind, JSON body and raw block.
+
+    Example:
+        >>> encode(Lost(stream=0, first=3, last=5))
+        ('Lost', {'stream': 0, 'first': 3, 'last': 5}, None)
+    """
+    if isinstance(record, (Steps, DeepSteps, Histograms)):
+        values = np.ascontiguousarray(record.values, dtype="<f8")
+        block = values.tobytes()
+        body: dict[str, Any] = {
+            "stream": record.stream,
+            "seen": record.seen,
+            "width": int(values.shape[1]),
+        }
+        if isinstance(record, Histograms):  # mostly zeros
+            body["kinds"], block = record.kinds, zlib.compress(block, 1)
+        return type(record).__name__, body, block
+    return type(record).__name__, dataclasses.asdict(record), None
+
+
+def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
+    """Puts together again what `encode` split."""
+    cls = KINDS[kind]
+    if cls in (Steps, DeepSteps, Histograms):
+        more = {}
+        if cls is Histograms:
+            more["kinds"], block = tuple(body.get("kinds", bins.KINDS)), zlib.decompress(block or b"")
+        values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
+        result: Record = cls(stream=body["stream"], seen=body["seen"], values=values, **more)
+        return result
+    if cls is StreamOpened:
+        variables = tuple(Variable(v["name"], tuple(v["shape"]), v["is_kernel"]) for v in body["variables"])
+        body = {**body, "variables": variables} | {
+            key: tuple(body[key]) for key in ("columns", "variable_columns", "deep_columns")
+        }
+    if cls is Activations:
+        body = {**body, "layers": tuple(LayerActivations(**layer) for layer in body["layers"])}
+    if cls is Problems:
+        body = {**body, "found": tuple(body["found"])}
+    if cls is Facts:
+        body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
+    if cls is ModelSaved:
+        body = {**body, **{key: tuple(body[key]) for key in ("pointers", "drops") if key in body}}
+    record: Record = cls(**body)
+    return record

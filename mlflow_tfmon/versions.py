@@ -1,0 +1,32 @@
+"""Which versions of TensorFlow, Keras and MLflow this package is tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+import mlflow
+import tensorflow as tf
+from packaging.version import Version
+
+OLDEST = {"tensorflow": "2.16.1", "keras": "3.7.0", "mlflow": "3.1.3"}
+NEWEST = {"tensorflow": "2.21", "keras": "3.15", "mlflow": "3.17"}  # with their later patches
+
+
+def installed() -> dict[str, str]:
+    return {"tensorflow": tf.__version__, "keras": keras.__version__, "mlflow": mlflow.__version__}
+
+
+def older(versions: Mapping[str, str]) -> list[str]:
+    """Those of some versions by name that are older than supported, as "name version"."""
+    return [f"{name} {found}" for name, found in versions.items() if Version(found) < Version(OLDEST[name])]
+
+
+def untested(versions: Mapping[str, str]) -> list[str]:
+    """Those that are older, newer than what was tested, or no releases."""
+    newer = [
+        f"{name} {found}"
+        for name, found in versions.items()
+        if Version(found).release[:2] > Version(NEWEST[name]).release or Version(found).is_prerelease
+    ]
+    return list(dict.fromkeys(older(versions) + newer))
