@@ -93,8 +93,11 @@ def weights(axes: Any, run: RecordedRun) -> None:
     kernels = [name for name in dict.fromkeys(found.variable) if name.endswith("kernel")]
     for name, color in zip(kernels, _shades(len(kernels)), strict=True):
         (row,) = found[found.variable == name].itertuples()
-        counts, edges = np.asarray(row.counts, float), np.asarray(row.edges, float)
-        axes.stairs(counts / counts.sum() / np.diff(edges), edges, color=color, label=name)
+        middles = (
+            np.asarray(row.edges)[1:] + np.asarray(row.edges)[:-1]
+        ) / 2  # of bins that are narrow near 0
+        shares = np.asarray(row.counts, float) / np.sum(row.counts)
+        axes.hist(middles, 11, weights=shares, histtype="step", color=color, label=name)
 
 
 def column(name: str) -> Draw:
@@ -248,7 +251,7 @@ CASES: dict[str, Case] = {
         always={"hidden": (16, 8)}, broken={"cut": True},
     ),
     "poor_initialization": Case(
-        weights, "first weights of each layer (density)",
+        weights, "first weights of each layer (share)",
         always={"activation": "tanh", "hidden": (64, 64, 64)}, broken={"kernel": normal(stddev=5.0)},
     ),
     "improper_activation": Case(
