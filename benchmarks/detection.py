@@ -209,7 +209,8 @@ def report(results: list[Result]) -> str:
 
 
 def _of(some: list[Result], all_of_them: list[Result]) -> str:
-    return f"{len(some)} of {len(all_of_them)}"
+    share = f" ({len(some) / len(all_of_them):.1%})" if all_of_them else ""
+    return f"{len(some)} of {len(all_of_them)}{share}"
 
 
 @contextlib.contextmanager
@@ -248,9 +249,11 @@ def main(arguments: list[str] | None = None) -> None:
         jobs = zoo_jobs(chosen.zoo, chosen.seeds)
         if chosen.what != "zoo":
             jobs = own_jobs(chosen.what == "aside", chosen.seeds)
-        results = []
-        for job in jobs:
-            if chosen.only in job.name:
+        results: list[Result] = []
+        with contextlib.suppress(KeyboardInterrupt):  # the report of what was done by then
+            for job in jobs:
+                if chosen.only not in job.name:
+                    continue
                 results.append(train(job))
                 one = results[-1]
                 print(

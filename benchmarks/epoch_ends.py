@@ -17,7 +17,14 @@ from typing import Any
 
 def main() -> int:
     """Trains, and prints what was found."""
-    case = {"store": "", "units": 512, "epochs": 12, "seconds": 2.0, **json.loads(sys.argv[1])}
+    case = {
+        "store": "",
+        "checkpoint": True,
+        "units": 512,
+        "epochs": 12,
+        "seconds": 2.0,
+        **json.loads(sys.argv[1]),
+    }
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
     import mlflow
@@ -51,7 +58,9 @@ def main() -> int:
         return loss
 
     held, ends = [], []
-    with mlflow_tfmon.Monitor(model, report=False, delivery_wait=0 if case["store"] else 60) as monitor:
+    wait = 0.0 if case["store"] else 60.0
+    settings = {"checkpoint": case["checkpoint"], "report": False, "delivery_wait": wait}
+    with mlflow_tfmon.Monitor(model, **settings) as monitor:
         arrivals = Arrivals(None if case["store"] else monitor.run_id)
         for epoch in range(int(case["epochs"])):
             until = time.perf_counter() + case["seconds"]

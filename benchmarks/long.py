@@ -1,24 +1,31 @@
 """A long training in a process of its own: `python -m benchmarks.long '{"steps": 100000, "variables": 10}'`.
 
 Its steps are as short as TensorFlow makes them, in a loop in the graph: far more of them a second than a real training
-has. It prints what they cost in memory and on the disk, whether any was lost, and how old the newest row was that could
-be read in MLflow, as another process sees it.
+has. It prints what they cost in memory and on the disk, whether any was lost, what the report takes to make, and how
+long the UI's requests for the run take.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 
 def main() -> int:
-    """Trains, and prints what was found."""
-    case = {"steps": 100_000, "variables": 10, "per_second": 0, **json.loads(sys.argv[1])}
+    """Trains, and prints what was found.
+
+    The case: `steps` to make, or 0 for as many as there are in `seconds`; `variables`; steps `per_second`, or 0 for as
+    many as there can be.
+    """
+    case = {"steps": 100_000, "seconds": 0, "variables": 10, "per_second": 0, **json.loads(sys.argv[1])}
+    total = case["steps"] or 2**62
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
     import mlflow
@@ -47,9 +54,10 @@ def main() -> int:
         disk = _Disk(Path(os.environ["MLFLOW_TFMON_HOME"]))
         threading.Thread(target=disk.watch, args=(stop,), daemon=True).start()
         begun = time.perf_counter()
-        while done < case["steps"]:
-            train(tf.constant(min(500, case["steps"] - done)))
-            done = min(done + 500, case["steps"])
+        chunk = 500 if not case["per_second"] else max(1, min(500, case["per_second"] // 10))
+        while done < total and (case["steps"] or time.perf_counter() - begun < case["seconds"]):
+            train(tf.constant(min(chunk, total - done)))
+            done = min(done + chunk, total)
             most = max(most, process.memory_info().rss)
             if case["per_second"]:
                 time.sleep(max(0.0, begun + (done - 200) / case["per_second"] - time.perf_counter()))
@@ -63,17 +71,49 @@ def main() -> int:
         item.file_size for item in mlflow.MlflowClient().list_artifacts(run_id, "tfmon/telemetry")
     )
     found = {
-        "steps_per_second": (case["steps"] - 200) / seconds,
-        "lost": case["steps"] - len(recorded.steps),
+        "steps_per_second": (done - 200) / seconds,
+        "lost": done - len(recorded.steps),
         "trainer_mb": (most - before) / 2**20,
         "journal_mb": disk.most / 2**20,
         "parquet_mb": artifacts / 2**20,
         "store_mb": Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).stat().st_size / 2**20,
         "delivered_after_s": delivered,
+        **_report(run_id),
+        **_answers(mlflow.get_tracking_uri(), run_id),
         "complete": float(run.data.tags["tfmon.delivery"] == "complete"),
     }
     print(json.dumps(found), flush=True)
     return 0
+
+
+def _report(run_id: str) -> dict[str, float]:
+    """What the report takes to make, and its size."""
+    from mlflow_tfmon.report.making import make
+
+    begun = time.perf_counter()
+    page = make(run_id)
+    return {"report_s": time.perf_counter() - begun, "report_mb": len(page.encode()) / 2**20}
+
+
+def _answers(store: str, run_id: str) -> dict[str, float]:
+    """How long a server takes to answer what the UI asks for a run's page and for one of its charts."""
+    from benchmarks.side_by_side import serving
+
+    with serving(store, Path.cwd()) as uri:
+        api = f"{uri}/ajax-api/2.0/mlflow"
+        history = f"{api}/metrics/get-history-bulk-interval?run_ids={run_id}"
+        asked = {
+            "run_page_ms": f"{api}/runs/get?run_id={run_id}",
+            "chart_ms": f"{history}&metric_key=batch/loss&max_results=320",
+        }
+        return {name: statistics.median(_milliseconds(url) for _ in range(7)) for name, url in asked.items()}
+
+
+def _milliseconds(url: str) -> float:
+    begun = time.perf_counter()
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        answer.read()
+    return (time.perf_counter() - begun) * 1000
 
 
 class _Disk:

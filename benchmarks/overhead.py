@@ -33,12 +33,14 @@ CASES = {
 }
 
 
-def measure(case: Case, watchers: Sequence[str], repeats: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    case: Case, watchers: Sequence[str], repeats: int, store: str
+) -> dict[str, dict[str, list[float]]]:
     """The ratios of each watcher to unwatched, by figure, a value a round."""
     ratios: dict[str, dict[str, list[float]]] = {name: {"step_ms": [], "train_s": []} for name in watchers}
 
     def once(watcher: str) -> dict[str, float]:
-        return run("benchmarks.training", asdict(replace(case, watcher=watcher)))
+        return run("benchmarks.training", asdict(replace(case, watcher=watcher)), store)
 
     for found in rounds(watchers, once, repeats):
         for name in watchers:
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help=f"any of: {'; '.join(CASES)}")  # fmt: skip
     parser.add_argument("--watchers", nargs="+", choices=list(WATCHERS)[1:], default=["ours"],
                         metavar="WATCHER", help=f"any of: {'; '.join(list(WATCHERS)[1:])}")  # fmt: skip
+    parser.add_argument("--store", choices=("sqlite", "http"), default="sqlite",
+                        help="an empty SQLite store each (default), or a local `mlflow server`")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=7, help="rounds of each case (default 7)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where to write")
     options = parser.parse_args(arguments)
@@ -91,14 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.cases:
         case = CASES[name]
         watchers = [one for one in options.watchers if case.way == "fit" or one not in ONLY_FIT]
-        for watcher, figures in measure(case, watchers, options.repeats).items():
+        for watcher, figures in measure(case, watchers, options.repeats, options.store).items():
             found = {figure: interval(values) for figure, values in figures.items()}
             results.setdefault(name, {})[watcher] = found
             step, whole = (
                 "{:.3f} [{:.3f}, {:.3f}]".format(*found[figure]) for figure in ("step_ms", "train_s")
             )
             print(f"{name:30} {watcher:18} step {step}   whole training {whole}", flush=True)
-    write(options.out / "overhead.json", {"ratios": results})
+    write(options.out / "overhead.json", {"store": options.store, "ratios": results})
     steps = {case: {name: found["step_ms"] for name, found in one.items()} for case, one in results.items()}
     draw(steps, options.out / "overhead.png")
     return 0

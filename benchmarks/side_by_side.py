@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
 import random
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -54,8 +58,55 @@ def empty_store() -> Iterator[tuple[Path, dict[str, str]]]:
         }  # fmt: skip
 
 
-def run(module: str, case: Mapping[str, Any]) -> dict[str, float]:
-    """Runs a module in a fresh process with an empty store; it gets a JSON object and prints one.
+@contextmanager
+def serving(store_uri: str, folder: Path) -> Iterator[str]:
+    """An MLflow server of a store, with its artifacts in a folder; gives its URI."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--port", uri.rpartition(":")[2], "--workers", "1",
+        "--backend-store-uri", store_uri, "--artifacts-destination", f"{folder}/artifacts",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not _answers(f"{uri}/health"):
+            if process.poll() is not None:
+                raise RuntimeError("mlflow server did not start")
+            time.sleep(0.2)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers as well
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@cache
+def server() -> str:
+    """The URI of an MLflow server, with a SQLite store, that serves all trainings of this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-server-")))
+    store = folder / "mlflow.db"
+    store.write_bytes(_migrated())
+    return stack.enter_context(serving(f"sqlite:///{store}", folder))
+
+
+def run(module: str, case: Mapping[str, Any], store: str = "sqlite") -> dict[str, Any]:
+    """Runs a module in a fresh process; it gets a JSON object and prints one.
+
+    Args:
+        module: to run.
+        case: what it gets.
+        store: "sqlite", an empty store of its own; or "http", the server of all.
 
     Returns:
         What it printed, and `ended`: the Unix time at which the process was over.
@@ -64,6 +115,8 @@ def run(module: str, case: Mapping[str, Any]) -> dict[str, float]:
         RuntimeError: it failed; with the end of what it printed.
     """
     with empty_store() as (folder, environment):
+        if store == "http":
+            environment["MLFLOW_TRACKING_URI"] = server()
         command = [sys.executable, "-m", module, json.dumps(case)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         ended = time.time()

@@ -12,18 +12,26 @@ def unwatched() -> list[Any]:
 
 
 def ours() -> list[Any]:
-    """`mlflow_tfmon.autolog()` as it comes, without the final model: every step and variable is recorded."""
+    """`mlflow_tfmon.autolog()` as it comes: every step and variable, best and last model, report."""
     import mlflow_tfmon
 
-    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    mlflow_tfmon.autolog()
     return []
 
 
 def ours_everything() -> list[Any]:
-    """The same with weights measured at every fifth step, series for all variables, datasets and the model."""
+    """The same with weights and histograms at every fifth step, series for all variables, and event files."""
     import mlflow_tfmon
 
-    mlflow_tfmon.autolog(deep_every=5, max_variables=100_000)
+    mlflow_tfmon.autolog(deep_every=5, max_variables=100_000, tensorboard=True)
+    return []
+
+
+def ours_steps() -> list[Any]:
+    """Every step and variable, and no models: what the step time is made of."""
+    import mlflow_tfmon
+
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, report=False)
     return []
 
 
@@ -68,6 +76,7 @@ WATCHERS: dict[str, Callable[[], list[Any]]] = {
     "unwatched": unwatched,
     "ours": ours,
     "ours, everything": ours_everything,
+    "ours, no models": ours_steps,
     "mlflow per epoch": mlflow_epoch,
     "mlflow per step": mlflow_step,
     "tensorboard": tensorboard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -162,6 +163,7 @@ class MonitorCallback(_BothKerases):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""
         self._forget_epoch()
+        resuming.fit_ended(self.model)
         monitor, self._monitor = self._monitor, None
         if monitor is not None and monitor is not self.given:
             monitor.end()
@@ -181,6 +183,20 @@ class CompleteLogs(_BothKerases):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds them."""
         self._callback.complete(logs)
+
+
+class PassOver(_BothKerases):
+    """Has a fit make no epochs, which was over before the training was interrupted."""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Has fit begin after its last epoch, with its dataset where that leaves it."""
+        underway.pass_epochs(int((self.params or {}).get("epochs") or 0))
+        self.model._initial_epoch = sys.maxsize
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Lets the model be fitted again."""
+        self.model._initial_epoch = None
+        resuming.fit_ended(self.model)
 
 
 def _total_steps(params: dict[str, Any] | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from typing import Any
 
 from mlflow.utils.autologging_utils import ExceptionSafeClass
 
-from mlflow_tfmon import loops
-from mlflow_tfmon.callback import CompleteLogs, MonitorCallback
+from mlflow_tfmon import loops, resuming
+from mlflow_tfmon.callback import CompleteLogs, MonitorCallback, PassOver
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
@@ -34,7 +35,11 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
     fit: _Fit | None = None
     with contained("watching fit", _LOSS):
         fit = _Fit.of(original, model, args, kwargs)
-        args, kwargs = fit.begin()
+        if fit.is_done():
+            args, kwargs = fit.pass_over()
+            fit = None
+        else:
+            args, kwargs = fit.begin()
     try:
         history = original(model, *args, **kwargs)
     except BaseException as error:
@@ -54,6 +59,10 @@ class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
 
 class _AddedBefore(CompleteLogs, metaclass=ExceptionSafeClass):
     """The one that it adds before the user's."""
+
+
+class _Passed(PassOver, metaclass=ExceptionSafeClass):
+    """The one that is added to a fit that was over before."""
 
 
 class _Fit:
@@ -86,6 +95,16 @@ class _Fit:
             arguments, next((c for c in arguments.callback_list if isinstance(c, MonitorCallback)), None)
         )
 
+    def is_done(self) -> bool:
+        """Whether it was over before the training was interrupted that is to be resumed."""
+        return (
+            self._own and bool(self._added) and resuming.is_done(self.arguments.model, self._settings.resume)
+        )
+
+    def pass_over(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments to call fit with so that it makes no epochs."""
+        return self.arguments.with_callbacks([_Passed()], [])
+
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Starts watching; returns the arguments to call fit with."""
         with contained(
@@ -113,7 +132,10 @@ class _Fit:
                 self._summarized = True
                 self.monitor.record(model_summary(self.arguments.model))
                 if self._settings.tensorboard:
-                    self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
+                    with contextlib.suppress(
+                        NotImplementedError, TypeError
+                    ):  # a model that is not made of layers
+                        self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
 
     def finish(self) -> None:
         """After a fit that went well: what can be told only now, and the model."""

@@ -11,9 +11,10 @@ from typing import Any
 import mlflow
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 
-from mlflow_tfmon import claims, pipeline, probes
+from mlflow_tfmon import claims, pipeline, probes, resuming
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.monitor import Monitor
+from mlflow_tfmon.problems.actions import say_what_loops_lack
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
@@ -116,6 +117,8 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
                 stop()  # it has been said why; trying again with each look would make run after run
                 return
             _loops[ring.thread] = loop
+            resuming.say_of_loop(loop.settings.resume)
+            say_what_loops_lack(loop.settings.on_problem, can_ask=False)
             if loop.owns_run:
                 logger.info(
                     "mlflow_tfmon: made run %s for this training loop; it ends with the script, with the next training "

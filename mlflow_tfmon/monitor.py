@@ -19,6 +19,8 @@ from mlflow_tfmon.errors import SettingError, contained
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
 from mlflow_tfmon.probes import histograms
+from mlflow_tfmon.problems import actions
+from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.training import Training
 
@@ -78,6 +80,7 @@ class Monitor(Training):
         self.arguments: FitArguments | None = None  # of the fit that is watched
         self._activations = ActivationWatch(model)
         self._pauses = Pauses()
+        self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
 
@@ -89,6 +92,7 @@ class Monitor(Training):
         return monitor
 
     def __enter__(self) -> Monitor:
+        actions.say_what_loops_lack(self.settings.on_problem, can_ask=True)
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -144,7 +148,26 @@ class Monitor(Training):
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
         self.epoch_ended(epoch, numbers)
+        with contained("acting on a problem", "the training goes on as it is"):
+            self._actions = self._actions or Actions.of_loop(self)
+            if self._actions is not None:
+                self._actions.epoch_ended(numbers)
         return numbers
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a loop with `on_problem="stop"` should end: a critical problem was found that is at least 80% sure.
+
+        It may be asked at each step. `log_epoch` puts the best epoch's weights back.
+
+        Example:
+            ```python
+            monitor.log_epoch(epoch, {"val_loss": validate(model)})
+            if monitor.should_stop:
+                break
+            ```
+        """
+        return self.watch is not None and actions.wants_end(self.settings.on_problem, self.watch.problems)
 
     def measured(self) -> dict[str, float]:
         """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
@@ -193,6 +216,8 @@ class Monitor(Training):
         """
         checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
         if checkpoint is not None:
+            if not self._in_fit:  # it is around fits, of which this is the first
+                checkpoint.check_fit(resuming.fits(model))
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
             resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
@@ -205,7 +230,7 @@ class Monitor(Training):
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=resuming.fits(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)

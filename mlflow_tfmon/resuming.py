@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mlflow_tfmon.checkpoints.names import BEST, LAST, METRIC, MODE, RESUME, VAL
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
-from mlflow_tfmon.errors import SettingError, contained, logger
+from mlflow_tfmon.errors import SettingError, contained, logger, say_once
 from mlflow_tfmon.pipeline import Pipeline
 from mlflow_tfmon.problems.again import replayed
 from mlflow_tfmon.problems.watch import Watch
@@ -29,7 +30,12 @@ from mlflow_tfmon.tracking.waiting import deliver, find_waiting
 LATEST = "latest"
 _PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
 _PAUSE = 0.2  # s
+_WHICH = (
+    "they are kept of Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with a "
+    "Monitor(model); of one model a run"
+)
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
+_fits: dict[int, int] = {}  # that each model has had in this process, by its `id`
 
 
 def prepare(resume: str | None) -> None:
@@ -45,17 +51,50 @@ def prepare(resume: str | None) -> None:
         return
     _prepared.pop(resume, None)
     run_id = _latest() if resume == LATEST else resume
-    if run_id is None:
-        logger.info(
-            "mlflow_tfmon: resume='latest': no training of this experiment is unfinished; a new one begins."
-        )
-        return
-    _prepared[resume] = _find(run_id)
+    if run_id is not None:
+        _prepared[resume] = _find(run_id)
 
 
 def take(resume: str | None) -> Checkpoint | None:
     """The checkpoint that was prepared: the first to ask gets it."""
     return _prepared.pop(resume, None) if resume is not None else None
+
+
+def fits(model: Any) -> int:
+    """How many fits a model has had in this process, to their ends."""
+    return _fits.get(id(model), 0)
+
+
+def fit_ended(model: Any) -> None:
+    """Counts a fit that has come to its end."""
+    if id(model) not in _fits:
+        weakref.finalize(model, _fits.pop, id(model), None)
+    _fits[id(model)] = fits(model) + 1
+
+
+def is_done(model: Any, resume: str | None) -> bool:
+    """Whether the fit that begins was over before the interruption: a later one of its model goes on."""
+    checkpoint = None if resume is None else _prepared.get(resume)
+    if checkpoint is None or fits(model) >= checkpoint.fits or not checkpoint.is_of(model):
+        return False
+    logger.info(
+        "mlflow_tfmon: resume=%r: fit %d of the model %r was over before run %s was interrupted; it makes no epochs, "
+        "fit %d goes on.",
+        resume, fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
+    )  # fmt: skip
+    return True
+
+
+def say_of_loop(resume: str | None) -> None:
+    """Says that a custom loop that `autolog` alone watches begins anew, where a checkpoint waits to be gone on from."""
+    if resume in _prepared:
+        say_once(
+            f"resume {resume} in a loop",
+            f"mlflow_tfmon: resume={resume!r}: this custom loop begins anew, in a run of its own, since autolog does "
+            f"not know its model and optimizer; to go on with run {_prepared[resume].run_id}, train within `with "
+            f"mlflow_tfmon.Monitor(model, optimizer=optimizer, resume={resume!r}) as monitor:`, from epoch "
+            "monitor.first_epoch on.",
+        )
 
 
 def _find(run_id: str) -> Checkpoint:
@@ -78,10 +117,7 @@ def _find(run_id: str) -> Checkpoint:
     of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
     if len(of) != 1:
         why = "no checkpoint to go on from" if not of else f"checkpoints of {len(of)} models"
-        raise SettingError(
-            f"resume={run_id!r}: the run has {why}; train anew without resume (checkpoints are kept of Keras 3 models, "
-            "with checkpoint=True, from the first epoch's end on; of one model a run)."
-        )
+        raise SettingError(f"resume={run_id!r}: the run has {why}; train anew without resume ({_WHICH}).")
     holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
     try:
         folder = Path(
@@ -156,11 +192,20 @@ def _latest() -> str | None:
         max_results=1,
     )
     if not found or found[0].info.status == "FINISHED":
+        logger.info(
+            "mlflow_tfmon: resume='latest': no training of this experiment is unfinished; a new one begins."
+        )
         return None
     run_id = str(found[0].info.run_id)
     _wait_for_delivery(run_id)
-    tags = client.get_run(run_id).data.tags
-    return run_id if any(kind == RESUME for _, kind in _pointers(tags)) else None
+    if any(kind == RESUME for _, kind in _pointers(client.get_run(run_id).data.tags)):
+        return run_id
+    logger.warning(
+        "mlflow_tfmon: resume='latest': run %s is unfinished, but has no checkpoint to go on from (%s); a new training "
+        "begins.",
+        run_id, _WHICH,
+    )  # fmt: skip
+    return None
 
 
 def go_on(model: Any, keys: frozenset[str], checkpoint: Checkpoint | None, into: Pipeline | None) -> None:

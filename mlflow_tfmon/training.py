@@ -22,6 +22,7 @@ from mlflow_tfmon.settings import Settings, autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
+from mlflow_tfmon.tracking.names import GRAPH
 
 _NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
 _Self = TypeVar("_Self", bound="Training")
@@ -48,6 +49,7 @@ class Training:
         self._checkpoint: Checkpoint | None = None  # that it goes on from
         self._pipeline: Pipeline | None = None
         self._made_pipeline = False
+        self._in_fit = False
         self._rings: list[Ring] = []
         self._epoch_offset: int | None = None
         self._first_step = 0
@@ -86,7 +88,7 @@ class Training:
             return self
         if self.settings.silent:
             quiet(True)
-        self._thread = thread or threading.get_ident()
+        self._thread, self._in_fit = thread or threading.get_ident(), in_fit
         self._checkpoint = None if self.model is None else resuming.take(self.settings.resume)
         if self._checkpoint is not None and not in_fit:
             self._checkpoint.restore(self.model, self._optimizers)
@@ -142,6 +144,8 @@ class Training:
             with contained("ending the monitor", "this worker's last steps may be missing"):
                 pipelines.DRAIN.flush()
             return
+        if self.settings.tensorboard:
+            self._tell_graph()
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
             pipeline.hide()
@@ -156,6 +160,13 @@ class Training:
         self._pipeline = None
         if self.settings.silent:
             quiet(autolog_settings().silent)
+
+    def _tell_graph(self) -> None:
+        """Records the graph of the step that was traced last, if it is still there."""
+        with contained("reading the training's graph", "TensorBoard's files lack it"):
+            traced = [found for found in (ring.graph() for ring in self._rings) if found is not None]
+            for one in traced[-1:]:
+                self.record(records.Text(GRAPH, graph.as_text(one)))
 
     # -- what is recorded ------------------------------------------------------------------------------------------
     def tell_premises(self) -> None:

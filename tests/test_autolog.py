@@ -288,7 +288,7 @@ def test_silent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("mlflow_tfmon").setLevel(logging.INFO)
 
 
-@pytest.mark.parametrize("version", ["2.15.0", "2.99.0", "2.21.0rc1"])
+@pytest.mark.parametrize("version", ["2.3.0", "2.99.0", "2.21.0rc1"])
 def test_disabled_for_unsupported_versions(
     version: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -254,6 +254,20 @@ def test_a_model_that_keras_cannot_load_again_is_kept_as_its_weights(caplog: Any
     assert version.source == f"models:/{tags(run_id)['tfmon.model']}"
 
 
+def test_weights_alone_where_that_is_asked_for(tmp_path: Path) -> None:
+    mlflow_tfmon.autolog(checkpoint_save_weights_only=True, log_models=True, monitor="val_accuracy")
+    every = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    history = fit(net(), 3, [every]).history["val_accuracy"]
+    run_id = mlflow.last_active_run().info.run_id
+    best = tags(run_id)["tfmon.best_model"]
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{best}"))
+    assert not list(folder.rglob("*.keras"))
+    ours, theirs = net(), net()
+    ours.load_weights(folder / WEIGHTS)
+    theirs.load_weights(tmp_path / f"{int(np.argmax(history)) + 1}.weights.h5")
+    np.testing.assert_array_equal(ours.predict(X, verbose=0), theirs.predict(X, verbose=0))
+
+
 @pytest.mark.thorough
 def test_the_frequency_in_epochs_and_in_steps() -> None:
     model = net()
@@ -422,6 +436,21 @@ def test_a_full_disk_leaves_the_best_before_whole() -> None:
     assert said["tfmon.best_model"] == kept["1"]  # there was room again before the end: it was tried again
     loaded = mlflow.tensorflow.load_model(f"models:/{kept['1']}")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), before)
+
+
+def test_a_name_that_the_registry_refuses_leaves_the_best_in_the_run() -> None:
+    mlflow.MlflowClient().register_prompt("digits", "a template with {{name}}")  # which has the name
+    mlflow_tfmon.autolog(registered_model_name="digits")
+    model = net()
+    history = fit(model, 2).history
+    assert len(history["val_loss"]) == 2
+    run_id = mlflow.last_active_run().info.run_id
+    said = tags(run_id)
+    assert said["tfmon.registered"].startswith("digits is refused: ")
+    assert said["tfmon.delivery"] == "complete"
+    best = mlflow.get_logged_model(said["tfmon.best_model"])
+    assert best.tags["tfmon.epoch"] == str(int(np.argmin(history["val_loss"])))
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
 KILLED = """

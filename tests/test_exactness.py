@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon import errors
 from tests import trainings
 from tests.daily import thorough
 from tests.trainings import BATCH, DEEP, by_hand, compare, last_run, renamed
@@ -106,8 +107,10 @@ def test_custom_loop(watched: str, in_graph: bool) -> None:
     )  # the loop's own, to the last bit
 
 
-def test_gradients_in_a_function_and_the_optimizer_outside(watched: str) -> None:
-    """A loss that is known in another function than the one that updates."""
+def test_gradients_in_a_function_and_the_optimizer_outside(
+    watched: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loss that is known in another function than the one that updates; so is what is clipped between, and said."""
     x, y = trainings.data()
     net, optimizer, criterion = trainings.model(), keras.optimizers.SGD(0.1), trainings.loss()
 
@@ -117,14 +120,22 @@ def test_gradients_in_a_function_and_the_optimizer_outside(watched: str) -> None
             value = criterion(b, net(a, training=True))
         return value, tape.gradient(value, net.trainable_variables)
 
-    losses = []
+    losses, norms = [], []
+    errors._said.clear()
+    errors.logger.addHandler(caplog.handler)
     for a, b in trainings.batches(x, y, 1):
         value, grads = gradients(a, b)
+        grads, _ = tf.clip_by_global_norm(grads, 0.1)
         optimizer.apply_gradients(zip(grads, net.trainable_variables, strict=True))
         losses.append(float(value))
+        norms.append(trainings.norm(grads))
     mlflow_tfmon.end_run()
+    errors.logger.removeHandler(caplog.handler)
     run = mlflow_tfmon.load_run(mlflow.search_runs(output_format="list")[0].info.run_id)
     np.testing.assert_array_equal(run.steps.loss, losses)
+    np.testing.assert_allclose(run.steps.grad_norm, norms, rtol=1e-5)  # of what the optimizer gets
+    assert "grad_norm_clipped" not in run.steps
+    assert len([line for line in set(caplog.messages) if "after any clipping by hand" in line]) == 1
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25], ids=["tiny", "huge"])

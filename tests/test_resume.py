@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.recorded import Seam
 
 EPOCHS, STEPS = 6, 6  # a training that is not interrupted
 RNG = np.random.default_rng(0)
@@ -79,8 +80,12 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def client() -> mlflow.MlflowClient:
+    return mlflow.MlflowClient()
+
+
 def the_run() -> Any:
-    (found,) = mlflow.MlflowClient().search_runs(["0"])
+    (found,) = client().search_runs(["0"])
     return found
 
 
@@ -121,7 +126,10 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_it_had_not_been() -> None:
     np.testing.assert_allclose(recorded.epochs["learning_rate"], expected["learning_rate"], rtol=1e-6)
     deep = recorded.layers.dropna(subset="weight_norm")["step"].unique().tolist()
     assert deep == [1, *range(4, 5 * STEPS + 1, 4)]
-    assert recorded.histograms["step"].unique().tolist() == deep
+    drawn = recorded.histograms.groupby("kind")["step"].unique()
+    assert drawn["gradient"].tolist() == deep
+    assert sorted(drawn["weight"]) == sorted({*deep, *range(STEPS, 5 * STEPS + 1, STEPS)})  # and epoch ends
+    assert recorded.seams == (Seam(3 * STEPS + 1, "resumed"),)
     assert recorded.activations["epoch"].unique().tolist() == list(range(5))
     assert run.data.metrics["best/loss"] == min(expected["loss"])
     assert run.data.metrics["best/epoch"] == int(np.argmin(expected["loss"]))
@@ -199,6 +207,67 @@ def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording() -
     assert {one["kind"] for one in json.loads(before)} <= {one["kind"] for one in json.loads(after)}
 
 
+def two_phases(net: keras.Model, *more: keras.callbacks.Callback) -> None:
+    """Fine-tuning: the last layer first, then all of them."""
+    for trainable, rate, epochs in ((False, 0.05, 3), (True, 0.01, 4)):
+        net.layers[0].trainable = trainable
+        net.compile(keras.optimizers.Adam(rate), loss(), metrics=["accuracy"])
+        net.fit(dataset(), epochs=epochs, callbacks=list(more), verbose=0)
+
+
+def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over() -> None:
+    whole = model()
+    two_phases(whole)
+    mlflow_tfmon.autolog(resume="latest", report=False)
+    with pytest.raises(Interrupted), mlflow.start_run() as first:
+        two_phases(model(), Interrupt(5 * STEPS + 2))  # in the second one's third epoch
+    mlflow_tfmon.autolog(resume="latest", report=False)
+    net = model()
+    with mlflow.start_run():
+        two_phases(net)
+    assert same(values(net), values(whole))
+    run = mlflow.get_run(first.info.run_id)
+    assert run.info.status == "FINISHED"
+    check_as_one(run, 7 * STEPS, 7)
+    assert run.data.tags["tfmon.seams"] == str(3 * STEPS + 1)
+    assert run.data.tags["tfmon.resumed"] == f"after step {5 * STEPS}, with epoch 2"
+
+    mlflow_tfmon.autolog(report=False)  # a Monitor has the model go on at once: it can pass over nothing
+    net = model()
+    net.compile(keras.optimizers.Adam(0.05), loss())
+    with (
+        pytest.raises(SettingError, match=r"in fit 2 of the model, and this is fit 1; .*autolog\(resume"),
+        mlflow_tfmon.Monitor(net, resume=first.info.run_id),
+    ):
+        net.fit(dataset(), epochs=3, verbose=0)
+
+
+def test_a_loop_that_autolog_alone_watches_begins_anew_and_says_how_to_go_on(caplog: Any) -> None:
+    net, optimizer = model(), adam()
+    with pytest.raises(Interrupted), mlflow_tfmon.Monitor(net, optimizer=optimizer, report=False) as monitor:
+        run_id = str(monitor.run_id)
+        loop(monitor, net, optimizer, 2 * STEPS + 3)
+    before = dict(mlflow.get_run(run_id).data.tags)
+    with caplog.at_level("INFO", "mlflow_tfmon"):
+        mlflow_tfmon.autolog(resume="latest", report=False)
+        net, optimizer = model(), adam()
+        with tf.GradientTape() as tape:
+            value = loss()(Y, net(X, training=True))
+        optimizer.apply(tape.gradient(value, net.trainable_variables), net.trainable_variables)
+        mlflow_tfmon.end_run()
+        said = [one.getMessage() for one in caplog.records if "begins anew" in one.getMessage()]
+        assert len(said) == 1 and "Monitor(model, optimizer=optimizer, resume='latest')" in said[0], said
+        mlflow_tfmon.autolog(disable=True)
+        (anew,) = (one.info.run_id for one in client().search_runs(["0"]) if one.info.run_id != run_id)
+        assert dict(mlflow.get_run(run_id).data.tags) == before
+        client().set_terminated(anew, "FAILED")  # as one that was killed
+        mlflow_tfmon.autolog(resume="latest")
+        assert f"run {anew} is unfinished, but has no checkpoint" in caplog.text
+    net, optimizer = model(), adam()  # nothing is lost
+    with mlflow_tfmon.Monitor(net, optimizer=optimizer, resume=run_id, report=False) as monitor:
+        assert monitor.first_epoch == 2
+
+
 def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(call: Callable[[], Any], *says: str) -> None:
         with pytest.raises(SettingError) as caught:
@@ -222,8 +291,15 @@ def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatc
     with mlflow_tfmon.Monitor(net, run_id=run_id, report=False):
         refused(lambda: mlflow_tfmon.autolog(resume=run_id), "is being trained")
     mlflow_tfmon.autolog(resume=run_id)
-    refused(lambda: compiled(units=9).fit(X, Y, verbose=0), run_id, "hidden/kernel", "(4, 9)", "(4, 8)")
+    kept = {tag: value for tag, value in the_run().data.tags.items() if tag.endswith("_model")}
+    with (
+        monkeypatch.context() as as_users_are
+    ):  # out of MLflow's test mode no fit begins with other weights either
+        as_users_are.setenv("MLFLOW_AUTOLOGGING_TESTING", "false")
+        as_users_are.delenv("MLFLOW_TFMON_RAISE_ERRORS")
+        refused(lambda: compiled(units=9).fit(X, Y, verbose=0), run_id, "hidden/kernel", "(4, 9)", "(4, 8)")
     mlflow_tfmon.autolog(disable=True)
+    assert kept == {tag: value for tag, value in the_run().data.tags.items() if tag.endswith("_model")}
     sgd = model()
     sgd.compile("sgd", loss())
     refused(lambda: mlflow_tfmon.Monitor(sgd, resume=run_id).start(), "another optimizer")

@@ -9,6 +9,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +33,18 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL of its own, which does not run as root."""
+    # Not within pytest's folder: each pytest that begins closes that to other users.
+    with (
+        tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder,
+        _postgres(Path(folder)) as found,
+    ):
+        yield found
+
+
+@contextlib.contextmanager
+def _postgres(folder: Path) -> Iterator[str]:
     programs = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
     initdb = shutil.which("initdb") or (programs and programs / "initdb")
     if not initdb or importlib.util.find_spec("psycopg2") is None:
@@ -45,8 +56,6 @@ def postgres(folder: Path) -> Iterator[str]:
         except KeyError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-        for parent in [one for one in folder.parents if str(one).startswith("/tmp/")]:
-            parent.chmod(parent.stat().st_mode | 0o011)
         prefix = ["runuser", "-u", "postgres", "--"]
     data, port = folder / "data", free_port()
     make = [*prefix, str(initdb), "-D", str(data), "-A", "trust", "-U", "mlflow", "--no-sync"]
@@ -66,7 +75,7 @@ def uri(request: Any, store: str, tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "server"
     folder.mkdir()
     if request.param == "PostgreSQL":
-        with postgres(folder) as found:
+        with postgres() as found:
             yield found
     else:
         one = Server(folder, store.replace("mlflow.db", "served.db"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,25 @@ def read(folder: Path) -> dict[str, list[tuple[int, Any]]]:
         tag: [(event.step, make_ndarray(event.tensor_proto)) for event in accumulator.Tensors(tag)]
         for tag in accumulator.Tags()["tensors"]
     }
+
+
+def ops_of(folder: Path) -> set[str]:
+    """The kinds of ops in an event file's graph, as TensorBoard's reader has it."""
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    graph = accumulator.Graph()
+    called = [node for function in graph.library.function for node in function.node_def]
+    return {node.op for node in [*graph.node, *called]}
+
+
+def event_files(run_id: str, folder: Path) -> Path:
+    """The event files of a run's training, which come after its end."""
+    client, until = mlflow.MlflowClient(), time.monotonic() + 120
+    while not client.list_artifacts(run_id, "tfmon/tensorboard/train"):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    folder.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run_id, "tfmon/tensorboard/train", str(folder)))
 
 
 def test_exported_event_files_are_read_back_value_for_value(store: str, home: Path, tmp_path: Path) -> None:
@@ -55,10 +75,7 @@ def test_exported_event_files_are_read_back_value_for_value(store: str, home: Pa
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_training_leaves_event_files_with_its_run() -> None:
-    import tempfile
-    import time
-
+def test_a_training_leaves_event_files_with_its_run(tmp_path: Path) -> None:
     import mlflow_tfmon
     from tests import trainings
 
@@ -67,16 +84,42 @@ def test_a_training_leaves_event_files_with_its_run() -> None:
     net.compile("sgd", trainings.loss())
     net.fit(*trainings.data(), batch_size=trainings.BATCH, epochs=2, validation_split=0.1, verbose=0)
     run_id, client = trainings.last_run(), mlflow.MlflowClient()
-    until = time.monotonic() + 60  # they come after the run's end
-    while not client.list_artifacts(run_id, "tfmon/tensorboard/validation"):
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    train = event_files(run_id, tmp_path)
+    assert client.list_artifacts(run_id, "tfmon/tensorboard/validation")
     assert not any(item.path == "tfmon/report.html" for item in client.list_artifacts(run_id, "tfmon"))
-    with tempfile.TemporaryDirectory() as folder:
-        found = read(Path(client.download_artifacts(run_id, "tfmon/tensorboard/train", folder)))
+    found = read(train)
     assert [value[()] for _, value in found["batch_loss"]] == load_run(run_id).steps.loss.tolist()
     assert b"boarded" in found["keras"][0][1][()]
     assert any(tag.startswith("weight/") for tag in found)
+    assert {"MatMul", "Relu", "SparseSoftmaxCrossEntropyWithLogits", "ReluGrad"} <= ops_of(train)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_graph_of_a_loop_and_of_a_model_that_is_not_made_of_layers(tmp_path: Path) -> None:
+    import keras
+
+    import mlflow_tfmon
+    from tests import trainings
+
+    class Own(keras.Model):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    net = Own(trainings.model())
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
+    with mlflow_tfmon.Monitor(net, tensorboard=True):
+        for x, y in trainings.batches(*trainings.data(), 1):
+            step(x, y)
+    assert {"MatMul", "ReluGrad"} <= ops_of(event_files(trainings.last_run(), tmp_path / "loop"))
+    mlflow_tfmon.autolog(tensorboard=True, log_models=False, log_datasets=False)
+    net = Own(trainings.model())
+    net.compile("sgd", trainings.loss())
+    net.fit(*trainings.data(), batch_size=trainings.BATCH, verbose=0)
+    assert {"MatMul", "ReluGrad"} <= ops_of(event_files(trainings.last_run(), tmp_path / "fit"))
 
 
 WRITER = """

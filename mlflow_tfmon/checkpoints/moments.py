@@ -31,7 +31,7 @@ def around(
         model: the model.
         recording: of the training.
         callbacks: of fit, or None.
-        **counts: "epoch", "step", "first_epoch" and "within", as in `State`.
+        **counts: "epoch", "step", "first_epoch", "fits" and "within", as in `State`.
     """
 
     def state() -> State:

@@ -45,6 +45,21 @@ class Checkpoint:
         about = self.state.about
         return int(about["epoch"]) - int(about["first_epoch"]) + (not about["within"])
 
+    @property
+    def fits(self) -> int:
+        """How many fits the model had had, in the process that made it, before the one that it is of."""
+        return int(self.state.about.get("fits", 0))
+
+    def is_of(self, model: Any) -> bool:
+        """Whether a model looks like the one that was saved."""
+        if not isinstance(model, keras.Model):
+            return False
+        if not model.built:
+            return any(stream["model"] == model.name for stream in self.state.about["past"]["streams"])
+        return [tuple(shape) for _, shape in self.state.about["weights"]] == [
+            one.shape for one in model.weights
+        ]
+
     def run(self, thread: int | None, stay_active: bool) -> runs.Run:
         """The run, running again; arguments and errors as in `runs.again`."""
         past = dataclasses.replace(Past.from_dict(self.state.about["past"]), resumed=True)
@@ -73,8 +88,10 @@ class Checkpoint:
             SettingError: they are not what was saved.
         """
         about = self.state.about
-        if not isinstance(model, keras.Model) or not model.built:
-            raise self._error("the model must be a built Keras 3 model; give it an Input, or call it once")
+        if not isinstance(model, keras.Model):
+            raise self._error("only models of Keras 3 can go on from a checkpoint; train anew without resume")
+        if not model.built:
+            raise self._error("the model must be built; give it an Input, or call it once")
         self._compare("model", about["weights"], model.weights)
         with model.distribute_strategy.scope():
             if about["optimizer"]:
@@ -98,6 +115,21 @@ class Checkpoint:
                 for at, variable in enumerate(optimizer.variables):
                     states.assign(variable, self.state.arrays[f"optimizer/{number}/{at}"])
         states.set_chance(self.state)
+
+    def check_fit(self, fits: int) -> None:
+        """Checks that a fit is the one that was interrupted.
+
+        Args:
+            fits: how many the model has had before it.
+
+        Raises:
+            SettingError: it is another.
+        """
+        if fits != self.fits:
+            raise self._error(
+                f"the training was interrupted in fit {self.fits + 1} of the model, and this is fit {fits + 1}; take "
+                "mlflow_tfmon.autolog(resume=...) in place of the Monitor, which passes over the fits before"
+            )
 
     def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
         """Has the fit that is just beginning go on with the right epoch, callbacks and order of data."""

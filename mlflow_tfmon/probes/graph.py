@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf import text_format
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import record
 from tensorflow.python.framework.config import is_op_determinism_enabled
@@ -35,6 +37,16 @@ def enclosing(graph: Any | None) -> Iterator[Any]:
     while graph is not None and hasattr(graph, "outer_graph"):
         yield graph
         graph = graph.outer_graph
+
+
+def whole() -> Callable[[], Any]:
+    """What gives the outermost of the graphs that are being traced, while it lives."""
+    return weakref.ref(list(enclosing(tracing()))[-1])
+
+
+def as_text(graph: Any) -> str:
+    """A graph with the functions that it calls, as TensorBoard and others read it (`pbtxt`)."""
+    return text_format.MessageToString(graph.as_graph_def(add_shapes=True))
 
 
 def in_xla() -> bool:

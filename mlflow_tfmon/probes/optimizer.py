@@ -161,7 +161,7 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
                 pairs = [
                     (g, v)
                     for g, v in zip(grads, trainable_variables or self._trainable_variables, strict=True)
-                    if g is not None and not self._overwrite_variable_with_gradient(v)
+                    if g is not None and not getattr(v, "overwrite_with_gradient", False)
                 ]
                 scale = tf.identity(graph.raw(self.dynamic_scale))
                 unscaled = [keras.ops.divide(g, scale) for g, _ in pairs]

@@ -55,6 +55,8 @@ class StepProbe:
         """
         graph.keep_alive((self.ring, self.made))
         self.ring.traces += not tf.executing_eagerly()
+        if not tf.executing_eagerly():
+            self.ring.graph = graph.whole()
         before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
         if self.ring.layout.workers > 1 and graph.has_clock():
             with graph.after(tf.nest.flatten(gradients, expand_composites=True)):

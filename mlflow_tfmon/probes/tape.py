@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from mlflow_tfmon.errors import contained
+from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import graph, origin, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
@@ -149,6 +150,14 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
     if found is None:
         # Micro-batches whose gradients were added up in variables, say: the mean of all losses since the last step.
         groups = _slots_of(frozenset(keys))
+        if groups and replicas.count() == 1:
+            say_once(
+                "gradients not followed",
+                "mlflow_tfmon: a loop's gradients can't be followed from tape to optimizer (these are in different "
+                "functions, or a variable is between them): its batch/grad_norm is that of the gradients which the "
+                "optimizer gets, after any clipping by hand.",
+                logging.INFO,
+            )
         parts = groups[0][0].parts if len(groups) == 1 else ()
         return Step(None, [[slot.values for slot in group] for group in groups], None, parts)
     slots = {id(call.slot): [call.slot.values] for _, call in found.calls if call.slot is not None}

@@ -1,11 +1,11 @@
-"""What follows from a problem at the end of an epoch of `fit`: it is stopped, or rescued."""
+"""What follows from a problem at the end of an epoch: `fit` is stopped or rescued, a loop is asked to stop."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_tfmon.best import Best
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.detectors.learning import LITTLE
-from mlflow_tfmon.errors import logger
+from mlflow_tfmon.errors import logger, say_once
 from mlflow_tfmon.stream import records
 
 if TYPE_CHECKING:
@@ -52,21 +52,22 @@ class _State:
 
 
 class Actions:
-    """Acts on the problems of one fit, on the thread that trains.
+    """Acts on the problems of one fit (or loop), on the thread that trains.
 
     Weights are copied at the epochs that are the best so far, so this costs memory for two copies of them.
 
     Args:
         monitor: that watches the fit.
-        model: that is fitted.
+        model: that is trained.
         stops: whether a problem stops the fit; else it is rescued, three times at most, and then stopped.
+        known: problems that were found before.
     """
 
-    def __init__(self, monitor: Monitor, model: Any, stops: bool) -> None:
+    def __init__(self, monitor: Monitor, model: Any, stops: bool, known: Iterable[Problem] = ()) -> None:
         self._monitor = monitor
         self._model = model
         self._stops = stops
-        self._new: collections.deque[Problem] = collections.deque()
+        self._new: collections.deque[Problem] = collections.deque(known)
         self._best = Best(monitor.settings)
         self._best_state: _State | None = None
         self._good = (_built(model, monitor) and _State.of(model)) or None
@@ -80,6 +81,14 @@ class Actions:
         """What acts on the problems of a fit, if the settings want anything done."""
         wanted = monitor.settings.on_problem
         return cls(monitor, model, wanted == "stop") if wanted in ("stop", "rescue") else None
+
+    @classmethod
+    def of_loop(cls, monitor: Monitor) -> Actions | None:
+        """What puts a loop's best weights back when it is to stop; the loop itself asks `Monitor.should_stop`."""
+        watch = monitor.watch
+        if watch is None or monitor.model is None or monitor.settings.on_problem != "stop":
+            return None
+        return cls(monitor, monitor.model, True, watch.problems)
 
     def epoch_ended(self, metrics: Mapping[str, float]) -> None:
         """Looks at what was found by now, and does what is to be done."""
@@ -107,7 +116,7 @@ class Actions:
         sure = []
         while self._new:
             problem = self._new.popleft()
-            if problem.severity == "critical" and problem.confidence >= _SURE:
+            if _is_sure(problem):
                 sure.append(problem)
         rescuable = [problem for problem in sure if problem.kind in _RESCUABLE]
         return next(iter(rescuable or sure), None)
@@ -146,6 +155,31 @@ class Actions:
     def _say(self, tag: str, text: str) -> None:
         logger.warning("mlflow_tfmon: %s: %s", tag.removeprefix("tfmon."), text)
         self._monitor.record(records.Facts(tags={tag: text}, time=time.time()))
+
+
+def wants_end(wanted: Any, problems: Iterable[Problem]) -> bool:
+    """Whether a training with these problems is to end, as `on_problem` is set."""
+    return wanted == "stop" and any(_is_sure(problem) for problem in problems)
+
+
+def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
+    """Says, once, what `on_problem` can't do in a loop of the user's own."""
+    if wanted == "rescue":
+        say_once(
+            "rescue in a loop",
+            'mlflow_tfmon: on_problem="rescue" acts in fit alone; in a loop of your own problems are said, and '
+            'on_problem="stop" sets Monitor.should_stop.',
+        )
+    elif wanted == "stop" and not can_ask:
+        say_once(
+            "stop in a loop",
+            'mlflow_tfmon: on_problem="stop" ends fit; a loop of your own goes on unless it asks: use '
+            "`with mlflow_tfmon.Monitor(model) as monitor:` and `if monitor.should_stop: break`.",
+        )
+
+
+def _is_sure(problem: Problem) -> bool:
+    return problem.severity == "critical" and problem.confidence >= _SURE
 
 
 def _built(model: Any, monitor: Monitor) -> bool:

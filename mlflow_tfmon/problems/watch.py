@@ -80,7 +80,7 @@ class Watch:
     def _judge(self, final: bool) -> None:
         new: list[Problem] = []
         with contained("judging the training", "problems may go unnoticed"), self._judging:
-            start = time.monotonic()
+            start = time.thread_time()  # waiting for a busy machine is no cost
             with self._lock:
                 self._changed = False
                 histories = self._replay.histories()
@@ -91,8 +91,8 @@ class Watch:
             for problem in new:
                 logger.warning("mlflow_tfmon: step %d: %s", problem.said_at, problem.line())
             self._record(final)
-            now = time.monotonic()
-            self._due = now + max(_PAUSE, (now - start) / _SHARE)
+            spent = time.thread_time() - start
+            self._due = time.monotonic() + max(_PAUSE, spent / _SHARE)
         for problem in new:  # without the lock: who is told may end the run, which judges once more
             for told in self.on_new:
                 told(problem)

@@ -74,6 +74,14 @@ class EventFile:
         value = np.array(as_json.encode(), dtype=object)
         self._tensor("keras", 0, when, value, SummaryMetadata(plugin_data=plugin))
 
+    def graph(self, as_text: str, when: float) -> None:
+        """Writes a graph of TensorFlow's ops, given as `pbtxt`."""
+        from google.protobuf import text_format
+        from tensorboard.compat.proto.graph_pb2 import GraphDef
+
+        found = text_format.Parse(as_text, GraphDef(), allow_unknown_field=True)
+        self._write(wall_time=when, graph_def=found.SerializeToString())
+
     def _tensor(self, tag: str, step: int, when: float, value: Any, metadata: Any) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.util.tensor_util import make_tensor_proto

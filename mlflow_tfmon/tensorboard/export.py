@@ -13,7 +13,7 @@ from mlflow_tfmon.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import largest
 from mlflow_tfmon.report.thin import thin
 from mlflow_tfmon.tensorboard.events import EventFile
-from mlflow_tfmon.tracking.names import MODEL
+from mlflow_tfmon.tracking.names import GRAPH, MODEL
 
 _VARIABLES = 50
 _LEFT_OUT = ("time", "input_time", "input_wait", "examples")
@@ -23,8 +23,8 @@ def export(run_id: str, folder: Path, tracking_uri: str | None = None) -> list[P
     """Writes a run's event files.
 
     Every step's figures (`batch_loss`, …), the epochs' metrics (`epoch_loss`, …; those of the validation in a folder of
-    their own), the norms by variable (thinned to 1,000 points, of the 50 largest kernels), all histograms, and the
-    model's layers.
+    their own), the norms by variable (thinned to 1,000 points, of the 50 largest kernels), all histograms, and where
+    it was kept the graph: the model's layers, and TensorFlow's ops.
 
     Args:
         run_id: the MLflow run.
@@ -55,9 +55,10 @@ def export(run_id: str, folder: Path, tracking_uri: str | None = None) -> list[P
         for row in run.histograms.itertuples():
             edges = np.clip(row.edges, row.min, row.max)
             file.histogram(f"{row.kind}/{row.variable}", row.step, times(row.step), edges, row.counts)
-        model = _model(client, run_id)
-        if model:
+        if model := _text(client, run_id, MODEL):
             file.model(model, times(0))
+        if graph := _text(client, run_id, GRAPH):
+            file.graph(graph, times(0))
     if any(_is_validation(name) for name in run.epochs):
         written.append(folder / "validation")
         with EventFile(written[1]) as file:
@@ -118,9 +119,10 @@ def _layers(file: EventFile, run: RecordedRun, times: _Times) -> None:
         )
 
 
-def _model(client: Any, run_id: str) -> str:
-    folder, _, _ = MODEL.rpartition("/")
-    if not any(item.path == MODEL for item in client.list_artifacts(run_id, folder)):
+def _text(client: Any, run_id: str, path: str) -> str:
+    """A small artifact, or "" where there is none."""
+    folder, _, _ = path.rpartition("/")
+    if not any(item.path == path for item in client.list_artifacts(run_id, folder)):
         return ""
     with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as temporary:
-        return Path(client.download_artifacts(run_id, MODEL, temporary)).read_text("utf-8")
+        return Path(client.download_artifacts(run_id, path, temporary)).read_text("utf-8")

@@ -11,10 +11,8 @@ REACHED_TAG = (
 )
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 REPORT = "tfmon/report.html"  # artifact of the run
-MODEL, EVENT_FILES = (
-    "tfmon/model.json",
-    "tfmon/tensorboard",
-)  # with `tensorboard`: the model's layers; a folder
+# With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
+MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tensorboard"
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 

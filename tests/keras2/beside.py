@@ -126,3 +126,28 @@ def test_a_monitor_for_a_custom_loop() -> None:
     run = mlflow_tfmon.load_run(nets.last_run())
     np.testing.assert_array_equal(run.steps.loss, losses)
     assert mlflow.get_run(nets.last_run()).data.metrics["best/loss"] == losses[-1]
+
+
+def test_a_model_of_keras_2_goes_on_from_no_checkpoint_and_none_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from mlflow_tfmon.errors import SettingError
+    from tests.keras2 import nets
+
+    third = trainings.model(name="third")
+    third.compile("sgd", trainings.loss())
+    mlflow_tfmon.autolog()
+    nets.fit(third)
+    run = mlflow.last_active_run()
+    mlflow_tfmon.autolog(resume=run.info.run_id)
+    with pytest.raises(SettingError, match="only models of Keras 3"):
+        nets.fit(nets.compiled())
+    tags = mlflow.get_run(run.info.run_id).data.tags
+    assert tags["tfmon.resume_model"] == run.data.tags["tfmon.resume_model"]
+    mlflow_tfmon.autolog(resume=run.info.run_id)  # still there
+
+    mlflow_tfmon.autolog()
+    nets.fit(nets.compiled())
+    of_keras_2 = mlflow.last_active_run().info.run_id
+    with pytest.raises(SettingError, match=r"no checkpoint to go on from.*of Keras 3"):
+        mlflow_tfmon.autolog(resume=of_keras_2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,9 +19,12 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mlflow_tfmon
+from benchmarks.detection import own_jobs
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.detectors import History
 from mlflow_tfmon.problems import alerts, others
 from mlflow_tfmon.problems.again import diagnose
 from tests.daily import thorough
@@ -61,6 +66,10 @@ def _tags(run_id: str) -> dict[str, str]:
     return tags
 
 
+def _last_run() -> str:
+    return str(mlflow.search_runs(output_format="list")[0].info.run_id)
+
+
 def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     run_id, _ = _fit(_model())
     assert _tags(run_id)["tfmon.problems"] == "none"
@@ -72,10 +81,34 @@ def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "none\n"
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer", "regression"])
+def test_an_ordinary_net_that_learns_is_clean(name: str) -> None:
+    job = next(one for one in own_jobs(aside=False, seeds=1) if one.name == name)
+    keras.utils.set_random_seed(job.seed)
+    model, arguments = job.make()
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, report=False)
+    with mlflow.start_run() as run:
+        history = model.fit(**arguments, verbose=0).history
+    assert job.went_well(history, arguments)
+    assert _tags(run.info.run_id)["tfmon.problems"] == "none"
+
+
 @pytest.mark.parametrize("built", thorough([True, False], [False]))
-def test_a_problem_is_in_the_run_and_is_found_again(built: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_problem_is_in_the_run_and_is_found_again(
+    built: bool, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """A model that is built by its first batch has no weights to look at before: its initializers tell."""
     run_id, _ = _fit(_model(kernel="zeros", built=built), epochs=6)
+    lines = [
+        one.message for one in caplog.records if re.match(r"mlflow_tfmon: step \d+: poor_init", one.message)
+    ]
+    assert len(lines) == 1, "said once, when it is first seen"
+    assert "\n" not in lines[0]
+    summary = next(
+        one.message for one in caplog.records if "poor_initialization" in one.message and "\n" in one.message
+    )
+    assert len(summary.splitlines()) <= 24, "fits on a screen"
     run = mlflow_tfmon.load_run(run_id)
     problem = next(one for one in run.problems if one.kind == "poor_initialization")
     assert problem.severity == "critical"
@@ -110,6 +143,60 @@ def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
     assert 8 < len(history["loss"]) < 40
     assert model.evaluate(x, y, verbose=0)[0] == pytest.approx(min(history["loss"]), rel=0.2)
     assert "the weights are those of epoch" in _tags(run.info.run_id)["tfmon.stopped"]
+
+
+def _loop(monitor: mlflow_tfmon.Monitor, model: keras.Model, bad_from: int, epochs: int) -> list[float]:
+    """A loop that asks whether to stop, with a learning rate that becomes far too high; returns its losses."""
+    x, y = _data()
+    optimizer, loss_of = keras.optimizers.SGD(0.1), keras.losses.BinaryCrossentropy()
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y[:, None], model(x, training=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
+        return loss
+
+    losses = []
+    for epoch in range(epochs):
+        optimizer.learning_rate.assign(0.1 if epoch < bad_from else 1e6)
+        for _ in range(8):
+            step()
+        losses.append(float(loss_of(y[:, None], model(x))))
+        monitor.log_epoch(epoch, {"loss": losses[-1]})
+        if monitor.should_stop:
+            break
+        time.sleep(0.2)  # a loop that takes a while: it is judged once a second
+    return losses
+
+
+def test_a_loop_that_asks_is_stopped_with_the_best_weights() -> None:
+    model = _model(sgd=True)
+    with mlflow_tfmon.Monitor(model, monitor="loss", on_problem="stop", log_models=False) as monitor:
+        losses = _loop(monitor, model, bad_from=8, epochs=80)
+    assert 8 < len(losses) < 80
+    x, y = _data()
+    assert float(keras.losses.BinaryCrossentropy()(y[:, None], model(x))) == pytest.approx(
+        min(losses), rel=1e-3
+    )
+    assert "the weights are those of epoch" in _tags(_last_run())["tfmon.stopped"]
+
+
+def test_a_healthy_loop_is_not_stopped() -> None:
+    model = _model(sgd=True)
+    with mlflow_tfmon.Monitor(model, monitor="loss", on_problem="stop", log_models=False) as monitor:
+        assert len(_loop(monitor, model, bad_from=99, epochs=10)) == 10
+    assert "tfmon.stopped" not in _tags(_last_run())
+
+
+def test_what_a_loop_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with mlflow_tfmon.Monitor(_model(), on_problem="rescue", log_models=False) as monitor:
+            assert not monitor.should_stop
+    assert sum("acts in fit alone" in one.message for one in caplog.records) == 1
 
 
 @pytest.mark.thorough
@@ -178,6 +265,46 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         thread.join()
     assert [body["problem"]["kind"] for body in handler.bodies] == ["poor_initialization"] * 2
     assert handler.bodies[0]["run_id"] == run_id
+
+
+def test_an_alert_that_nobody_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(alerts, "_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections, and says nothing
+        port = listener.getsockname()[1]
+        for _ in range(2):
+            assert not alerts.post(f"http://user:secret@127.0.0.1:{port}/token", {"value": float("nan")})
+    said = [one.message for one in caplog.records if "took no alert" in one.message]
+    assert len(said) == 1
+    assert "secret" not in said[0]
+    assert "token" not in said[0]
+
+
+def test_a_package_offers_detectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = tmp_path / "theirs-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[mlflow_tfmon.detectors]\ntheirs = theirs_of_a_test:Theirs\ngone = not_there_at_all:Gone\n"
+    )
+    (tmp_path / "theirs_of_a_test.py").write_text(
+        "import mlflow_tfmon\n"
+        "class Theirs(mlflow_tfmon.Detector):\n"
+        "    def detect(self, history):\n"
+        "        yield mlflow_tfmon.Problem('theirs', 'warning', 1, (), 'Seen.', 'Do.')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS", raising=False)
+    try:
+        found = [problem.kind for detect in others.others() for problem in detect(History())]
+    finally:
+        others._defined.clear()
+    assert found == ["theirs"]
+    assert sum("loading the detector gone failed" in one.message for one in caplog.records) == 1
 
 
 @pytest.mark.parametrize(

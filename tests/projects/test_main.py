@@ -20,7 +20,7 @@ def project_store(store_template: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("main")
     shutil.copyfile(store_template, folder / "mlflow.db")
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    for name in ("digits", "wrong"):
+    for name in ("digits", "uv", "wrong"):
         client.create_experiment(name, artifact_location=str(folder / "files"))
     return client.tracking_uri
 
@@ -40,8 +40,8 @@ def client(project_store: str) -> MlflowClient:
     return MlflowClient(project_store)
 
 
-def named_runs(client: MlflowClient) -> dict[str, mlflow.entities.Run]:
-    experiment = client.get_experiment_by_name("digits")
+def named_runs(client: MlflowClient, name: str = "digits") -> dict[str, mlflow.entities.Run]:
+    experiment = client.get_experiment_by_name(name)
     runs = client.search_runs([experiment.experiment_id])
     return {"parent" if "mlflow.parentRunId" not in run.data.tags else run.info.run_name: run for run in runs}
 
@@ -89,6 +89,25 @@ def test_the_two_can_be_compared(client):
     recorded = [load_run(runs[name].info.run_id, client.tracking_uri) for name in ("fit", "custom loop")]
     losses = [run.steps["loss"].loc[:45].to_list() for run in recorded]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
+def test_uv_builds_the_environment(project_store, tmp_path):
+    """From conda.yaml: with the package itself, and what the demos need."""
+    own = environment(project_store) | {"MLFLOW_ENV_ROOT": str(tmp_path)}
+    own.pop("PYTHONPATH", None)
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "uv"]
+    done = subprocess.run(
+        [*command, "--experiment-name", "uv", "-P", "quick=true"], env=own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    runs = named_runs(MlflowClient(project_store), "uv")
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for name in ("fit", "custom loop"):
+        assert "batch/grad_norm" in runs[name].data.metrics
+    assert list(tmp_path.glob("**/site-packages/mlflow_tfmon*"))  # it ran in that environment
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -152,6 +153,23 @@ def test_seams_and_resumed_steps_are_marked(store: str, home: Path) -> None:
     both = compare([run_id, other])
     assert data_of(both)["seams"] == [[[201, "further fit"]], []]
     assert "further fit from step 201 on of a run" in both
+
+
+def test_it_tells_how_to_load_the_best_model_and_the_last(store: str, home: Path) -> None:
+    tags = {"tfmon.best_model": "m-best", "tfmon.last_model": "m-last"}
+    tags |= {"tfmon.other.best_model": "m-other", "tfmon.other.last_model": "m-other"}
+    told = Facts(tags=tags, metrics=(("best/val_loss", 0.25, 3), ("best/epoch", 3.0, 3)), time=1.0)
+    page = html.unescape(making.make(recordings.delivered(store, home, *recordings.training(300), told)))
+    found = re.findall(
+        r"<h2>(The [^<]* model[^<]*)</h2>\s*<pre>[^<]*load_model\('models:/([^<]*)'\)</pre>", page
+    )
+    expected = [
+        ("The best model", "m-best"),
+        ("The best model of other", "m-other"),
+        ("The last model", "m-last"),
+    ]
+    assert found == expected
+    assert "best val_loss 0.25 at epoch 3" in page
 
 
 def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:

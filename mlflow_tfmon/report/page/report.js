@@ -52,11 +52,14 @@
     };
   }
 
-  /** How many rows the names of a panel's curves take, each with its sign and a space. */
-  function legendRows(panel, width) {
+  /** A curve's name without that of its run, which its colour tells. */
+  const own = (curve) => data.runs.length ? curve.name.slice(data.runs[curve.run].length + " · ".length) : curve.name;
+
+  /** How many rows the names in a legend take, each with its sign and a space. */
+  function legendRows(names, width) {
     let rows = 1, left = width;
-    for (const curve of panel.curves) {
-      const needs = 36 + 6.8 * curve.name.length;
+    for (const name of names) {
+      const needs = 36 + 6.8 * name.length;
       if (needs > left && left < width) { rows += 1; left = width; }
       left -= needs;
     }
@@ -72,11 +75,10 @@
         .filter(([, value]) => !log || value > 0)
         .map(([step, value]) => [at(step, curve.run), value, step]);
       const nth = many ? panel.curves.slice(0, index).filter((other) => other.run === curve.run).length : index;
-      const own = many ? curve.run : index;
       return {
-        type: "line", name: curve.name, data: points, z: curve.faint ? 1 : 2,
+        type: "line", name: own(curve), data: points, z: curve.faint ? 1 : 2,
         showSymbol: points.length < 40, symbolSize: 5, symbol: ["circle", "rect", "triangle", "diamond"][nth % 4],
-        color: colour(`--c${own % 8}`),
+        color: colour(`--c${(many ? curve.run : index) % 8}`),
         lineStyle: {
           width: curve.faint ? 1 : 1.8, opacity: curve.faint ? 0.45 : 1,
           type: LINES[(many ? nth : Math.floor(index / 8)) % 3],
@@ -104,13 +106,16 @@
       label: { show: seams.length < 4 && !many, position: "insideEndTop", formatter: what, color: colour("--soft"), fontSize: 11 },
     })));
     if (lines.length) first.markLine = { silent: true, symbol: "none", animation: false, data: lines };
-    const legend = panel.curves.length > 1;
-    const rows = legend ? legendRows(panel, figure.chart.getWidth()) : 0;
+    const names = [...new Set(panel.curves.map(own))];
+    const legend = names.length > 1;
+    const needed = legendRows(names, figure.chart.getWidth());
+    const rows = needed > MOST_ROWS ? 1 : needed;
+    const grey = many ? { color: colour("--soft") } : {};
     return {
       ...look,
-      grid: { left: 8, right: 16, top: legend ? 14 + 23 * Math.min(rows, MOST_ROWS) : 14, bottom: 26, containLabel: true },
+      grid: { left: 8, right: 16, top: legend ? 14 + 23 * rows : 14, bottom: 26, containLabel: true },
       legend: {
-        show: legend, type: rows > MOST_ROWS ? "scroll" : "plain", top: 0, left: 0, padding: [4, 0], itemWidth: 22, itemHeight: 12,
+        show: legend, type: needed > MOST_ROWS ? "scroll" : "plain", data: names.map((name) => ({ name, itemStyle: grey, lineStyle: grey })), top: 0, left: 0, padding: [4, 0], itemWidth: 22, itemHeight: 12,
         textStyle: { color: colour("--ink"), fontSize: 12, lineHeight: 20 }, pageTextStyle: { color: colour("--soft") },
         pageIconColor: colour("--ink"), pageIconInactiveColor: colour("--line"),
       },
@@ -133,10 +138,10 @@
   /** What the pointer is at: the step, and the value of each curve there. */
   function told(panel, points) {
     const seen = new Map();
-    for (const point of points) if (!seen.has(point.seriesName)) seen.set(point.seriesName, point);
+    for (const point of points) if (!seen.has(point.seriesIndex)) seen.set(point.seriesIndex, point);
     const rows = [...seen.values()];
     const head = `step ${rows[0].value[2]}` + (axis === "step" ? "" : `, ${number(rows[0].value[0])} ${axis}`);
-    return [head, ...rows.map((row) => `${row.seriesName}: ${number(row.value[1])}${panel.unit && " " + panel.unit}`)].join("\n");
+    return [head, ...rows.map((row) => `${panel.curves[row.seriesIndex].name}: ${number(row.value[1])}${panel.unit && " " + panel.unit}`)].join("\n");
   }
 
   function cells(panel, figure) {

@@ -1,0 +1,102 @@
+"""How long after a step its row can be read in MLflow: `python -m benchmarks.lag`, or `make bench-lag`.
+
+While a process trains, 500 steps a second, another asks MLflow again and again for the run's newest row, as
+`mlflow_tfmon.load_run` gives it. Printed is the age of that row when it was there: the median, and the most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.side_by_side import empty_store, machine, serving, write
+
+_WAIT = 120.0  # s, at most, for the first row
+
+
+def ages(uri: str, seconds: float) -> list[float]:
+    """The age of the newest row at each time of asking, in seconds, from when the first was there.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    import mlflow
+
+    client, found = mlflow.MlflowClient(uri), list[float]()
+    begun, until = time.monotonic(), 0.0
+    while not until or time.monotonic() < until:
+        time.sleep(0.3)
+        newest = _newest(client, uri)
+        if newest is not None:
+            until = until or time.monotonic() + seconds
+            found.append(time.time() - newest)
+        elif time.monotonic() > begun + _WAIT:
+            raise RuntimeError(f"nothing could be read in MLflow within {_WAIT:.0f} s")
+    return found
+
+
+def _newest(client: Any, uri: str) -> float | None:
+    """Unix time of the newest row of the store's only run."""
+    import mlflow_tfmon
+
+    runs = client.search_runs(["0"])
+    try:
+        steps = mlflow_tfmon.load_run(runs[0].info.run_id, uri).steps if runs else None
+    except ValueError:  # nothing has arrived
+        return None
+    return None if steps is None or not len(steps) else float(steps["time"].iloc[-1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--variables", nargs="+", type=int, default=[10, 100])
+    parser.add_argument("--stores", nargs="+", choices=("sqlite", "http"), default=["sqlite", "http"])
+    parser.add_argument("--seconds", type=float, default=30, help="of each training (default 30)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where to write")
+    options = parser.parse_args(arguments)
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    print(" · ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
+    results = {}
+    for store in options.stores:
+        for variables in options.variables:
+            found = results[f"{store}, {variables} variables"] = _once(store, variables, options.seconds)
+            median, most = statistics.median(found), max(found)
+            print(f"{store:6} {variables:6} variables: {median:.1f} s, at most {most:.1f} s", flush=True)
+    write(options.out / "lag.json", {"ages_s": results})
+    return 0
+
+
+def _once(store: str, variables: int, seconds: float) -> list[float]:
+    with empty_store() as (folder, environment):
+        if store == "http":
+            with serving(environment["MLFLOW_TRACKING_URI"], folder) as uri:
+                return _beside({**environment, "MLFLOW_TRACKING_URI": uri}, folder, variables, seconds)
+        return _beside(environment, folder, variables, seconds)
+
+
+def _beside(environment: dict[str, str], folder: Path, variables: int, seconds: float) -> list[float]:
+    case = {"steps": 0, "seconds": 2 * _WAIT + seconds, "variables": variables, "per_second": 500}
+    command = [sys.executable, "-m", "benchmarks.long", json.dumps(case)]
+    training = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        return ages(environment["MLFLOW_TRACKING_URI"], seconds)
+    finally:
+        training.kill()
+        training.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
