@@ -19,7 +19,7 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.tracking.waiting import find_waiting
-from tests.servers import Server, pass_on
+from tests.servers import Server
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
 USER, PASSWORD, TOKEN = "ann", "pa55-w0rd-of-ann", "t0ken-of-ann"
@@ -82,12 +82,25 @@ class Front:
                 return
             method, address, version = first.split(" ")
             path = "/" + address.split("/", 3)[3] if "://" in address else address  # as a proxy is asked
-            kept = [line for line in headers if not line.lower().startswith(("connection:", "proxy-"))]
-            request = "\r\n".join([f"{method} {path} {version}", *kept, "Connection: close"])
+            kept = [
+                line for line in headers if not line.lower().startswith(("connection:", "proxy-", "host:"))
+            ]
+            host = f"Host: 127.0.0.1:{self._port}"  # which is all that MLflow's server answers to
+            request = "\r\n".join([f"{method} {path} {version}", host, *kept, "Connection: close"])
+            # All of it first, then the answer: a TLS connection is not for two threads at once.
+            length, chunked = (
+                int(given.get("content-length", 0)),
+                "chunked" in given.get("transfer-encoding", ""),
+            )
+            while len(body) < length or (chunked and not body.endswith(b"0\r\n\r\n")):
+                more = client.recv(65536)
+                if not more:
+                    return
+                body += more
             with socket.create_connection(("127.0.0.1", self._port)) as server:
                 server.sendall(request.encode("latin-1") + b"\r\n\r\n" + body)
-                threading.Thread(target=pass_on, args=(client, server, False), daemon=True).start()
-                pass_on(server, client, False)
+                while data := server.recv(65536):
+                    client.sendall(data)
 
 
 @pytest.fixture(scope="module")

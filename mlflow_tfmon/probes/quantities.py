@@ -42,8 +42,9 @@ def quick_half_squares(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tens
     """
     if graph.in_xla():
         return half_squares(tensors), tf.constant(False)
-    single = [tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x for x in tensors]
-    sums = tf.stack([tf.cast(tf.nn.l2_loss(x), tf.float64) for x in single])
+    wide = tf.float64 if any(x.dtype == tf.float64 for x in tensors) else tf.float32
+    halves = [tf.nn.l2_loss(tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x) for x in tensors]
+    sums = tf.cast(tf.stack([tf.cast(half, wide) for half in halves]), tf.float64)
     within = tf.raw_ops.ClipByValue(t=sums, clip_value_min=_LEAST, clip_value_max=_MOST)
     return sums, tf.reduce_any(tf.not_equal(sums, within))  # NaN is not equal to itself
 
