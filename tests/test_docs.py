@@ -17,7 +17,7 @@ from mlflow_tfmon.sources import _INTERNAL, PREFIX
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
-# What a page's examples take for granted: data, a compiled model, and a run that was watched.
+# What a page's examples take for granted: data, a compiled model, a loop's parts, and a run that was watched.
 RUN_PAGES = """
 import runpy, sys
 import keras, mlflow, mlflow_tfmon
@@ -35,6 +35,8 @@ for path in [None, *sys.argv[1:]]:
     else:
         print("page", path)
         given = {"x": x, "y": y, "model": model, "run_id": run_id, "mlflow_tfmon": mlflow_tfmon}
+        given |= {"epochs": 2, "train_ds": [(x[:32], y[:32])] * 3, "train_step": model.train_on_batch}
+        given |= {"validate": lambda model: 1.0}
         runpy.run_path(path, given, "__main__")
     mlflow_tfmon.autolog(disable=True)  # each page for itself
 """
