@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ import mlflow
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from PIL import Image
 
 import mlflow_tfmon
-from benchmarks.recipes import digits, friedman, log_loss, mlp, rnn, tabular
+from benchmarks.recipes import digits, friedman, mlp, rnn, tabular
 from mlflow_tfmon.recorded import RecordedRun
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "problems"
@@ -91,8 +93,11 @@ def weights(axes: Any, run: RecordedRun) -> None:
     kernels = [name for name in dict.fromkeys(found.variable) if name.endswith("kernel")]
     for name, color in zip(kernels, _shades(len(kernels)), strict=True):
         (row,) = found[found.variable == name].itertuples()
-        counts, edges = np.asarray(row.counts, float), np.asarray(row.edges, float)
-        axes.stairs(counts / counts.sum() / np.diff(edges), edges, color=color, label=name)
+        middles = (
+            np.asarray(row.edges)[1:] + np.asarray(row.edges)[:-1]
+        ) / 2  # of bins that are narrow near 0
+        shares = np.asarray(row.counts, float) / np.sum(row.counts)
+        axes.hist(middles, 11, weights=shares, histtype="step", color=color, label=name)
 
 
 def column(name: str) -> Draw:
@@ -136,6 +141,22 @@ class Case:
     epochs: int = 15
     scale: str = "linear"
     train: Callable[[bool], None] | None = None
+
+
+def with_a_hole(seed: int) -> Any:
+    """The digits, of which one pixel is missing."""
+    made = digits(seed)
+    made[0][0, 30] = np.nan
+    return made
+
+
+def bowl(seed: int) -> Any:
+    """A square and, a fourth of it, a straight line."""
+    random = np.random.default_rng(seed)
+    x = random.uniform(-1, 1, (1200, 2)).astype("float32")
+    y = 3 * x[:, 0] ** 2 + 0.77 * x[:, 1] + 0.1 * random.normal(size=1200)
+    y = (y - y.mean()).astype("float32")
+    return x[:900], y[:900], x[900:], y[900:]
 
 
 def fit_slowly_read(mended: bool) -> None:
@@ -182,8 +203,7 @@ def loop_with_numbers(mended: bool) -> None:
 normal = keras.initializers.RandomNormal
 CASES: dict[str, Case] = {
     "nan_or_inf": Case(
-        losses, "loss", scale="log", epochs=6, always={"rate": 0.03, "kernel": normal(stddev=0.8)},
-        broken={"loss": log_loss}, mended=LOGITS,
+        losses, "loss", epochs=2, broken={"data": with_a_hole}, mended={"data": digits},
     ),
     "exploding_gradient": Case(
         gradients, "gradient norm", rnn, scale="log", epochs=10,
@@ -205,16 +225,17 @@ CASES: dict[str, Case] = {
         broken={"kernel": normal(stddev=3.0)},
     ),
     "oscillating_loss": Case(
-        losses, "loss", epochs=20, always={"activation": "tanh", "hidden": (32,), **LOGITS},
-        broken={"rate": 0.7}, mended={"rate": 5e-3},
+        losses, "loss", epochs=20,
+        always={**REGRESSION, "hidden": (), "given": {"offset": 3.0}, "optimizer": "SGD", "rate": 1.5e-3},
+        broken={"momentum": 0.999}, mended={"momentum": 0.9},
     ),
     "slow_convergence": Case(
         losses, "loss", epochs=10, always={"hidden": (32,)},
         broken={"optimizer": "SGD", "rate": 4e-3}, mended={"optimizer": "Adam", "rate": 4e-3},
     ),
     "plateau": Case(
-        losses, "loss", epochs=30, always={"rate": 1e-2},
-        broken={"hidden": (1,), "activation": None}, mended={"hidden": (32,)},
+        losses, "loss", epochs=20, always={"data": bowl, "classes": 0, "rate": 0.01},
+        broken={"hidden": ()}, mended={"hidden": (32,)},
     ),
     "overfitting": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", epochs=60,
@@ -230,7 +251,7 @@ CASES: dict[str, Case] = {
         always={"hidden": (16, 8)}, broken={"cut": True},
     ),
     "poor_initialization": Case(
-        weights, "first weights of each layer (density)",
+        weights, "first weights of each layer (share)",
         always={"activation": "tanh", "hidden": (64, 64, 64)}, broken={"kernel": normal(stddev=5.0)},
     ),
     "improper_activation": Case(
@@ -315,9 +336,9 @@ def main() -> None:
             if kind not in found or kind in left:
                 failed.append(kind)
                 continue
-            picture(case, kind, broken, mended).savefig(
-                args.output / f"{kind}.png", metadata={"Software": None}
-            )
+            drawn = BytesIO()
+            picture(case, kind, broken, mended).savefig(drawn, format="png")
+            Image.open(drawn).convert("RGB").quantize(64).save(args.output / f"{kind}.png", optimize=True)
         mlflow_tfmon.autolog(disable=True)
     if failed:
         sys.exit(f"error: not found as expected: {', '.join(failed)}")

@@ -41,7 +41,7 @@ PLANTED = {
         "the time spent waiting for input is not recorded",
     ),
     "drain": ("mlflow_tfmon.stream.drain.Drain._take", ""),
-    "recording": ("mlflow_tfmon.stream.recording._steps", ""),
+    "recording": ("mlflow_tfmon.stream.streams.Stream.read", ""),
     "journal": ("mlflow_tfmon.tracking.journal.Journal.append", ""),
     "journal, when made": ("mlflow_tfmon.tracking.journal.Journal.create", "this training is not recorded"),
     "delivery": ("mlflow_tfmon.tracking.process.DeliveryProcess.watch", "what is recorded waits in"),

@@ -159,7 +159,7 @@ def test_a_script_that_trains_with_another_backend_is_left_alone(tmp_path):
         (["nowhere.py"], "nowhere.py: No such file"),
         ([], "Missing argument 'SCRIPT'"),
         (["--deep-every", "0", __file__], "--deep-every=0: it must be a whole number"),
-        (["--extra-tags", "{", __file__], "--extra-tags: extra_tags='{': extra_tags must be a dictionary"),
+        (["--extra-tags", "{", __file__], "--extra-tags='{': it must be a dictionary"),
         (
             ["--no-log-models", "--registered-model-name", "a", __file__],
             "--registered-model-name='a': it is at odds with log_models=False",

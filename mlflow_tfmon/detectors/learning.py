@@ -17,6 +17,7 @@ from mlflow_tfmon.detectors.table import Table
 
 NOTHING = 0.05  # less than this share of the way from the constant prediction to zero loss is nothing learned
 LITTLE = 0.3
+MUCH = 0.7  # what looks like a fault does no harm where so much is learned
 _FEWEST_STEPS = 30
 _UNKNOWN_STEPS = 2000  # how long a training is taken to be whose length is not known, at least
 
@@ -141,7 +142,11 @@ def broken(history: History) -> bool:
 
 
 def diverged(history: History) -> bool:
-    """Whether the loss is not finite any more, or twice as large as at the start and for a constant prediction."""
+    """Whether the loss is not finite any more, or twice as large as at the start and for a constant prediction.
+
+    A classifier that is very sure of the few examples that it gets wrong has a large loss, and has not diverged: its
+    accuracy tells.
+    """
     state = learning(history)
-    worse = state.now > 2 * max(state.begun, state.reference)
+    worse = state.now > 2 * max(state.begun, state.reference) and not state.learned >= MUCH
     return broken(history) or bool(worse and state.share > 0 and state.reference > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.learning import MUCH, learning
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
@@ -16,6 +16,8 @@ _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 def detect(history: History) -> Iterator[Problem]:
     """Sees, before the first step: logits taken for probabilities, softmax over one unit, labels out of range.
 
+    These are taken back if 70% is learned all the same. Not so a softmax for labels that are not exclusive: Keras works
+    out the loss from what goes into the softmax, so that it falls while the predictions stay wrong.
     What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a
     sigmoid or softmax that does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras
     scales its outputs to a sum of 1.)
@@ -25,8 +27,9 @@ def detect(history: History) -> Iterator[Problem]:
     out = data.output if data is not None else None
     if data is None or out is None or data.loss not in CROSS_ENTROPIES:
         return
-    certain = _certain(data)
-    suspect = _suspect(data) if learning(history).nothing(_PATIENCE) else None
+    state = learning(history)
+    certain = _not_exclusive(data) or (None if state.learned >= MUCH else _certain(data))
+    suspect = _suspect(data) if state.nothing(_PATIENCE) else None
     if certain or suspect:
         evidence, advice = certain or suspect or ("", "")
         yield Problem(
@@ -62,6 +65,24 @@ def _certain(data: Premises) -> tuple[str, str] | None:
             "Use labels 0 and 1 (one-hot for several classes), or sparse_categorical_crossentropy for class numbers.",
         )
     return None
+
+
+def _not_exclusive(data: Premises) -> tuple[str, str] | None:
+    out, y = data.output, data.targets
+    assert out is not None
+    if (
+        data.loss != _BINARY
+        or out.activation != "softmax"
+        or y is None
+        or y.columns < 2
+        or y.one_hot
+        or not y.whole
+    ):
+        return None
+    return (
+        "The labels are not exclusive (not each row has a single 1), but a softmax's outputs add up to 1.",
+        'Use activation="sigmoid" in the last layer.',
+    )
 
 
 def _suspect(data: Premises) -> tuple[str, str] | None:

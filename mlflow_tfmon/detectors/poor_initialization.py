@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import diverged, learning
+from mlflow_tfmon.detectors.learning import MUCH, diverged, learning
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.problem import Problem
 
 _FAR = 10.0
-_HALF = 0.7
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -30,7 +29,7 @@ def detect(history: History) -> Iterator[Problem]:
     state = learning(history)
     layers = [layer for layer in history.premises.layers if layer.kernel and layer.trainable]
     pairs = [(a, b) for a, b in itertools.pairwise(layers) if a.constant and b.constant]
-    if pairs and not state.learned >= _HALF:
+    if pairs and not state.learned >= MUCH:
         names = tuple(dict.fromkeys(layer.kernel for pair in pairs for layer in pair))
         yield Problem(
             "poor_initialization", "critical", min(1, history.step), names,
@@ -43,7 +42,7 @@ def detect(history: History) -> Iterator[Problem]:
         return
     first = history.nonfinite.get("loss")
     overflow = first is not None and first.first == 1
-    half = state.share >= 0.5 and state.learned < _HALF
+    half = state.share >= 0.5 and state.learned < MUCH
     if not (state.nothing(0.1) or half or diverged(history) or overflow):
         return
     far = [

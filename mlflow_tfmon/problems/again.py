@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,12 @@ def replayed(run: RecordedRun) -> tuple[Replay, Standing]:
 
 def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
     """The records of a run, each with its step and its place among those of one step."""
+    deep = {about["stream"]: _layout(pq.read_table(path), about) for path, about in run.parts("deep-*")}
     for path, about in run.parts("steps-*"):
         table = pq.read_table(path)
         layout = _layout(table, about)
+        if layout.stream in deep:
+            layout = dataclasses.replace(layout, deep_columns=deep[layout.stream].deep_columns)
         steps = table["step"].to_numpy()
         names = [name for name in layout.columns]
         scalars = [table[name].to_numpy().astype(float) for name in names]

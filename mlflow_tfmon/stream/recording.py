@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from mlflow_tfmon.stream import bins, records, rows
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.streams import Stream
 
 ABSENT_TAG = "tfmon.absent"
 # Series, and of which columns each is made (any of them will do).
@@ -30,36 +30,6 @@ _FROM = {
 _MOMENT = 2.0  # s
 
 
-@dataclass
-class _Stream:
-    """One optimizer's steps within a recording: its number, what it trains, and how far it has come.
-
-    Attributes:
-        begins: whether a further optimizer would belong to the same training, and give names to both.
-        named: whether the series are shown, under the names that they have now.
-        since: when it was opened, monotonic seconds.
-        variables: a mark of what it trains.
-        carried: whether it has been taken over from a checkpoint, and has not gone on yet.
-        last_histogram: the last step that has histograms.
-    """
-
-    number: int
-    keys: frozenset[str]
-    name: str
-    prefix: str
-    model: str
-    total_steps: int | None
-    steps: int = 0
-    learning_rate: float | None = None
-    opened: records.StreamOpened | None = None
-    begins: bool = True
-    named: bool = False
-    since: float = field(default_factory=time.monotonic)
-    variables: str = ""
-    carried: bool = False
-    last_histogram: int = 0
-
-
 class Recording:
     """Puts what rings and callbacks tell into the journal of one run.
 
@@ -70,7 +40,7 @@ class Recording:
 
     def __init__(self, append: Callable[[Sequence[records.Record]], None], past: Past = NOTHING) -> None:
         self._append = append
-        self._streams = [_carried(stream, past.resumed) for stream in past.streams]
+        self._streams = [Stream.carried_on(stream, past.resumed) for stream in past.streams]
         self._epochs: dict[str, int] = dict(past.epochs)
         self._absent: dict[str, None] = {}  # in the order of appearance
         self._seams: dict[str, None] = dict.fromkeys(past.seams)
@@ -98,7 +68,7 @@ class Recording:
             known = {s.prefix for s in self._streams}
             prefixes = [f"{name}.", *(f"{name}_{n}." for n in range(2, 2 + len(known)))]
             prefix = next(p for p in prefixes if p not in known) if self._streams else ""
-            stream = _Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
+            stream = Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
             stream.named, stream.variables = bool(self._streams), variables
             self._streams.append(stream)
 
@@ -153,14 +123,14 @@ class Recording:
                 if not stream.named and (not waited or time.monotonic() - stream.since > _MOMENT):
                     self._name(stream, stream.prefix)
 
-    def _name(self, stream: _Stream, prefix: str) -> None:
+    def _name(self, stream: Stream, prefix: str) -> None:
         stream.prefix, stream.named = prefix, True
         if stream.opened is not None:
             opened = dataclasses.replace(stream.opened, prefix=prefix, named=True)
             self._append([opened])
             stream.opened = opened
 
-    def _of(self, ring: Ring) -> _Stream | None:
+    def _of(self, ring: Ring) -> Stream | None:
         keys = ring.layout.keys
         # Two optimizers that share a trunk are two streams; layers frozen or set free are one.
         return next((s for s in self._streams if s.keys and (s.keys <= keys or keys <= s.keys)), None)
@@ -196,7 +166,7 @@ class Recording:
                 stream.begins, stream.named = False, True
             opened = stream.opened
             for part in rows.runs(block.rows):
-                layout, steps = _steps(stream, block, part, offset)
+                layout, steps = stream.read(block, part, offset)
                 out += [steps] if layout == opened else [layout, steps]
                 opened = layout
             out += self._absent_from(opened)
@@ -294,24 +264,3 @@ class Recording:
         """Records anything else."""
         with self._lock:
             self._append(list(out))
-
-
-def _carried(stream: PastStream, resumed: bool) -> _Stream:
-    """A stream of an earlier recording, which goes on once it is known who trains its variables."""
-    return _Stream(
-        stream.number, frozenset(), stream.name, stream.prefix, stream.model, None, stream.steps,
-        begins=False, named=True, variables=stream.variables, carried=resumed,
-    )  # fmt: skip
-
-
-def _steps(
-    stream: _Stream, block: Block, part: slice, offset: int
-) -> tuple[records.StreamOpened, records.Steps]:
-    """Some rows of a block, and the layout that they have."""
-    columns, norms = rows.columns_of(block, part, offset)
-    layout = block.ring.layout
-    opened = records.StreamOpened(
-        stream.number, stream.prefix, layout.variables, tuple(columns), layout.norms, rows.DEEP_QUANTITIES,
-        stream.total_steps, stream.model, stream.named,
-    )  # fmt: skip
-    return opened, records.Steps(stream.number, block.seen, np.column_stack([*columns.values(), norms]))

@@ -86,6 +86,14 @@ BAD = {
         history(known=_with_layer(2, units=3), done=1),
         history(known=_with_layer(2, units=1, activation="softmax"), done=1),
         history(CHANCE, known=_with_layer(2, activation="sigmoid")),
+        history(
+            known=dataclasses.replace(
+                _with_layer(2, units=3),
+                loss="binary_crossentropy",
+                targets=Sample.of(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]] * 9)),
+            ),
+            done=1,
+        ),
     ],
     "unnormalized_input": [
         history(CHANCE, known=premises(inputs=Sample.of(300 * np.random.default_rng(0).normal(size=(99, 8)))))
@@ -129,6 +137,11 @@ HEALTHY = {
     "zeros in the output layer alone": history(known=_with_layer(2, std=0.0)),
     "constant initial weights that learn all the same": history(
         known=premises(layers=tuple(dataclasses.replace(one, std=0.0) for one in premises().layers))
+    ),
+    "logits for probabilities that learn all the same": history(known=_with_layer(2, activation="linear")),
+    "a rectified output that learns all the same": history(known=_with_layer(2, activation="relu")),
+    "a large loss with a good accuracy": history(
+        np.where(_T < 100, CHANCE, 5 * CHANCE), accuracy=(0.95, 0.95), update=0.5
     ),
     "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
     "steps that loss scaling left out": history(

@@ -81,6 +81,14 @@ def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "none\n"
 
 
+def test_what_only_deep_rows_tell_is_found_again() -> None:
+    run_id, _ = _fit(_model(rate=1e-7), epochs=12)
+    run = mlflow_tfmon.load_run(run_id)
+    assert (
+        [one.kind for one in run.problems] == ["learning_rate_too_low"] == [one.kind for one in diagnose(run)]
+    )
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cnn", "lstm", "transformer", "regression"])
 def test_an_ordinary_net_that_learns_is_clean(name: str) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from mlflow_tfmon.report.comparison import compare
+from mlflow_tfmon.stream.records import Facts
 from tests.report import recordings
 from tests.servers import Server
 
@@ -146,5 +148,35 @@ def test_from_disk_every_chart_is_drawn_and_nothing_is_asked_for(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     labels = page.eval_on_selector_all(".chart", "(all) => all.map((one) => one.getAttribute('aria-label'))")
     assert all(len(label) > 30 for label in labels)
+    assert asked == [path.as_uri()] and not said
+    page.close()
+
+
+@pytest.mark.thorough
+def test_a_comparison_is_drawn_with_its_seams_and_asks_for_nothing(
+    browser: Any, store: str, home: Path, tmp_path: Path
+) -> None:
+    seam = Facts(tags={"tfmon.seams": "201"}, time=1.0)
+    first = recordings.delivered(
+        store, home, *recordings.training(400), seam, name="<script>alert(4)</script>"
+    )
+    other = recordings.delivered(store, home, *recordings.training(400, seed=1), name="other")
+    path = tmp_path / "comparison.html"
+    path.write_text(compare([first, other]), "utf-8")
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.goto(path.as_uri())
+    assert min(page.evaluate(_DRAWN)) > 4
+    assert page.inner_text(".seams").startswith(
+        "Dashed lines in the charts: further fit from step 201 on of <script>"
+    )
+    dashed = page.locator("figure[data-panel=learning_rate] svg path[stroke-dasharray]")
+    assert dashed.count() >= 1  # the seam: a single curve is solid
+    page.evaluate("document.querySelector('input[value=epoch]').click()")
+    assert min(page.evaluate(_DRAWN)) > 4
     assert asked == [path.as_uri()] and not said
     page.close()

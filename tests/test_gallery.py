@@ -1,0 +1,47 @@
+"""Each kind of problem has its picture, of a training that has it and of one that is mended."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.notebooks import ROOT
+
+
+def kinds() -> list[str]:
+    """As the table of docs/problems.md names them."""
+    text = (ROOT / "docs" / "problems.md").read_text()
+    return [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+
+
+def test_every_kind_has_a_section_with_a_picture_and_a_way_out():
+    sections = (ROOT / "docs" / "gallery.md").read_text().split("\n### ")[1:]
+    assert len(kinds()) == 19
+    assert sorted(one.split("\n")[0] for one in sections) == sorted(kinds())
+    for one in sections:
+        kind = one.split("\n")[0]
+        assert f"(images/problems/{kind}.png)" in one and "**Way out:**" in one
+        assert (ROOT / "docs" / "images" / "problems" / f"{kind}.png").stat().st_size < 100_000
+
+
+@pytest.mark.thorough
+def test_a_picture_is_drawn_of_a_problem_that_is_found_and_mended(tmp_path, home):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gallery", "dead_relu", "--output", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "dead_relu: dead_relu, stagnant_weights; mended: none\n"
+    assert (tmp_path / "dead_relu.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.thorough
+def test_an_unknown_kind_is_told_in_a_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gallery", "dread"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 2 and "no such kind: dread" in done.stderr.splitlines()[-1]
