@@ -61,23 +61,11 @@ class Pipeline:
         self._delivery = DeliveryProcess.shared()
         self.recording.append(
             records.RunStarted(
-                run.tracking_uri,
-                run.registry_uri,
-                run.experiment_id,
-                run.run_id,
-                run.name,
-                dict(run.tags),
-                run.start_time,
-                run.owned,
-                run.active,
-                settings.max_points,
-                settings.max_variables,
-                settings.report,
-                settings.tensorboard,
-                run.experiment_name,
-                run.past.as_dict(),
+                run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
+                run.start_time, run.owned, run.active, settings.max_points, settings.max_variables, settings.report,
+                settings.tensorboard, run.experiment_name, run.past.as_dict(),
             )
-        )
+        )  # fmt: skip
         with contained("describing the environment", "it is not recorded"):
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):

@@ -113,9 +113,8 @@ def _only_one(folder: Path) -> Iterator[None]:
     finally:
         if handle is not None:
             with contextlib.suppress(OSError):
-                fcntl.flock(
-                    handle, fcntl.LOCK_UN
-                )  # closing leaves it locked where a forked child has it open too
+                # Closing leaves it locked where a forked child has it open too.
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 
