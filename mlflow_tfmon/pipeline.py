@@ -95,6 +95,7 @@ class Pipeline:
 
     def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
+        self.drain()  # whether it is part of a training that begins goes by the steps made, not by those taken
         self.recording.open_stream(ring, name, model, total_steps)
         ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)

@@ -229,7 +229,10 @@ class Training:
 
     def begins(self) -> bool:
         """Whether this is the training's very beginning: a further optimizer is part of it."""
-        return self._pipeline is not None and self._pipeline.recording.begins(self._keys())
+        if self._pipeline is None:
+            return False
+        self._pipeline.drain()
+        return self._pipeline.recording.begins(self._keys())
 
     def _keys(self) -> frozenset[str]:
         if self.model is None:

@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon import pipeline
+from mlflow_tfmon.stream import drain
 from tests import trainings
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -79,6 +81,19 @@ def test_a_loop_goes_on_after_a_fit_in_the_same_run() -> None:
     assert [m.step for m in history] == list(range(1, 21))
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "fitted.batch/loss")
     assert [m.step for m in history] == list(range(1, 11))
+
+
+def test_names_do_not_hang_on_when_the_drain_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def anew() -> None:
+        pipeline.DRAIN.stop()
+        pipeline.DRAIN._stopped.clear()
+        pipeline.DRAIN._thread = None
+
+    anew()
+    with monkeypatch.context() as patched:
+        patched.setattr(drain, "_FIRST", 600.0)
+        test_a_loop_goes_on_after_a_fit_in_the_same_run()
+        anew()
 
 
 def test_a_loop_and_a_fit_of_one_model_in_one_run() -> None:
