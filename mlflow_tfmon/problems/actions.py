@@ -95,7 +95,7 @@ class Actions:
         watch = self._monitor.watch
         if watch is None:
             return
-        watch.look()
+        watch.look(urgent=True)
         problem = self._found()
         if problem is None:
             best = self._best.consider(self._monitor.last_epoch, metrics)

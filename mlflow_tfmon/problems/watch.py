@@ -15,7 +15,8 @@ from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 
 _PAUSE = 1.0  # s between two judgements at least,
-_SHARE = 0.01  # and no more than this share of one core's time for all of them
+_SHARE = 0.01  # and no more than this share of one core's time for all of them;
+_URGENT_SHARE = 0.05  # this much at epochs' ends, where a training is to be stopped
 
 
 class Watch:
@@ -35,7 +36,7 @@ class Watch:
         self._standing = Standing(others())
         self._lock = threading.Lock()
         self._judging = threading.Lock()
-        self._due = 0.0  # monotonic time
+        self._due = self._soonest = 0.0  # monotonic time
         self._changed = False
         self._step = 0
         self._recorded: tuple[Problem, ...] | None = None
@@ -58,9 +59,13 @@ class Watch:
                 self._replay.take(record)
                 self._changed |= isinstance(record, (records.Steps, records.EpochEnded, records.Premises))
 
-    def look(self) -> None:
-        """Judges what was recorded if something was and the last judgement is long enough ago."""
-        if self._changed and time.monotonic() >= self._due:
+    def look(self, urgent: bool = False) -> None:
+        """Judges what was recorded if something was and the last judgement is long enough ago.
+
+        Args:
+            urgent: whether something is about to be done about it.
+        """
+        if self._changed and time.monotonic() >= (self._soonest if urgent else self._due):
             self._judge(final=False)
 
     def learned(self, prefix: str) -> float:
@@ -93,6 +98,7 @@ class Watch:
             self._record(final)
             spent = time.thread_time() - start
             self._due = time.monotonic() + max(_PAUSE, spent / _SHARE)
+            self._soonest = time.monotonic() + spent / _URGENT_SHARE
         for problem in new:  # without the lock: who is told may end the run, which judges once more
             for told in self.on_new:
                 told(problem)
