@@ -10,7 +10,7 @@ from tests.notebooks import ROOT, execute
 NOTEBOOK = ROOT / "docs" / "notebooks" / "diagnose.ipynb"
 
 
-@pytest.mark.thorough
+@pytest.mark.demos
 def test_a_model_is_trained_broken_diagnosed_and_mended(tmp_path, store, home):
     nbformat = pytest.importorskip("nbformat")
     from mlflow import MlflowClient
