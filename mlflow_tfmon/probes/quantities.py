@@ -36,7 +36,7 @@ def half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def quick_half_squares(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same summed in single precision, which takes half the time, and whether that may be off for any of them.
+    """The same summed in single precision, without a copy in double, and whether that may be off for any of them.
 
     XLA, for which a cast costs nothing, sums in double precision at once.
     """
