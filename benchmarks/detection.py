@@ -5,24 +5,24 @@
     python -m benchmarks.detection aside --seeds 2      # our own, those that were set aside
 
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
-best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. What
-it costs is printed by `benchmarks.judging`.
+best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
+`--keep DIR` a run that is cut off (by `--minutes`, say) goes on where it was, and `--again` judges its trainings anew
+without training. What it costs is printed by `benchmarks.judging`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,49 +35,14 @@ import numpy as np
 import tensorflow as tf
 
 import mlflow_tfmon
+from benchmarks import verdicts
+from benchmarks.verdicts import Job, Result
+from mlflow_tfmon.problems.again import diagnose
 
 _ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo"
-# Of the zoo's paper and its reproduction package: (flagged of the faulty, flagged of the healthy).
-_PUBLISHED = {
-    "DeepDiagnosis, all": ("138 of 203", "68 of 188"),
-    "DeepLocalize, all": ("191 of 203", "133 of 186"),
-    "DeepDiagnosis, Blob": ("34 of 48", "8 of 39"),
-    "DeepLocalize, Blob": ("44 of 48", "16 of 39"),
-    "AutoTrainer's rules under Keras 3, Blob": ("143 of 155", "2 of 73"),
-}
 
 
 SETTINGS: dict[str, Any] = {"log_models": False, "log_datasets": False, "report": False, "silent": True}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training to be.
-
-    Attributes:
-        name: of the configuration.
-        seed: of it.
-        kinds: that would be right; none if unknown or healthy.
-        make: the compiled model and the arguments of fit.
-        went_well: judges what fit returned, and the model.
-    """
-
-    name: str
-    seed: int
-    kinds: tuple[str, ...]
-    make: Callable[[], tuple[Any, dict[str, Any]]]
-    went_well: Callable[[dict[str, list[float]], Any], bool]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a training, and what was said of it."""
-
-    job: Job
-    well: bool
-    kinds: tuple[str, ...]
-    first: float | None  # share of the training that was over when the first problem was said
-    seconds: float
 
 
 def zoo_jobs(folder: Path, seeds: int) -> Iterator[Job]:
@@ -127,18 +92,19 @@ def _accurate(history: dict[str, list[float]], good: float, name: str = "val_acc
 def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
     """Our own configurations."""
     from benchmarks import aside as set_aside
-    from benchmarks import configurations
+    from benchmarks import configurations, spent
     from benchmarks.recipes import Configuration
 
     def make(one: Configuration, seed: int) -> tuple[Any, dict[str, Any]]:
         model, (x, y, x_val, y_val) = one.recipe(seed, **one.changes)
-        given = {"validation_data": (x_val, y_val), "epochs": one.epochs}
+        given = {"validation_data": (x_val, y_val), "epochs": one.epochs, **one.fit()}
         if one.feed is not None:
             return model, {**given, "x": one.feed(x, y, one.batch_size)}
         return model, {**given, "x": x, "y": y, "batch_size": one.batch_size}
 
+    seen = (*configurations.CONFIGURATIONS, *spent.CONFIGURATIONS)
     for seed in range(seeds):
-        for one in (set_aside if aside else configurations).CONFIGURATIONS:
+        for one in set_aside.CONFIGURATIONS if aside else seen:
             yield Job(
                 one.name,
                 seed,
@@ -151,70 +117,43 @@ def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
 def _own_well(one: Any, history: dict[str, list[float]], fit: dict[str, Any]) -> bool:
     if one.wasteful:
         return False
-    for name in ("accuracy", "binary_accuracy"):
-        if f"val_{name}" in history:
-            return _accurate(history, one.good, f"val_{name}")
+    for name in (one.judged_by, "val_accuracy", "val_binary_accuracy"):
+        if name in history:
+            return _accurate(history, one.good, name)
     error = history.get("val_mse", history["val_loss"])
     explained = 1 - np.mean(error[-5:]) / np.asarray(fit["validation_data"][1], float).var()
     return bool(np.isfinite(history["loss"]).all() and explained >= one.good)
 
 
-def train(job: Job) -> Result:
-    """Trains one configuration under autologging."""
+def train(job: Job, watched: bool = True) -> Result:
+    """Trains one configuration, under autologging if it is watched."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(job.seed)
     model, arguments = job.make()
-    start = time.perf_counter()
     history = None
-    with (
-        mlflow.start_run(run_name=f"{job.name} {job.seed}") as active,
-        contextlib.suppress(tf.errors.OpError),
-    ):
+    name = f"{job.name} {job.seed}"
+    run: Any = mlflow.start_run(run_name=name) if watched else contextlib.nullcontext()
+    start = time.perf_counter()
+    with run as active, contextlib.suppress(tf.errors.OpError):
         history = model.fit(**arguments, verbose=0).history
     seconds = time.perf_counter() - start
-    run = mlflow_tfmon.load_run(active.info.run_id)
-    said = [problem.said_at for problem in run.problems]
-    first = min(said) / max(1, len(run.steps)) if said else None
     well = history is not None and job.went_well(history, arguments)
-    return Result(job, well, tuple(one.kind for one in run.problems), first, seconds)
+    result = Result(job.name, job.seed, job.kinds, well, (), None, seconds)
+    return judged(result, active.info.run_id) if watched else result
 
 
-def report(results: list[Result]) -> str:
-    """The figures, and each training of which something was missed or wrongly said."""
-    failed, well = [one for one in results if not one.well], [one for one in results if one.well]
-    found = [one for one in failed if one.kinds]
-    wrong = [one for one in well if one.kinds]
-    named = [one for one in failed if one.job.kinds]
-    right = [one for one in named if set(one.kinds) & set(one.job.kinds)]
-    firsts = [one.first for one in found if one.first is not None]
-    lines = [
-        f"{'tool':42} {'flagged of the failed':>22} {'flagged of the healthy':>22}",
-        f"{'mlflow_tfmon':42} {_of(found, failed):>22} {_of(wrong, well):>22}",
-        *(f"{name:42} {a:>22} {b:>22}" for name, (a, b) in _PUBLISHED.items()),
-        "",
-        f"right kind named: {_of(right, named)} of those whose kind is known",
-        f"first said after {statistics.median(firsts):.1%} of the training, in the median" if firsts else "",
-        f"{sum(one.seconds for one in results):.0f} s of training in all",
-        "",
-    ]
-    for one in results:
-        if bool(one.kinds) == one.well:
-            what = "healthy, but said:" if one.well else "failed, but nothing said"
-            lines.append(f"{one.job.name} (seed {one.job.seed}): {what} {', '.join(one.kinds)}")
-        elif not one.well and one.job.kinds and not set(one.kinds) & set(one.job.kinds):
-            lines.append(
-                f"{one.job.name} (seed {one.job.seed}): said {', '.join(one.kinds)}, not {' or '.join(one.job.kinds)}"
-            )
-    return "\n".join(lines)
-
-
-def _of(some: list[Result], all_of_them: list[Result]) -> str:
-    share = f" ({len(some) / len(all_of_them):.1%})" if all_of_them else ""
-    return f"{len(some)} of {len(all_of_them)}{share}"
+def judged(result: Result, run_id: str, again: bool = False) -> Result:
+    """A result, with what was said of its run; or what would be said of it now."""
+    run = mlflow_tfmon.load_run(run_id)
+    problems = diagnose(run) if again else run.problems
+    said = [problem.said_at for problem in problems]
+    first = min(said) / max(1, len(run.steps)) if said else None
+    kinds = tuple(one.kind for one in problems)
+    return dataclasses.replace(result, kinds=kinds, first=first, run_id=run_id)
 
 
 @contextlib.contextmanager
-def store(keep: Path | None = None) -> Iterator[None]:
+def store(keep: Path | None = None, watch: bool = True) -> Iterator[None]:
     """Autologging into a store of its own; on one thread, and without what makes graphs faster but takes longer."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -227,7 +166,8 @@ def store(keep: Path | None = None) -> Iterator[None]:
         if mlflow.get_experiment_by_name("detection") is None:
             mlflow.create_experiment("detection", (folder / "artifacts").as_uri())
         mlflow.set_experiment("detection")
-        mlflow_tfmon.autolog(**SETTINGS)
+        if watch:
+            mlflow_tfmon.autolog(**SETTINGS)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         yield
 
@@ -242,27 +182,41 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each")
     parser.add_argument("--only", default="", help="configurations whose name holds this")
     parser.add_argument(
-        "--keep", type=Path, help="folder that keeps the runs, so that they can be judged again"
+        "--keep", type=Path, help="folder that keeps runs and results, to go on with and judge again"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="no training begins after that long"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--again", action="store_true", help="judge the runs in --keep again, without training")
+    how.add_argument("--unwatched", action="store_true", help="only tell which trainings go well")
     chosen = parser.parse_args(arguments)
-    with store(chosen.keep):
-        jobs = zoo_jobs(chosen.zoo, chosen.seeds)
-        if chosen.what != "zoo":
-            jobs = own_jobs(chosen.what == "aside", chosen.seeds)
-        results: list[Result] = []
+    if chosen.again and chosen.keep is None:
+        parser.error("--again needs --keep DIR, the folder of the trainings to judge again")
+    jobs = zoo_jobs(chosen.zoo, chosen.seeds)
+    if chosen.what != "zoo":
+        jobs = own_jobs(chosen.what == "aside", chosen.seeds)
+    end = time.monotonic() + 60 * chosen.minutes
+    with store(chosen.keep, not (chosen.unwatched or chosen.again)):
+        kept = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep and not chosen.unwatched else None
+        results = {(one.name, one.seed): one for one in verdicts.read(kept)} if kept else {}
         with contextlib.suppress(KeyboardInterrupt):  # the report of what was done by then
             for job in jobs:
-                if chosen.only not in job.name:
+                known = results.get((job.name, job.seed))
+                if (
+                    chosen.only not in job.name
+                    or (known is None) == chosen.again
+                    or (known and not chosen.again)
+                ):
                     continue
-                results.append(train(job))
-                one = results[-1]
-                print(
-                    f"{one.seconds:6.1f} s  {'well  ' if one.well else 'failed'}  {job.name} {job.seed}: "
-                    f"{', '.join(one.kinds) or 'none'}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        print(report(results))
+                if time.monotonic() > end:
+                    break
+                one = judged(known, known.run_id, again=True) if known else train(job, not chosen.unwatched)
+                results[job.name, job.seed] = one
+                if kept and not known:
+                    verdicts.add(kept, one)
+                print(one.line(), file=sys.stderr, flush=True)
+        print(verdicts.report(results.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Further data and models, for the configurations of `benchmarks.aside`."""
+"""Further data and models, for the configurations of `benchmarks.spent`."""
 
 from __future__ import annotations
 

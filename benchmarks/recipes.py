@@ -32,6 +32,8 @@ class Configuration:
         batch_size: examples a step.
         feed: makes of x, y and the batch size what `fit` is given instead of them.
         wasteful: whether it is broken though it learns, for what it costs.
+        fit: makes further arguments of `fit`, such as callbacks.
+        judged_by: the accuracy to judge by, where it is not under one of the usual names.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Configuration:
     batch_size: int = 32
     feed: Callable[[Any, Any, int], Any] | None = None
     wasteful: bool = False
+    fit: Callable[[], dict[str, Any]] = dict
+    judged_by: str = ""
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
