@@ -11,7 +11,7 @@ from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.table import Gathering, Table
 
 _STEPS, _VARIABLES, _EPOCHS, _DEEP = 512, 128, 256, 64  # rows of the tables
-_FIRST = 5  # steps whose loss is that before training, if they do not make it worse
+_FIRST = 5  # steps whose loss is that before training, where they do not make it worse
 DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
 ACTIVATIONS = ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction")
 

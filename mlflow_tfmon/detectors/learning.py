@@ -31,9 +31,11 @@ class Learning:
         known: whether it is that of the constant prediction.
         begun: loss of the first steps.
         now: mean loss of the last tenth of the steps.
+        low: loss that three quarters of the last tenth of the steps (of eight of them at least) are above.
         best: smallest mean loss of any tenth.
         learned: how much of the way from `reference` to zero loss has been made now, at most 1; negative where the loss
-            is above it. By the accuracy, where that says more. NaN if unknown.
+            is above it. By the accuracy, or the loss of the validation data (which has no dropout, no augmentation, and
+            maybe no outliers), where these say more. NaN if unknown.
         share: how much of the training is over, 0 to 1; an estimate where its length is not known.
     """
 
@@ -41,6 +43,7 @@ class Learning:
     known: bool
     begun: float
     now: float
+    low: float
     best: float
     learned: float
     share: float
@@ -65,20 +68,26 @@ def learning(history: History) -> Learning:
     share = done / total if done >= _FEWEST_STEPS else 0.0
     if not len(curve) or not history.alone:
         nan = float("nan")
-        return Learning(nan, False, nan, nan, nan, nan, share)
+        return Learning(nan, False, nan, nan, nan, nan, nan, share)
     level = curve.mean[:, 0]
-    # The least of them: too large a step may have made the loss of the next ones worse.
-    begun = min(history.first_losses, default=float(level[0]))
+    # Too large a step may have made the loss of the next ones worse; and single batches differ.
+    first = history.first_losses or (float(level[0]),)
+    begun = min(first[0], float(np.median(first)))
     tenths = [float(part.mean()) for part in np.array_split(level, min(10, len(level)))]
     now, best = tenths[-1], min(tenths)
+    low = float(np.quantile(level[-max(8, len(level) // 10) :], 0.25))
     constant = history.premises.constant_loss() if history.premises is not None else float("nan")
     known = bool(np.isfinite(constant) and constant > 0)
     reference = constant if known else begun
-    learned = (reference - now) / reference if reference > 0 else float("nan")
-    by_accuracy = _by_accuracy(history)
-    if np.isfinite(by_accuracy):
-        learned = max(learned, by_accuracy) if np.isfinite(learned) else by_accuracy
-    return Learning(reference, known, begun, now, best, learned, share)
+    measures = [_by_accuracy(history, ""), _by_accuracy(history, "val_")]
+    if reference > 0 and (known or not _trained_before(history)):
+        # The first steps tell of a usual batch, and are compared with one.
+        late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
+        measures.append((reference - late) / reference)
+        if known:  # else validation may be measured in another way (without weights)
+            measures.append((reference - _late(by_step(history, "val_loss"))) / reference)
+    learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
+    return Learning(reference, known, begun, now, low, best, learned, share)
 
 
 def losses(history: History) -> Table:
@@ -125,14 +134,20 @@ def fell(history: History, after: float) -> bool:
     return bool(drop > 2 * noise and drop > 0.01 * abs(learning(history).reference))
 
 
-def _by_accuracy(history: History) -> float:
+def _by_accuracy(history: History, prefix: str) -> float:
     """How much better than always naming the most frequent class the last epochs were, as a share of the possible."""
     chance = history.premises.chance() if history.premises is not None else float("nan")
-    curve = accuracy(history)
-    if not len(curve) or not 0 < chance < 1:
-        return float("nan")
-    last = curve.mean[-max(1, len(curve) // 10) :, 0].mean()
-    return float((last - chance) / (1 - chance))
+    return (_late(accuracy(history, prefix)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")
+
+
+def _late(curve: Table) -> float:
+    """The mean of the last tenth of an epoch metric; NaN where there is none."""
+    return float(curve.mean[-max(1, len(curve) // 10) :, 0].mean()) if len(curve) else float("nan")
+
+
+def _trained_before(history: History) -> bool:
+    """Whether the first losses are those of a model that had learned something, we know not what."""
+    return history.premises is not None and history.premises.trained_before
 
 
 def broken(history: History) -> bool:
@@ -144,9 +159,10 @@ def broken(history: History) -> bool:
 def diverged(history: History) -> bool:
     """Whether the loss is not finite any more, or twice as large as at the start and for a constant prediction.
 
+    Three of four steps must be that bad: where a few examples make most of the loss, one batch is many times another.
     A classifier that is very sure of the few examples that it gets wrong has a large loss, and has not diverged: its
     accuracy tells.
     """
     state = learning(history)
-    worse = state.now > 2 * max(state.begun, state.reference) and not state.learned >= MUCH
+    worse = state.low > 2 * max(state.begun, state.reference) and not state.learned >= MUCH
     return broken(history) or bool(worse and state.share > 0 and state.reference > 0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,15 @@ PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid")
 CROSS_ENTROPIES = ("categorical_crossentropy", "sparse_categorical_crossentropy", "binary_crossentropy")
 _MOST_NUMBERS = 2_000_000  # that are looked at of a data set
 SQUARED, ABSOLUTE = "mean_squared_error", "mean_absolute_error"
+# Of a target and a prediction: the losses whose best constant is looked for among the targets' quantiles.
+_ELEMENTWISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "huber": lambda y, p: np.where(np.abs(y - p) <= 1, (y - p) ** 2 / 2, np.abs(y - p) - 0.5),
+    "log_cosh": lambda y, p: np.logaddexp(y - p, p - y) - np.log(2),
+    "mean_squared_logarithmic_error": lambda y, p: (
+        (np.log1p(np.maximum(y, 0)) - np.log1p(np.maximum(p, 0))) ** 2
+    ),
+}
+_QUANTILES = 101
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Sample:
         class_counts: how often each class occurs, where these are labels.
         one_hot: whether each row holds a single 1.
         negative: share of numbers below 0.
+        quantiles: of the numbers, at equal distances, where an example is one number.
     """
 
     count: int = 0
@@ -88,6 +99,7 @@ class Sample:
     class_counts: tuple[int, ...] = ()
     one_hot: bool = False
     negative: float = 0.0
+    quantiles: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, values: Any, most: int = 4096) -> Sample:
@@ -122,6 +134,7 @@ class Sample:
             feature_offset=float((np.abs(mean[varies]) / std[varies]).max()) if varies.any() else 0.0,
             spread=float(np.abs(finite - np.median(finite, axis=0)).mean()),
             class_counts=classes, one_hot=one_hot, negative=float((finite < 0).mean()),
+            quantiles=_quantiles(finite) if flat.shape[1] == 1 else (),
         )  # fmt: skip
 
 
@@ -141,6 +154,7 @@ class Premises:
         inputs: of the data.
         targets: of the data.
         weighted: whether examples or classes are weighted, so that a constant prediction's loss is not known.
+        trained_before: whether its optimizer had made steps before.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -153,6 +167,7 @@ class Premises:
     inputs: Sample | None = None
     targets: Sample | None = None
     weighted: bool = False
+    trained_before: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:
@@ -179,7 +194,8 @@ class Premises:
         """The loss of the best constant prediction; NaN where it is not known.
 
         For cross-entropy it is the entropy of the classes, for the squared error the variance, for the absolute error
-        the mean distance from the median. Where no targets are known, all classes are taken to be as frequent.
+        the mean distance from the median, for other losses that of the best of the targets' quantiles. Where no targets
+        are known, all classes are taken to be as frequent.
         """
         y = self.targets
         if self.weighted:
@@ -188,6 +204,8 @@ class Premises:
             return self._undecided()
         if self.loss in CROSS_ENTROPIES:
             return _entropy(y, self.loss == "binary_crossentropy")
+        if self.loss in _ELEMENTWISE and y.quantiles:
+            return _best_constant(self.loss, y.quantiles)
         return {SQUARED: y.std**2 if y.columns == 1 else float("nan"), ABSOLUTE: y.spread}.get(
             self.loss, float("nan")
         )
@@ -199,9 +217,27 @@ class Premises:
         return float(np.log(2.0 if self.loss == "binary_crossentropy" else max(2, self.output.units)))
 
     def chance(self) -> float:
-        """The accuracy of always naming the most frequent class; NaN where it is not known."""
+        """The accuracy of always naming the most frequent class, all being as frequent where no targets are known.
+
+        NaN where it is not known.
+        """
         counts = self.targets.class_counts if self.targets is not None else ()
-        return max(counts) / sum(counts) if counts else float("nan")
+        if not counts:
+            # exp of the entropy of equal classes is their number
+            return float(np.exp(-self._undecided())) if self.targets is None else float("nan")
+        return max(counts) / sum(counts)
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, ...]:
+    """As plain numbers, each in the middle of an equal share of the values."""
+    found = np.quantile(values, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    return tuple(float(one) for one in found)
+
+
+@lru_cache(maxsize=64)
+def _best_constant(loss: str, quantiles: tuple[float, ...]) -> float:
+    y = np.array(quantiles)
+    return float(_ELEMENTWISE[loss](y[:, None], y[None]).mean(axis=0).min())
 
 
 def _entropy(y: Sample, binary: bool) -> float:

@@ -71,6 +71,7 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
         inputs=_sample(inputs),
         targets=_sample(targets),
         weighted=weighted,
+        trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
     )
 
 
@@ -208,6 +209,8 @@ def _loss(loss: Any) -> tuple[str, bool]:
         ("keras", "tf_keras")
     ):
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
+        if name == "huber" and getattr(loss, "_fn_kwargs", {}).get("delta", 1.0) != 1.0:
+            return "", False  # the constant prediction's loss is another
         return name, bool(
             getattr(loss, "from_logits", False) or getattr(loss, "_fn_kwargs", {}).get("from_logits")
         )

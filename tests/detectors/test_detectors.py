@@ -158,6 +158,21 @@ HEALTHY = {
     ),
     "a dozen traces": history(columns={"traces": np.minimum(_T, 12)}),
     "the first steps": history(CHANCE, done=20),
+    "outliers in a few batches": history(
+        np.where(_T % 9 == 4, 12.0, 1.0) * (1 + np.exp(-_T / 60)) * np.where(_T == 1, 0.3, 1.0),
+        known=_regression(targets=None),
+    ),
+    "good for validation data, which has no outliers": history(
+        0.8 + 0.3 * np.exp(-_T / 20),
+        known=_regression(targets=Sample.of(np.random.default_rng(0).normal(size=400))),
+        val_loss=np.full(EPOCHS, 0.2),
+    ),
+    "dropout that only training has": history(
+        0.95 * CHANCE, accuracy=(0.3, 0.9), known=premises(targets=Sample.of(np.arange(400) % 4))
+    ),
+    "a model that was trained before, with targets that are not known": history(
+        0.3, known=_regression(targets=None, trained_before=True), update=0.2
+    ),
 }
 
 
@@ -166,10 +181,39 @@ def test_a_healthy_training_is_clean(name: str) -> None:
     assert _kinds(HEALTHY[name]) == set()
 
 
-@pytest.mark.parametrize("name", ["goes well", "a spike of the gradient", "noisy batches"])
-def test_a_healthy_training_is_clean_at_each_moment(name: str) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_with_heavy_tails_has_not_diverged_at_any_moment(seed: int) -> None:
+    """A few examples make most of the loss: one batch may have six times that of another."""
+    batches = np.random.default_rng(seed).lognormal(0.0, 1.0, STEPS) * (1.0 + np.exp(-_T / 100))
+    for targets in (None, Sample.of(np.random.default_rng(0).normal(0.0, 1.3, 400))):
+        known = _regression(targets=targets)
+        told = [
+            _kinds(history(batches, known=known, done=done, update=0.002)) for done in range(30, STEPS, 7)
+        ]
+        assert not {"learning_rate_too_high", "exploding_gradient"} & set().union(*told)
+
+
+def test_a_healthy_training_is_clean_at_each_moment() -> None:
     whole = 0.05 + 1.4 * np.exp(-_T / 60)
     assert all(_kinds(history(whole, done=done)) == set() for done in range(10, STEPS, 30))
+
+
+@pytest.mark.parametrize("name", ["huber", "log_cosh", "mean_squared_logarithmic_error"])
+def test_the_constant_prediction_is_that_which_a_search_finds(name: str) -> None:
+    from scipy.optimize import minimize_scalar
+
+    def mean_loss(p: float) -> float:
+        away = np.abs(y - p)
+        return {
+            "huber": np.where(away <= 1, away**2 / 2, away - 0.5),
+            "log_cosh": np.log(np.cosh(away)),
+            "mean_squared_logarithmic_error": (np.log1p(y) - np.log1p(p)) ** 2,
+        }[name].mean()
+
+    y = np.random.default_rng(0).lognormal(0.5, 0.8, 3000)
+    expected = minimize_scalar(mean_loss, bounds=(0, 10), method="bounded").fun
+    found = _regression(targets=Sample.of(y), loss=name).constant_loss()
+    assert found == pytest.approx(expected, rel=0.03)
 
 
 def test_nan_is_traced_to_its_step_and_variables() -> None:
