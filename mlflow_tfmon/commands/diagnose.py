@@ -14,7 +14,8 @@ from mlflow_tfmon.reference import RUN_IS, find_run, store_option
 def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
     """Judge a run again, from what was recorded of it, with the detectors of this version.
 
-    Changes nothing in the run. The exit status is 0 whether there are problems or not.
+    What has not arrived is not judged, and a line on stderr says so. Changes nothing in the run. The exit status is 0
+    whether there are problems or not.
     """
     import dataclasses
     import json
@@ -26,9 +27,16 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
 
     run_id = find_run(reference, tracking_uri)
     try:
-        problems = diagnose(load_run(run_id, tracking_uri))
+        run = load_run(run_id, tracking_uri)
+        problems = diagnose(run)
     except (MlflowException, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    if not run.complete:
+        click.echo(
+            "Not all that was recorded of this run has arrived: it is judged by what has. Judge it again when the tag "
+            "tfmon.delivery is `complete`; what a crash or an outage left behind is delivered by `mlflow-tfmon sync`.",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(one) for one in problems], indent=1))
         return

@@ -53,7 +53,8 @@ def _model(
 
 def _fit(model: keras.Model, epochs: int = 12, **settings: Any) -> tuple[str, dict[str, list[float]]]:
     x, y = _data()
-    mlflow_tfmon.autolog(log_models=False, log_datasets=False, **settings)
+    # On a busy machine delivery takes longer than a user is made to wait; what has not arrived can't be judged again.
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, delivery_wait=120.0, **settings)
     with mlflow.start_run(description="what the user wrote") as run:
         history = model.fit(
             x[:200], y[:200], epochs=epochs, validation_data=(x[200:], y[200:]), verbose=0
@@ -131,6 +132,22 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     assert main(["diagnose", run_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["kind"] in _tags(run_id)["tfmon.problems"]
     assert main(["diagnose", "no-such-run"]) == 1
+
+
+def test_a_run_that_has_not_arrived_is_judged_by_what_has_and_this_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run_id, _ = _fit(_model(kernel="zeros"), epochs=6)
+    whole = {one.kind for one in diagnose(mlflow_tfmon.load_run(run_id))}
+    for path in tmp_path.rglob("artifacts/**/*.parquet"):
+        if path.name.startswith(("activations-", "deep-")):
+            path.unlink()
+    mlflow.MlflowClient().set_tag(run_id, "tfmon.delivery", "under way")
+    capsys.readouterr()
+    assert main(["diagnose", run_id, "--json"]) == 0
+    told = capsys.readouterr()
+    assert whole - {one["kind"] for one in json.loads(told.out)} == {"dead_relu"}
+    assert "Not all that was recorded of this run has arrived" in told.err
 
 
 @pytest.mark.thorough
@@ -348,3 +365,17 @@ def test_a_killed_training_has_its_problems() -> None:
     ):
         time.sleep(0.2)
     assert "poor_initialization" in _tags(run.info.run_id)["tfmon.problems"]
+
+
+def test_a_fit_that_goes_on_with_a_trained_model_is_clean() -> None:
+    """Its first losses are low, and what it could have learned before is not known."""
+    x, _ = _data()
+    targets = x[:, :1] * 2 + 0.5 * np.random.default_rng(1).normal(size=(len(x), 1)).astype("float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.02), "mse")
+    model.fit(x, targets, epochs=60, verbose=0)
+    mlflow_tfmon.autolog(log_models=False, delivery_wait=120.0)
+    feed = tf.data.Dataset.from_tensor_slices((x, targets)).batch(32)
+    with mlflow.start_run() as run:
+        model.fit(feed, epochs=30, verbose=0)
+    assert _tags(run.info.run_id)["tfmon.problems"] == "none"
