@@ -15,7 +15,7 @@ def rows_of_digits(seed: int) -> Data:
     return x.reshape(-1, 8, 8), y, x_val.reshape(-1, 8, 8), y_val
 
 
-def four_classes(seed: int, missing: bool = False, as_targets: bool = False) -> Data:
+def four_classes(seed: int, missing: bool = False) -> Data:
     """Twenty features, some without meaning, and four classes."""
     from sklearn.datasets import make_classification
 
@@ -24,7 +24,7 @@ def four_classes(seed: int, missing: bool = False, as_targets: bool = False) -> 
     )
     x = (x - x.mean(0)) / x.std(0)
     x[::200, 3] = np.nan if missing else x[::200, 3]
-    return split(x, y.astype(np.float32 if as_targets else np.int64), 1200, seed)
+    return split(x, y.astype(np.int64), 1200, seed)
 
 
 def adding(seed: int, length: int = 8) -> Data:
@@ -199,4 +199,5 @@ def seldom(seed: int) -> Data:
 
 def targets_as_numbers(seed: int) -> Data:
     """Four classes, their numbers taken for what is to be predicted."""
-    return four_classes(seed, as_targets=True)
+    x, y, x_val, y_val = four_classes(seed)
+    return x, y[:, None].astype(np.float32), x_val, y_val[:, None].astype(np.float32)
