@@ -172,7 +172,8 @@ class Training:
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""
         if self._pipeline is not None:
-            self.record(*self.premises.tell(self.prefix))
+            recorded = self._pipeline.recording.steps_of(self._keys())
+            self.record(*self.premises.tell(self.prefix, recorded))
 
     def record(self, *out: records.Record) -> None:
         """Puts records of other parts of the package (facts of the fit, models) into the journal."""

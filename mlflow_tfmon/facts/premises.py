@@ -249,8 +249,13 @@ class Telling:
         self._model = model
         self._told = model is None
 
-    def tell(self, prefix: str) -> tuple[records.Premises, ...]:
-        """The record, if there is something new to tell; `prefix` is that of the model's series."""
+    def tell(self, prefix: str, recorded: int = 0) -> tuple[records.Premises, ...]:
+        """The record, if there is something new to tell.
+
+        Args:
+            prefix: that of the model's series.
+            recorded: how many of the model's steps are in the run: what it learned in these is known.
+        """
         # Within a replica's thread no variable can be read.
         if (
             self._told
@@ -265,7 +270,9 @@ class Telling:
                 values = self.arguments.values
                 weighted = self.arguments.sample_weight is not None or bool(values.get("class_weight"))
                 data = self.arguments.x, self.arguments.y, weighted
-            return (records.Premises(dataclasses.asdict(premises_of(self._model, *data)), prefix),)
+            found = premises_of(self._model, *data)
+            found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)
+            return (records.Premises(dataclasses.asdict(found), prefix),)
         return ()
 
     def again(self) -> None:

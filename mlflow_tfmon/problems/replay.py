@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from mlflow_tfmon.detectors import Gatherer, History
 from mlflow_tfmon.detectors.history import ACTIVATIONS
 from mlflow_tfmon.detectors.premises import Premises
@@ -63,11 +61,7 @@ class Replay:
             for gatherer in self._of(record.prefix):
                 gatherer.activation(record.step, layers)
         elif isinstance(record, records.Premises):
-            told, before = Premises.from_dict(record.about), self._premises.get(record.prefix)
-            # A further fit goes on with what the first one, which is recorded as well, has trained.
-            self._premises[record.prefix] = (
-                dataclasses.replace(told, trained_before=before.trained_before) if before else told
-            )
+            self._premises[record.prefix] = Premises.from_dict(record.about)
 
     def histories(self) -> dict[str, History]:
         """The histories up to now, by the prefix of their stream."""
