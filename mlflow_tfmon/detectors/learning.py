@@ -35,7 +35,7 @@ class Learning:
         best: smallest mean loss of any tenth.
         learned: how much of the way from `reference` to zero loss has been made now, at most 1; negative where the loss
             is above it. By the accuracy, or the loss of the validation data (which has no dropout, no augmentation, and
-            maybe no outliers), where these say more. NaN if unknown.
+            maybe no outliers) where that says much. NaN if unknown.
         share: how much of the training is over, 0 to 1; an estimate where its length is not known.
     """
 
@@ -79,13 +79,16 @@ def learning(history: History) -> Learning:
     constant = history.premises.constant_loss() if history.premises is not None else float("nan")
     known = bool(np.isfinite(constant) and constant > 0)
     reference = constant if known else begun
-    measures = [_by_accuracy(history, ""), _by_accuracy(history, "val_")]
+    measures = [_by_accuracy(history, "")]
+    validation = [_by_accuracy(history, "val_")]
     if reference > 0 and (known or not _trained_before(history)):
         # The first steps tell of a usual batch, and are compared with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
         measures.append((reference - late) / reference)
         if known:  # else validation may be measured in another way (without weights)
-            measures.append((reference - _late(by_step(history, "val_loss"))) / reference)
+            validation.append((reference - _late(by_step(history, "val_loss"))) / reference)
+    # A small validation set with other shares of the classes seems to have learned a little.
+    measures += [one for one in validation if one >= LITTLE]
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
     return Learning(reference, known, begun, now, low, best, learned, share)
 

@@ -16,8 +16,9 @@ _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 def detect(history: History) -> Iterator[Problem]:
     """Sees, before the first step: logits taken for probabilities, softmax over one unit, labels out of range.
 
-    These are taken back if 70% is learned all the same. Not so a softmax for labels that are not exclusive: Keras works
-    out the loss from what goes into the softmax, so that it falls while the predictions stay wrong.
+    These are taken back if 70% is learned all the same. Not so a softmax over one unit, or for labels that are not
+    exclusive: Keras works out the loss from what goes into the softmax, so that it falls while the predictions stay
+    wrong.
     What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a
     sigmoid or softmax that does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras
     scales its outputs to a sum of 1.)
@@ -28,7 +29,7 @@ def detect(history: History) -> Iterator[Problem]:
     if data is None or out is None or data.loss not in CROSS_ENTROPIES:
         return
     state = learning(history)
-    certain = _not_exclusive(data) or (None if state.learned >= MUCH else _certain(data))
+    certain = _always_wrong(data) or (None if state.learned >= MUCH else _certain(data))
     suspect = _suspect(data) if state.nothing(_PATIENCE) else None
     if certain or suspect:
         evidence, advice = certain or suspect or ("", "")
@@ -41,11 +42,6 @@ def detect(history: History) -> Iterator[Problem]:
 def _certain(data: Premises) -> tuple[str, str] | None:
     out, y = data.output, data.targets
     assert out is not None
-    if out.activation == "softmax" and out.units == 1:
-        return (
-            "A softmax over one unit always gives 1.",
-            'Use activation="sigmoid" with one unit and binary_crossentropy.',
-        )
     if out.activation in LINEAR and not data.from_logits and out.kernel:
         return (
             f"The last layer has no activation, but {data.loss} expects probabilities (from_logits=False).",
@@ -67,9 +63,14 @@ def _certain(data: Premises) -> tuple[str, str] | None:
     return None
 
 
-def _not_exclusive(data: Premises) -> tuple[str, str] | None:
+def _always_wrong(data: Premises) -> tuple[str, str] | None:
     out, y = data.output, data.targets
     assert out is not None
+    if out.activation == "softmax" and out.units == 1:
+        return (
+            "A softmax over one unit always gives 1.",
+            'Use activation="sigmoid" with one unit and binary_crossentropy.',
+        )
     if (
         data.loss != _BINARY
         or out.activation != "softmax"

@@ -53,7 +53,12 @@ BAD = {
     "vanishing_gradient": [history(CHANCE, gradients=(1e-9, 1e-5, 0.1))],
     "dead_relu": [history(CHANCE, dead=0.9)],
     "saturated_activation": [history(CHANCE, saturated=0.9, activation="tanh")],
-    "learning_rate_too_high": [history(CHANCE * 1.2, update=0.5), history(CHANCE * np.exp(_T / 40))],
+    "learning_rate_too_high": [
+        history(CHANCE * 1.2, update=0.5),
+        # of a small validation set, in which the class that is always named is frequent
+        history(CHANCE * 1.2, update=0.5, accuracy=(0.25, 0.33), val_loss=np.full(EPOCHS, CHANCE * 1.2)),
+        history(CHANCE * np.exp(_T / 40)),
+    ],
     "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
     "plateau": [history(np.where(_T < 50, CHANCE, 0.85 * CHANCE))],
@@ -85,6 +90,7 @@ BAD = {
         history(known=_with_layer(2, activation="linear"), done=1),
         history(known=_with_layer(2, units=3), done=1),
         history(known=_with_layer(2, units=1, activation="softmax"), done=1),
+        history(known=_with_layer(2, units=1, activation="softmax"), accuracy=(0.3, 0.3)),
         history(CHANCE, known=_with_layer(2, activation="sigmoid")),
         history(
             known=dataclasses.replace(
