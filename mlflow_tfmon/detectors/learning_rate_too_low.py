@@ -18,18 +18,19 @@ _SLOPE = 0.3
 def detect(history: History) -> Iterator[Problem]:
     """Sees weights that all the steps of the training together could not move by a tenth, while little is learned.
 
-    The gradient must still have a third of its first norm: where it is gone, larger steps would not help. Looked at
+    Nor may one step have moved them so far: then the others are small since there is nothing left to move. The
+    gradient must still have a third of its first norm: where it is gone, larger steps would not help. Looked at
     once a quarter of the training is over. Can't tell without the length of the training (which `fit` knows).
     """
     state = learning(history)
-    usual, _ = update_ratio(history)
+    usual, most = update_ratio(history)
     norms = history.steps.column("grad_norm")
     if not state.little(0.25) or not len(norms) or not np.isfinite(usual):
         return
     path = usual * max(history.total_steps or 0, history.step)
     begun = float(np.median(norms.mean[: max(1, len(norms) // 20), 0]))
     now = float(np.median(norms.mean[-max(1, len(norms) // 10) :, 0]))
-    if 0 < path < _PATH and now >= _SLOPE * begun > 0:
+    if 0 < path < _PATH and most < _PATH and now >= _SLOPE * begun > 0:
         yield Problem(
             "learning_rate_too_low", "critical", 1, (),
             f"A step changes the weights by {usual:.1g} of their norm, so the whole training by {path:.1%} at most "

@@ -33,7 +33,7 @@ def premises(**changes: Any) -> Premises:
 
 def history(
     loss: np.ndarray | float | None = None, *, known: Premises | None = None, gradients: tuple[float, ...] = (0.1,) * 3,
-    norm: np.ndarray | None = None, update: float = 1e-3, val_loss: np.ndarray | None = None, accuracy: Any = None,
+    norm: np.ndarray | None = None, update: np.ndarray | float = 1e-3, val_loss: np.ndarray | None = None, accuracy: Any = None,
     dead: float = 0.1, saturated: float = 0.0, activation: str = "relu", steps: int = STEPS, done: int | None = None,
     columns: dict[str, np.ndarray] | None = None,
 ) -> History:  # fmt: skip
@@ -57,8 +57,9 @@ def history(
     gatherer.opened([(name, 100, True) for name in KERNELS])
     values = np.column_stack(list(given.values()))[:done]
     gatherer.steps(tuple(given), values, np.tile(gradients, (steps, 1))[:done])
+    moved = np.broadcast_to(update, (steps,))
     for step in range(1, done + 1, 50):
-        ratios = {"weight_norm": 1.0, "update_ratio": update, "grad_zero_fraction": 0.0}
+        ratios = {"weight_norm": 1.0, "update_ratio": moved[step - 1], "grad_zero_fraction": 0.0}
         gatherer.deep(
             np.array([float(step)]), {name: np.full((1, 3), value) for name, value in ratios.items()}
         )

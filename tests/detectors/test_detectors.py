@@ -251,6 +251,11 @@ def test_the_constant_prediction_is_scikit_learns() -> None:
     assert _regression(targets=Sample.of(t)).constant_loss() == pytest.approx(expected)
 
 
+def test_a_first_step_that_was_too_large_and_killed_all_is_not_too_small() -> None:
+    told = _kinds(history(CHANCE * 1.2, update=np.where(_T == 0, 0.9, 1e-6)))
+    assert "learning_rate_too_high" in told and "learning_rate_too_low" not in told
+
+
 def test_classes_that_are_rare_are_told_of() -> None:
     targets = Sample.of((np.arange(400) % 20 == 0).astype(int))
     constant = premises(targets=targets).constant_loss()
