@@ -33,9 +33,9 @@ def premises(**changes: Any) -> Premises:
 
 def history(
     loss: np.ndarray | float | None = None, *, known: Premises | None = None, gradients: tuple[float, ...] = (0.1,) * 3,
-    norm: np.ndarray | None = None, update: np.ndarray | float = 1e-3, val_loss: np.ndarray | None = None, accuracy: Any = None,
-    dead: float = 0.1, saturated: float = 0.0, activation: str = "relu", steps: int = STEPS, done: int | None = None,
-    columns: dict[str, np.ndarray] | None = None,
+    norm: np.ndarray | None = None, update: np.ndarray | float = 1e-3, val_loss: np.ndarray | None = None,
+    accuracy: Any = None, dead: float = 0.1, saturated: float = 0.0, activation: str = "relu", steps: int = STEPS,
+    done: int | None = None, columns: dict[str, np.ndarray] | None = None,
 ) -> History:  # fmt: skip
     """A training of `steps`, of which the first `done` are over; by default it goes well."""
     done = steps if done is None else done
