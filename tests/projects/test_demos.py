@@ -86,6 +86,10 @@ def test_regression_losses(run_demo: Callable[..., Demo]) -> None:
         assert of[f"val_mae_{name.lower()}"] == pytest.approx(error, rel=1e-6)
     assert of["val_mae_mse"] > 1.5 * max(of["val_mae_mae"], of["val_mae_huber"])
     assert of["val_bias_mse"] > max(of["val_bias_mae"], of["val_bias_huber"], of["val_bias_msle"])
+    # A tenth of the examples make most of these losses: they jump, and have not diverged.
+    told = {name: demo.children[name].data.tags["tfmon.problems"] for name in losses}
+    assert {told["MAE"], told["Huber"], told["MSLE"]} == {"none"}
+    assert told["MSE"] in ("none", "overfitting"), "it fits the outliers, of which the validation data has none"
 
 
 def test_focal_loss(run_demo: Callable[..., Demo]) -> None:
