@@ -79,16 +79,15 @@ def learning(history: History) -> Learning:
     constant = history.premises.constant_loss() if history.premises is not None else float("nan")
     known = bool(np.isfinite(constant) and constant > 0)
     reference = constant if known else begun
-    measures = [_by_accuracy(history, "")]
-    validation = [_by_accuracy(history, "val_")]
+    measures = [_by_accuracy(history)]
     if reference > 0 and (known or not _trained_before(history)):
         # The first steps tell of a usual batch, and are compared with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
         measures.append((reference - late) / reference)
         if known:  # else validation may be measured in another way (without weights)
-            validation.append((reference - _late(by_step(history, "val_loss"))) / reference)
-    # A small validation set with other shares of the classes seems to have learned a little.
-    measures += [one for one in validation if one >= LITTLE]
+            held_out = (reference - _late(by_step(history, "val_loss"))) / reference
+            # A small validation set may seem to have learned a little. (Of its accuracy, even a lot: by chance.)
+            measures += [held_out] if held_out >= LITTLE else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
     return Learning(reference, known, begun, now, low, best, learned, share)
 
@@ -137,10 +136,10 @@ def fell(history: History, after: float) -> bool:
     return bool(drop > 2 * noise and drop > 0.01 * abs(learning(history).reference))
 
 
-def _by_accuracy(history: History, prefix: str) -> float:
+def _by_accuracy(history: History) -> float:
     """How much better than always naming the most frequent class the last epochs were, as a share of the possible."""
     chance = history.premises.chance() if history.premises is not None else float("nan")
-    return (_late(accuracy(history, prefix)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")
+    return (_late(accuracy(history)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")
 
 
 def _late(curve: Table) -> float:

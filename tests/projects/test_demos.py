@@ -89,7 +89,9 @@ def test_regression_losses(run_demo: Callable[..., Demo]) -> None:
     # A tenth of the examples make most of these losses: they jump, and have not diverged.
     told = {name: demo.children[name].data.tags["tfmon.problems"] for name in losses}
     assert {told["MAE"], told["Huber"], told["MSLE"]} == {"none"}
-    assert told["MSE"] in ("none", "overfitting"), "it fits the outliers, of which the validation data has none"
+    assert told["MSE"] in ("none", "overfitting"), (
+        "it fits the outliers, of which the validation data has none"
+    )
 
 
 def test_focal_loss(run_demo: Callable[..., Demo]) -> None:
