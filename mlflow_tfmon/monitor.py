@@ -18,6 +18,7 @@ from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.errors import SettingError, contained
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
+from mlflow_tfmon.pipeline import DRAIN
 from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.problems import actions
 from mlflow_tfmon.problems.actions import Actions
@@ -184,11 +185,12 @@ class Monitor(Training):
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
-            self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
-            histograms.epoch_ended(recording, self._rings, number)
+            histograms.epoch_ended(recording, self._rings, number, DRAIN.before_next_rows)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
+            # Last: from here on the thread that writes wants the interpreter too.
+            self._consider(number, numbers)
 
     def paused(self, since: float | None) -> None:
         """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -64,11 +65,13 @@ class Drain:
 
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
         self._taps: list[_Tap] = []
+        self._jobs: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._on_idle = on_idle
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._called = threading.Event()
 
     def attach(self, ring: Ring, sink: Callable[[Block], None]) -> None:
         """Hands a ring's steps to a sink, from the first on that was not taken yet; a ring has one sink."""
@@ -92,6 +95,11 @@ class Drain:
             self.flush(rings)
             self._taps = [tap for tap in self._taps if not any(tap.ring is ring for ring in rings)]
 
+    def before_next_rows(self, job: Callable[[], None]) -> None:
+        """Has something done soon, and before any further row is taken, without waiting for it."""
+        self._jobs.append(job)
+        self._called.set()
+
     def flush(self, rings: Iterable[Ring] | None = None) -> float:
         """Takes all rows that have been written by now, on the caller's thread.
 
@@ -101,6 +109,9 @@ class Drain:
         wanted = None if rings is None else list(rings)
         fullest = 0.0
         with self._lock:
+            while self._jobs:
+                with contained("what follows on an epoch's end", "a part of it is not recorded"):
+                    self._jobs.popleft()()
             for tap in list(self._taps):
                 if wanted is None or any(tap.ring is ring for ring in wanted):
                     fullest = max(fullest, self._take(tap))
@@ -125,7 +136,8 @@ class Drain:
 
     def stop(self) -> None:
         """Ends the thread (the interpreter must not go while it is inside TensorFlow)."""
-        self._stopped.set()
+        self._stopped = True
+        self._called.set()
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
@@ -137,7 +149,11 @@ class Drain:
 
     def _run(self) -> None:
         wait = _FIRST
-        while os.getpid() == self._pid and not self._stopped.wait(wait):
+        while os.getpid() == self._pid:
+            self._called.wait(wait)
+            self._called.clear()
+            if self._stopped:
+                return
             with contained("looking after the trainings", "some of them may not be recorded"):
                 self._on_idle()
             with contained("the drain", "some steps are not recorded"):
