@@ -84,6 +84,7 @@ class Monitor(Training):
         self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
+        self._ended = (0, 0)  # the last epoch of a loop, and how many steps had been made by its end
 
     @classmethod
     def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
@@ -136,6 +137,8 @@ class Monitor(Training):
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
         """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
 
+        A loop whose epochs begin anew (a reset of the model, say) goes on in the run's count, as a further fit does.
+
         Args:
             epoch: number of the epoch in this training, from 0.
             metrics: numbers by name, such as `{"val_loss": 0.3}`.
@@ -148,12 +151,26 @@ class Monitor(Training):
         """
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
+        with contained("counting epochs", "those that begin anew take the places of the earlier ones"):
+            self._count_epoch(epoch)
         self.epoch_ended(epoch, numbers)
         with contained("acting on a problem", "the training goes on as it is"):
             self._actions = self._actions or Actions.of_loop(self)
             if self._actions is not None:
                 self._actions.epoch_ended(numbers)
         return numbers
+
+    def _count_epoch(self, epoch: int) -> None:
+        """Sees to it that an epoch that a loop makes anew follows on those before it."""
+        if self._pipeline is None:
+            return
+        self._pipeline.drain()
+        last, then = self._ended
+        steps = self._pipeline.recording.steps_of(self._keys())
+        if self.epoch_offset + epoch < last and steps > then:  # else it is told late
+            self._epoch_offset = last + 1 - epoch
+            self.record(*self._pipeline.recording.seam(self._keys(), then))
+        self._ended = max(self._ended, (self.epoch_offset + epoch, steps))
 
     @property
     def should_stop(self) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
@@ -142,14 +142,15 @@ Trained = Callable[..., str]
 def train(home: Path, tmp_path: Path) -> Trained:
     """Trains in a process of its own, in this environment and in none of the developer's."""
 
-    def trained(uri: str, **environment: str) -> str:
+    def trained(uri: str, within: Sequence[str] = (), **environment: str) -> str:
         ours = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         own = {**ours, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TFMON_RAISE_ERRORS": "0", **environment}
         said = tmp_path / "said"  # a pipe would end with delivery, which outlives the training
         with said.open("w") as file:
             subprocess.run(
-                [sys.executable, "-c", SCRIPT], env=own, cwd=tmp_path, check=True, stdout=file, stderr=file
-            )
+                [*within, sys.executable, "-c", SCRIPT],
+                env=own, cwd=tmp_path, check=True, stdout=file, stderr=file,
+            )  # fmt: skip
         return said.read_text()
 
     return trained
@@ -238,6 +239,40 @@ def test_a_server_behind_a_proxy(server: Server, train: Trained) -> None:
     check(server, before)
     assert front.asked and all("http://mlflow.invalid/" in line for line in front.asked)
     front.close()
+
+
+RESOLVES = "import socket; socket.gethostbyname('localhost')"
+LISTENS = "import socket; socket.create_connection(socket.create_server(('127.0.0.1', 0)).getsockname())"
+
+
+def apart(*command: str, without: str) -> list[str]:
+    """A command that runs what follows it on a machine where a line of Python fails."""
+    if os.name != "posix" or os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a machine of another kind is made by root, with unshare")
+    there = subprocess.run([*command, sys.executable, "-c", without], capture_output=True)
+    if b"socket" not in there.stderr:
+        pytest.skip(f"it cannot be made here: {there.stderr.decode()[-200:]}")
+    return list(command)
+
+
+def test_a_machine_that_does_not_know_the_name_localhost(
+    server: Server, train: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "hosts").write_text("")
+    hide = f'mount --bind {tmp_path}/hosts /etc/hosts && exec "$@"'
+    within = apart("unshare", "--mount", "sh", "-c", hide, "sh", without=RESOLVES)
+    before = runs(server)
+    train(server.uri, within)
+    check(server, before)
+
+
+def test_a_machine_without_any_network(train: Trained, store: str) -> None:
+    within = apart("unshare", "--net", without=LISTENS)  # not even to itself
+    train(store, within)
+    (run,) = mlflow.MlflowClient(store).search_runs(["0"])
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    assert mlflow_tfmon.load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 101))
+    assert find_waiting() == []
 
 
 def test_a_folder_with_mlflows_permission(train: Trained, tmp_path: Path) -> None:
