@@ -215,6 +215,19 @@ def test_no_secret_is_written_down(how: str, server: Server, train: Trained, hom
     front.close()
 
 
+def test_a_run_that_is_not_there_is_said_without_the_password(server: Server) -> None:
+    mlflow.set_tracking_uri(f"http://{USER}:{PASSWORD}@127.0.0.1:{server.port}")
+    try:
+        with (
+            pytest.raises(mlflow_tfmon.SettingError, match=f"no such run in {server.uri}") as raised,
+            mlflow_tfmon.Monitor(run_id="0" * 32),
+        ):
+            pass
+    finally:
+        mlflow.set_tracking_uri("")
+    assert PASSWORD not in str(raised.value)
+
+
 def test_https_with_a_private_ca(
     server: Server, train: Trained, certificates: tuple[Path, ssl.SSLContext]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -104,7 +103,7 @@ class Drain:
         """Takes all rows that have been written by now, on the caller's thread.
 
         Returns:
-            How full the fullest ring was, from 0 to 1.
+            How full the fullest ring was, from 0 to 1; one whose rows cannot be taken now does not count.
         """
         wanted = None if rings is None else list(rings)
         fullest = 0.0
@@ -124,10 +123,12 @@ class Drain:
             return 0.0
         rows, lost = ring.read(after, upto)
         deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
-        with contextlib.suppress(NotNowError):
+        try:
             tap.sink(Block(ring, rows, deep, histograms, after + 1, lost, time.time()))
-            # If the sink failed, the rows are read again as long as they are in the ring.
-            ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
+        except NotNowError:
+            return 0.0  # to look again soon would be no use
+        # If the sink failed, the rows are read again as long as they are in the ring.
+        ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
         return max(
             min(1.0, (upto - after) / ring.capacity),
             len(deep.rows) / ring.deep.capacity,

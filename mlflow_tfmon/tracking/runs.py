@@ -61,7 +61,7 @@ def of_id(run_id: str) -> Run:
         run = mlflow.MlflowClient().get_run(run_id)
     except Exception as error:
         raise SettingError(
-            f"run_id={run_id!r}: no such run in {mlflow.get_tracking_uri()} ({type(error).__name__}); "
+            f"run_id={run_id!r}: no such run in {without_secrets(mlflow.get_tracking_uri())} ({type(error).__name__}); "
             "give the id of a run there, or none to have one made."
         ) from error
     return _known(run, owned=False, active=False)
