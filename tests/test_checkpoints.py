@@ -487,6 +487,9 @@ def test_the_best_before_a_kill_is_delivered_and_registered(store: str, home: Pa
     (run,) = client.search_runs(["0"])
     while client.get_run(run.info.run_id).info.status != "FAILED":  # delivery goes on without the trainer
         time.sleep(0.2)
+    assert {one.status.value for one in client.search_logged_models(["0"])} == {
+        "READY"
+    }  # none is left pending
     best = tags(run.info.run_id)["tfmon.best_model"]
     loaded = mlflow.tensorflow.load_model(f"models:/{best}")
     reference = keras.models.load_model(tmp_path / "best.keras")
