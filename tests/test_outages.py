@@ -135,8 +135,9 @@ def test_a_server_that_is_away_at_the_start(how: str, fault: str, between: Betwe
 @pytest.mark.parametrize("away", [5, 30, 120, "to the end"])
 def test_a_server_that_is_killed_and_started_again(away: int | str, server: Server, fresh: None) -> None:
     mlflow.set_tracking_uri(server.uri)
-    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01))
-    with mlflow_tfmon.Monitor(delivery_wait=0.5, monitor="val_loss") as monitor:
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    with mlflow_tfmon.Monitor(net, delivery_wait=0.5, monitor="val_loss") as monitor:
         run_id = str(monitor.run_id)
         losses = train(step)
         monitor.log_epoch(0, {"val_loss": 1.0})
