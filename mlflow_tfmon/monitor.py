@@ -137,7 +137,8 @@ class Monitor(Training):
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
         """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
 
-        A loop whose epochs begin anew (a reset of the model, say) goes on in the run's count, as a further fit does.
+        A loop whose epochs begin anew (a reset of the model, say) goes on in the run's count, as a further fit does;
+        what is told again of the last epoch is that epoch's.
 
         Args:
             epoch: number of the epoch in this training, from 0.
