@@ -1,9 +1,10 @@
 """What watching costs a training once: `python -m benchmarks.fixed`, or `make bench-fixed`.
 
-A toy training of five epochs, in no run and then within a run of the user's, `with mlflow.start_run()`: the first who asks
-for a run waits until MLflow has imported and opened its store. Printed are the seconds that each watcher adds to the same training unwatched (median of
-the differences within a round, and its 90% confidence interval): to the imports, from the call of `fit` to the end of
-its first step, from the last step to the return of `fit`, and from the last step to the end of the script.
+A toy training of five epochs, in no run and then within a run of the user's, `with mlflow.start_run()`: the first who
+asks for a run waits until MLflow has imported and opened its store. Printed are the seconds that each watcher adds to
+the same training unwatched (median of the differences within a round, and its 90% confidence interval): to the imports,
+from the call of `fit` to the end of its first step, from the last step to the return of `fit`, and from the last step
+to the end of the script.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A toy training of five epochs in a process of its own: `python -m benchmarks.toy '{"watcher": "ours", "within": false}'`."""
+"""A toy training of five epochs in a process of its own.
+
+It is called as `python -m benchmarks.toy '{"watcher": "ours", "within": false}'`.
+"""
 
 from __future__ import annotations
 
