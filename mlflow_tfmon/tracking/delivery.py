@@ -26,7 +26,7 @@ from pathlib import Path
 
 from mlflow_tfmon.stream.coding import decode
 from mlflow_tfmon.tracking.deliverer import Deliverer
-from mlflow_tfmon.tracking.store import be_quick
+from mlflow_tfmon.tracking.patience import be_quick
 
 PAUSE_SECONDS = 1.0
 GIVE_UP_SECONDS = 60.0

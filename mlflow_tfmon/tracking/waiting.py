@@ -140,7 +140,10 @@ def deliver(
             if deliverer.done:
                 return None
             if not deliverer.claimed:
-                return "another process is delivering it"
+                writable = os.access(waiting.folder, os.W_OK)
+                return (
+                    "another process is delivering it" if writable else f"{waiting.folder} cannot be written"
+                )
             if deliverer.status.error:
                 return deliverer.status.error
             if not gone and not deliverer.status.waiting:
