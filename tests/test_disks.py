@@ -24,6 +24,7 @@ import mlflow_tfmon
 from mlflow_tfmon import errors, pipeline
 from mlflow_tfmon.commands.sync import command as sync
 from mlflow_tfmon.tracking.homes import second_home
+from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.waiting import find_waiting
 from tests import trainings
 
@@ -66,8 +67,9 @@ class Failing:
         folder.mkdir(parents=True, exist_ok=True)
         with image.open("wb") as file:
             file.truncate(MEGABYTES * 2**20)
-        mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)]
-        for command in (["mkfs.ext4", "-q", str(image)], mount):
+        self._mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)]
+        self._mend = ["e2fsck", "-fy", str(image)]
+        for command in (["mkfs.ext4", "-q", str(image)], self._mount):
             if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
                 pytest.skip(f"no disk is made here by {' '.join(command)}")
         number = folder.stat().st_dev
@@ -77,6 +79,11 @@ class Failing:
         Path("/sys/fs/ext4", self._device, "trigger_fs_error").write_text("a test")
         with pytest.raises(OSError, match="Read-only"):
             (self.folder / "probe").touch()
+
+    def mend(self) -> None:
+        subprocess.run(["umount", str(self.folder)], check=True)
+        assert subprocess.run(self._mend, capture_output=True).returncode == 1  # which is "mended"
+        subprocess.run(self._mount, check=True)
 
     def close(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
@@ -224,6 +231,17 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     assert [line for line in said if f"not kept  {60 - len(steps)} steps" in line], said
     assert sum("The training goes on" in line for line in said) == 1
     assert not [line for line in said if "wait for delivery" in line]
+    assert find_waiting() == []
+    if how == "read-only":  # what could not be deleted is deleted later, and does not come again
+        delivery = DeliveryProcess.shared()
+        process = delivery._process
+        delivery.close()
+        assert process is not None and process.wait(60) == 0
+        assert list((home / "recordings").iterdir())
+        one.mend()
+        assert find_waiting() == []
+        assert not list((home / "recordings").iterdir())
+        assert not list(second_home().glob("arrived-*"))
 
 
 def test_no_disk_takes_the_journal(

@@ -17,11 +17,11 @@ from typing import IO
 
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.curves import Point
-from mlflow_tfmon.tracking.journal import JournalReader, put_away
+from mlflow_tfmon.tracking.journal import JournalReader
 from mlflow_tfmon.tracking.live import Live, Pace
 from mlflow_tfmon.tracking.moment import Moment, load_moment, save_moment
 from mlflow_tfmon.tracking.outbox import Outbox
-from mlflow_tfmon.tracking.status import Ledger, Status
+from mlflow_tfmon.tracking.status import Ledger, Status, put_away
 from mlflow_tfmon.tracking.store import AwayError, fcntl
 from mlflow_tfmon.tracking.translation import Translation
 from mlflow_tfmon.tracking.uris import in_a_line

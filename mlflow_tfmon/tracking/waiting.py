@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
 from mlflow_tfmon.tracking.journal import JournalReader
-from mlflow_tfmon.tracking.status import read_status
+from mlflow_tfmon.tracking.status import put_away, read_status
 from mlflow_tfmon.tracking.uris import without_secrets
 
 _PAUSE = 0.1  # s
@@ -83,7 +82,7 @@ def _look(folder: Path) -> Waiting | None:
     written = life.is_written(folder)  # asked last: one that is just being made is empty, but is written
     status = read_status(folder)
     if status.complete or (not first and not written and reader.error is None):
-        shutil.rmtree(folder, ignore_errors=True)
+        put_away(folder, damaged=False)
         return None
     try:
         begun = folder.stat().st_mtime
