@@ -200,7 +200,7 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     said: list[str],
     disk: Callable[..., Any],
 ) -> None:
-    one = disk(home, fails=how == "read-only")
+    one, client = disk(home, fails=how == "read-only"), mlflow.MlflowClient()
     mlflow_tfmon.autolog(log_models=False)
     net = compiled()
 
@@ -210,6 +210,7 @@ def test_the_journals_disk_takes_nothing_until_the_end(
         elif how == "read-only":
             one.fail()
         else:
+            until(lambda: "tfmon.delivery" in client.search_runs(["0"])[0].data.tags)  # delivery has begun
             for folder in (home / "recordings").iterdir():
                 shutil.rmtree(folder)
 
@@ -217,7 +218,6 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     same(net, unwatched)
     if how == "full":
         one.free()
-    client = mlflow.MlflowClient()
     (run,) = client.search_runs(["0"])
     until(lambda: client.get_run(run.info.run_id).data.tags["tfmon.delivery"] == "complete")
     until(lambda: client.get_run(run.info.run_id).info.status == "FINISHED")

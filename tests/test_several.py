@@ -86,8 +86,8 @@ def test_a_loop_goes_on_after_a_fit_in_the_same_run() -> None:
 def test_names_do_not_hang_on_when_the_drain_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     def anew() -> None:
         pipeline.DRAIN.stop()
-        pipeline.DRAIN._stopped.clear()
-        pipeline.DRAIN._thread = None
+        pipeline.DRAIN._called.clear()
+        pipeline.DRAIN._stopped, pipeline.DRAIN._thread = False, None
 
     anew()
     with monkeypatch.context() as patched:
