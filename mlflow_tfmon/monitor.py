@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mlflow_tfmon import claims, resuming
+from mlflow_tfmon import claims, order, resuming
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
@@ -219,7 +219,7 @@ class Monitor(Training):
         checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
         if checkpoint is not None:
             if not self._in_fit:  # it is around fits, of which this is the first
-                checkpoint.check_fit(resuming.fits(model))
+                checkpoint.check_fit(order.fits(model))
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
             resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
@@ -232,7 +232,8 @@ class Monitor(Training):
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=resuming.fits(self.model), within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=order.fits(self.model),
+                place=order.place(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
