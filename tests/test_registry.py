@@ -190,6 +190,12 @@ def test_promotion_by_hand(runs: Runs, capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main([*arguments, "--name", "digits", "--dry-run"]) == 0
     assert "a new version (val_loss 0.3" in capsys.readouterr().out
     assert runs.client.search_registered_models() == []  # nothing was done
+    for alias in ("latest", "v2", "", "no good"):
+        for more in ([], ["--dry-run"]):
+            assert cli.main(["promote", good.run_id, "--alias", alias, "--name", "digits", *more]) == 1
+            said = capsys.readouterr().err
+            assert f"alias={alias!r}: " in said and said.count("\n") == 1, said
+    assert runs.client.search_registered_models() == []  # and no version that lacks it
     assert cli.main([*arguments, "--name", "digits"]) == 0
     assert cli.main(arguments) == 0  # again: its name is known now
     assert runs.holder("champion") == 0.3
