@@ -479,6 +479,18 @@ def test_a_name_that_the_registry_refuses_leaves_the_best_in_the_run() -> None:
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
+def test_a_loop_without_a_best_says_that_nothing_is_registered(caplog: Any) -> None:
+    with (
+        caplog.at_level("WARNING", "mlflow_tfmon"),
+        mlflow_tfmon.Monitor(net(), monitor="val_los", registered_model_name="digits") as monitor,
+    ):
+        run_id = str(monitor.run_id)
+        monitor.log_epoch(0, {"val_loss": 0.5})
+    assert "'val_los' never came" in caplog.text and "nothing is registered" in caplog.text
+    assert tags(run_id)["tfmon.registered"].startswith("digits gets no version: ")
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
 KILLED = """
 import os, pathlib, signal, sys, time
 import keras, mlflow, mlflow_tfmon

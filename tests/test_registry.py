@@ -97,6 +97,12 @@ def test_the_alias_goes_to_the_better_and_stays_otherwise(runs: Runs) -> None:
     assert runs.holder() == 0.38
 
 
+def test_a_name_with_a_quote(runs: Runs) -> None:
+    for value in (0.4, 0.3):
+        assert register_pointed(runs.add(value), "tfmon.best_model", "Ann's") == {}
+    assert runs.client.get_model_version_by_alias("Ann's", "best").tags["tfmon.value"] == "0.3"
+
+
 def orders() -> list[tuple[int, ...]]:
     """In which order two contenders make their calls to the registry: some of all that there are."""
     every = sorted(set(itertools.permutations((0,) * 4 + (1,) * 4)))
