@@ -8,14 +8,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from mlflow_tfmon import claims, resuming
+from mlflow_tfmon import claims, order, resuming
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.names import REGISTERED
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.complaints import plain_epoch, plain_numbers
 from mlflow_tfmon.epoch_metrics import measured
-from mlflow_tfmon.errors import SettingError, contained
+from mlflow_tfmon.errors import SettingError, contained, logger
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
 from mlflow_tfmon.pipeline import DRAIN
@@ -23,6 +24,7 @@ from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.problems import actions
 from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records
 from mlflow_tfmon.training import Training
 
 
@@ -103,6 +105,23 @@ class Monitor(Training):
         else:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             self.end(status, f"{type(error).__name__}: {error}")
+
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """As `Training.end`."""
+        if status == "FINISHED" and self._pipeline is not None:
+            with contained("looking for a best model", "the run does not say that none is registered"):
+                self._tell_registered()
+        super().end(status, reason)
+
+    def _tell_registered(self) -> None:
+        """Tells the run, at the end of a loop, if nothing becomes the version that was asked for."""
+        name = self.settings.registered_model_name
+        if name and self.arguments is None and not self.has_best:
+            why = "no best model is kept that MLflow can load"
+            logger.warning(
+                "mlflow_tfmon: registered_model_name=%r: nothing is registered, since %s.", name, why
+            )
+            self.record(records.Facts(tags={REGISTERED: f"{name} gets no version: {why}"}, time=time.time()))
 
     # -- what the user tells ---------------------------------------------------------------------------------------
     def log(self, **values: float) -> None:
@@ -237,7 +256,7 @@ class Monitor(Training):
         checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
         if checkpoint is not None:
             if not self._in_fit:  # it is around fits, of which this is the first
-                checkpoint.check_fit(resuming.fits(model))
+                checkpoint.check_fit(order.fits(model))
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
             resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
@@ -250,7 +269,8 @@ class Monitor(Training):
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=resuming.fits(self.model), within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=order.fits(self.model),
+                place=order.place(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
