@@ -91,3 +91,18 @@ class Best:
             f"mlflow_tfmon: monitor={self._settings.monitor!r} never came, so no epoch counts as the best; metrics "
             f"that came: {', '.join(self._came)}. Set monitor to one of them."
         )
+
+
+def directions_of(model: Any) -> dict[str, str]:
+    """Of a model's metrics, whether "up" or "down" is better, as far as Keras (3.7 and newer) knows it."""
+    found: dict[str, str] = {}
+    try:
+        waiting = list(getattr(model, "metrics", None) or ())
+    except Exception:  # a property that the user wrote
+        return found
+    while waiting:
+        metric = waiting.pop()
+        waiting += getattr(metric, "metrics", None) or ()
+        if getattr(metric, "_direction", None):
+            found[str(metric.name)] = str(metric._direction)
+    return found

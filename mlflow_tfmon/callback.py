@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from mlflow_tfmon import resuming, underway
+from mlflow_tfmon import order, resuming, underway
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.metrics import epoch_metrics
@@ -163,7 +163,7 @@ class MonitorCallback(_BothKerases):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was made for this fit."""
         self._forget_epoch()
-        resuming.fit_ended(self.model)
+        order.fit_ended(self.model)
         monitor, self._monitor = self._monitor, None
         if monitor is not None and monitor is not self.given:
             monitor.end()
@@ -196,7 +196,7 @@ class PassOver(_BothKerases):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Lets the model be fitted again."""
         self.model._initial_epoch = None
-        resuming.fit_ended(self.model)
+        order.fit_ended(self.model)
 
 
 def _total_steps(params: dict[str, Any] | None) -> int | None:

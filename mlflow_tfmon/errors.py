@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+from mlflow_tfmon.tracking.uris import in_a_line
+
 logger = logging.getLogger("mlflow_tfmon")
 _said: set[str] = set()
 _lock = threading.Lock()
@@ -60,7 +62,7 @@ def contained(part: str, consequence: str) -> Iterator[None]:
             raise
         say_once(
             f"{part}: {consequence}",
-            f"mlflow_tfmon: {part} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            f"mlflow_tfmon: {part} failed ({type(error).__name__}: {in_a_line(error)[:300]}); "
             f"the training goes on, but {consequence}.",
         )
 

@@ -8,20 +8,23 @@ from typing import Any
 
 import tensorflow as tf
 
-from mlflow_tfmon import claims, resuming
+from mlflow_tfmon import claims, order, resuming
 from mlflow_tfmon.activations import ActivationWatch
 from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.names import REGISTERED
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.complaints import plain_epoch, plain_numbers
 from mlflow_tfmon.epoch_metrics import measured
-from mlflow_tfmon.errors import SettingError, contained
+from mlflow_tfmon.errors import SettingError, contained, logger
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.pauses import Pauses
+from mlflow_tfmon.pipeline import DRAIN
 from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.problems import actions
 from mlflow_tfmon.problems.actions import Actions
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records
 from mlflow_tfmon.training import Training
 
 
@@ -83,6 +86,7 @@ class Monitor(Training):
         self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
+        self._ended = (0, 0)  # the last epoch of a loop, and how many steps had been made by its end
 
     @classmethod
     def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
@@ -101,6 +105,23 @@ class Monitor(Training):
         else:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             self.end(status, f"{type(error).__name__}: {error}")
+
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """As `Training.end`."""
+        if status == "FINISHED" and self._pipeline is not None:
+            with contained("looking for a best model", "the run does not say that none is registered"):
+                self._tell_registered()
+        super().end(status, reason)
+
+    def _tell_registered(self) -> None:
+        """Tells the run, at the end of a loop, if nothing becomes the version that was asked for."""
+        name = self.settings.registered_model_name
+        if name and self.arguments is None and not self.has_best:
+            why = "no best model is kept that MLflow can load"
+            logger.warning(
+                "mlflow_tfmon: registered_model_name=%r: nothing is registered, since %s.", name, why
+            )
+            self.record(records.Facts(tags={REGISTERED: f"{name} gets no version: {why}"}, time=time.time()))
 
     # -- what the user tells ---------------------------------------------------------------------------------------
     def log(self, **values: float) -> None:
@@ -135,6 +156,9 @@ class Monitor(Training):
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
         """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
 
+        A loop whose epochs begin anew (a reset of the model, say) goes on in the run's count, as a further fit does;
+        what is told again of the last epoch is that epoch's.
+
         Args:
             epoch: number of the epoch in this training, from 0.
             metrics: numbers by name, such as `{"val_loss": 0.3}`.
@@ -147,12 +171,26 @@ class Monitor(Training):
         """
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
+        with contained("counting epochs", "those that begin anew take the places of the earlier ones"):
+            self._count_epoch(epoch)
         self.epoch_ended(epoch, numbers)
         with contained("acting on a problem", "the training goes on as it is"):
             self._actions = self._actions or Actions.of_loop(self)
             if self._actions is not None:
                 self._actions.epoch_ended(numbers)
         return numbers
+
+    def _count_epoch(self, epoch: int) -> None:
+        """Sees to it that an epoch that a loop makes anew follows on those before it."""
+        if self._pipeline is None:
+            return
+        self._pipeline.drain()
+        last, then = self._ended
+        steps = self._pipeline.recording.steps_of(self._keys())
+        if self.epoch_offset + epoch < last and steps > then:  # else it is told late
+            self._epoch_offset = last + 1 - epoch
+            self.record(*self._pipeline.recording.seam(self._keys(), then))
+        self._ended = max(self._ended, (self.epoch_offset + epoch, steps))
 
     @property
     def should_stop(self) -> bool:
@@ -184,11 +222,12 @@ class Monitor(Training):
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
             self.last_epoch, self.last_metrics = number, numbers
-            self._consider(number, numbers)
             steps = recording.steps_of(self._keys())
-            histograms.epoch_ended(recording, self._rings, number)
+            histograms.epoch_ended(recording, self._rings, number, DRAIN.before_next_rows)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
+            # Last: from here on the thread that writes wants the interpreter too.
+            self._consider(number, numbers)
 
     def paused(self, since: float | None) -> None:
         """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
@@ -217,7 +256,7 @@ class Monitor(Training):
         checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
         if checkpoint is not None:
             if not self._in_fit:  # it is around fits, of which this is the first
-                checkpoint.check_fit(resuming.fits(model))
+                checkpoint.check_fit(order.fits(model))
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
             resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
@@ -230,7 +269,8 @@ class Monitor(Training):
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=resuming.fits(self.model), within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=order.fits(self.model),
+                place=order.place(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
             now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)

@@ -29,6 +29,7 @@ from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.spool import Spool
+from mlflow_tfmon.tracking.uris import without_secrets
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
@@ -143,7 +144,7 @@ class Pipeline:
             runs.leave(self.run)
         self.recording.settle()
         self.watch.finish()
-        self.recording.append(records.RunEnded(time.time(), status, self.run.owned, reason))
+        self.recording.append(records.RunEnded(time.time(), status, self.run.owned, without_secrets(reason)))
         if rest := self._spool.close():
             self._delivery.rest(self.folder, rest)
         self._sum_up(self._wait())

@@ -118,7 +118,7 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     import mlflow
 
     from mlflow_tfmon.tracking import runs
-    from mlflow_tfmon.tracking.store import be_quick
+    from mlflow_tfmon.tracking.patience import be_quick
     from mlflow_tfmon.tracking.uris import sqlite_path, without_secrets
 
     be_quick()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.tracking import fluent
 
-from mlflow_tfmon import claims, pipeline, probes
-from mlflow_tfmon.checkpoints.names import BEST, LAST, METRIC, MODE, RESUME, VALUE, pointer
+from mlflow_tfmon import claims, order, pipeline, probes
+from mlflow_tfmon.checkpoints.names import BEST, EPOCH, LAST, METRIC, MODE, RESUME, VALUE, pointer
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
@@ -35,7 +34,6 @@ _WHICH = (
     "Monitor(model); of one model a run"
 )
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
-_fits: dict[int, int] = {}  # that each model has had in this process, by its `id`
 
 
 def prepare(resume: str | None) -> None:
@@ -55,32 +53,38 @@ def prepare(resume: str | None) -> None:
         _prepared[resume] = _find(run_id)
 
 
-def take(resume: str | None) -> Checkpoint | None:
-    """The checkpoint that was prepared: the first to ask gets it."""
-    return _prepared.pop(resume, None) if resume is not None else None
+def take(resume: str | None, model: Any) -> Checkpoint | None:
+    """The checkpoint that was prepared: the first model to ask gets it.
 
-
-def fits(model: Any) -> int:
-    """How many fits a model has had in this process, to their ends."""
-    return _fits.get(id(model), 0)
-
-
-def fit_ended(model: Any) -> None:
-    """Counts a fit that has come to its end."""
-    if id(model) not in _fits:
-        weakref.finalize(model, _fits.pop, id(model), None)
-    _fits[id(model)] = fits(model) + 1
+    With "latest" a script was started again as it was: what it trains before the model that was interrupted is another.
+    """
+    checkpoint = None if resume is None else _prepared.get(resume)
+    if resume is None or checkpoint is None:
+        return None
+    if not checkpoint.is_placed(model):
+        goes_on = resume != LATEST
+        logger.warning(
+            "mlflow_tfmon: resume=%r: run %s is of model %d that its script trained, and this (%r) is model %d: %s.",
+            resume, checkpoint.run_id, checkpoint.place + 1, getattr(model, "name", "?"), order.place(model) + 1,
+            "it goes on from there all the same" if goes_on
+            else f"it begins anew, in a run of its own; to have it go on: resume={checkpoint.run_id!r}",
+        )  # fmt: skip
+        if not goes_on:
+            return None
+    return _prepared.pop(resume)
 
 
 def is_done(model: Any, resume: str | None) -> bool:
     """Whether the fit that begins was over before the interruption: a later one of its model goes on."""
     checkpoint = None if resume is None else _prepared.get(resume)
-    if checkpoint is None or fits(model) >= checkpoint.fits or not checkpoint.is_of(model):
+    if checkpoint is None or order.fits(model) >= checkpoint.fits:
+        return False
+    if not checkpoint.is_of(model) or not checkpoint.is_placed(model):
         return False
     logger.info(
         "mlflow_tfmon: resume=%r: fit %d of the model %r was over before run %s was interrupted; it makes no epochs, "
         "fit %d goes on.",
-        resume, fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
+        resume, order.fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
     )  # fmt: skip
     return True
 
@@ -155,7 +159,8 @@ def _kept(client: mlflow.MlflowClient, tags: dict[str, str]) -> tuple[Before, ..
     for model_id, pointers in kinds.items():
         model = client.get_logged_model(model_id)
         value = float(model.tags[VALUE]) if VALUE in model.tags else None
-        one = Before(model_id, pointers, model.tags.get(METRIC, ""), value, model.tags.get(MODE) == "max")
+        epoch, metric = int(model.tags.get(EPOCH, -1)), model.tags.get(METRIC, "")
+        one = Before(model_id, pointers, epoch, metric, value, model.tags.get(MODE) == "max")
         found.append((model.creation_timestamp, one))
     return tuple(one for _, one in sorted(found, key=lambda each: each[0]))
 

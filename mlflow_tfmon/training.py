@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import mlflow
 
-from mlflow_tfmon import claims, probes, resuming
+from mlflow_tfmon import claims, order, probes, resuming
 from mlflow_tfmon import pipeline as pipelines
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.complaints import say_what_is_missing
@@ -89,7 +89,7 @@ class Training:
         if self.settings.silent:
             quiet(True)
         self._thread, self._in_fit = thread or threading.get_ident(), in_fit
-        self._checkpoint = None if self.model is None else resuming.take(self.settings.resume)
+        self._checkpoint = None if self.model is None else resuming.take(self.settings.resume, self.model)
         if self._checkpoint is not None and not in_fit:
             self._checkpoint.restore(self.model, self._optimizers)
         place = cluster.place()
@@ -138,6 +138,8 @@ class Training:
         """
         if self in claims.active:
             claims.active.remove(self)
+        if status == "FINISHED" and self.model is not None:
+            order.ended(self.model)
         pipeline = self._pipeline
         probes.remove(self)
         if pipeline is None:

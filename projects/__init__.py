@@ -1,1 +1,1 @@
-"""The demos: one folder each, run by `mlflow run` as the entry points of MLproject."""
+"""The demos, a file each, which `mlflow run` runs as the entry points of MLproject."""

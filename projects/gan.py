@@ -100,8 +100,9 @@ def main() -> None:
         losses.set_title("losses")
         norms.set_title("gradient norms")
         recorded.epochs.told_apart.plot(ax=outside, title="told apart by an outsider", ylim=(0.45, 1.02))
-        made = generator.predict(fixed[:36], verbose=0).reshape(6, 6, 8, 8).swapaxes(1, 2).reshape(48, 48)
-        pictures.imshow(made, cmap="gray_r")
+        made = generator.predict(fixed[:36], verbose=0)[..., 0]
+        apart = np.pad(made, ((0, 0), (1, 1), (1, 1)))  # six rows of six digits, with room between them
+        pictures.imshow(apart.reshape(6, 6, 10, 10).swapaxes(1, 2).reshape(60, 60), cmap="gray_r")
         pictures.set(title="generated", xticks=[], yticks=[])
         log(figure, "gan")
         mlflow.log_metric("told_apart_first", recorded.epochs.told_apart.iloc[0])

@@ -65,9 +65,9 @@ def main() -> None:
 
         figure, axes = panels(len(VARIANTS))
         for ax, row in zip(axes, results[results.seed == 1].itertuples(), strict=True):
-            norms[row.run_id].plot(
-                ax=ax, logy=True, title=row.variant, legend=False, colormap="viridis", lw=0.8
-            )
+            shown = norms[row.run_id]
+            shown = shown[(shown > 0).any(axis=1)]  # once all units are dead, there is nothing to see
+            shown.plot(ax=ax, logy=True, title=row.variant, legend=False, colormap="viridis", lw=0.8)
             ax.set_ylabel("gradient norm of each kernel")
         log(figure, "gradient_monitor")
 

@@ -5,6 +5,7 @@ Keras has no mean average precision: `epoch_metrics` measures it, and the best c
 
 import contextlib
 import io
+import math
 
 import keras
 import mlflow
@@ -22,6 +23,7 @@ from projects.shared.variants import parent_run
 
 SIZE, CELLS = 48, 6  # pixels of a canvas's side, and cells: each tells of one digit whose centre lies in it
 CELL = SIZE // CELLS
+BATCH = 16
 FOUND = 5  # detections of a canvas that are judged
 
 
@@ -72,14 +74,14 @@ def build() -> keras.Model:
     """Returns a convolutional detector: for each cell 1 logit, 4 numbers of the box and 10 logits of the label."""
     layers = keras.layers
     stack = [keras.Input((SIZE, SIZE, 1))]
-    for width in (16, 32, 64):
+    for width, pool in ((16, 2), (48, 2), (96, 2), (128, 1)):
         stack += [
             layers.Conv2D(width, 3, padding="same", use_bias=False),
             layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.MaxPooling2D(pool),
         ]
-        stack += [layers.ReLU(), layers.MaxPooling2D()]
-    stack += [layers.Conv2D(96, 3, padding="same", activation="relu"), layers.Conv2D(15, 1, name="cells")]
-    return keras.Sequential(stack, name="detector")
+    return keras.Sequential([*stack, layers.Conv2D(15, 1, name="cells")], name="detector")
 
 
 def detect(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
@@ -126,7 +128,7 @@ def average_precision(truth: COCO, found: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parameters = Parameters("projects.object_detection", __doc__)
-    parameters.add("epochs", count, 15, quick=2)
+    parameters.add("epochs", count, 20, quick=2)
     parameters.add("canvases", count, 2000, quick=400)
     parameters.add("seed", count, 1)
     args = parameters.read()
@@ -141,12 +143,14 @@ def main() -> None:
             return average_precision(ground_truth(val_boxes), detect(model, val_pictures))
 
     model = build()
-    model.compile(keras.optimizers.Adam(2e-3), detection_loss)
+    steps = args.epochs * math.ceil(len(pictures) / BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, steps)
+    model.compile(keras.optimizers.Adam(rate), detection_loss)
     mlflow_tfmon.autolog(epoch_metrics=measure, monitor="val_map", mode="max")
     with parent_run("object_detection") as run:
         validation = val_pictures, targets(val_boxes)
         history = model.fit(
-            pictures, targets(boxes), 32, args.epochs, validation_data=validation, verbose=2
+            pictures, targets(boxes), BATCH, args.epochs, validation_data=validation, verbose=2
         ).history
         recorded = mlflow_tfmon.load_run(run.info.run_id)
         figure, (loss, precision, *examples) = panels(4)

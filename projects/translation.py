@@ -102,8 +102,8 @@ def translate(model: keras.Model, source: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parameters = Parameters("projects.translation", __doc__)
-    parameters.add("epochs", count, 12, quick=3)
-    parameters.add("examples", count, 6000, quick=1500)
+    parameters.add("epochs", count, 12, quick=5)
+    parameters.add("examples", count, 500)
     parameters.add("seed", count, 1)
     args = parameters.read()
 

@@ -30,9 +30,10 @@ def check(run_id: str, losses: list[float], uri: str | None = None) -> None:
     assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
 
 
-@pytest.mark.parametrize("how", ["fit", "loop"])
+@pytest.mark.parametrize("how", ["fit", "loop", "monitor"])
 def test_two_threads_train_two_models(how: str, fresh: None) -> None:
-    mlflow_tfmon.autolog(log_models=False)
+    if how != "monitor":
+        mlflow_tfmon.autolog(log_models=False)
     together, done = threading.Barrier(2), {}
 
     class Losses(keras.callbacks.Callback):
@@ -51,6 +52,13 @@ def test_two_threads_train_two_models(how: str, fresh: None) -> None:
             [keras.Input((trainings.FEATURES,)), keras.layers.Dense(trainings.CLASSES)], name=f"net{seed}"
         )
         together.wait()
+        if how == "monitor":
+            step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
+            with mlflow_tfmon.Monitor(net) as monitor:
+                losses = [float(step(a, b)) for a, b in trainings.batches(x, y, 5)]
+                run_id = str(monitor.run_id)
+            done[run_id] = losses
+            return
         with mlflow.start_run() as run:
             if how == "fit":
                 net.compile(keras.optimizers.SGD(0.1), trainings.loss())

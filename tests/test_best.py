@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mlflow_tfmon import errors
-from mlflow_tfmon.best import Best
-from mlflow_tfmon.checkpoints.keeper import _directions
+from mlflow_tfmon.best import Best, directions_of
 from mlflow_tfmon.settings import Settings
 
 METRICS = (
@@ -45,7 +44,7 @@ def test_mode_auto_is_kerass() -> None:
     for monitor in monitors:
         best = Best(Settings.make(monitor=monitor))
         for epoch, value in enumerate(values):
-            best.consider(epoch, {monitor: value}, _directions(model))
+            best.consider(epoch, {monitor: value}, directions_of(model))
         try:
             expected = keras_knows(model, monitor, values)
             known += 1

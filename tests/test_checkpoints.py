@@ -347,6 +347,32 @@ def test_the_best_stays_when_a_better_one_cannot_be_saved_and_a_worse_one_is(
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), best)
 
 
+def test_one_that_cannot_be_saved_is_not_to_be_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
+    write, lost = Writer.write, (1, 4)
+
+    def not_those(self: Writer, *what: Any) -> None:
+        if epoch in lost:
+            raise ChangedError("it was changed")
+        write(self, *what)
+
+    monkeypatch.setattr(Writer, "write", not_those)
+    model, seen = net(), {}
+    step = trainings.custom_step(model, model.optimizer)
+    with mlflow_tfmon.Monitor(model) as monitor:
+        run_id = str(monitor.run_id)
+        for epoch, metrics in losses(0.5, 0.2, 0.45, 0.6, 0.3, 0.4, 0.45, 0.7):
+            step(*next(trainings.batches(X, Y, 1)))
+            seen[epoch] = model.predict(X, verbose=0)
+            monitor.log_epoch(epoch, metrics)
+            monitor._pipeline.finish_checkpoints()
+    kept = {one.tags["tfmon.epoch"]: one.model_id for one in checkpoints(run_id)}
+    said = tags(run_id)
+    assert kept == {"5": said["tfmon.best_model"], "7": said["tfmon.last_model"]}
+    loaded = mlflow.tensorflow.load_model(f"models:/{said['tfmon.best_model']}")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), seen[5])
+    assert mlflow.get_run(run_id).data.metrics["best/epoch"] == 1  # what was best, kept or not
+
+
 def test_what_is_written_is_kept_though_better_ones_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill then does not find the training without any."""
     write, gate, begun = Writer.write, threading.Event(), threading.Event()
@@ -453,6 +479,18 @@ def test_a_name_that_the_registry_refuses_leaves_the_best_in_the_run() -> None:
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
+def test_a_loop_without_a_best_says_that_nothing_is_registered(caplog: Any) -> None:
+    with (
+        caplog.at_level("WARNING", "mlflow_tfmon"),
+        mlflow_tfmon.Monitor(net(), monitor="val_los", registered_model_name="digits") as monitor,
+    ):
+        run_id = str(monitor.run_id)
+        monitor.log_epoch(0, {"val_loss": 0.5})
+    assert "'val_los' never came" in caplog.text and "nothing is registered" in caplog.text
+    assert tags(run_id)["tfmon.registered"].startswith("digits gets no version: ")
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
 KILLED = """
 import os, pathlib, signal, sys, time
 import keras, mlflow, mlflow_tfmon
@@ -487,6 +525,9 @@ def test_the_best_before_a_kill_is_delivered_and_registered(store: str, home: Pa
     (run,) = client.search_runs(["0"])
     while client.get_run(run.info.run_id).info.status != "FAILED":  # delivery goes on without the trainer
         time.sleep(0.2)
+    assert {one.status.value for one in client.search_logged_models(["0"])} == {
+        "READY"
+    }  # none is left pending
     best = tags(run.info.run_id)["tfmon.best_model"]
     loaded = mlflow.tensorflow.load_model(f"models:/{best}")
     reference = keras.models.load_model(tmp_path / "best.keras")

@@ -40,6 +40,7 @@ def test_wrong_usage_ends_with_2_and_one_line_that_says_where_help_is(arguments,
         (click.ClickException("no run\nof that name"), "no run of that name"),
         (OSError("no run of that name"), "OSError: no run of that name"),
         (FileNotFoundError(2, "No such file or directory", "/a/b"), "/a/b: No such file or directory."),
+        (OSError("https://ann:s3cret@e.org is away"), "OSError: https://e.org is away"),
         (ImportError("it needs TensorBoard: pip install x"), "it needs TensorBoard: pip install x"),
     ],
 )

@@ -1,6 +1,6 @@
 """Disks that are full, read-only or gone, each alone: training goes on, what is not kept is counted and said.
 
-Each test mounts a small disk of its own (a tmpfs), which needs root.
+Each test mounts a small disk of its own (a tmpfs, or a file), which needs root.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
@@ -23,6 +24,7 @@ import mlflow_tfmon
 from mlflow_tfmon import errors, pipeline
 from mlflow_tfmon.commands.sync import command as sync
 from mlflow_tfmon.tracking.homes import second_home
+from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.waiting import find_waiting
 from tests import trainings
 
@@ -57,14 +59,44 @@ class Disk:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
+class Failing:
+    """A disk that the system finds to be broken at some moment: from then on it can be read, and written by nobody."""
+
+    def __init__(self, folder: Path, image: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with image.open("wb") as file:
+            file.truncate(MEGABYTES * 2**20)
+        self._mount = ["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)]
+        self._mend = ["e2fsck", "-fy", str(image)]
+        for command in (["mkfs.ext4", "-q", str(image)], self._mount):
+            if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
+                pytest.skip(f"no disk is made here by {' '.join(command)}")
+        number = folder.stat().st_dev
+        self._device = Path(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")).name
+
+    def fail(self) -> None:
+        Path("/sys/fs/ext4", self._device, "trigger_fs_error").write_text("a test")
+        with pytest.raises(OSError, match="Read-only"):
+            (self.folder / "probe").touch()
+
+    def mend(self) -> None:
+        subprocess.run(["umount", str(self.folder)], check=True)
+        assert subprocess.run(self._mend, capture_output=True).returncode == 1  # which is "mended"
+        subprocess.run(self._mount, check=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[Path], Disk]]:
+def disk(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     if os.name != "posix" or os.getuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a disk needs root")
-    made: list[Disk] = []
+    made: list[Disk | Failing] = []
 
-    def make(folder: Path) -> Disk:
-        made.append(Disk(folder))
+    def make(folder: Path, fails: bool = False) -> Disk | Failing:
+        made.append(Failing(folder, tmp_path / "image") if fails else Disk(folder))
         return made[-1]
 
     yield make
@@ -139,7 +171,7 @@ def test_the_journals_disk_is_full_for_a_while(
     fresh: None,
     home: Path,
     said: list[str],
-    disk: Callable[[Path], Disk],
+    disk: Callable[..., Any],
 ) -> None:
     one = disk(home)
     mlflow_tfmon.autolog(log_models=False)
@@ -158,7 +190,7 @@ def test_the_journals_disk_is_full_for_a_while(
     assert sum("could not be written" in line for line in said) == 1
 
 
-@pytest.mark.parametrize("how", ["full", "gone"])
+@pytest.mark.parametrize("how", ["full", "read-only", "gone"])
 def test_the_journals_disk_takes_nothing_until_the_end(
     how: str,
     unwatched: list[np.ndarray],
@@ -166,16 +198,19 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     fresh: None,
     home: Path,
     said: list[str],
-    disk: Callable[[Path], Disk],
+    disk: Callable[..., Any],
 ) -> None:
-    one = disk(home)
+    one, client = disk(home, fails=how == "read-only"), mlflow.MlflowClient()
     mlflow_tfmon.autolog(log_models=False)
     net = compiled()
 
     def away() -> None:
         if how == "full":
             one.fill()
+        elif how == "read-only":
+            one.fail()
         else:
+            until(lambda: "tfmon.delivery" in client.search_runs(["0"])[0].data.tags)  # delivery has begun
             for folder in (home / "recordings").iterdir():
                 shutil.rmtree(folder)
 
@@ -183,7 +218,6 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     same(net, unwatched)
     if how == "full":
         one.free()
-    client = mlflow.MlflowClient()
     (run,) = client.search_runs(["0"])
     until(lambda: client.get_run(run.info.run_id).data.tags["tfmon.delivery"] == "complete")
     until(lambda: client.get_run(run.info.run_id).info.status == "FINISHED")
@@ -197,6 +231,17 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     assert [line for line in said if f"not kept  {60 - len(steps)} steps" in line], said
     assert sum("The training goes on" in line for line in said) == 1
     assert not [line for line in said if "wait for delivery" in line]
+    assert find_waiting() == []
+    if how == "read-only":  # what could not be deleted is deleted later, and does not come again
+        delivery = DeliveryProcess.shared()
+        process = delivery._process
+        delivery.close()
+        assert process is not None and process.wait(60) == 0
+        assert list((home / "recordings").iterdir())
+        one.mend()
+        assert find_waiting() == []
+        assert not list((home / "recordings").iterdir())
+        assert not list(second_home().glob("arrived-*"))
 
 
 def test_no_disk_takes_the_journal(
@@ -225,7 +270,7 @@ def test_a_home_that_is_read_only(
     fresh: None,
     home: Path,
     said: list[str],
-    disk: Callable[[Path], Disk],
+    disk: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -259,7 +304,7 @@ def test_the_stores_disk(
     home: Path,
     tmp_path: Path,
     said: list[str],
-    disk: Callable[[Path], Disk],
+    disk: Callable[..., Any],
 ) -> None:
     folder = tmp_path / "artifacts"
     if what == "mlflow.db":

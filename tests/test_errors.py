@@ -114,6 +114,13 @@ def test_an_error_of_ours_leaves_the_training_alone(
     assert len(mlflow.search_runs(output_format="list")) <= 1
 
 
+def test_no_secret_in_an_error_is_said(contained: list[str]) -> None:
+    with errors.contained("the test", "nothing is lost"):
+        raise OSError("https://ann:s3cret@example.org/?token=t0ken does not answer")
+    (line,) = contained
+    assert "https://example.org/" in line and "s3cret" not in line and "t0ken" not in line
+
+
 def test_delivery_that_dies_at_once(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     from mlflow_tfmon.tracking.process import DeliveryProcess

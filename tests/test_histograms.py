@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import keras
@@ -238,3 +239,32 @@ def test_a_loop_that_tells_of_its_epochs_has_them_too() -> None:
     assert found.groupby("kind").step.unique().map(list).to_dict() == {"gradient": [1], "weight": [1, 10, 20]}
     for variable in net.trainable_variables:
         compare(found, 20, trainings.name(variable), "weight", variable.numpy())
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_training_does_not_wait_until_its_weights_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    by, begun, go_on = list[threading.Thread](), threading.Event(), threading.Event()
+    counts = histograms._counts
+
+    def slow_counts(values: Any) -> np.ndarray:
+        by.append(threading.current_thread())
+        begun.set()
+        go_on.wait(60)
+        return counts(values)
+
+    monkeypatch.setattr(histograms, "_counts", slow_counts)
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    with mlflow_tfmon.Monitor(net, deep_every=100) as monitor:
+        for x, y in trainings.batches(*trainings.data(), 1):
+            step(x, y)
+        monitor.log_epoch(0)
+        assert begun.wait(60)
+        before = [variable.numpy() for variable in net.trainable_variables]
+        for x, y in trainings.batches(*trainings.data(), 1):
+            step(x, y)
+        go_on.set()
+    assert len(by) == 1 and by[0] is not threading.current_thread()
+    found = mlflow_tfmon.load_run(trainings.last_run()).histograms
+    for variable, values in zip(net.trainable_variables, before, strict=True):
+        compare(found, 10, trainings.name(variable), "weight", values)

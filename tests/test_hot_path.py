@@ -14,6 +14,8 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon.stream.records import Variable
+from mlflow_tfmon.stream.ring import Ring, RingLayout
 from tests import trainings
 
 
@@ -134,3 +136,14 @@ def test_training_is_not_synchronised_with_the_host(watched: None) -> None:
         finally:
             EagerTensor.numpy = original
     assert not fetched
+
+
+def test_a_ring_of_ten_thousand_variables_takes_bounded_memory() -> None:
+    variables = tuple(Variable(f"layer{n}.kernel", (9, 9), True) for n in range(10_000))
+    ring = Ring(RingLayout(variables, frozenset(), ("grad_norm", "grad_norm_clipped")), 0)
+    every_step, deep = (8 * one.capacity * one.width for one in (ring, ring.deep))
+    assert every_step <= 16 * 2**20 and deep <= 16 * 2**20  # so many bytes, whatever the model
+    assert ring.histograms.capacity == 4  # as few as can be: a row of them is 6 kB a variable
+    assert all(
+        tuple(one.rows.shape) == (one.capacity, one.width) for one in (ring, ring.deep, ring.histograms)
+    )

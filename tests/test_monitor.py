@@ -53,14 +53,19 @@ def test_a_monitor_around_a_custom_loop() -> None:
 def test_a_monitor_that_is_left_by_an_exception() -> None:
     net = trainings.model()
     step = trainings.custom_step(net, keras.optimizers.SGD(0.1))
-    with pytest.raises(KeyboardInterrupt), mlflow_tfmon.Monitor(net) as monitor:
-        run_id = monitor.run_id
-        for a, b in trainings.batches(*trainings.data(), 1):
-            step(a, b)
-        raise KeyboardInterrupt
-    assert run_id is not None
-    assert mlflow.get_run(run_id).info.status == "KILLED"
-    assert len(mlflow_tfmon.load_run(run_id).steps) == 10
+    for error, status in (
+        (KeyboardInterrupt(), "KILLED"),
+        (OSError("http://ann:s3cret@e.org is away"), "FAILED"),
+    ):
+        with pytest.raises(type(error)), mlflow_tfmon.Monitor(net) as monitor:
+            run_id = str(monitor.run_id)
+            for a, b in trainings.batches(*trainings.data(), 1):
+                step(a, b)
+            raise error
+        run = mlflow.get_run(run_id)
+        assert run.info.status == status
+        assert len(mlflow_tfmon.load_run(run_id).steps) == 10
+    assert run.data.tags["mlflow.note.content"] == "OSError: http://e.org is away"
 
 
 def test_a_monitor_in_a_run_of_the_users() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +50,24 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
+_asked: list[tuple[int, str]] = []  # by which thread, and what, of the network
+_listens = False
+
+
+@contextlib.contextmanager
+def asking_nothing() -> Iterator[None]:
+    """This thread asks nothing of the network meanwhile: so it waits for nothing there."""
+    global _listens
+    if not _listens:
+        _listens = True
+        sys.addaudithook(  # which cannot be taken out again
+            lambda event, _: event.startswith("socket.") and _asked.append((threading.get_ident(), event))
+        )
+    before = len(_asked)
+    yield
+    assert [event for thread, event in _asked[before:] if thread == threading.get_ident()] == []
+
+
 def train(step: Any, epochs: int = EPOCHS) -> list[float]:
     return [float(step(a, b)) for a, b in trainings.batches(*trainings.data(), epochs)]
 
@@ -71,9 +92,10 @@ def test_a_server_that_goes_away_and_comes_back(fault: str, between: Between, se
     (run_id,) = pipeline._open
     until(lambda: "batch/loss" in client.get_run(run_id).data.metrics)
     between.fault = fault
-    for _ in range(3):
-        losses += train(step)
-        time.sleep(1)
+    with asking_nothing():
+        for _ in range(3):
+            losses += train(step)
+            time.sleep(1)
     mlflow_tfmon.end_run()
     between.fault = None
     check(client, run_id, losses)
@@ -109,17 +131,37 @@ def test_a_server_that_is_away_at_the_start(how: str, fault: str, between: Betwe
     assert made == [] or fault == "slow"
 
 
-def test_a_server_that_is_killed_and_started_again(server: Server, fresh: None) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("away", [5, 30, 120, "to the end"])
+def test_a_server_that_is_killed_and_started_again(away: int | str, server: Server, fresh: None) -> None:
     mlflow.set_tracking_uri(server.uri)
-    mlflow_tfmon.autolog(delivery_wait=0.5)
-    step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01))
-    losses = train(step)
-    (run_id,) = pipeline._open
-    server.kill()
-    losses += train(step)
-    mlflow_tfmon.end_run()
-    server.start()
-    check(mlflow.MlflowClient(server.uri), run_id, losses)
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    with mlflow_tfmon.Monitor(net, delivery_wait=0.5, monitor="val_loss") as monitor:
+        run_id = str(monitor.run_id)
+        losses = train(step)
+        monitor.log_epoch(0, {"val_loss": 1.0})
+        server.kill()
+        back = time.monotonic() + (away if isinstance(away, int) else 5)
+        epochs = 1
+        while time.monotonic() < back:
+            with asking_nothing():
+                losses += train(step)
+                monitor.log(half=0.5)
+                monitor.log_epoch(epochs, {"val_loss": 1 / (1 + epochs)})
+            epochs += 1
+            time.sleep(1)
+        if isinstance(away, int):
+            server.start()
+            losses += train(step)
+    if not isinstance(away, int):
+        server.start()
+    client = mlflow.MlflowClient(server.uri)
+    check(client, run_id, losses)
+    recorded = mlflow_tfmon.load_run(run_id, server.uri)
+    assert recorded.epochs.val_loss.tolist() == [1 / (1 + epoch) for epoch in range(epochs)]
+    points = client.get_metric_history(run_id, "val_loss")
+    assert [(one.step, one.value) for one in points] == list(enumerate(recorded.epochs.val_loss))
 
 
 def test_what_waits_at_the_end_is_said(

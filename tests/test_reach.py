@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
@@ -142,14 +142,15 @@ Trained = Callable[..., str]
 def train(home: Path, tmp_path: Path) -> Trained:
     """Trains in a process of its own, in this environment and in none of the developer's."""
 
-    def trained(uri: str, **environment: str) -> str:
+    def trained(uri: str, within: Sequence[str] = (), **environment: str) -> str:
         ours = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         own = {**ours, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TFMON_RAISE_ERRORS": "0", **environment}
         said = tmp_path / "said"  # a pipe would end with delivery, which outlives the training
         with said.open("w") as file:
             subprocess.run(
-                [sys.executable, "-c", SCRIPT], env=own, cwd=tmp_path, check=True, stdout=file, stderr=file
-            )
+                [*within, sys.executable, "-c", SCRIPT],
+                env=own, cwd=tmp_path, check=True, stdout=file, stderr=file,
+            )  # fmt: skip
         return said.read_text()
 
     return trained
@@ -214,6 +215,19 @@ def test_no_secret_is_written_down(how: str, server: Server, train: Trained, hom
     front.close()
 
 
+def test_a_run_that_is_not_there_is_said_without_the_password(server: Server) -> None:
+    mlflow.set_tracking_uri(f"http://{USER}:{PASSWORD}@127.0.0.1:{server.port}")
+    try:
+        with (
+            pytest.raises(mlflow_tfmon.SettingError, match=f"no such run in {server.uri}") as raised,
+            mlflow_tfmon.Monitor(run_id="0" * 32),
+        ):
+            pass
+    finally:
+        mlflow.set_tracking_uri("")
+    assert PASSWORD not in str(raised.value)
+
+
 def test_https_with_a_private_ca(
     server: Server, train: Trained, certificates: tuple[Path, ssl.SSLContext]
 ) -> None:
@@ -238,6 +252,40 @@ def test_a_server_behind_a_proxy(server: Server, train: Trained) -> None:
     check(server, before)
     assert front.asked and all("http://mlflow.invalid/" in line for line in front.asked)
     front.close()
+
+
+RESOLVES = "import socket; socket.gethostbyname('localhost')"
+LISTENS = "import socket; socket.create_connection(socket.create_server(('127.0.0.1', 0)).getsockname())"
+
+
+def apart(*command: str, without: str) -> list[str]:
+    """A command that runs what follows it on a machine where a line of Python fails."""
+    if os.name != "posix" or os.getuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a machine of another kind is made by root, with unshare")
+    there = subprocess.run([*command, sys.executable, "-c", without], capture_output=True)
+    if b"socket" not in there.stderr:
+        pytest.skip(f"it cannot be made here: {there.stderr.decode()[-200:]}")
+    return list(command)
+
+
+def test_a_machine_that_does_not_know_the_name_localhost(
+    server: Server, train: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "hosts").write_text("")
+    hide = f'mount --bind {tmp_path}/hosts /etc/hosts && exec "$@"'
+    within = apart("unshare", "--mount", "sh", "-c", hide, "sh", without=RESOLVES)
+    before = runs(server)
+    train(server.uri, within)
+    check(server, before)
+
+
+def test_a_machine_without_any_network(train: Trained, store: str) -> None:
+    within = apart("unshare", "--net", without=LISTENS)  # not even to itself
+    train(store, within)
+    (run,) = mlflow.MlflowClient(store).search_runs(["0"])
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    assert mlflow_tfmon.load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 101))
+    assert find_waiting() == []
 
 
 def test_a_folder_with_mlflows_permission(train: Trained, tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def test_the_alias_goes_to_the_better_and_stays_otherwise(runs: Runs) -> None:
     assert runs.holder() == 0.38
 
 
+def test_a_name_with_a_quote(runs: Runs) -> None:
+    for value in (0.4, 0.3):
+        assert register_pointed(runs.add(value), "tfmon.best_model", "Ann's") == {}
+    assert runs.client.get_model_version_by_alias("Ann's", "best").tags["tfmon.value"] == "0.3"
+
+
 def orders() -> list[tuple[int, ...]]:
     """In which order two contenders make their calls to the registry: some of all that there are."""
     every = sorted(set(itertools.permutations((0,) * 4 + (1,) * 4)))
@@ -190,6 +196,12 @@ def test_promotion_by_hand(runs: Runs, capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main([*arguments, "--name", "digits", "--dry-run"]) == 0
     assert "a new version (val_loss 0.3" in capsys.readouterr().out
     assert runs.client.search_registered_models() == []  # nothing was done
+    for alias in ("latest", "v2", "", "no good"):
+        for more in ([], ["--dry-run"]):
+            assert cli.main(["promote", good.run_id, "--alias", alias, "--name", "digits", *more]) == 1
+            said = capsys.readouterr().err
+            assert f"alias={alias!r}: " in said and said.count("\n") == 1, said
+    assert runs.client.search_registered_models() == []  # and no version that lacks it
     assert cli.main([*arguments, "--name", "digits"]) == 0
     assert cli.main(arguments) == 0  # again: its name is known now
     assert runs.holder("champion") == 0.3

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon import order
 from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.recorded import Seam
 
@@ -215,7 +216,7 @@ def two_phases(net: keras.Model, *more: keras.callbacks.Callback) -> None:
         net.fit(dataset(), epochs=epochs, callbacks=list(more), verbose=0)
 
 
-def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over() -> None:
+def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over(caplog: Any) -> None:
     whole = model()
     two_phases(whole)
     mlflow_tfmon.autolog(resume="latest", report=False)
@@ -223,8 +224,11 @@ def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over() 
         two_phases(model(), Interrupt(5 * STEPS + 2))  # in the second one's third epoch
     mlflow_tfmon.autolog(resume="latest", report=False)
     net = model()
-    with mlflow.start_run():
+    with caplog.at_level("INFO", "mlflow_tfmon"), mlflow.start_run() as other:
         two_phases(net)
+    assert f"goes on in run {first.info.run_id}" in caplog.text
+    assert f"mlflow.start_run(run_id={first.info.run_id!r})" in caplog.text
+    assert other.info.run_id in caplog.text
     assert same(values(net), values(whole))
     run = mlflow.get_run(first.info.run_id)
     assert run.info.status == "FINISHED"
@@ -240,6 +244,66 @@ def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over() 
         mlflow_tfmon.Monitor(net, resume=first.info.run_id),
     ):
         net.fit(dataset(), epochs=3, verbose=0)
+
+
+def test_what_follows_a_resumed_fit_is_in_its_run_where_that_is_the_active_one() -> None:
+    whole = model()
+    two_phases(whole)
+    mlflow_tfmon.autolog()
+    with pytest.raises(Interrupted), mlflow.start_run() as first:
+        two_phases(model(), Interrupt(STEPS + 2))
+    mlflow_tfmon.autolog(resume="latest")
+    net = model()
+    with mlflow.start_run(run_id=first.info.run_id):
+        two_phases(net)
+    assert same(values(net), values(whole))
+    check_as_one(the_run(), 7 * STEPS, 7)
+
+
+def folds(*more: keras.callbacks.Callback) -> list[keras.Model]:
+    """Three models of one name and shape, each trained on data of its own, in a run of its own."""
+    nets = []
+    for fold in range(3):
+        nets.append(compiled())
+        nets[-1].fit(X + fold, Y, batch_size=8, epochs=2, shuffle=False, callbacks=list(more), verbose=0)
+    return nets
+
+
+def test_of_several_models_the_one_that_was_interrupted_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def in_another_process() -> None:
+        for name, value in (("PROCESS", f"{order.PROCESS}+"), ("_places", {}), ("_fits", {}), ("_models", 0)):
+            monkeypatch.setattr(order, name, value)
+
+    whole = folds()
+    in_another_process()
+    mlflow_tfmon.autolog()
+    with pytest.raises(Interrupted):
+        folds(Interrupt(5 * STEPS + 2))
+    (interrupted, *before) = client().search_runs(["0"], order_by=["attributes.start_time DESC"])
+    assert (interrupted.info.status, len(before)) == ("FAILED", 2)
+    in_another_process()
+    mlflow_tfmon.autolog(resume="latest")
+    with caplog.at_level("WARNING", "mlflow_tfmon"):
+        nets = folds()
+    said = [one.getMessage() for one in caplog.records if "begins anew" in one.getMessage()]
+    assert ["is model 1:" in said[0], "is model 2:" in said[1], len(said)] == [True, True, 2], said
+    for net, reference in zip(nets, whole, strict=True):
+        assert same(values(net), values(reference))
+    runs = {one.info.run_id: one for one in client().search_runs(["0"])}
+    assert len(runs) == 5
+    run = runs[interrupted.info.run_id]
+    assert run.data.tags["tfmon.resumed"] == f"after step {STEPS}, with epoch 1"
+    check_as_one(run, 2 * STEPS, 2)
+    in_another_process()
+    caplog.clear()
+    mlflow_tfmon.autolog(resume=run.info.run_id)  # whoever names the run means it
+    with caplog.at_level("WARNING", "mlflow_tfmon"):
+        net = compiled()
+        assert net.fit(X, Y, epochs=2, verbose=0).epoch == []
+    assert "goes on from there all the same" in caplog.text
+    assert same(values(net), values(whole[2]))
 
 
 def test_a_loop_that_autolog_alone_watches_begins_anew_and_says_how_to_go_on(caplog: Any) -> None:

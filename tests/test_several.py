@@ -86,8 +86,8 @@ def test_a_loop_goes_on_after_a_fit_in_the_same_run() -> None:
 def test_names_do_not_hang_on_when_the_drain_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     def anew() -> None:
         pipeline.DRAIN.stop()
-        pipeline.DRAIN._stopped.clear()
-        pipeline.DRAIN._thread = None
+        pipeline.DRAIN._called.clear()
+        pipeline.DRAIN._stopped, pipeline.DRAIN._thread = False, None
 
     anew()
     with monkeypatch.context() as patched:
@@ -166,12 +166,16 @@ def test_a_slow_loop_is_live_before_its_second_optimizer_comes() -> None:
 
 
 def test_models_of_one_name_in_one_run() -> None:
-    mlflow_tfmon.autolog(log_models=False)
+    mlflow_tfmon.autolog(log_datasets=False)
+    nets = [compiled("fold") for _ in range(3)]
     with mlflow.start_run() as run:
-        for _ in range(3):
-            fit(compiled("fold"))
+        for net in nets:
+            fit(net)
     client = mlflow.MlflowClient()
-    for prefix in ("", "fold.", "fold_2."):
+    tags, x = client.get_run(run.info.run_id).data.tags, trainings.data()[0]
+    for prefix, net in zip(("", "fold.", "fold_2."), nets, strict=True):
+        kept = mlflow.tensorflow.load_model(f"models:/{tags[f'tfmon.{prefix}best_model']}")
+        np.testing.assert_array_equal(kept.predict(x, verbose=0), net.predict(x, verbose=0))
         for key, expected in (("batch/loss", list(range(1, 11))), ("loss", [0])):
             assert [m.step for m in client.get_metric_history(run.info.run_id, prefix + key)] == expected
     assert steps(run.info.run_id) == list(range(1, 11))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.best import Best
+from mlflow_tfmon.best import Best, directions_of
 from mlflow_tfmon.checkpoints.folder import Writer
 from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME, pointer, tags_of
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
@@ -80,6 +80,7 @@ class Keeper:
         self.best = Best(settings)
         self.resumed = False
         self._best_kept = Best(settings)  # of those that were due
+        self._bars: dict[int, dict[str, Any]] = {}  # by number, of those that are or may become the best
         self._settings = settings
         self._folder = folder
         self._prefix = prefix
@@ -116,16 +117,19 @@ class Keeper:
         """
         self.resumed = True
         self.best.restore(state.about["best"])
-        self._best_kept.restore(state.about["best_kept"])
         for self._number, one in enumerate(kept, start=1):
             self._kept.add(self._number, one.value, one.more, one.metric, one.within)
             self._paths[self._number] = f"{MODELS}{one.model_id}"
             self._newest |= dict.fromkeys(one.pointers, self._number)
-            self._whole_before |= BEST in one.pointers
+            if BEST in one.pointers:  # a better one that never came to MLflow is not to be beaten
+                self._whole_before = True
+                bar = {"metric": one.metric, "value": one.value, "epoch": one.epoch, "more": one.more}
+                self._bars[self._number] = bar
+                self._best_kept.restore(bar)
 
     def consider(self, now: Moment) -> None:
         """Takes a moment of the training, on the thread that trains, which waits for the snapshot alone."""
-        directions = _directions(now.model)
+        directions = directions_of(now.model)
         if not now.within and self.best.consider(now.epoch, now.metrics, directions):
             assert self.best.value is not None
             figures = (
@@ -148,20 +152,20 @@ class Keeper:
     def _keep(self, now: Moment, directions: Mapping[str, str]) -> None:
         if not self._due(now):
             return
-        best = self._best_kept
-        is_best = best.consider(now.epoch, now.metrics, directions)
-        metric = best.metric or ""
-        value = now.metrics.get(metric)
-        among = self._kept.joins(value, best.more, metric)
         began = time.monotonic()
-        if (
-            not is_best
-            and not among
-            and self._settings.checkpoint_save_best_only
-            and began < self._patience_until
-        ):
-            return  # nothing but the last one yet: the next will be
         with self._lock:
+            best = self._best_kept
+            is_best = best.consider(now.epoch, now.metrics, directions)
+            metric = best.metric or ""
+            value = now.metrics.get(metric)
+            among = self._kept.joins(value, best.more, metric)
+            if (
+                not is_best
+                and not among
+                and self._settings.checkpoint_save_best_only
+                and began < self._patience_until
+            ):
+                return  # nothing but the last one yet: the next will be
             snapshot = self._camera.take(now.model, now.others)
             self._number += 1
             self._kept.add(self._number, value, best.more, metric, now.within)
@@ -173,7 +177,11 @@ class Keeper:
                 self._writer = Writer(form, self._settings, now.arguments, self._queue.once)
             saved = self._described(now, metric, value)
             job = _Job(snapshot, is_best, saved, state, resumes)
-            self._queue.put(self._number, job, self._kept.wanted)
+            if is_best:
+                self._bars[self._number] = best.state()
+            wanted = self._kept.wanted
+            self._bars = {n: bar for n, bar in self._bars.items() if n in wanted or n == self._newest[BEST]}
+            self._queue.put(self._number, job, wanted)
         if (
             snapshot.live
         ):  # the training waits for the writing too: no more often than that may take of its time
@@ -186,7 +194,7 @@ class Keeper:
         if now.around is None or snapshot.live:
             return None
         state, around = of_snapshot(snapshot), now.around()
-        standing = {"best": self.best.state(), "best_kept": self._best_kept.state(), "prefix": self._prefix}
+        standing = {"best": self.best.state(), "prefix": self._prefix}
         return joined((state.about, state.arrays), (around.about, around.arrays), (standing, {}))
 
     def _due(self, now: Moment) -> bool:
@@ -217,7 +225,10 @@ class Keeper:
             self._writer.write(job.snapshot, self._folder / path, job.state)
         except Exception as error:
             self._tell(job.saved, error)
-            return isinstance(error, ChangedError)
+            if isinstance(error, ChangedError):
+                self._give_up(number)
+                return True
+            return False
         with self._lock, contained("recording a checkpoint", "it does not reach MLflow"):
             kinds = [BEST] * job.best + [LAST] + [RESUME] * job.resumes
             newer = [kind for kind in kinds if number > self._newest[kind]]
@@ -229,6 +240,17 @@ class Keeper:
             self._record(self._pointed(newer, job))
             self._make_room()
         return True
+
+    def _give_up(self, number: int) -> None:
+        """A checkpoint will never be: later ones need not be better than it."""
+        with self._lock:
+            lost = self._bars.pop(number, None)
+            same = {n: bar for n, bar in self._bars.items() if lost and bar["metric"] == lost["metric"]}
+            self._kept.forget(number, {n: bar["value"] for n, bar in same.items()})
+            if lost == self._best_kept.state():
+                self._best_kept = Best(self._settings)
+                if self._bars:
+                    self._best_kept.restore(self._bars[max(self._bars)])
 
     def _pointed(self, newer: Sequence[str], job: _Job) -> records.ModelSaved:
         """The record of a checkpoint that is written, which some pointers are to name, with what changes by it."""
@@ -271,18 +293,3 @@ class Keeper:
         )
         with contained("recording what became of a checkpoint", "its run does not say it"):
             self._record(records.Facts(tags={pointer(ERROR, self._prefix): text}, time=time.time()))
-
-
-def _directions(model: Any) -> dict[str, str]:
-    """Of a model's metrics, whether "up" or "down" is better, as far as Keras (3.7 and newer) knows it."""
-    found: dict[str, str] = {}
-    try:
-        waiting = list(getattr(model, "metrics", None) or ())
-    except Exception:  # a property that the user wrote
-        return found
-    while waiting:
-        metric = waiting.pop()
-        waiting += getattr(metric, "metrics", None) or ()
-        if getattr(metric, "_direction", None):
-            found[str(metric.name)] = str(metric._direction)
-    return found

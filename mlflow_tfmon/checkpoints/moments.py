@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from mlflow_tfmon import order
 from mlflow_tfmon.checkpoints.state import Callbacks, State, chance
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.recording import Recording
@@ -31,7 +32,7 @@ def around(
         model: the model.
         recording: of the training.
         callbacks: of fit, or None.
-        **counts: "epoch", "step", "first_epoch", "fits" and "within", as in `State`.
+        **counts: "epoch", "step", "first_epoch", "fits", "place" and "within", as in `State`.
     """
 
     def state() -> State:
@@ -42,7 +43,8 @@ def around(
             number: [at[key] for key in keys if key in at] for number, keys in recording.trained().items()
         }
         told = {
-            **counts, "past": recording.past().as_dict(), "streams": streams, "callbacks": about, "random": numbers
+            **counts, "process": order.PROCESS, "past": recording.past().as_dict(), "streams": streams,
+            "callbacks": about, "random": numbers,
         }  # fmt: skip
         return State(told, {**arrays, **keys})
 

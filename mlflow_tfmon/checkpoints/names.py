@@ -6,6 +6,7 @@ import math
 
 BEST, LAST, FINAL, ERROR = "best_model", "last_model", "model", "checkpoint_error"
 RESUME = "resume_model"  # the last at an epoch's end, from which a training goes on
+REGISTERED = "tfmon.registered"  # what became of the registered model
 MODELS = "models:/"  # precedes the id of a logged model where there could be a path
 EPOCH, STEP, METRIC, VALUE, MODE = "tfmon.epoch", "tfmon.step", "tfmon.metric", "tfmon.value", "tfmon.mode"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils import validation
 
 from mlflow_tfmon.checkpoints.names import BEST, FINAL, pointer
 from mlflow_tfmon.checkpoints.registry import (
@@ -79,12 +81,14 @@ def promote(
         What was done.
 
     Raises:
-        PromotionError: nothing was done: no such run, no model, no name, or the alias stays where it is.
+        PromotionError: nothing was done: no such run, no model, no name, a name or alias that cannot be, or the alias
+            stays where it is.
 
     Example:
         >>> print(promote(run_id, alias="champion", dry_run=True))
         digits: version 3 (val_loss 0.25, m-5d1f…) would get the alias champion
     """
+    _check(alias)
     client = MlflowClient(tracking_uri)
     try:
         with registry_errors(client):
@@ -116,6 +120,15 @@ def _promote(
         name, alias, model_id, None if known is None else str(known.version), str(mine),
         None if holder is None else str(holder.version), str(theirs), not dry_run,
     )  # fmt: skip
+
+
+def _check(alias: str) -> None:
+    """Refuses an alias as MLflow does, but before there is a version that lacks it."""
+    try:
+        validation._validate_model_alias_name(alias)  # MLflow 3.1 to 3.17
+        validation._validate_model_alias_name_reserved(alias)
+    except MlflowException as error:
+        raise PromotionError(f"alias={alias!r}: {error.message} Give another, such as champion.") from error
 
 
 def _best_of(run: Run) -> str:

@@ -13,12 +13,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_tfmon.checkpoints.names import EPOCH, METRIC, MODE, STEP, VALUE
+from mlflow_tfmon.checkpoints.names import EPOCH, METRIC, MODE, REGISTERED, STEP, VALUE
 from mlflow_tfmon.tracking.models import current_store, datasets_of
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 
 ALIAS = "best"
-REGISTERED_TAG = "tfmon.registered"
 DATASET, RUN = "tfmon.dataset", "tfmon.run"
 _WON = "won"
 # What a registry answers for good, beside what `store_errors` knows.
@@ -114,9 +113,9 @@ def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
                 if reason is None
                 else f"; the alias {ALIAS} stays where it is: {reason}"
             )
-        return run.tags({REGISTERED_TAG: says})
+        return run.tags({REGISTERED: says})
     except RefusedError as error:
-        run.tags({REGISTERED_TAG: f"{name} is refused: {error}"})
+        run.tags({REGISTERED: f"{name} is refused: {error}"})
         return {f"registered model {name}": str(error)}
 
 
@@ -140,8 +139,12 @@ def make_version(client: MlflowClient, run: Run, model_id: str, name: str) -> Mo
 
 def version_of(client: MlflowClient, run_id: str, model_id: str, name: str) -> ModelVersion | None:
     """The version of a registered model that a run's logged model is."""
-    versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    versions = client.search_model_versions(f"name={_quoted(name)} and run_id='{run_id}'")
     return next((one for one in versions if one.source == f"models:/{model_id}"), None)
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"' if "'" in name else f"'{name}'"
 
 
 def version_tags(client: MlflowClient, run: Run, model_id: str) -> dict[str, str]:
@@ -181,7 +184,7 @@ def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | No
     name, state = version.name, f"tfmon.alias.{alias}"
 
     def winners() -> dict[str, ModelVersion]:
-        found = client.search_model_versions(f"name='{name}'")
+        found = client.search_model_versions(f"name={_quoted(name)}")
         return {str(one.version): one for one in found if one.tags.get(state) == _WON}
 
     before = winners()

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from mlflow_tfmon import underway
+from mlflow_tfmon import order, underway
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
 from mlflow_tfmon.checkpoints.state import State
@@ -49,6 +49,16 @@ class Checkpoint:
     def fits(self) -> int:
         """How many fits the model had had, in the process that made it, before the one that it is of."""
         return int(self.state.about.get("fits", 0))
+
+    @property
+    def place(self) -> int:
+        """How many other models had been trained, in the process that made it, before its own."""
+        return int(self.state.about.get("place", 0))
+
+    def is_placed(self, model: Any) -> bool:
+        """Whether a model's turn is that of the one that was saved: always in the process that made it, by hand."""
+        made_in = self.state.about.get("process", order.PROCESS)
+        return bool(made_in == order.PROCESS) or order.place(model) == self.place
 
     def is_of(self, model: Any) -> bool:
         """Whether a model looks like the one that was saved."""

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from mlflow_tfmon.probes import graph
+
 
 class ChangedError(Exception):
     """The model is no longer made of the variables that it had at the snapshot."""
@@ -84,32 +86,18 @@ def variables_of(model: Any, others: Sequence[Any] = ()) -> tuple[Any, ...]:
 class Camera:
     """Takes snapshots of a model, on the thread that trains.
 
-    All variables are read by one call: each call of its own would wait for the interpreter, for 5 ms while another
-    thread runs. On a CPU a value shares its memory with the variable until that is next written to: then TensorFlow
-    gives the variable other memory.
-
     Example:
         >>> snapshot = Camera().take(model)
     """
 
     def __init__(self) -> None:
-        self._variables: list[Any] = []
-        self._read: Any = None
+        self._reader = graph.Reader()
 
     def take(self, model: Any, others: Sequence[Any] = ()) -> Snapshot:
         """Takes a snapshot of a built Keras model, and of optimizers that it was not compiled with."""
         variables = variables_of(model, others)
-        raw = [variable.value for variable in variables]
-        if self._read is None or [id(one) for one in raw] != [id(one) for one in self._variables]:
-            self._variables = raw
-            function = tf.function(self._read_all, autograph=False, jit_compile=False)
-            # Called directly it would warn, after some models, of being traced for each.
-            self._read = function.get_concrete_function()
-        return Snapshot(model, variables, tuple(self._read()) if raw else (), tuple(others))
-
-    def _read_all(self) -> list[tf.Tensor]:
-        with tf.device("CPU:0"):
-            return [tf.identity(one) for one in self._variables]
+        values = self._reader.read([variable.value for variable in variables])
+        return Snapshot(model, variables, values, tuple(others))
 
 
 def _look_up_optimizer() -> None:

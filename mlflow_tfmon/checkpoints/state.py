@@ -27,9 +27,10 @@ class State:
 
     Attributes:
         about: what JSON can hold: "epoch" (its number in the run), "step", "first_epoch" (the run's number of the
-            training's epoch 0), "fits" (how many the model had had before), "within" (whether the epoch goes on),
+            training's epoch 0), "fits" (how many the model had had before), "place" (how many other models had
+            been trained before) in which "process", "within" (whether the epoch goes on),
             "past" (`stream.past.Past`), "streams" (which of the model's trainable variables each trains), "prefix",
-            "best", "best_kept", "callbacks", "random", and the shapes of "weights", "optimizer" and "optimizers".
+            "best", "callbacks", "random", and the shapes of "weights", "optimizer" and "optimizers".
         arrays: the rest, by name.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlflow_tfmon.checkpoints.names import LAST, RESUME
@@ -16,11 +17,13 @@ class Before:
     Attributes:
         model_id: of the logged model.
         pointers: what it is: of `names.BEST`, `names.LAST`, `names.RESUME`.
+        epoch: its number.
         metric, value, more: what it was judged by ("" and None: by nothing), and whether more of it is better.
     """
 
     model_id: str
     pointers: tuple[str, ...]
+    epoch: int
     metric: str
     value: float | None
     more: bool
@@ -72,6 +75,17 @@ class Kept:
         if not self._settings.checkpoint_save_best_only:
             self._all.add(number)
         self._last[within] = number
+
+    def forget(self, number: int, others: Mapping[int, float]) -> None:
+        """Gives up a checkpoint that cannot be written.
+
+        Args:
+            number: of it.
+            others: with their values, those that count as the best again, if it had taken their place.
+        """
+        if self._values.pop(number, None) is not None:
+            self._values |= others
+        self._all.discard(number)
 
     @property
     def wanted(self) -> frozenset[int]:

@@ -93,7 +93,7 @@ def _show(found: Sequence[Waiting]) -> None:
 def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
     import logging
 
-    from mlflow_tfmon.tracking.store import be_quick
+    from mlflow_tfmon.tracking.patience import be_quick
     from mlflow_tfmon.tracking.waiting import deliver
 
     be_quick()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ _FIRST = (
 ) * bins.PER_OCTAVE - 1  # what the bits of a float32 below 2^LOWEST begin with, at most
 _DIGITS = 21  # bits after the exponent and the two digits that tell the bin
 _INFINITE = 0x7F800000
+_readers: weakref.WeakKeyDictionary[Ring, graph.Reader] = weakref.WeakKeyDictionary()
 
 
 def _counted(numbers: tf.Tensor) -> tf.Tensor:
@@ -48,16 +50,26 @@ def _row(values: tf.Tensor) -> tf.Tensor:
     return tf.concat([tf.cast(counts, tf.float64), tf.cast(zeros, tf.float64)[None], ends], axis=0)
 
 
-def _of_weights(ring: Ring) -> np.ndarray:
-    """The histograms of the weights that a ring's steps are of, as they are now: a row a variable."""
-    return np.stack([row.numpy() for row in [_row(tf.convert_to_tensor(v)) for v in ring.weights]])
+def _counts(values: Sequence[tf.Tensor]) -> np.ndarray:
+    """The histograms of weights: a row a variable."""
+    return np.stack([row.numpy() for row in [_row(one) for one in values]])
 
 
-def epoch_ended(recording: Recording, rings: Sequence[Ring], epoch: int) -> None:
-    """Has the weights counted as they are at an epoch's end: of the first 32, later more rarely."""
+def epoch_ended(
+    recording: Recording, rings: Sequence[Ring], epoch: int, later: Callable[[Callable[[], None]], None]
+) -> None:
+    """Has the weights counted as they are at an epoch's end: of the first 32, later more rarely.
+
+    Args:
+        recording: takes the counts.
+        rings: with the steps that the weights come of.
+        epoch: its number.
+        later: has the counting done before the recording takes further steps: the training does not wait for it.
+    """
     with contained("the histograms at an epoch's end", "they are not recorded"):
         for ring in rings if bins.due(epoch) else ():
-            recording.weights(ring, partial(_of_weights, ring))
+            values = _readers.setdefault(ring, graph.Reader()).read(ring.weights)
+            later(partial(recording.weights, ring, partial(_counts, values)))
 
 
 def write(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -64,11 +64,13 @@ class Drain:
 
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
         self._taps: list[_Tap] = []
+        self._jobs: deque[Callable[[], None]] = deque()
         self._lock = threading.RLock()
         self._on_idle = on_idle
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._called = threading.Event()
 
     def attach(self, ring: Ring, sink: Callable[[Block], None]) -> None:
         """Hands a ring's steps to a sink, from the first on that was not taken yet; a ring has one sink."""
@@ -92,15 +94,23 @@ class Drain:
             self.flush(rings)
             self._taps = [tap for tap in self._taps if not any(tap.ring is ring for ring in rings)]
 
+    def before_next_rows(self, job: Callable[[], None]) -> None:
+        """Has something done soon, and before any further row is taken, without waiting for it."""
+        self._jobs.append(job)
+        self._called.set()
+
     def flush(self, rings: Iterable[Ring] | None = None) -> float:
         """Takes all rows that have been written by now, on the caller's thread.
 
         Returns:
-            How full the fullest ring was, from 0 to 1.
+            How full the fullest ring was, from 0 to 1; one whose rows cannot be taken now does not count.
         """
         wanted = None if rings is None else list(rings)
         fullest = 0.0
         with self._lock:
+            while self._jobs:
+                with contained("what follows on an epoch's end", "a part of it is not recorded"):
+                    self._jobs.popleft()()
             for tap in list(self._taps):
                 if wanted is None or any(tap.ring is ring for ring in wanted):
                     fullest = max(fullest, self._take(tap))
@@ -113,10 +123,12 @@ class Drain:
             return 0.0
         rows, lost = ring.read(after, upto)
         deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
-        with contextlib.suppress(NotNowError):
+        try:
             tap.sink(Block(ring, rows, deep, histograms, after + 1, lost, time.time()))
-            # If the sink failed, the rows are read again as long as they are in the ring.
-            ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
+        except NotNowError:
+            return 0.0  # to look again soon would be no use
+        # If the sink failed, the rows are read again as long as they are in the ring.
+        ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
         return max(
             min(1.0, (upto - after) / ring.capacity),
             len(deep.rows) / ring.deep.capacity,
@@ -125,7 +137,8 @@ class Drain:
 
     def stop(self) -> None:
         """Ends the thread (the interpreter must not go while it is inside TensorFlow)."""
-        self._stopped.set()
+        self._stopped = True
+        self._called.set()
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
@@ -137,7 +150,11 @@ class Drain:
 
     def _run(self) -> None:
         wait = _FIRST
-        while os.getpid() == self._pid and not self._stopped.wait(wait):
+        while os.getpid() == self._pid:
+            self._called.wait(wait)
+            self._called.clear()
+            if self._stopped:
+                return
             with contained("looking after the trainings", "some of them may not be recorded"):
                 self._on_idle()
             with contained("the drain", "some steps are not recorded"):

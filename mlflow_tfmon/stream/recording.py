@@ -228,13 +228,18 @@ class Recording:
                 stream.last_histogram = stream.steps
                 self._append([records.Histograms(stream.number, time.time(), values, bins.KINDS[:1])])
 
-    def seam(self, keys: frozenset[str]) -> list[records.Record]:
-        """What tells that another fit of these variables begins: of the run's steps those that are the first of one."""
+    def seam(self, keys: frozenset[str], after: int | None = None) -> list[records.Record]:
+        """What tells that another fit of these variables begins: of the run's steps those that are the first of one.
+
+        Args:
+            keys: of the variables.
+            after: the step before it; default: the last.
+        """
         with self._lock:
             stream = next((s for s in self._streams if s.keys & keys), None)
             if stream is None or stream.steps == 0 or stream.carried:
                 return []
-            self._seams[f"{stream.prefix}{stream.steps + 1}"] = None
+            self._seams[f"{stream.prefix}{(stream.steps if after is None else after) + 1}"] = None
             return [records.Facts(tags={SEAMS_TAG: ", ".join(self._seams)}, time=time.time())]
 
     @property

@@ -17,13 +17,14 @@ from typing import IO
 
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.curves import Point
-from mlflow_tfmon.tracking.journal import JournalReader, put_away
+from mlflow_tfmon.tracking.journal import JournalReader
 from mlflow_tfmon.tracking.live import Live, Pace
 from mlflow_tfmon.tracking.moment import Moment, load_moment, save_moment
 from mlflow_tfmon.tracking.outbox import Outbox
-from mlflow_tfmon.tracking.status import Ledger, Status
+from mlflow_tfmon.tracking.status import Ledger, Status, put_away
 from mlflow_tfmon.tracking.store import AwayError, fcntl
 from mlflow_tfmon.tracking.translation import Translation
+from mlflow_tfmon.tracking.uris import in_a_line
 
 _BACK_OFF = (0.5, 15.0)  # s
 _SLICE_SECONDS = 2.0
@@ -102,7 +103,7 @@ class Deliverer:
         except AwayError as away:
             error = str(away)
         except Exception as unexpected:  # a fault of ours: said in the status, and tried again
-            error = f"{type(unexpected).__name__}: {unexpected}"
+            error = f"{type(unexpected).__name__}: {in_a_line(unexpected)}"
         if not self.done:
             self._waits = min(_BACK_OFF[1], max(_BACK_OFF[0], 2 * self._waits)) if error else 0.0
             self._next_try = time.monotonic() + self._waits

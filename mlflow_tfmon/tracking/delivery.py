@@ -23,10 +23,12 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_tfmon.stream.coding import decode
-from mlflow_tfmon.tracking.deliverer import Deliverer
-from mlflow_tfmon.tracking.store import be_quick
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.tracking.deliverer import Deliverer
 
 PAUSE_SECONDS = 1.0
 GIVE_UP_SECONDS = 60.0
@@ -50,6 +52,8 @@ class Delivery:
 
     def listen(self, lines: Iterable[str | bytes]) -> None:
         """Takes commands until there are no more; meant for a thread of its own."""
+        from mlflow_tfmon.tracking.deliverer import Deliverer
+
         for line in lines:
             with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
                 command = json.loads(line)
@@ -138,11 +142,22 @@ def commands(stdin: int, trainer: int | None) -> Iterator[bytes]:
         yield from lines
 
 
+def _give_way() -> None:
+    """Lets the training have the processor where both want it."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(10)
+    # Linux gives each session as much of the processor as the next, whatever its processes' nice values: this process
+    # has a session of its own, whose own value counts (`man 7 sched`, autogroup).
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("10")
+
+
 def main(arguments: list[str]) -> int:
     """Runs the delivery process; exit status 1 if something had to be left on the disk."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the training, not the delivery of what it did
-    with contextlib.suppress(AttributeError, OSError):
-        os.nice(10)
+    _give_way()
+    from mlflow_tfmon.tracking.patience import be_quick  # only now: MLflow takes seconds of the processor
+
     be_quick()
     warnings.simplefilter("ignore")
     for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line

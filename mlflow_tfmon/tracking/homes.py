@@ -19,7 +19,11 @@ def home_folder() -> Path:
 
 def second_home() -> Path:
     """The folder that stands in where nothing can be written in `home_folder`: it may be gone after a restart."""
-    return Path(tempfile.gettempdir()) / f"mlflow_tfmon-{getpass.getuser()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container nobody need have a name
+        user = str(os.getuid())
+    return Path(tempfile.gettempdir()) / f"mlflow_tfmon-{user}"
 
 
 def is_private(folder: Path) -> bool:

@@ -7,11 +7,9 @@ delivery read while the trainer writes. The format: docs/journal.md.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import sqlite3
 import threading
 import uuid
@@ -232,17 +230,6 @@ class JournalReader:
                 raise
             self._connection = connection
         return self._connection.execute(query, values)
-
-
-def put_away(folder: Path, damaged: bool) -> None:
-    """Deletes a recording that has arrived; a damaged one is put aside, for whoever has better tools."""
-    if not damaged:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    aside = folder.parent.parent / "damaged"
-    with contextlib.suppress(OSError):
-        aside.mkdir(mode=0o700, exist_ok=True)
-        folder.rename(aside / folder.name)
 
 
 def _row(record: Record) -> tuple[str, str, bytes | None]:

@@ -51,6 +51,12 @@ def save_moment(folder: Path, moment: Moment) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, folder / FILE)
+    if os.name == "posix":  # and its name
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load_moment(folder: Path) -> Moment | None:

@@ -225,11 +225,11 @@ class Outbox:
 
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""
-        if ended.reason:
-            reason = ended.reason.replace("<", "\\<")  # an exception's text may be anything; this is Markdown
-            self._do(lambda run: run.describe(reason), "description", self._files)
+        reason = ended.reason.replace("<", "\\<")  # an exception's text may be anything; this is Markdown
         if ended.set_status:
-            self._do(lambda run: run.end(ended.status, ended.time), "end state", self._files)
+            self._do(lambda run: run.end(ended.status, ended.time, reason), "end state", self._files)
+        elif reason:
+            self._do(lambda run: run.describe(reason), "description", self._files)
 
     def _do(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow_tfmon.errors import SettingError, raises, say_once
+from mlflow_tfmon.errors import SettingError, logger, raises, say_once
 from mlflow_tfmon.stream.past import NOTHING, Past
 from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.uris import without_secrets
@@ -61,7 +61,7 @@ def of_id(run_id: str) -> Run:
         run = mlflow.MlflowClient().get_run(run_id)
     except Exception as error:
         raise SettingError(
-            f"run_id={run_id!r}: no such run in {mlflow.get_tracking_uri()} ({type(error).__name__}); "
+            f"run_id={run_id!r}: no such run in {without_secrets(mlflow.get_tracking_uri())} ({type(error).__name__}); "
             "give the id of a run there, or none to have one made."
         ) from error
     return _known(run, owned=False, active=False)
@@ -184,6 +184,12 @@ def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
         ) from error
     if not stay_active:
         fluent._active_run_stack.get().pop()
+    if on is not None:
+        logger.info(
+            "mlflow_tfmon: the training goes on in run %s; what comes after it is in the run that is active, %s. To "
+            "have all of it in one: mlflow.start_run(run_id=%r).",
+            run_id, on.run_id, run_id,
+        )  # fmt: skip
     return _known(run, owned=True, active=stay_active)
 
 

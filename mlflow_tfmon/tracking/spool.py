@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from math import inf
 
 from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.stream.bins import KINDS
 from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.drain import NotNowError
 from mlflow_tfmon.stream.records import DeepSteps, Histograms, LeftOut, Logged, Lost, Record, Steps
@@ -129,7 +130,7 @@ class Spool:
             f"mlflow_tfmon: {why}: {self._journal.folder}. The training goes on, and what is measured is kept in "
             "memory as far as there is room: free space on that disk, or make it writable.",
         )
-        if not getattr(self._last, "call", False) and any(isinstance(record, _IN_RING) for record in records):
+        if not getattr(self._last, "call", False) and any(_stays(record) for record in records):
             raise NotNowError(why)
         for record in records:
             if isinstance(record, (*_IN_RING, Lost)) or len(self._held) >= _HELD:
@@ -139,6 +140,11 @@ class Spool:
                 self.why = why
             else:
                 self._held.append(record)
+
+
+def _stays(record: Record) -> bool:
+    """Whether rows stay in their ring meanwhile; histograms of an epoch's end, of the weights alone, are in none."""
+    return isinstance(record, _IN_RING) and not (isinstance(record, Histograms) and record.kinds == KINDS[:1])
 
 
 def _count(record: Record) -> Counter[str]:

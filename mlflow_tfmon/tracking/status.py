@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mlflow_tfmon.tracking.homes import is_private, second_home
 
 FILE = "status.json"
 _MAX_REJECTED = 100
@@ -45,6 +48,8 @@ def read_status(folder: Path) -> Status:
 
     A folder that is gone was deleted because its recording is complete.
     """
+    if is_private(second_home()) and _mark(folder).exists():
+        return Status(complete=True)
     try:
         values = json.loads((folder / FILE).read_text("utf-8"))
         names = {item.name for item in dataclasses.fields(Status)}
@@ -58,6 +63,30 @@ def write_status(folder: Path, status: Status) -> None:
     draft = folder / (FILE + ".new")
     draft.write_text(json.dumps(dataclasses.asdict(status)), "utf-8")
     os.replace(draft, folder / FILE)
+
+
+def put_away(folder: Path, damaged: bool) -> None:
+    """Deletes a recording that has arrived; a damaged one is put aside, for whoever has better tools.
+
+    Where the disk lets neither be done, nor anything be written, it is written down on another that it has arrived.
+    """
+    if damaged:
+        aside = folder.parent.parent / "damaged"
+        with contextlib.suppress(OSError):
+            aside.mkdir(mode=0o700, exist_ok=True)
+            folder.rename(aside / folder.name)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if not folder.exists():
+            _mark(folder).unlink(missing_ok=True)
+        else:
+            second_home().mkdir(mode=0o700, exist_ok=True)
+            _mark(folder).touch()
+
+
+def _mark(folder: Path) -> Path:
+    return second_home() / f"arrived-{folder.name}"
 
 
 class Ledger:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
@@ -25,6 +23,7 @@ from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.uris import in_a_line, sqlite_path
 
 try:
@@ -35,10 +34,7 @@ except ImportError:  # Windows: processes that open a fresh store at once only t
 DESCRIPTION = "mlflow.note.content"
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
 _OPEN_SECONDS = 60.0
-_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-_CALL_SECONDS, _UPLOAD_SECONDS = "10", "120"
 _MIGRATION = "alembic.runtime.migration"  # a line for each of forty steps, with MLflow 3.1
-_quick = False
 
 
 class AwayError(Exception):
@@ -241,12 +237,17 @@ class RunStore:
             ]
             self.client.log_inputs(self.run_id, [DatasetInput(entity, labels)])
 
-    def end(self, status: str, end_time: float) -> None:
-        """Gives the run its end state, unless it has one; `end_time` in Unix seconds."""
-        with store_errors():
-            if RunStatus.is_terminated(RunStatus.from_string(self._run().info.status)):
-                return
-            self.client.set_terminated(self.run_id, status, int(end_time * 1e3))
+    def end(self, status: str, end_time: float, reason: str) -> dict[str, str]:
+        """Gives the run its end state (`end_time` in Unix seconds), unless it has one, and says why it failed.
+
+        One that has finished did not: its journal's disk could not be written at the end.
+        """
+        known = RunStatus.from_string(self._run().info.status)
+        rejected = self.describe(reason) if reason and known != RunStatus.FINISHED else {}
+        if not RunStatus.is_terminated(known):
+            with store_errors():
+                self.client.set_terminated(self.run_id, status, int(end_time * 1e3))
+        return rejected
 
     def _run(self) -> Run:
         with store_errors():
@@ -256,45 +257,3 @@ class RunStore:
         """A deleted run refuses everything, but can be restored: nothing of it is dropped."""
         if self._run().info.lifecycle_stage != "active":
             raise AwayError(f"run {self.run_id} is deleted; restore it to have the rest delivered")
-
-
-def be_quick() -> None:
-    """Makes calls to a server that does not answer fail within seconds, unless the user has set how long they take.
-
-    So do those whose answer was cut short before its body: MLflow (3.1 to 3.17) takes it for an empty one, and would
-    make a run that is there a second time, or upload files to a run whose address is empty: to the working directory.
-    """
-    global _quick
-    _distrust_empty_answers()
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    if _TIMEOUT not in os.environ:
-        os.environ[_TIMEOUT], _quick = _CALL_SECONDS, True
-
-
-def _distrust_empty_answers() -> None:
-    from mlflow.utils import rest_utils
-
-    verify = rest_utils.verify_rest_response
-    if hasattr(verify, "__wrapped__"):
-        return
-
-    @functools.wraps(verify)
-    def verified(response: Any, endpoint: str, *args: Any, **kwargs: Any) -> Any:
-        if response.status_code == 200 and not response.content:
-            raise MlflowException(f"the answer of {endpoint} was cut short")
-        return verify(response, endpoint, *args, **kwargs)
-
-    rest_utils.verify_rest_response = verified
-
-
-@contextlib.contextmanager
-def patient_uploads() -> Iterator[None]:
-    """Gives a server the time for a file that `be_quick` takes from calls."""
-    if not _quick:
-        yield
-        return
-    os.environ[_TIMEOUT] = _UPLOAD_SECONDS
-    try:
-        yield
-    finally:
-        os.environ[_TIMEOUT] = _CALL_SECONDS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
 from mlflow_tfmon.tracking.journal import JournalReader
-from mlflow_tfmon.tracking.status import read_status
+from mlflow_tfmon.tracking.status import put_away, read_status
 from mlflow_tfmon.tracking.uris import without_secrets
 
 _PAUSE = 0.1  # s
@@ -73,17 +73,21 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
 def _look(folder: Path) -> Waiting | None:
     if not folder.is_dir():
         return None
-    written = life.is_written(folder)
     reader = JournalReader(folder)
     try:
         first = reader.read(0, limit=1)
         last = reader.last()
     finally:
         reader.close()
+    written = life.is_written(folder)  # asked last: one that is just being made is empty, but is written
     status = read_status(folder)
     if status.complete or (not first and not written and reader.error is None):
-        shutil.rmtree(folder, ignore_errors=True)
+        put_away(folder, damaged=False)
         return None
+    try:
+        begun = folder.stat().st_mtime
+    except OSError:
+        return None  # it has just arrived
     started = first[0][1] if first else None
     known = started if isinstance(started, RunStarted) else None
     return Waiting(
@@ -91,13 +95,22 @@ def _look(folder: Path) -> Waiting | None:
         status.run_id or (known.run_id if known else None),
         known.run_name if known else None,
         known.tracking_uri if known else "",
-        known.start_time if known else folder.stat().st_mtime,
+        known.start_time if known else begun,
         max(0, last - status.delivered),
-        sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        _size(folder),
         written,
         reader.damaged,
         reader.error or status.error,
     )
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # delivery has just deleted it
+                size += os.stat(os.path.join(where, name)).st_size
+    return size
 
 
 def deliver(
@@ -126,7 +139,10 @@ def deliver(
             if deliverer.done:
                 return None
             if not deliverer.claimed:
-                return "another process is delivering it"
+                writable = os.access(waiting.folder, os.W_OK)
+                return (
+                    "another process is delivering it" if writable else f"{waiting.folder} cannot be written"
+                )
             if deliverer.status.error:
                 return deliverer.status.error
             if not gone and not deliverer.status.waiting:

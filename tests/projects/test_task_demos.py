@@ -164,7 +164,7 @@ def test_translation(run_demo: RunDemo, at_store: Callable[..., None]) -> None:
     demo = run_demo("translation")
     scores = demo.history(demo.parent, "val_bleu")
     losses = demo.history(demo.parent, "batch/loss")
-    assert len(scores) == 3 and min(scores) > 0 and losses[-1] < losses[0] / 2
+    assert len(scores) == 5 and scores[0] < 50 < scores[-1] and losses[-1] < losses[0] / 2
     assert demo.parent.data.metrics["best/val_bleu"] == max(scores)
     assert demo.artifacts(demo.parent) >= {"translation.png", "translations.txt"}
     at_store(demo.client)

@@ -13,6 +13,7 @@ from recordings import BEGUN, blocks, deep, deliver, layout, started, values
 
 from mlflow_tfmon.recorded import load_run
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
+from mlflow_tfmon.stream.drain import NotNowError
 from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Record, RunEnded, Text
 from mlflow_tfmon.tracking import deliverer as deliverers
 from mlflow_tfmon.tracking import moment
@@ -167,8 +168,13 @@ def test_what_the_disk_does_not_take_goes_on_when_it_does(store: str, run_id: st
     os.rename(journal.folder / DATABASE, away)
     spool.append([EpochEnded(0, 1, BEGUN, {"loss": 0.5})])
     assert spool.stuck
+    with pytest.raises(NotNowError):
+        spool.append([histograms(1)])  # which stay in their ring
+    at_the_end = Histograms(0, BEGUN, np.zeros((1, 1 + 3 * WIDTH)), KINDS[:1])  # of the epoch, in no ring
+    spool.append([at_the_end])
     os.rename(away, journal.folder / DATABASE)
     spool.append([EpochEnded(1, 2, BEGUN, {"loss": 0.25}), ENDED])
-    assert not spool.stuck and spool.close() == [] and spool.not_kept == ""
+    assert not spool.stuck and spool.close() == [] and spool.left_out == Counter({"Histograms": 1})
     assert deliver(journal.folder).done
+    assert mlflow.MlflowClient(store).get_run(run_id).data.tags["tfmon.not_kept"] == spool.not_kept
     assert load_run(run_id, store).epochs.loss.tolist() == [0.5, 0.25]

@@ -159,7 +159,12 @@ def test_a_trainer_that_is_gone_leaves_a_failed_run(
 
 @pytest.mark.parametrize(
     ("active", "ended", "status"),
-    [(False, None, "RUNNING"), (True, None, "FAILED"), (True, "KILLED", "KILLED")],
+    [
+        (False, None, "RUNNING"),
+        (True, None, "FAILED"),
+        (True, "KILLED", "KILLED"),
+        (True, "FINISHED", "FINISHED"),
+    ],
 )
 def test_the_users_own_run_is_ended_where_the_dead_trainer_would_have_ended_it(
     active: bool,
@@ -176,7 +181,7 @@ def test_the_users_own_run_is_ended_where_the_dead_trainer_would_have_ended_it(
     deliver(write(home, started(store, run_id, **whose), layout(), *blocks(values(10))))
     run = client.get_run(run_id)
     assert run.info.status == status
-    assert ("mlflow.note.content" in run.data.tags) == active
+    assert ("mlflow.note.content" in run.data.tags) == (status in ("FAILED", "KILLED"))
 
 
 def test_a_reason_goes_below_the_description(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import psutil
 import pytest
-from recordings import BEGUN, blocks, deliver, layout, started, values, write
+from recordings import BEGUN, blocks, deep, deliver, layout, started, values, write
 
+from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.recorded import load_run
 from mlflow_tfmon.stream.records import DeepSteps, EpochEnded, Facts, Logged, RunEnded, Steps, Variable
 from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.journal import Journal
+from mlflow_tfmon.tracking.sent import Sent
 from mlflow_tfmon.tracking.spool import Spool
 from mlflow_tfmon.tracking.tally import load_manifest, missing
+from mlflow_tfmon.tracking.translation import Translation
 
 ENDED = RunEnded(BEGUN + 99, "FINISHED", True)
 NAMES = [
@@ -54,9 +58,9 @@ def test_ten_thousand_variables(store: str, client: mlflow.MlflowClient, run_id:
     variables = tuple(Variable(f"层{n}.kernel", (n + 1, 2), True) for n in range(10_000))
     random = np.random.default_rng(0)
     rows = np.concatenate([values(20)[:, :7], random.uniform(0.1, 1, (20, len(variables)))], axis=1)
-    deep = random.uniform(0.1, 1, (2, 1 + 2 * len(variables)))
-    deep[:, 0] = (1, 20)
-    data = Steps(0, BEGUN, rows), DeepSteps(0, BEGUN, deep)
+    weights = random.uniform(0.1, 1, (2, 1 + 2 * len(variables)))
+    weights[:, 0] = (1, 20)
+    data = Steps(0, BEGUN, rows), DeepSteps(0, BEGUN, weights)
     folder = write(home, started(store, run_id), layout(variables=variables), *data, ENDED)
     assert deliver(folder, within=200).done
     keys = client.get_run(run_id).data.metrics
@@ -83,6 +87,29 @@ def test_a_clock_that_goes_backwards(
     history = client.get_metric_history(run_id, "batch/loss")
     assert {(point.step, point.value) for point in history} == set(enumerate(rows[:, 4].tolist(), 1))
     assert client.get_run(run_id).data.tags["tfmon.delivery"] == "complete"
+
+
+def held(folder: Path, count: int) -> list[int]:
+    """What trainer and delivery hold after so many steps, in bytes: what judges, what translates, what was sent."""
+    replay, translation, sent = Replay(), Translation(started(""), folder), Sent()
+    for first in range(1, count, 2000):
+        rows = values(2000, seed=first, seconds=0.001, first=first)
+        steps = np.arange(first + 99, first + 2000, 100)
+        own = Logged(0, first, BEGUN, {"temperature": 1 / first})
+        opened = [layout()] if first == 1 else []
+        for record in (*opened, Steps(0, BEGUN, rows), deep(steps), own):
+            sent.tally.points(translation.take(record))
+            replay.take(record)
+        sent.tally.points(translation.settle())
+        translation.telemetry.finished()  # which were uploaded
+    translation.telemetry.rotate()
+    translation.telemetry.finished()
+    return [len(pickle.dumps(one)) for one in (replay, translation, sent)]
+
+
+def test_what_is_held_does_not_grow_with_the_steps(tmp_path: Path) -> None:
+    few, many = sum(held(tmp_path, 20_000)), sum(held(tmp_path, 1_000_000))
+    assert many < 1.1 * few < 1e6  # a curve still gets a point now and then
 
 
 @pytest.mark.thorough

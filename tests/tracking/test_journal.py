@@ -31,7 +31,7 @@ from mlflow_tfmon.stream.records import (
     Steps,
     Text,
 )
-from mlflow_tfmon.tracking.homes import home_folder
+from mlflow_tfmon.tracking.homes import home_folder, second_home
 from mlflow_tfmon.tracking.journal import DATABASE, FORMAT, Journal, JournalReader
 
 TEXTS = st.text(max_size=20)
@@ -133,6 +133,13 @@ def test_only_this_user_can_read_it(tmp_path: Path) -> None:
     for path in journal.folder.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     journal.close()
+
+
+def test_a_user_without_a_name_has_a_second_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 1_000_650_000)  # as a container is given one
+    assert second_home().name == "mlflow_tfmon-1000650000"
 
 
 def test_no_secret_is_written(tmp_path: Path) -> None:

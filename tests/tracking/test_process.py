@@ -163,6 +163,17 @@ def test_a_forked_child_has_a_delivery_process_of_its_own(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such groups")
+def test_the_process_lets_the_training_go_first(store: str, home: Path, delivery: DeliveryProcess) -> None:
+    delivery.watch(Journal.create().folder, store, store)
+    assert delivery._process is not None
+    child = delivery._process.pid
+    until(lambda: os.getpriority(os.PRIO_PROCESS, child) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    group = Path(f"/proc/{child}/autogroup")
+    if group.exists():
+        until(lambda: group.read_text().split()[-1] == "10")
+
+
 def test_the_process_needs_no_tensorflow(home: Path) -> None:
     script = (
         "import sys, mlflow_tfmon.tracking.delivery as _; print({'tensorflow', 'keras'} & {*sys.modules})"

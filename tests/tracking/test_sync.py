@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -107,6 +108,31 @@ def test_a_wrong_run_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixtu
     assert main(["sync", "nosuchrun"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "there is no run 'nosuchrun' waiting here" in line
+
+
+def test_a_sync_that_is_interrupted_goes_on_when_it_is_called_again(store: str, home: Path) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))  # it takes connections, and says nothing
+    away = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    ended = RunEnded(BEGUN + 10, "FINISHED", True)
+    folders = [
+        write(home, started(away, None, run_name=f"run {n}"), layout(), *blocks(values(100)), ended)
+        for n in range(2)
+    ]
+    command = [sys.executable, "-m", "mlflow_tfmon.cli", "sync"]
+    sync = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    silent.accept()
+    sync.send_signal(signal.SIGINT)
+    _, said = sync.communicate()
+    assert sync.returncode == 1 and said.splitlines()[-1] == "mlflow-tfmon: stopped."
+    assert "Traceback" not in said
+    assert {one.folder for one in find_waiting()} == set(folders)
+    assert main(["sync", "--tracking-uri", store]) == 0
+    made = mlflow.MlflowClient(store).search_runs(["0"])
+    assert sorted(run.info.run_name for run in made) == ["run 0", "run 1"]
+    for run in made:
+        assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 101))
+    assert find_waiting() == []
+    silent.close()
 
 
 TRAINER = """

@@ -1,0 +1,57 @@
+"""How long a call to a server may take, and which answers count: MLflow's own patience is minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_CALL_SECONDS, _UPLOAD_SECONDS = "10", "120"
+_quick = False
+
+
+def be_quick() -> None:
+    """Makes calls to a server that does not answer fail within seconds, unless the user has set how long they take.
+
+    So do those whose answer was cut short before its body: MLflow (3.1 to 3.17) takes it for an empty one, and would
+    make a run that is there a second time, or upload files to a run whose address is empty: to the working directory.
+    """
+    global _quick
+    _distrust_empty_answers()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    if _TIMEOUT not in os.environ:
+        os.environ[_TIMEOUT], _quick = _CALL_SECONDS, True
+
+
+def _distrust_empty_answers() -> None:
+    from mlflow.utils import rest_utils
+
+    verify = rest_utils.verify_rest_response
+    if hasattr(verify, "__wrapped__"):
+        return
+
+    @functools.wraps(verify)
+    def verified(response: Any, endpoint: str, *args: Any, **kwargs: Any) -> Any:
+        if response.status_code == 200 and not response.content:
+            raise MlflowException(f"the answer of {endpoint} was cut short")
+        return verify(response, endpoint, *args, **kwargs)
+
+    rest_utils.verify_rest_response = verified
+
+
+@contextlib.contextmanager
+def patient_uploads() -> Iterator[None]:
+    """Gives a server the time for a file that `be_quick` takes from calls."""
+    if not _quick:
+        yield
+        return
+    os.environ[_TIMEOUT] = _UPLOAD_SECONDS
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = _CALL_SECONDS
