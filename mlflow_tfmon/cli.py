@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from mlflow_tfmon import __version__, commands
-from mlflow_tfmon.tracking.uris import without_secrets
+from mlflow_tfmon.uris import without_secrets
 
 _NAME = "mlflow-tfmon"
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-from mlflow_tfmon.tracking.uris import in_a_line
+from mlflow_tfmon.uris import in_a_line
 
 logger = logging.getLogger("mlflow_tfmon")
 _said: set[str] = set()

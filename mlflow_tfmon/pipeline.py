@@ -29,7 +29,7 @@ from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.journal import Journal
 from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.spool import Spool
-from mlflow_tfmon.tracking.uris import without_secrets
+from mlflow_tfmon.uris import without_secrets
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()

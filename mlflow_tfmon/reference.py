@@ -119,7 +119,7 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
 
     from mlflow_tfmon.tracking import runs
     from mlflow_tfmon.tracking.patience import be_quick
-    from mlflow_tfmon.tracking.uris import sqlite_path, without_secrets
+    from mlflow_tfmon.uris import sqlite_path, without_secrets
 
     be_quick()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -170,6 +170,6 @@ def _all_experiments(client: MlflowClient) -> Iterator[Experiment]:
 
 
 def _shown(client: MlflowClient) -> str:
-    from mlflow_tfmon.tracking.uris import without_secrets
+    from mlflow_tfmon.uris import without_secrets
 
     return without_secrets(client.tracking_uri)

@@ -23,8 +23,8 @@ from mlflow_tfmon.recorded import load_run
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.past import Past, mark
 from mlflow_tfmon.tracking.names import DELIVERY_TAG
-from mlflow_tfmon.tracking.uris import without_secrets
 from mlflow_tfmon.tracking.waiting import deliver, find_waiting
+from mlflow_tfmon.uris import without_secrets
 
 LATEST = "latest"
 _PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered

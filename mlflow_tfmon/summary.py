@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.tracking.uris import absolute, without_secrets
+from mlflow_tfmon.uris import absolute, without_secrets
 
 _MOST_PROBLEMS = 6
 

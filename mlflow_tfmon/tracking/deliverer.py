@@ -24,7 +24,7 @@ from mlflow_tfmon.tracking.outbox import Outbox
 from mlflow_tfmon.tracking.status import Ledger, Status, put_away
 from mlflow_tfmon.tracking.store import AwayError, fcntl
 from mlflow_tfmon.tracking.translation import Translation
-from mlflow_tfmon.tracking.uris import in_a_line
+from mlflow_tfmon.uris import in_a_line
 
 _BACK_OFF = (0.5, 15.0)  # s
 _SLICE_SECONDS = 2.0

@@ -21,7 +21,7 @@ from mlflow_tfmon.stream.coding import decode, encode
 from mlflow_tfmon.stream.records import Record, RunStarted
 from mlflow_tfmon.tracking import life
 from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
-from mlflow_tfmon.tracking.uris import absolute, without_secrets
+from mlflow_tfmon.uris import absolute, without_secrets
 
 FORMAT = 2  # 1 had all records, always
 DATABASE = "journal.sqlite"

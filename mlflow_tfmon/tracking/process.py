@@ -17,7 +17,7 @@ from mlflow_tfmon.stream.coding import encode
 from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.tracking.journal import plain
 from mlflow_tfmon.tracking.status import Status, read_status
-from mlflow_tfmon.tracking.uris import absolute
+from mlflow_tfmon.uris import absolute
 
 _POLL_SECONDS = 0.02
 # Keeps modules in the user's working directory ("http.py") from taking the place of the standard library's.

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
 from mlflow_tfmon.stream.past import NOTHING, Past
 from mlflow_tfmon.tracking.names import REACHED_TAG
-from mlflow_tfmon.tracking.uris import without_secrets
+from mlflow_tfmon.uris import without_secrets
 
 INTEGRATION = "mlflow_tfmon"
 _REACH = 2.0  # s to wait for a tracking server before the training starts without it

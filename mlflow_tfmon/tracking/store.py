@@ -24,7 +24,7 @@ from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.patience import patient_uploads
-from mlflow_tfmon.tracking.uris import in_a_line, sqlite_path
+from mlflow_tfmon.uris import in_a_line, sqlite_path
 
 try:
     import fcntl

@@ -15,7 +15,7 @@ from mlflow_tfmon.tracking.deliverer import Deliverer
 from mlflow_tfmon.tracking.homes import home_folder, is_private, second_home
 from mlflow_tfmon.tracking.journal import JournalReader
 from mlflow_tfmon.tracking.status import put_away, read_status
-from mlflow_tfmon.tracking.uris import without_secrets
+from mlflow_tfmon.uris import without_secrets
 
 _PAUSE = 0.1  # s
 

@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_tfmon.tracking.uris import in_a_line
+from mlflow_tfmon.uris import in_a_line
 
 
 @pytest.fixture
