@@ -185,7 +185,7 @@ def test_the_process_needs_no_tensorflow(home: Path) -> None:
 
 
 def test_the_journal_needs_no_mlflow() -> None:
-    light = ["journal", "thinning", "names", "series", "telemetry", "translation", "status", "uris"]
+    light = ["journal", "thinning", "names", "series", "telemetry", "translation", "status"]
     script = (
         "import sys, importlib\n"
         f"for name in {light!r}: importlib.import_module('mlflow_tfmon.tracking.' + name)\n"
