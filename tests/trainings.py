@@ -267,7 +267,10 @@ def compare_clocks(steps: Any, begun: float, ended: float, absent: Collection[st
         assert steps.time.is_monotonic_increasing and steps.time.between(begun, ended).all()
     if "step_time_ms" not in absent:
         spans = steps.step_time_ms
-        assert (spans.iloc[1:] > 0).all(), f"{spans.tolist()} at {steps.time.tolist()}"
+        moved = spans.index > spans.index[0]
+        if "time" not in absent:  # two steps of one function may end within a tick of the clock
+            moved &= steps.time.diff() != 0
+        assert (spans[moved] > 0).all(), f"{spans.tolist()} at {steps.time.tolist()}"
         assert spans.sum() < (ended - begun) * 1e3
     if "examples_per_second" not in absent:
         np.testing.assert_allclose(
