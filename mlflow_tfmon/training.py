@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,6 +117,8 @@ class Training:
             resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
             if self._checkpoint is not None:
                 self._epoch_offset = self._checkpoint.state.about["first_epoch"]
+            now = time.time()
+            self.record(records.Paused(now, now))  # the time since a training before is no step's
             self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
             if bar and not in_fit and not self.settings.silent:

@@ -48,7 +48,8 @@ class History:
         kernels: the variables that are kernels, in the order of the model.
         sizes: elements of each variable.
         nonfinite: of each series ("loss", "grad_norm", a variable's name); steps that loss scaling left out are not in.
-        premises: what was known before the first step, or None.
+        premises: what was known before the first step, or None; of several fits, before the last one's.
+        premises_step: the last step when they were told.
         alone: whether no other optimizer's steps take turns with these (a GAN's do: its losses need not fall).
         start: the step before the first that counts: what was before a rescue does not.
         first_losses: of the first few steps.
@@ -66,6 +67,7 @@ class History:
     sizes: Mapping[str, int] = field(default_factory=dict)
     nonfinite: Mapping[str, NonFinite] = field(default_factory=dict)
     premises: Premises | None = None
+    premises_step: int = 0
     alone: bool = True
     start: int = 0
     first_losses: tuple[float, ...] = ()
@@ -91,7 +93,8 @@ class Gatherer:
 
     def __init__(self) -> None:
         self.total_steps: int | None = None
-        self.premises: Premises | None = None
+        self._premises: Premises | None = None
+        self._premises_step = 0
         self.alone = True
         self._step = 0
         self._variables: dict[str, tuple[int, bool]] = {}
@@ -109,6 +112,11 @@ class Gatherer:
         self._activations = {name: Gathering(_DEEP) for name in ACTIVATIONS}
         self._activation_names: dict[str, str] = {}
         self._nonfinite: dict[str, NonFinite] = {}
+
+    def know(self, premises: Premises | None) -> None:
+        """Takes what is known before the steps that follow."""
+        if premises is not self._premises:
+            self._premises, self._premises_step = premises, self._step
 
     def opened(self, variables: Sequence[tuple[str, int, bool]]) -> None:
         """Takes the variables of the blocks that follow: name, size, whether it is a kernel."""
@@ -184,7 +192,8 @@ class Gatherer:
             tuple(name for name, (_, kernel) in self._variables.items() if kernel),
             {name: size for name, (size, _) in self._variables.items()},
             dict(self._nonfinite),
-            self.premises,
+            self._premises,
+            self._premises_step,
             self.alone,
             self._start,
             tuple(self._first_losses),

@@ -27,7 +27,9 @@ def detect(history: History) -> Iterator[Problem]:
     """
     table = history.over_kernels(history.gradients)
     known = history.premises
-    if known is not None and known.loss and history.alone and len(table):
+    # What a fit sets free has no gradients before its first step.
+    begun = history.step > history.premises_step
+    if known is not None and known.loss and history.alone and len(table) and begun:
         kernels = [one.kernel for one in known.layers if one.kernel and one.trainable]
         without = [name for name in kernels if name not in history.sizes]
         if without and len(without) < len(kernels):

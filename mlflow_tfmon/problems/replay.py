@@ -33,6 +33,7 @@ class Replay:
             gatherer.opened([(one.name, one.size, one.is_kernel) for one in record.variables])
             gatherer.total_steps = record.total_steps
             self._layouts[record.stream] = record
+            self._tell()
         elif isinstance(record, records.Steps) and record.stream in self._gatherers:
             layout = self._layouts[record.stream]
             count, width = len(layout.columns), len(layout.variables)
@@ -62,6 +63,7 @@ class Replay:
                 gatherer.activation(record.step, layers)
         elif isinstance(record, records.Premises):
             self._premises[record.prefix] = Premises.from_dict(record.about)
+            self._tell()
 
     def histories(self) -> dict[str, History]:
         """The histories up to now, by the prefix of their stream."""
@@ -69,18 +71,19 @@ class Replay:
             return {prefix: History(premises=premises) for prefix, premises in self._premises.items()}
         found = {}
         for stream, gatherer in list(self._gatherers.items()):
-            prefix = self._layouts[stream].prefix
-            gatherer.premises = self._premises.get(prefix) or self._premises.get(
-                f"{self._layouts[stream].model}."
-            )
             gatherer.alone = self._turns.count(stream) < 2
-            found[prefix] = gatherer.history()
+            found[self._layouts[stream].prefix] = gatherer.history()
         return found
 
     def restart(self, prefix: str) -> None:
         """Forgets what was measured of a stream: its training begins anew from an earlier state."""
         for gatherer in self._of(prefix):
             gatherer.restart()
+
+    def _tell(self) -> None:
+        for stream, layout in self._layouts.items():
+            known = self._premises.get(layout.prefix) or self._premises.get(f"{layout.model}.")
+            self._gatherers[stream].know(known)
 
     def _of(self, prefix: str) -> list[Gatherer]:
         return [one for stream, one in self._gatherers.items() if self._layouts[stream].prefix == prefix]

@@ -70,10 +70,10 @@ class StepClock:
             self._time, self._column = -np.inf, column
         before = np.concatenate([[self._time], times[:-1]])
         follows = np.diff(steps, prepend=self._step) == 1
-        known = follows | ~np.isfinite(before)
         ends = np.array([-np.inf, *self._ends])
         resumed = ends[np.searchsorted(ends, times, side="right") - 1]
-        begun = np.where(resumed > before, resumed, np.where(known, before, np.nan))
+        # The pause before a first row may be long over: that of a fit before.
+        begun = np.where((resumed > before) & np.isfinite(before), resumed, np.where(follows, before, np.nan))
         with np.errstate(invalid="ignore"):
             spans = times - begun
         if len(times):

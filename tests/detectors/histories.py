@@ -53,7 +53,8 @@ def history(
         **(columns or {}),
     }
     gatherer = Gatherer()
-    gatherer.total_steps, gatherer.premises = steps, known or premises()
+    gatherer.total_steps = steps
+    gatherer.know(known or premises())
     gatherer.opened([(name, 100, True) for name in KERNELS])
     values = np.column_stack(list(given.values()))[:done]
     gatherer.steps(tuple(given), values, np.tile(gradients, (steps, 1))[:done])

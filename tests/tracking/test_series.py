@@ -50,7 +50,9 @@ def test_no_step_time_spans_a_pause(told_early: bool) -> None:
         for pause in pauses[1:]:
             clock.paused(pause)
     second = clock.durations(np.array([3, 4]), BEGUN + np.array([10.0, 11.0]))
-    np.testing.assert_allclose([*first, *second], [1.0, 1.0, 0.5, 1.0])
+    np.testing.assert_allclose(
+        [*first, *second], [np.nan, 1.0, 0.5, 1.0]
+    )  # before the first row, a fit may have ended long ago
 
 
 def test_lost_steps_and_another_clock_have_no_step_time() -> None:
