@@ -28,7 +28,7 @@ from PIL import Image
 
 import mlflow_tfmon
 from benchmarks.recipes import digits, friedman, mlp, rnn, tabular
-from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.reading.recorded import RecordedRun
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "problems"
 REGRESSION: dict[str, Any] = {"data": friedman, "classes": 0}

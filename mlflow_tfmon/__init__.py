@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.callback import MonitorCallback
     from mlflow_tfmon.checkpoints.promote import promote
     from mlflow_tfmon.detectors.problem import Problem
     from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.integration import autolog
-    from mlflow_tfmon.loops import end_run
-    from mlflow_tfmon.monitor import Monitor
     from mlflow_tfmon.problems.others import Detector
-    from mlflow_tfmon.recorded import load_run
+    from mlflow_tfmon.reading.recorded import load_run
     from mlflow_tfmon.report.comparison import compare
+    from mlflow_tfmon.watching.callback import MonitorCallback
+    from mlflow_tfmon.watching.loops import end_run
+    from mlflow_tfmon.watching.monitor import Monitor
 
 __version__ = "0.1.0"
 __all__ = [

@@ -16,13 +16,14 @@ from mlflow.utils.autologging_utils import (
     safe_patch,
 )
 
-from mlflow_tfmon import claims, fitting, kerases, loops, peers, pipeline, probes, resuming, versions
+from mlflow_tfmon import kerases, probes, versions
+from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet
 from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.settings import Settings, set_autolog_settings
-from mlflow_tfmon.tracking.process import DeliveryProcess
 from mlflow_tfmon.tracking.runs import INTEGRATION
+from mlflow_tfmon.watching import claims, fitting, loops, peers, pipeline, resuming
 
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _in_fit: list[Any] = []

@@ -100,6 +100,6 @@ def nothing_stays_watched() -> Iterator[None]:
     left = list(probes._users) if probes is not None else []
     for user in left:
         probes.remove(user)
-        if user in sys.modules["mlflow_tfmon.claims"].active:
+        if user in sys.modules["mlflow_tfmon.watching.claims"].active:
             user.end()
     assert not left, f"still watching: {left}"

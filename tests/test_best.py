@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlflow_tfmon import errors
-from mlflow_tfmon.best import Best, directions_of
+from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.settings import Settings
 
 METRICS = (

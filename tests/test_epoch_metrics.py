@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.epoch_metrics import measured
 from mlflow_tfmon.report.training import training
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.watching.epoch_metrics import measured
 from tests import trainings
 
 X, Y = trainings.data()

@@ -15,8 +15,8 @@ import pytest
 import mlflow_tfmon
 from mlflow_tfmon import errors
 from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.stream.records import Steps
-from mlflow_tfmon.tracking.journal import JournalReader
 from tests import trainings
 from tests.daily import thorough
 
@@ -42,14 +42,14 @@ PLANTED = {
     ),
     "drain": ("mlflow_tfmon.stream.drain.Drain._take", ""),
     "recording": ("mlflow_tfmon.stream.streams.Stream.read", ""),
-    "journal": ("mlflow_tfmon.tracking.journal.Journal.append", ""),
-    "journal, when made": ("mlflow_tfmon.tracking.journal.Journal.create", "this training is not recorded"),
-    "delivery": ("mlflow_tfmon.tracking.process.DeliveryProcess.watch", "what is recorded waits in"),
-    "facts": ("mlflow_tfmon.fitting.fit_params", "the params of this fit are not recorded"),
-    "datasets": ("mlflow_tfmon.fitting.datasets", "they are not recorded"),
-    "saving": ("mlflow_tfmon.fitting.save_model", "it is not logged"),
+    "journal": ("mlflow_tfmon.journal.journal.Journal.append", ""),
+    "journal, when made": ("mlflow_tfmon.journal.journal.Journal.create", "this training is not recorded"),
+    "delivery": ("mlflow_tfmon.delivery.process.DeliveryProcess.watch", "what is recorded waits in"),
+    "facts": ("mlflow_tfmon.watching.fitting.fit_params", "the params of this fit are not recorded"),
+    "datasets": ("mlflow_tfmon.watching.fitting.datasets", "they are not recorded"),
+    "saving": ("mlflow_tfmon.watching.fitting.save_model", "it is not logged"),
     "epoch": ("mlflow_tfmon.stream.recording.Recording.epoch_ended", "this epoch's metrics are not recorded"),
-    "binding": ("mlflow_tfmon.fitting.bind_fit", "this fit is not recorded"),
+    "binding": ("mlflow_tfmon.watching.fitting.bind_fit", "this fit is not recorded"),
     "run": ("mlflow_tfmon.tracking.runs.start", "this training is not recorded"),
 }
 
@@ -123,7 +123,7 @@ def test_no_secret_in_an_error_is_said(contained: list[str]) -> None:
 
 def test_delivery_that_dies_at_once(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    from mlflow_tfmon.tracking.process import DeliveryProcess
+    from mlflow_tfmon.delivery.process import DeliveryProcess
 
     monkeypatch.setattr(DeliveryProcess, "_shared", None)
     mlflow_tfmon.autolog(delivery_wait=1.0)
@@ -132,7 +132,7 @@ def test_delivery_that_dies_at_once(contained: list[str], monkeypatch: pytest.Mo
 
 
 def test_delivery_that_dies_again_and_again(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow_tfmon.tracking import process
+    from mlflow_tfmon.delivery import process
 
     monkeypatch.setattr("sys.executable", "/bin/false")
     monkeypatch.setattr(process.DeliveryProcess, "_shared", None)
@@ -179,7 +179,7 @@ def test_an_unknown_setting(contained: list[str]) -> None:
 
 def test_a_store_that_refuses_to_make_the_run(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a deleted experiment, or without the rights: it is said, and nothing is lost."""
-    from mlflow_tfmon.tracking.waiting import deliver, find_waiting
+    from mlflow_tfmon.delivery.waiting import deliver, find_waiting
 
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
     mlflow_tfmon.autolog(log_models=False, delivery_wait=0.1)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import mlflow_tfmon
-from mlflow_tfmon import pipeline
 from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.ring import SeldomRing
+from mlflow_tfmon.watching import pipeline
 from tests import trainings
 
 INFINITE = float("inf")

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon import pipeline
-from mlflow_tfmon.tracking.waiting import find_waiting
+from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.watching import pipeline
 from tests import trainings
 from tests.servers import Between, Server
 

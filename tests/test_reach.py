@@ -19,7 +19,7 @@ import mlflow
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.tracking.waiting import find_waiting
+from mlflow_tfmon.delivery.waiting import find_waiting
 from tests.servers import Server
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]

@@ -7,7 +7,7 @@ from click import ClickException
 from mlflow import MlflowClient
 
 from mlflow_tfmon import cli
-from mlflow_tfmon.reference import Named, choose, find_run
+from mlflow_tfmon.reading.reference import Named, choose, find_run
 
 AMONG = [
     Named("aa1", "one", 1.0),

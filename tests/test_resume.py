@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
-from mlflow_tfmon import order
 from mlflow_tfmon.errors import SettingError
-from mlflow_tfmon.recorded import Seam
+from mlflow_tfmon.facts import order
+from mlflow_tfmon.reading.recorded import Seam
 
 EPOCHS, STEPS = 6, 6  # a training that is not interrupted
 RNG = np.random.default_rng(0)

@@ -21,7 +21,7 @@ SCRIPT = """
 import os, signal, sys, time
 import keras, mlflow, numpy as np, tensorflow as tf
 import mlflow_tfmon
-from mlflow_tfmon import claims
+from mlflow_tfmon.watching import claims
 
 store, how, out, kill_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 mlflow.set_tracking_uri(store)

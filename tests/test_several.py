@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
-from mlflow_tfmon import pipeline
 from mlflow_tfmon.stream import drain
+from mlflow_tfmon.watching import pipeline
 from tests import trainings
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -223,7 +223,7 @@ def test_a_monitor_leaves_autologs_probes_in() -> None:
 
 
 def test_a_journal_that_fails_for_a_while_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow_tfmon.tracking.journal import Journal
+    from mlflow_tfmon.journal.journal import Journal
 
     monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS")
     append, failures = Journal.append, [0]

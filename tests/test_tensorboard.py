@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import TENSORS, Even
 from tensorboard.util.tensor_util import make_ndarray
 
 from mlflow_tfmon import cli
-from mlflow_tfmon.recorded import load_run
+from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.tensorboard.importing import import_logs
 from tests.report import recordings
 

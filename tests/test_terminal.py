@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream.records import Steps, StreamOpened, Variable
-from mlflow_tfmon.summary import Summary, where
-from mlflow_tfmon.terminal import Figures
+from mlflow_tfmon.watching.summary import Summary, where
+from mlflow_tfmon.watching.terminal import Figures
 
 ROOT = Path(__file__).parents[1]
 LOOP = """

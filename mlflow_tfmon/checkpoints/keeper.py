@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.best import Best, directions_of
+from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.checkpoints.folder import Writer
 from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME, pointer, tags_of
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot

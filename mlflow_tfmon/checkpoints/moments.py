@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from mlflow_tfmon import order
 from mlflow_tfmon.checkpoints.state import Callbacks, State, chance
+from mlflow_tfmon.facts import order
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring

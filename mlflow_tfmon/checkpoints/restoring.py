@@ -10,12 +10,12 @@ from typing import Any
 
 import keras
 
-from mlflow_tfmon import order, underway
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
 from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.facts import order, underway
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.tracking import runs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mlflow_tfmon.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 
 _ARTIFACT = "tfmon/comparison.html"
 

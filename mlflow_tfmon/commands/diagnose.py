@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mlflow_tfmon.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 
 
 @click.command(epilog=RUN_IS, short_help="Judge a run again.")
@@ -23,7 +23,7 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
     from mlflow.exceptions import MlflowException
 
     from mlflow_tfmon.problems.again import diagnose
-    from mlflow_tfmon.recorded import load_run
+    from mlflow_tfmon.reading.recorded import load_run
 
     run_id = find_run(reference, tracking_uri)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mlflow_tfmon.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 
 
 @click.command("export-tensorboard", epilog=RUN_IS, short_help="Write TensorBoard's event files of a run.")

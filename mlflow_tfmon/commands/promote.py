@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mlflow_tfmon.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 
 
 @click.command("promote", epilog=RUN_IS, short_help="Give a run's best model an alias.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tfmon.reference import open_client, store_option, watched
+from mlflow_tfmon.reading.reference import open_client, store_option, watched
 from mlflow_tfmon.tables import table
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tfmon.reference import RUN_IS, Named, choose, find_run, open_client
+from mlflow_tfmon.reading.reference import RUN_IS, Named, choose, find_run, open_client
 from mlflow_tfmon.tables import table
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.tracking.waiting import Waiting
+    from mlflow_tfmon.delivery.waiting import Waiting
 
 
 @click.command(name="sync", epilog=RUN_IS, short_help="Deliver what waits on this machine.")
@@ -31,7 +31,7 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
     Without RUN all that waits is delivered, else only what belongs to these runs. It can be interrupted and called
     again: nothing is lost, and nothing arrives twice.
     """
-    from mlflow_tfmon.tracking.waiting import find_waiting
+    from mlflow_tfmon.delivery.waiting import find_waiting
 
     if check:
         _check(runs, tracking_uri)
@@ -54,7 +54,7 @@ def _chosen(found: Sequence[Waiting], references: Sequence[str]) -> list[Waiting
 def _check(references: Sequence[str], tracking_uri: str | None) -> None:
     import json
 
-    from mlflow_tfmon.tracking.tally import load_manifest, missing
+    from mlflow_tfmon.delivery.tally import load_manifest, missing
 
     if not references:
         raise click.UsageError("--check needs a run.")
@@ -93,8 +93,8 @@ def _show(found: Sequence[Waiting]) -> None:
 def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
     import logging
 
+    from mlflow_tfmon.delivery.waiting import deliver
     from mlflow_tfmon.tracking.patience import be_quick
-    from mlflow_tfmon.tracking.waiting import deliver
 
     be_quick()
     for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line

@@ -1,4 +1,4 @@
-"""What is traced into the user's graph. These are the only rooms that touch TensorFlow's and Keras's internals.
+"""What is traced into the user's graph, and with it nearly all that touches TensorFlow's and Keras's internals.
 
 `install` puts the probes into Keras, TensorFlow's tape and its dataset iterator; `remove` takes them out again.
 """

@@ -6,6 +6,7 @@ no random generator moves, whatever the model's `call` does. A model of which th
 
 from __future__ import annotations
 
+import functools
 import threading
 from operator import attrgetter
 from typing import Any
@@ -74,7 +75,7 @@ class ActivationProbe:
                 values = _by_unit(layer, after)
                 given = any(_origin(after) is _origin(one) for one in outputs)
                 self._about.append((_name_of(layer), name, int(values.shape[-1]), given))
-                rows.append(_figures(name, values))
+                rows.append(_figures_of(name)(values))
             return tf.stack(rows) if rows else tf.zeros([0, 5])
 
         with same_random_numbers():
@@ -168,6 +169,11 @@ def _by_unit(layer: Any, tensor: tf.Tensor) -> tf.Tensor:
         tensor = tf.transpose(tensor, [0, *range(2, rank), 1])
     units = tensor.shape[-1] if rank > 1 and tensor.shape[-1] else 1
     return tf.reshape(tf.cast(tensor, tf.float32), [-1, units])
+
+
+@functools.cache
+def _figures_of(activation: str) -> graph.Once:
+    return graph.Once(functools.partial(_figures, activation))
 
 
 def _figures(activation: str, values: tf.Tensor) -> tf.Tensor:

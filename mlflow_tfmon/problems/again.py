@@ -17,7 +17,7 @@ from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.recorded import RecordedRun
+    from mlflow_tfmon.reading.recorded import RecordedRun
 
 _JUDGEMENTS = 50
 _LISTS = "variables."

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tfmon.recorded import RecordedRun, load_run
+from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.making import clock, seams
 from mlflow_tfmon.report.page import Page, Table, render

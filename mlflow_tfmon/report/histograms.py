@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Cells, Picture, Section
 from mlflow_tfmon.stream.bins import KINDS, NORM_EDGES, PER_OCTAVE, quantiles
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.histograms import histograms
 from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section
 from mlflow_tfmon.report.thin import Buckets

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_tfmon.checkpoints.names import BEST, LAST
-from mlflow_tfmon.recorded import RecordedRun, load_run
+from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
 from mlflow_tfmon.report.pictures import pictures

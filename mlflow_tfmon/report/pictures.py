@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.histograms import NORMS, norms_over_time, over_time
 from mlflow_tfmon.report.layers import largest
 from mlflow_tfmon.report.panels import Cells

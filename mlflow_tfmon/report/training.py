@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mlflow_tfmon.recorded import RecordedRun
+from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section
 
 _FEW = 12  # curves of one kind that can be told apart

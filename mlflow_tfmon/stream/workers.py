@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.probes import cluster
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.ring import HEAD, INPUT, TIME, Ring
 

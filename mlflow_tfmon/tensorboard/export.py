@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_tfmon.recorded import RecordedRun, load_run
+from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import largest
 from mlflow_tfmon.report.thin import thin
 from mlflow_tfmon.tensorboard.events import EventFile

@@ -12,8 +12,8 @@ from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_tfmon.stream.records import ModelSaved
-from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.patience import patient_uploads
+from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 
 _VERSIONS = "mlflow.modelVersions"  # MLflow's tag of a logged model that is registered (3.1 to 3.17)

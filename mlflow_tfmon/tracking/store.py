@@ -21,9 +21,9 @@ from mlflow.utils.validation import (
 
 from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.tracking import findings
-from mlflow_tfmon.tracking.curves import Point
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.patience import patient_uploads
+from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.uris import in_a_line, sqlite_path
 
 try:

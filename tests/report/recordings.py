@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 
+from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.records import (
     Activations,
@@ -22,8 +23,7 @@ from mlflow_tfmon.stream.records import (
     StreamOpened,
     Variable,
 )
-from mlflow_tfmon.tracking.deliverer import Deliverer
-from tests.tracking import recordings
+from tests.delivery import recordings
 
 COLUMNS = ("step", "time", "loss", "learning_rate", "grad_norm")
 KERNELS = ("net.first.kernel", "net.second.kernel", "net.<script>alert(1)</script>.kernel")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_tfmon import cli
-from mlflow_tfmon.recorded import load_run
+from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare, parting
 from mlflow_tfmon.stream.records import Facts, Record, Steps
 from tests.report import recordings

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_tfmon import cli, frames
-from mlflow_tfmon.recorded import Problem, Seam, load_run
+from mlflow_tfmon import cli
+from mlflow_tfmon.reading import frames
+from mlflow_tfmon.reading.recorded import Problem, Seam, load_run
 from mlflow_tfmon.report import making
 from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.report.histograms import over_time, rebinned

@@ -1,0 +1,87 @@
+"""The calls for a recording's models: each becomes a logged model, those that are kept the run's outputs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from math import isfinite
+from pathlib import Path
+
+from mlflow_tfmon.checkpoints.names import MODELS
+from mlflow_tfmon.checkpoints.registry import register_pointed
+from mlflow_tfmon.delivery.earlier import Earlier
+from mlflow_tfmon.delivery.sent import Sent
+from mlflow_tfmon.delivery.status import Ledger
+from mlflow_tfmon.stream.records import ModelSaved
+from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
+from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.tracking.store import RunStore, store_errors
+
+Call = Callable[[RunStore], "dict[str, str] | None"]
+
+
+def saved_model(
+    saved: ModelSaved, when: float, folder: Path, sent: Sent, ledger: Ledger, earlier: Callable[[], Earlier]
+) -> tuple[str, Call, Callable[[], None]]:
+    """How a saved model gets to the run.
+
+    Args:
+        saved: the record.
+        when: Unix time of its metrics, seconds.
+        folder: of the recording.
+        sent: what has been handed over; the model is added.
+        ledger: of the recording.
+        earlier: tells what the run held, once it is open.
+
+    Returns:
+        The model's name among what is refused, the call, and what is to be done after it.
+    """
+    name, files = f"model {saved.name}", folder / saved.path
+    points = []
+    for key, value in ((clean(key), value) for key, value in saved.metrics.items() if isfinite(value)):
+        known = sent.linkable.get((key, saved.step))
+        same = known is not None and known.value == value
+        points.append(known if known and same else Point(key, value, saved.step, int(when * 1e3)))
+    sent.models[saved.path] = saved.step
+    for path in saved.drops:
+        sent.models.pop(path, None)
+    if saved.registered_model_name:
+        sent.to_register[saved.pointers[0]] = saved.registered_model_name
+
+    def remember(model_id: str) -> None:
+        ledger.note(models={**ledger.status.models, saved.path: model_id})
+
+    def deliver(run: RunStore) -> dict[str, str]:
+        known = ledger.status.models
+        if files.with_name(f"{files.name}.gone").exists():  # another took its place before it was delivered
+            if saved.path in known:
+                drop_model(run, known[saved.path])
+            return {}
+        with store_errors():
+            linked = earlier().linkable(run.client, run.run_id, points)
+        rejected = deliver_model(run, saved, files, linked, known.get(saved.path), remember)
+        if name in rejected:
+            sent.models.pop(saved.path, None)
+        else:
+            for path in saved.drops:
+                if path in known or path.startswith(MODELS):
+                    drop_model(run, known.get(path) or path.removeprefix(MODELS))
+        return rejected
+
+    return name, deliver, partial(shutil.rmtree, files, ignore_errors=True)
+
+
+def settled(sent: Sent, ledger: Ledger) -> list[tuple[str, Call]]:
+    """The calls that link the models that are kept to the run, and register those that are to be: of many the best."""
+
+    def link(run: RunStore) -> None:
+        known = ledger.status.models
+        link_models(run, {known[path]: step for path, step in sent.models.items() if path in known})
+
+    calls: list[tuple[str, Call]] = [("outputs", link)] if sent.models else []
+    for tag, name in sent.to_register.items():
+        calls.append((f"registered model {name}", partial(register_pointed, tag=tag, name=name)))
+    sent.to_register.clear()
+    return calls

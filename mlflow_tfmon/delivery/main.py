@@ -1,0 +1,175 @@
+"""The delivery process: `python -m mlflow_tfmon.delivery.main [PID of the trainer]`.
+
+Reads commands from stdin, a JSON object a line:
+
+    {"watch": "/folder/of/a/recording", "tracking_uri": "...", "registry_uri": "..."}   deliver this recording
+    {"rest": "/folder/of/a/recording", "records": [[kind, body], ...]}                 what its journal did not take
+    {"wake": true}                                                                     look for new records now
+
+The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_tfmon.stream.coding import decode
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.delivery.deliverer import Deliverer
+
+PAUSE_SECONDS = 1.0
+GIVE_UP_SECONDS = 60.0
+
+
+class Delivery:
+    """Delivers recordings until no more come and all have arrived.
+
+    Args:
+        give_up: seconds without any success, after the trainer's end, after which what is left is left on the disk.
+    """
+
+    def __init__(self, give_up: float = GIVE_UP_SECONDS) -> None:
+        self._give_up = give_up
+        self._lock = threading.Lock()
+        self._deliverers: dict[Path, Deliverer] = {}
+        self._silent: set[Path] = set()
+        self._wake = threading.Event()
+        self._hurry = False
+        self._closed = False
+
+    def listen(self, lines: Iterable[str | bytes]) -> None:
+        """Takes commands until there are no more; meant for a thread of its own."""
+        from mlflow_tfmon.delivery.deliverer import Deliverer
+
+        for line in lines:
+            with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+                command = json.loads(line)
+                if "watch" in command:
+                    folder = Path(command["watch"])
+                    with self._lock:
+                        if folder not in self._deliverers:
+                            uris = command.get("tracking_uri"), command.get("registry_uri")
+                            self._deliverers[folder] = Deliverer(folder, *uris)
+                        if command.get("silent"):
+                            self._silent.add(folder)
+                if "rest" in command:
+                    rest = [decode(kind, body, None) for kind, body in command["records"]]
+                    with self._lock:
+                        self._deliverers[Path(command["rest"])].rest(rest)
+                self._hurry = self._hurry or "wake" in command
+            self._wake.set()
+        self._closed = True
+        self._wake.set()
+
+    def run(self) -> int:
+        """Delivers; returns the number of recordings that had to be left on the disk."""
+        gone_at: float | None = None
+        while True:
+            self._wake.clear()
+            gone = self._closed
+            hurry, self._hurry = self._hurry, False
+            if gone and gone_at is None:
+                gone_at, hurry = time.monotonic(), True
+            for one in self._watched():
+                one.advance(trainer_gone=gone, hurry=hurry)
+                if one.done:
+                    with self._lock:
+                        del self._deliverers[one.folder]
+            left = self._watched()
+            if gone_at is not None and (not left or all(self._hopeless(one, gone_at) for one in left)):
+                return self._leave(left)
+            self._wake.wait(PAUSE_SECONDS if gone_at is None else PAUSE_SECONDS / 4)
+
+    def _watched(self) -> list[Deliverer]:
+        with self._lock:
+            return list(self._deliverers.values())
+
+    def _hopeless(self, one: Deliverer, gone_at: float) -> bool:
+        return time.monotonic() - max(gone_at, one.progressed) > self._give_up
+
+    def _leave(self, left: list[Deliverer]) -> int:
+        for one in left:
+            one.close()
+            if one.folder in self._silent:
+                continue
+            run = one.status.run_id or "(not made yet)"
+            why = one.status.error or "another process delivers it"
+            with contextlib.suppress(OSError):
+                print(
+                    f"mlflow_tfmon: {one.status.waiting} records of run {run} could not be delivered to {one.where} "
+                    f"({why}); they are kept in {one.folder} until `mlflow-tfmon sync` delivers them.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return len(left)
+
+
+def commands(stdin: int, trainer: int | None) -> Iterator[bytes]:
+    """The lines that come from stdin, until it ends or the trainer does.
+
+    A child that the trainer forked holds the pipe open after the trainer's death, so its end alone is no sure sign.
+
+    Args:
+        stdin: file descriptor.
+        trainer: process id of the parent; None if stdin alone tells of its end.
+    """
+    rest = b""
+    while True:
+        if trainer is not None and os.name == "posix":
+            # What is in the pipe is read before the trainer's death counts.
+            ready, _, _ = select.select([stdin], [], [], PAUSE_SECONDS / 4)
+            if not ready:
+                if os.getppid() != trainer:
+                    return
+                continue
+        chunk = os.read(stdin, 65536)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+
+
+def _give_way() -> None:
+    """Lets the training have the processor where both want it."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(10)
+    # Linux gives each session as much of the processor as the next, whatever its processes' nice values: this process
+    # has a session of its own, whose own value counts (`man 7 sched`, autogroup).
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("10")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the delivery process; exit status 1 if something had to be left on the disk."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the training, not the delivery of what it did
+    _give_way()
+    from mlflow_tfmon.tracking.patience import be_quick  # only now: MLflow takes seconds of the processor
+
+    be_quick()
+    warnings.simplefilter("ignore")
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    delivery = Delivery()
+    lines = commands(sys.stdin.fileno(), int(arguments[0]) if arguments else None)
+    threading.Thread(target=delivery.listen, args=(lines,), daemon=True).start()
+    return 1 if delivery.run() else 0
+
+
+if __name__ == "__main__":
+    # The thread that reads stdin may be blocked in it for ever: leave without waiting for it.
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)

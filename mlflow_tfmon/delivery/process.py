@@ -1,0 +1,213 @@
+"""The trainer's handle on the delivery process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from mlflow_tfmon.delivery.status import Status, read_status
+from mlflow_tfmon.journal.journal import plain
+from mlflow_tfmon.stream.coding import encode
+from mlflow_tfmon.stream.records import Record
+from mlflow_tfmon.uris import absolute
+
+_POLL_SECONDS = 0.02
+# Keeps modules in the user's working directory ("http.py") from taking the place of the standard library's.
+_SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
+_MAX_STARTS = 5
+_STEADY_SECONDS = 60.0  # a process that has lived this long did not die of how it was started
+
+
+class DeliveryProcess:
+    """One delivery process for all recordings of this process.
+
+    It runs in a session of its own and is told to end by the end of its stdin: it outlives a trainer that is killed.
+
+    Example:
+        >>> delivery = DeliveryProcess.shared()
+        >>> delivery.watch(journal.folder, mlflow.get_tracking_uri(), mlflow.get_registry_uri())
+        >>> delivery.wait(journal.folder, journal.append([Flushed(time.time())]), timeout=10.0)
+        True
+    """
+
+    _shared: ClassVar[DeliveryProcess | None] = None
+    _shared_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+        self._started_at = 0.0
+        self._watched: dict[Path, dict[str, str | bool | None]] = {}
+
+    @classmethod
+    def shared(cls) -> DeliveryProcess:
+        """This process's own, started at the first call; a forked child gets another than its parent.
+
+        Raises:
+            OSError: it could not be started.
+        """
+        with cls._shared_lock:
+            if cls._shared is None or cls._shared._pid != os.getpid():
+                cls._shared = DeliveryProcess()
+                cls._shared.ensure_alive()
+            return cls._shared
+
+    def watch(
+        self, folder: Path, tracking_uri: str, registry_uri: str | None = None, silent: bool = False
+    ) -> None:
+        """Has a recording delivered from now on, by a process that is started if there is none.
+
+        Args:
+            folder: of the recording.
+            tracking_uri: MLflow tracking URI, with its credentials if it has some: it goes through a pipe, to no disk.
+            registry_uri: MLflow registry URI.
+            silent: whether nothing is said, not even of what could not be delivered.
+
+        Raises:
+            OSError: the process could not be started; the recording stays on the disk.
+        """
+        command = {
+            "watch": str(folder),
+            "tracking_uri": absolute(tracking_uri),
+            "registry_uri": absolute(registry_uri) if registry_uri else None,
+            "silent": silent,
+        }
+        with self._lock:
+            self._watched[folder] = command
+            if not self._started():
+                self._tell(command)
+
+    def rest(self, folder: Path, records: Sequence[Record]) -> bool:
+        """Has records delivered that the journal of a recording did not take, after all that it has taken.
+
+        Args:
+            folder: of the recording.
+            records: without blocks of numbers.
+
+        Returns:
+            Whether there is a process to tell them to.
+        """
+        with self._lock:
+            self._tell({"rest": str(folder), "records": [encode(record)[:2] for record in records]})
+            return self._alive()
+
+    def ensure_alive(self) -> bool:
+        """Starts the process, or starts it anew if it died; one that dies again and again is left dead.
+
+        Returns:
+            Whether it runs.
+        """
+        with self._lock:
+            self._forget_complete()
+            return self._started() or self._alive()
+
+    def status(self, folder: Path) -> Status:
+        """How far the delivery of a recording has come."""
+        return read_status(folder)
+
+    def wait(self, folder: Path, flushed_seq: int, timeout: float) -> bool:
+        """Waits until a `Flushed` or `RunEnded` record has been delivered in full.
+
+        Args:
+            folder: of the recording.
+            flushed_seq: the record's number.
+            timeout: seconds.
+
+        Returns:
+            Whether it has been delivered: False after the timeout, and as soon as the store is found to be away
+            or delivery to be dead.
+        """
+        asked, until = time.time(), time.monotonic() + timeout
+        with self._lock:
+            self._tell({"wake": True})
+        while True:
+            status = self.status(folder)
+            if status.complete or status.flushed >= flushed_seq:
+                return True
+            away = status.error is not None and status.tried >= asked
+            if away or time.monotonic() > until or not self._alive():
+                return False
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        """Tells the process that no more records come: it delivers what is left and ends by itself."""
+        with self._lock:
+            if self._process is not None and self._process.stdin is not None and os.getpid() == self._pid:
+                with contextlib.suppress(OSError):
+                    self._process.stdin.close()
+            self._process = None  # who is watched from now on gets another
+            self._watched.clear()
+
+    def _alive(self) -> bool:
+        return self._process is not None and os.getpid() == self._pid and self._process.poll() is None
+
+    def _started(self) -> bool:
+        """Starts the process if none runs; returns whether it was started now."""
+        if self._alive() or os.getpid() != self._pid:
+            return False
+        if time.monotonic() - self._started_at > _STEADY_SECONDS:
+            self._starts = 0
+        if self._starts >= _MAX_STARTS:
+            return False
+        self._starts += 1
+        self._started_at = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, *_SAFE_PATH, "-m", "mlflow_tfmon.delivery.main", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,
+        )
+        for command in self._watched.values():
+            self._tell(command)
+        return True
+
+    def _tell(self, command: Mapping[str, object]) -> None:
+        if self._alive() and self._process is not None and self._process.stdin is not None:
+            # If it died just now, `ensure_alive` tells its successor.
+            with contextlib.suppress(OSError, ValueError):
+                self._process.stdin.write(json.dumps(command, default=plain).encode() + b"\n")
+                self._process.stdin.flush()
+
+    def _forget_complete(self) -> None:
+        for folder in [folder for folder in self._watched if read_status(folder).complete]:
+            del self._watched[folder]
+
+
+def _environment() -> dict[str, str]:
+    """The trainer's environment, without its devices and with a way to import this package."""
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if package not in paths and Path(package).name not in ("site-packages", "dist-packages"):
+        paths.append(package)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "CUDA_VISIBLE_DEVICES": "",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+
+
+def _forked() -> None:
+    """In a forked child: lets go of the parent's pipe, which would keep delivery waiting for the child's end."""
+    shared = DeliveryProcess._shared
+    if shared is not None and shared._process is not None and shared._process.stdin is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(shared._process.stdin.fileno())
+    DeliveryProcess._shared = None
+    DeliveryProcess._shared_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,122 @@
+"""How far the delivery of a recording has come: a small file that delivery writes and the trainer reads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow_tfmon.journal.homes import is_private, second_home
+
+FILE = "status.json"
+_MAX_REJECTED = 100
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of delivery.
+
+    Attributes:
+        delivered: number of the last record whose points, params, tags and models are in MLflow.
+        flushed: number of the last `Flushed` or `RunEnded` record that has been delivered in full, files included.
+        complete: whether the recording is over and all of it has arrived.
+        waiting: how many records wait.
+        run_id: the run, once it exists.
+        error: why delivery does not get on, in a line, or None.
+        tried: when that was last tried, Unix seconds.
+        rejected: what MLflow refuses for good: name of the thing -> reason.
+        models: path of a `ModelSaved` record -> id of its logged model.
+    """
+
+    delivered: int = 0
+    flushed: int = 0
+    complete: bool = False
+    waiting: int = 0
+    run_id: str | None = None
+    error: str | None = None
+    tried: float = 0.0
+    rejected: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+
+
+def read_status(folder: Path) -> Status:
+    """Reads a recording's status; that of a recording without one, or with a damaged one, is as at the start.
+
+    A folder that is gone was deleted because its recording is complete.
+    """
+    if is_private(second_home()) and _mark(folder).exists():
+        return Status(complete=True)
+    try:
+        values = json.loads((folder / FILE).read_text("utf-8"))
+        names = {item.name for item in dataclasses.fields(Status)}
+        return Status(**{name: value for name, value in values.items() if name in names})
+    except (OSError, ValueError, AttributeError):
+        return Status(complete=not folder.exists())
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Writes a recording's status; a reader sees the old one or the new one, never half of it."""
+    draft = folder / (FILE + ".new")
+    draft.write_text(json.dumps(dataclasses.asdict(status)), "utf-8")
+    os.replace(draft, folder / FILE)
+
+
+def put_away(folder: Path, damaged: bool) -> None:
+    """Deletes a recording that has arrived; a damaged one is put aside, for whoever has better tools.
+
+    Where the disk lets neither be done, nor anything be written, it is written down on another that it has arrived.
+    """
+    if damaged:
+        aside = folder.parent.parent / "damaged"
+        with contextlib.suppress(OSError):
+            aside.mkdir(mode=0o700, exist_ok=True)
+            folder.rename(aside / folder.name)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if not folder.exists():
+            _mark(folder).unlink(missing_ok=True)
+        else:
+            second_home().mkdir(mode=0o700, exist_ok=True)
+            _mark(folder).touch()
+
+
+def _mark(folder: Path) -> Path:
+    return second_home() / f"arrived-{folder.name}"
+
+
+class Ledger:
+    """A recording's status, written whenever it changes.
+
+    Attributes:
+        status: as it is now.
+
+    Args:
+        folder: of the recording.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.status = read_status(folder)
+
+    def reload(self) -> None:
+        """Reads what another process has written."""
+        self.status = read_status(self._folder)
+
+    def note(self, **changes: object) -> None:
+        """Sets fields of the status."""
+        changed = dataclasses.replace(self.status, **changes)  # type: ignore[arg-type]
+        if changed != self.status:
+            self.status = changed
+            with contextlib.suppress(OSError):  # a full disk: delivery goes on
+                write_status(self._folder, changed)
+
+    def reject(self, rejected: dict[str, str]) -> None:
+        """Adds what MLflow refuses, up to a hundred things."""
+        new = {name: reason for name, reason in rejected.items() if name not in self.status.rejected}
+        if new and len(self.status.rejected) < _MAX_REJECTED:
+            self.note(rejected={**self.status.rejected, **new})

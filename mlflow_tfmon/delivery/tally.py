@@ -1,0 +1,96 @@
+"""The count of what was sent, and whether the store holds it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_tfmon.tracking.points import Point
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from mlflow_tfmon.delivery.earlier import Earlier
+
+MANIFEST = "tfmon/delivery.json"  # artifact of the run
+FORMAT = 1
+
+
+@dataclass
+class Tally:
+    """What one recording has sent.
+
+    Attributes:
+        steps: of each metric, the steps at which it has a point.
+        rows: of each Parquet file, by its path among the run's artifacts, how many rows it has.
+    """
+
+    steps: dict[str, set[int]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def points(self, points: Iterable[Point]) -> None:
+        """Counts points; one that is sent again counts once."""
+        for point in points:
+            self.steps.setdefault(point.key, set()).add(point.step)
+
+    def manifest(self, refused: Mapping[str, str], earlier: Earlier) -> str:
+        """What the store must hold, as JSON; what it refuses is left out.
+
+        Args:
+            refused: name -> reason.
+            earlier: what it held before.
+        """
+        series = dict(earlier.series)
+        for key, steps in self.steps.items():
+            if key not in refused:
+                series[key] = series.get(key, 0) + sum(not earlier.has(key, step) for step in steps)
+        files = earlier.files | {name: rows for name, rows in self.rows.items() if name not in refused}
+        return json.dumps({"format": FORMAT, "series": series, "files": files}, indent=1)
+
+
+def missing(client: MlflowClient, run_id: str, manifest: str, of: Sequence[str] | None = None) -> list[str]:
+    """Counts what the store holds of a run, and tells what is not there, a line each.
+
+    Args:
+        client: of the store.
+        run_id: the run.
+        manifest: what must be there.
+        of: the metrics to count. Default: all, and the files.
+    """
+    wanted = json.loads(manifest)
+    found = []
+    for key, count in wanted["series"].items():
+        if of is None or key in of:
+            steps = {point.step for point in client.get_metric_history(run_id, key)}
+            if len(steps) < count:
+                found.append(f"metric {key}: {len(steps)} of {count} points")
+    folders = sorted({name.rpartition("/")[0] for name in wanted["files"]})
+    there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder)}
+    for name, rows in wanted["files"].items():
+        if name not in there:
+            found.append(f"file {name}: not there")
+        elif of is None and (got := _rows(client, run_id, name)) != rows:
+            found.append(f"file {name}: {got} of {rows} rows")
+    return found
+
+
+def _rows(client: MlflowClient, run_id: str, name: str) -> int:
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+        try:
+            return int(pq.read_metadata(client.download_artifacts(run_id, name, folder)).num_rows)
+        except (OSError, ValueError):
+            return 0
+
+
+def load_manifest(client: MlflowClient, run_id: str) -> str | None:
+    """What the store must hold of a run; None if its delivery has not come to an end."""
+    if not any(item.path == MANIFEST for item in client.list_artifacts(run_id, "tfmon")):
+        return None
+    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+        return Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text("utf-8")

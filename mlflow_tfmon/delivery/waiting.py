@@ -1,0 +1,152 @@
+"""Recordings that wait on this machine's disk, and their delivery by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_tfmon.delivery.deliverer import Deliverer
+from mlflow_tfmon.delivery.status import put_away, read_status
+from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal.homes import home_folder, is_private, second_home
+from mlflow_tfmon.journal.journal import JournalReader
+from mlflow_tfmon.stream.records import RunStarted
+from mlflow_tfmon.uris import without_secrets
+
+_PAUSE = 0.1  # s
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A recording that is not delivered in full.
+
+    Attributes:
+        folder: where it is.
+        run_id: its run, or None if it could not be made yet.
+        run_name: name of a run that is to be made, or None.
+        store: the tracking URI, without secrets.
+        begun: Unix time, seconds.
+        records: how many records wait; there may be none, and files yet.
+        bytes: what it takes on the disk.
+        written: whether its training goes on.
+        damaged: whether its journal is not what was written: what can be read of it is delivered, and it is put aside.
+        error: why it could not be delivered, as far as that is known.
+    """
+
+    folder: Path
+    run_id: str | None
+    run_name: str | None
+    store: str
+    begun: float
+    records: int
+    bytes: int
+    written: bool
+    damaged: bool
+    error: str | None
+
+    @property
+    def name(self) -> str:
+        """What people call it: the run, or the folder if there is no run yet."""
+        return self.run_id or self.folder.name
+
+
+def find_waiting(home: Path | None = None) -> list[Waiting]:
+    """The recordings that wait, oldest first; folders in which nothing was ever recorded are deleted.
+
+    Args:
+        home: folder of all recordings; default those of this user, whatever the working directory.
+
+    Example:
+        >>> for recording in find_waiting():
+        ...     print(recording.name, recording.records)
+    """
+    homes = [home] if home is not None else [home_folder(), *filter(is_private, [second_home()])]
+    folders = [one / "recordings" for one in homes]
+    found = [_look(one) for folder in folders if folder.is_dir() for one in folder.iterdir()]
+    return sorted((one for one in found if one is not None), key=lambda one: one.begun)
+
+
+def _look(folder: Path) -> Waiting | None:
+    if not folder.is_dir():
+        return None
+    reader = JournalReader(folder)
+    try:
+        first = reader.read(0, limit=1)
+        last = reader.last()
+    finally:
+        reader.close()
+    written = life.is_written(folder)  # asked last: one that is just being made is empty, but is written
+    status = read_status(folder)
+    if status.complete or (not first and not written and reader.error is None):
+        put_away(folder, damaged=False)
+        return None
+    try:
+        begun = folder.stat().st_mtime
+    except OSError:
+        return None  # it has just arrived
+    started = first[0][1] if first else None
+    known = started if isinstance(started, RunStarted) else None
+    return Waiting(
+        folder,
+        status.run_id or (known.run_id if known else None),
+        known.run_name if known else None,
+        known.tracking_uri if known else "",
+        known.start_time if known else begun,
+        max(0, last - status.delivered),
+        _size(folder),
+        written,
+        reader.damaged,
+        reader.error or status.error,
+    )
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # delivery has just deleted it
+                size += os.stat(os.path.join(where, name)).st_size
+    return size
+
+
+def deliver(
+    waiting: Waiting, tracking_uri: str | None = None, told: Callable[[int], None] = lambda left: None
+) -> str | None:
+    """Delivers a recording: all of it, or, where the training goes on, what there is by now.
+
+    Args:
+        waiting: the recording.
+        tracking_uri: the store, with its credentials. Default: as recorded; MLFLOW_TRACKING_URI, which may have
+            credentials, if it is the same store.
+        told: is told how many records are left.
+
+    Returns:
+        None if it has arrived, else why not.
+    """
+    mine = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking_uri is None and mine and without_secrets(mine) == waiting.store:
+        tracking_uri = mine
+    deliverer = Deliverer(waiting.folder, tracking_uri)
+    gone = not waiting.written
+    try:
+        while True:
+            deliverer.advance(trainer_gone=gone, hurry=True)
+            told(deliverer.status.waiting)
+            if deliverer.done:
+                return None
+            if not deliverer.claimed:
+                writable = os.access(waiting.folder, os.W_OK)
+                return (
+                    "another process is delivering it" if writable else f"{waiting.folder} cannot be written"
+                )
+            if deliverer.status.error:
+                return deliverer.status.error
+            if not gone and not deliverer.status.waiting:
+                return None
+            time.sleep(_PAUSE)
+    finally:
+        deliverer.close()

@@ -1,0 +1,249 @@
+"""The journal: a crash-safe log of one recording on the local disk.
+
+One folder a recording, `<home>/recordings/<id>/`, with the records in `journal.sqlite`. Only the trainer writes records
+and only delivery deletes them. SQLite in WAL mode keeps every committed record when either process is killed, and lets
+delivery read while the trainer writes. The format: docs/journal.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal.homes import home_folder, is_private, second_home
+from mlflow_tfmon.stream.coding import decode, encode
+from mlflow_tfmon.stream.records import Record, RunStarted
+from mlflow_tfmon.uris import absolute, without_secrets
+
+FORMAT = 2  # 1 had all records, always
+DATABASE = "journal.sqlite"
+_READ_BYTES = 16 * 2**20
+_WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
+_TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
+
+
+class Journal:
+    """Writes the records of one recording; any thread of the process that made it may append.
+
+    Example:
+        >>> journal = Journal.create()
+        >>> journal.append([Flushed(time=time.time())])
+        1
+        >>> journal.close()
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        life.hold(folder)
+        path = self._path = folder / DATABASE
+        # SQLite gives its side files the database's mode: made private here, all of them are.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # what is deleted makes the file smaller
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute("BEGIN")
+        self._connection.execute(f"PRAGMA user_version={FORMAT}")
+        self._connection.execute(
+            "CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, block BLOB)"
+        )
+        self._connection.execute("COMMIT")
+        self._inode = os.stat(path).st_ino
+
+    @classmethod
+    def create(cls, home: Path | None = None) -> Journal:
+        """Makes the journal of a new recording, readable by this user alone.
+
+        Args:
+            home: folder of all recordings; default `home_folder()`, or where that cannot be written `second_home()`.
+
+        Raises:
+            OSError, sqlite3.Error: the folder or the database cannot be written.
+        """
+        if home is not None:
+            return cls._create(home)
+        try:
+            return cls._create(home_folder())
+        except (OSError, sqlite3.Error) as error:
+            home = second_home()
+            home.mkdir(mode=0o700, exist_ok=True)
+            if not is_private(home):
+                raise
+            journal = cls._create(home)
+            say_once(
+                f"home {home}",
+                f"mlflow_tfmon: {home_folder()} cannot be written ({error}); what is recorded waits in {home}, which a "
+                "restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
+            )
+            return journal
+
+    @classmethod
+    def _create(cls, home: Path) -> Journal:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = home / "recordings" / uuid.uuid4().hex
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        return cls(folder)
+
+    def append(self, records: Sequence[Record]) -> int:
+        """Adds records, all or none.
+
+        Returns:
+            Number of the last record (the first record of a recording is 1).
+
+        Raises:
+            sqlite3.Error: they could not be written (disk full, journal closed); none of them is in the journal.
+            OSError: the file is not there any more.
+            RuntimeError: called in a forked child of the process that made the journal.
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError("a recording is written by the process that began it, not by a forked child")
+        rows = [_row(record) for record in records]
+        with self._lock:
+            if os.stat(self._path).st_ino != self._inode:  # else SQLite would write what nobody can find
+                raise FileNotFoundError(f"another file has taken the place of {self._path}")
+            cursor = self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                cursor.executemany("INSERT INTO records (kind, body, block) VALUES (?, ?, ?)", rows)
+                (last,) = cursor.execute("SELECT coalesce(max(seq), 0) FROM records").fetchone()
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        return int(last)
+
+    def size(self) -> int:
+        """How many bytes the records take that were not deleted."""
+        with self._lock:
+            pages, free, size = (
+                int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * size
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._connection.close()
+            life.release(self.folder)
+
+
+class _NewerError(ValueError):
+    """A newer version wrote it."""
+
+
+class JournalReader:
+    """Reads a journal, also while it is written; a journal that is missing or damaged gives what is readable.
+
+    Attributes:
+        error: why less than everything could be read, in a line, or None.
+        damaged: whether that is for good: the file is not what was written.
+        bytes: how much has been read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.error: str | None = None
+        self.damaged = False
+        self.bytes = 0
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self, after: int, limit: int = 1000) -> list[tuple[int, Record]]:
+        """The records that follow record number `after`: at most `limit`, and not many megabytes, at a time."""
+        found: list[tuple[int, Record]] = []
+        size = 0
+        try:
+            rows = self._execute(
+                "SELECT seq, kind, body, block FROM records WHERE seq > ? ORDER BY seq LIMIT ?",
+                (after, limit),
+            )
+            for seq, kind, body, block in rows:
+                found.append((seq, decode(kind, json.loads(body), block)))
+                size += len(body) + len(block or b"")
+                if size > _READ_BYTES:
+                    break
+            self.bytes += size
+        except (sqlite3.Error, OSError) as error:
+            passes = ("locked", "unable to open", "memory")
+            self.damaged = isinstance(error, sqlite3.Error) and not any(word in str(error) for word in passes)
+            self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
+        except _NewerError as error:
+            self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
+        except (KeyError, TypeError, ValueError) as error:
+            self.damaged = True
+            self.error = (
+                f"journal {self.folder / DATABASE} has a record that this version cannot read: {error!r}"
+            )
+        else:
+            self.error, self.damaged = None, False
+        return found
+
+    def last(self) -> int:
+        """Number of the last record that is there, 0 if there is none."""
+        try:
+            for (last,) in self._execute("SELECT coalesce(max(seq), 0) FROM records", ()):
+                return int(last)
+        except (sqlite3.Error, OSError, ValueError):
+            pass
+        return 0
+
+    def trim(self, last: int) -> None:
+        """Deletes the records up to a number, but the first, which says whose they are, and that one: numbers go on.
+
+        Raises:
+            sqlite3.Error: not all could be deleted.
+        """
+        some = f"SELECT seq FROM records WHERE seq > 1 AND seq < ? ORDER BY seq LIMIT {_TRIM_ROWS}"
+        while self._execute(f"DELETE FROM records WHERE seq IN ({some})", (last,)).rowcount > 0:
+            pass
+        self._execute("PRAGMA incremental_vacuum", ()).fetchall()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _execute(self, query: str, values: tuple[int, ...]) -> sqlite3.Cursor:
+        if self._connection is None:
+            uri = (self.folder / DATABASE).as_uri() + "?mode=rw"  # never makes a file where there is none
+            connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None)
+            try:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version > FORMAT:
+                    raise _NewerError(f"format {version} is newer than {FORMAT}; upgrade mlflow_tfmon")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection.execute(query, values)
+
+
+def _row(record: Record) -> tuple[str, str, bytes | None]:
+    if isinstance(record, RunStarted):
+        record = dataclasses.replace(
+            record,
+            tracking_uri=without_secrets(absolute(record.tracking_uri)),
+            registry_uri=without_secrets(absolute(record.registry_uri)),
+        )
+    kind, body, block = encode(record)
+    return kind, json.dumps(body, default=plain), block
+
+
+def plain(value: object) -> object:
+    """NumPy's scalars and anything else with `item()` as the Python value that JSON knows."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) else str(value)

@@ -1,0 +1,154 @@
+"""What is written to a journal: what fits within its bound, and what its disk takes; the rest is counted.
+
+The bound is on the records that wait: what has arrived is deleted from the journal (`deliverer`). Where it comes near,
+the bulkiest is left out first: histograms from half of it on, what else is measured every so many steps from three
+quarters on, the steps and the user's own figures at the bound. What comes once an epoch or once a training is always
+written.
+
+Where the disk takes nothing (full, read-only, gone), rows stay in their ring, which loses the oldest when it is full;
+all else is held in memory until the disk takes it again, or the training is over: then `close` gives it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import inf
+
+from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.journal.journal import Journal
+from mlflow_tfmon.stream.bins import KINDS
+from mlflow_tfmon.stream.counted import counted
+from mlflow_tfmon.stream.drain import NotNowError
+from mlflow_tfmon.stream.records import DeepSteps, Histograms, LeftOut, Logged, Lost, Record, Steps
+
+_UP_TO: dict[type, float] = {Histograms: 0.5, DeepSteps: 0.75, Steps: 1.0, Logged: 1.0}  # shares of the bound
+_IN_RING = (Steps, DeepSteps, Histograms)
+_HELD = 1000  # records
+
+
+def fitting(records: Sequence[Record], share: float) -> tuple[list[Record], Counter[str]]:
+    """What of some records is written, and the count of what is not.
+
+    Args:
+        records: the records.
+        share: of the bound that is used.
+    """
+    kept = [record for record in records if share < _UP_TO.get(type(record), inf)]
+    left: Counter[str] = Counter()
+    for record in records:
+        if not any(record is one for one in kept):
+            left += _count(record)
+    return kept, left
+
+
+class Spool:
+    """Writes the records of one recording; any thread may append.
+
+    Attributes:
+        last: number of the last record in the journal.
+        left_out: the count of what was not kept.
+        why: it was not.
+
+    Args:
+        journal: where to.
+        bound: how many bytes may wait there.
+    """
+
+    def __init__(self, journal: Journal, bound: float) -> None:
+        self.last = 0
+        self.left_out: Counter[str] = Counter()
+        self.why = ""
+        self._journal = journal
+        self._bound = bound
+        self._lock = threading.RLock()
+        self._held: list[Record] = []
+        self._unsaid: Counter[str] = Counter()  # of `left_out` what no record tells of yet
+        self._last = threading.local()
+
+    @property
+    def not_kept(self) -> str:
+        """What was not kept, and why; "" if all was."""
+        return f"{counted(self.left_out)}: {self.why}" if self.left_out else ""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether something is held that the disk does not take."""
+        return bool(self._held)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Writes records, in order.
+
+        Raises:
+            NotNowError: the disk takes nothing, and these are rows that are still in their ring.
+        """
+        with self._lock:
+            try:
+                kept, left = fitting(records, self._journal.size() / self._bound)
+                unsaid = self._unsaid + left
+                why = f"the journal had reached its bound of {self._bound / 1e9:g} GB" if left else self.why
+                writes = bool(kept or self._held)
+                if writes:
+                    told = [LeftOut(dict(unsaid), why)] if unsaid else []
+                    self.last = self._journal.append([*self._held, *told, *kept])
+                    self._held.clear()
+            except sqlite3.ProgrammingError:  # it is closed
+                raise
+            except (sqlite3.Error, OSError) as error:
+                self._failed(
+                    records, f"the journal could not be written ({' '.join(str(error).split())[:200]})"
+                )
+            else:
+                self.left_out += left
+                self.why = why
+                self._unsaid = Counter() if writes else unsaid
+
+    @contextlib.contextmanager
+    def last_call(self) -> Iterator[None]:
+        """Rows that this thread brings meanwhile have nowhere to stay: those that cannot be written are counted."""
+        self._last.call = True
+        try:
+            yield
+        finally:
+            self._last.call = False
+
+    def close(self) -> list[Record]:
+        """Closes the journal; returns what it did not take."""
+        with self._lock:
+            if self._held:
+                self.append([])
+            told = [LeftOut(dict(self._unsaid), self.why)] if self._unsaid else []
+            self._journal.close()
+            return [*told, *self._held]
+
+    def _failed(self, records: Sequence[Record], why: str) -> None:
+        say_once(
+            f"spool {self._journal.folder}",
+            f"mlflow_tfmon: {why}: {self._journal.folder}. The training goes on, and what is measured is kept in "
+            "memory as far as there is room: free space on that disk, or make it writable.",
+        )
+        if not getattr(self._last, "call", False) and any(_stays(record) for record in records):
+            raise NotNowError(why)
+        for record in records:
+            if isinstance(record, (*_IN_RING, Lost)) or len(self._held) >= _HELD:
+                count = _count(record)
+                self.left_out += count
+                self._unsaid += count
+                self.why = why
+            else:
+                self._held.append(record)
+
+
+def _stays(record: Record) -> bool:
+    """Whether rows stay in their ring meanwhile; histograms of an epoch's end, of the weights alone, are in none."""
+    return isinstance(record, _IN_RING) and not (isinstance(record, Histograms) and record.kinds == KINDS[:1])
+
+
+def _count(record: Record) -> Counter[str]:
+    if isinstance(record, Lost):
+        return Counter({"Steps": record.last - record.first + 1})
+    rows = len(record.values) if isinstance(record, _IN_RING) else 1
+    return Counter({type(record).__name__: rows})

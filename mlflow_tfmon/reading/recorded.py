@@ -1,0 +1,265 @@
+"""Everything that was recorded of a run, as pandas."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.reading import frames, joined
+from mlflow_tfmon.stream.past import SEAMS_TAG
+from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
+
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Seam:
+    """The first step of a training that goes on from an earlier one within the run: "further fit" or "resumed"."""
+
+    step: int
+    what: str
+
+
+class RecordedRun:
+    """A watched run; each table is read when it is first asked for.
+
+    Where a run had several streams (a GAN's two optimizers), the columns of `steps` and the variables of `layers` begin
+    with the stream's prefix, as its metrics in MLflow do: `generator.loss`, `generator.dense.kernel`.
+
+    Attributes:
+        run_id: the run.
+        complete: whether all that was recorded has arrived in MLflow.
+        seams: where one training of the run ends and the next begins, in the order of the steps.
+    """
+
+    def __init__(
+        self, run_id: str, complete: bool, folder: Path, problems: list[Problem], seams: Sequence[Seam] = ()
+    ) -> None:
+        self.run_id = run_id
+        self.complete = complete
+        self.problems = problems
+        self.seams = tuple(seams)
+        self._folder = folder
+        self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
+
+    def __repr__(self) -> str:
+        return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, complete={self.complete})"
+
+    @cached_property
+    def streams(self) -> list[str]:
+        """The prefixes of the streams, in the order of their numbers: [""] where there is only one."""
+        return list({about["stream"]: about["prefix"] for _, about in self.parts("steps-*")}.values())
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """A row per optimizer step, index "step" (1, 2, 3, …).
+
+        Columns, each where it was measured: loss, learning_rate, grad_norm, grad_norm_clipped, time (Unix seconds),
+        step_time_ms, examples_per_second, input_wait_share (0 to 1), of several losses each (<output>_loss,
+        unweighted), regularization_loss, loss_scale, skipped (1 where loss scaling left the update out), applied (0
+        where a step did not update the weights, as with gradient accumulation), and the user's own figures.
+        """
+        return frames.steps(self.parts("steps-*"), self.parts("logged-*"))
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """A row per step and variable: step, variable, grad_norm, weight_norm, update_ratio, grad_zero_fraction.
+
+        What is only measured every few steps is NaN at the others.
+        """
+        return frames.layers([self.parts("steps-*"), self.parts("deep-*")])
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row per epoch, index "epoch" (0, 1, …): the epoch's metrics as Keras names them."""
+        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
+        if not parts:
+            return pd.DataFrame(index=pd.Index([], name="epoch"))
+        table = pd.concat(parts, ignore_index=True)
+        table["name"] = table["prefix"].astype(str) + table["name"].astype(str)
+        return frames.wide(table, "epoch")
+
+    @cached_property
+    def epoch_ends(self) -> pd.DataFrame:
+        """When the epochs ended: epoch, prefix (of the stream), step, time (Unix seconds)."""
+        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
+        columns = ["epoch", "prefix", "step", "time"]
+        if not parts:
+            return pd.DataFrame(columns=columns)
+        table = pd.concat(parts, ignore_index=True)[columns]
+        return table.drop_duplicates(["epoch", "prefix"], ignore_index=True)
+
+    @cached_property
+    def variables(self) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """The shape of each variable, and whether it is a kernel, by its name in `layers`."""
+        return {
+            about["prefix"] + name: (tuple(shape), is_kernel)
+            for _, about in self.parts("steps-*")
+            for name, shape, is_kernel in about["variables"]
+        }
+
+    def layer_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
+        """What `layers` holds, in blocks of bounded size, for runs of which the whole does not fit into memory.
+
+        Yields:
+            The variables, the steps, and for each quantity an array of shape (steps, variables).
+        """
+        for stem in ("steps", "deep"):
+            for path, about in self.parts(f"{stem}-*"):
+                yield frames.wide_block(path, about)
+
+    @cached_property
+    def activations(self) -> pd.DataFrame:
+        """A row per epoch and layer, for a batch of the training: what the layer gives after its activation.
+
+        Columns: epoch, step, time, examples (rows of the batch), layer, activation, units, output (whether it is the
+        model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
+        saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
+        """
+        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("activations-*")]
+        if not parts:
+            return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
+        table = pd.concat(parts, ignore_index=True)
+        table["layer"] = table.pop("prefix").astype(str) + table["layer"].astype(str)
+        return table
+
+    @cached_property
+    def histograms(self) -> pd.DataFrame:
+        """A row per histogram, of a variable's weights after a step or of its gradient before clipping.
+
+        Columns: step, variable, kind ("weight" or "gradient"), edges and counts (arrays; a bin holds its left edge; of
+        the fixed bins of `mlflow_tfmon.stream.bins` those from the first to the last that is not empty), zeros,
+        nonfinite, min, max, and the quantiles q05, q25, q50, q75, q95, which are exact to the width of a bin.
+        """
+        return frames.histograms(_parts(self._fetch_histograms(), "histograms-*"))
+
+    @cached_property
+    def norm_histograms(self) -> pd.DataFrame:
+        """How the norms of all variables are distributed: a row per deep step and kind of norm.
+
+        Columns: step, prefix (of the stream), kind ("weight_norm" or "grad_norm"), edges and counts (arrays, four bins
+        to an octave), zeros and nonfinite (norms that are in no bin).
+        """
+        return frames.norm_histograms(self.parts("deep-*"), self.parts("steps-*"))
+
+    def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
+        return _parts(self._folder, pattern)
+
+    def cut(self, after: Mapping[str, int]) -> None:
+        """Leaves the steps after so many (by the prefixes of the streams) out of what is read from here on."""
+        joined.cut(self._folder, after)
+
+    def files(self, pattern: str) -> list[Path]:
+        """Further telemetry files, by the pattern of their names."""
+        return sorted(self._folder.glob(pattern))
+
+
+def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.glob(f"{pattern}.parquet")):
+        yield path, joined.about(path)
+
+
+def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
+    """Loads everything that was recorded of a watched run.
+
+    A training that goes on is seen up to a few seconds ago; load it again to see more.
+
+    Args:
+        run_id: the MLflow run.
+        tracking_uri: where the run is; default MLflow's current tracking URI.
+
+    Raises:
+        ValueError: the run was not watched, or nothing of it has arrived yet.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> run = mlflow_tfmon.load_run(mlflow.last_active_run().info.run_id)
+        >>> run.steps["loss"].plot()
+    """
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri)
+    run = client.get_run(run_id)
+    state = run.data.tags.get(DELIVERY_TAG)
+    if not client.list_artifacts(run_id, TELEMETRY):
+        if state is None:
+            raise ValueError(
+                f"run {run_id} has no recording: it was not watched. Call mlflow_tfmon.autolog() before the training, "
+                "or train within mlflow_tfmon.Monitor(model)."
+            )
+        raise ValueError(
+            f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
+            "a running training's first steps come within some seconds, so load it again; what a crash or an outage "
+            "left behind is delivered by `mlflow-tfmon sync`."
+        )
+    # The files live as long as the object: they are read when a table is asked for.
+    holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
+    folder = _download(client, run_id, holder.name, final=state == "complete")
+    later = joined.cuts(folder)
+    joined.join(folder, later)
+    final = state == "complete"
+    problems = _problems(client, run_id, Path(holder.name))
+    recorded = RecordedRun(run_id, final, folder, problems, _seams(run.data.tags.get(SEAMS_TAG, ""), later))
+    recorded._holder = holder  # type: ignore[attr-defined]
+
+    def histograms() -> Path:
+        found = _download(client, run_id, holder.name, final, HISTOGRAMS)
+        joined.join(found, later)
+        return found
+
+    recorded._fetch_histograms = histograms
+    return recorded
+
+
+def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str = TELEMETRY) -> Path:
+    """Downloads a folder of files; those that still grow are read once, and come again if they cannot be."""
+    from mlflow.exceptions import MlflowException
+
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            if artifacts != TELEMETRY and not client.list_artifacts(run_id, artifacts):
+                return Path(folder, artifacts)
+            found = Path(client.download_artifacts(run_id, artifacts, folder))
+            if not final:
+                # A file's older parts do not change any more.
+                last = {path.name.rpartition("-")[0]: path for path in sorted(found.glob("*.parquet"))}
+                for path in last.values():
+                    pq.read_table(path)
+            return found
+        except (MlflowException, pa.ArrowException, OSError):
+            # MLflow 3.1 overwrites a local artifact in place, so that half of it may be read; 3.17 replaces it.
+            if final or tries == _TRIES:
+                raise
+            time.sleep(0.2)
+
+
+def _seams(tag: str, later: joined.Cuts) -> list[Seam]:
+    """The seams of a run: further fits, by its tag, and where a recording goes on from an earlier one."""
+    found = {int(one.rpartition(".")[2]): "further fit" for one in tag.split(", ") if one}
+    for _, after in later:
+        for steps in after.values():
+            found.setdefault(steps + 1, "resumed")
+    return [Seam(step, found[step]) for step in sorted(found)]
+
+
+def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
+    if not any(item.path == PROBLEMS for item in client.list_artifacts(run_id, "tfmon")):
+        return []
+    found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
+    return [Problem.from_dict(one) for one in found]

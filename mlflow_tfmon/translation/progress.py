@@ -1,0 +1,55 @@
+"""How far a training has come, in a line for people: the run's tag `tfmon.progress`."""
+
+from __future__ import annotations
+
+from math import isfinite, nan
+
+import numpy as np
+
+from mlflow_tfmon.stream.records import EpochEnded, Steps
+from mlflow_tfmon.translation.series import StreamSeries
+
+_SHOWN = ("loss", "learning_rate", "grad_norm")
+_STREAMS = 4  # a line of more is none that is read
+
+
+class Progress:
+    """Keeps each stream's last row.
+
+    Example:
+        >>> progress.text()
+        'step 12345, 3 epochs done, loss 0.1234, learning_rate 0.001, grad_norm 1.2, 3.4 ms a step'
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[str, dict[str, float]]] = {}  # the stream that moved last comes last
+        self.epochs: dict[str, int] = {}  # how many are done, by prefix
+
+    def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
+        """Takes a block and the measures that were computed from it."""
+        row = dict(zip(series.layout.columns, block.values[-1].tolist(), strict=False))
+        row |= zip(series.measures, measures[-1].tolist(), strict=True)
+        self._rows.pop(block.stream, None)
+        self._rows[block.stream] = series.layout.prefix, row
+
+    def epoch(self, record: EpochEnded) -> None:
+        """Takes an epoch's end."""
+        self.epochs[record.prefix] = record.epoch + 1
+
+    def step(self, stream: int) -> int:
+        """The last step of a stream, 0 before the first."""
+        return int(self._rows[stream][1]["step"]) if stream in self._rows else 0
+
+    def text(self) -> str:
+        """The last row of the stream, or of each of the few that moved last, without what is not finite."""
+        return "; ".join(self._line(*self._rows[stream]) for stream in sorted(list(self._rows)[-_STREAMS:]))
+
+    def _line(self, prefix: str, row: dict[str, float]) -> str:
+        epochs = self.epochs.get(prefix, 0)
+        found = [f"step {int(row['step'])}"]
+        if epochs:
+            found.append("1 epoch done" if epochs == 1 else f"{epochs} epochs done")
+        found += [f"{name} {row[name]:.4g}" for name in _SHOWN if isfinite(row.get(name, nan))]
+        if isfinite(row.get("step_time_ms", nan)):
+            found.append(f"{row['step_time_ms']:.4g} ms a step")
+        return (f"{prefix.rstrip('.')}: " if prefix else "") + ", ".join(found)

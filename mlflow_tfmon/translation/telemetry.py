@@ -1,0 +1,236 @@
+"""Telemetry files: everything that was recorded, every step, as Parquet.
+
+The files of a recording, each cut into parts of bounded size that are numbered from 00000; `<stream>` and `<part>` have
+the time between them at which the recording began (milliseconds since 1970, hexadecimal), so that several recordings of
+one run do not meet, and are in order:
+
+- `steps-<stream>-<part>.parquet`: a row a step: the scalars, the measures computed from them, and a list column for
+  each per-variable quantity;
+- `deep-<stream>-<part>.parquet`: a row every N steps, a list column for each quantity;
+- `logged-<stream>-<part>.parquet`: the user's own figures, a row each (step, time, name, value);
+- `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value);
+- `histograms-<stream>-<part>.parquet`, in a folder of their own: a row a step, variable and kind, with the bins from
+  the first that is not empty to the last, by the number of the first (`stream.bins`);
+- `activations-<part>.parquet`: a row an epoch and layer, with the fields of `Activations` and `LayerActivations`.
+
+The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.records import (
+    Activations,
+    DeepSteps,
+    EpochEnded,
+    Histograms,
+    Logged,
+    Steps,
+    StreamOpened,
+)
+from mlflow_tfmon.translation.parts import File, Part
+from mlflow_tfmon.translation.series import StreamSeries
+
+FORMAT = 1
+METADATA_KEY = b"tfmon"
+_ROWS = 10_000
+_LISTS = "variables."
+_LOGGED = pa.schema(
+    {
+        "step": pa.int64(),
+        "time": pa.float64(),
+        "name": pa.dictionary(pa.int32(), pa.string()),
+        "value": pa.float64(),
+    }
+)
+_EPOCHS = pa.schema(
+    {"epoch": pa.int64(), "step": pa.int64(), "time": pa.float64(), "prefix": pa.string(), "name": pa.string(),
+     "value": pa.float64()}
+)  # fmt: skip
+_ACTIVATIONS = pa.schema(
+    {"epoch": pa.int64(), "step": pa.int64(), "time": pa.float64(), "prefix": pa.string(), "examples": pa.int64(),
+     "layer": pa.string(), "activation": pa.string(), "units": pa.int64(), "output": pa.bool_(), "mean": pa.float64(),
+     "std": pa.float64(), "zero_fraction": pa.float64(), "dead_fraction": pa.float64(),
+     "saturated_fraction": pa.float64()}
+)  # fmt: skip
+_HISTOGRAMS = pa.schema(
+    {"step": pa.int64(), "variable": pa.dictionary(pa.int32(), pa.string()),
+     "kind": pa.dictionary(pa.int32(), pa.string()), "first_bin": pa.int32(), "counts": pa.list_(pa.int64()),
+     "zeros": pa.int64(), "nonfinite": pa.int64(), "min": pa.float64(), "max": pa.float64()}
+)  # fmt: skip
+
+
+class Telemetry:
+    """Makes the telemetry files of one recording.
+
+    Args:
+        folder: where they are to be written.
+        begun: when the recording began, Unix seconds.
+        past: how far earlier ones of the run had come.
+    """
+
+    def __init__(self, folder: Path, begun: float, past: Past) -> None:
+        self._folder = folder
+        self._about = {"recording": f"{int(begun * 1e3):x}", "after": past.steps}
+        self._files: dict[str, File] = {}
+        self._rows: dict[str, list[tuple[Any, ...]]] = {}
+        self._schemas: dict[str, pa.Schema] = {}
+        self._prefixes: dict[int, str] = {}
+        self._columns: dict[str, dict[str, bool]] = {}  # each file's columns, and whether they hold lists
+
+    def move(self, folder: Path) -> None:
+        """Has what is written from now on written to another folder."""
+        self._folder = folder
+        for file in self._files.values():
+            file.folder = folder
+
+    def opened(self, layout: StreamOpened) -> None:
+        """Takes a stream's layout, before its first block."""
+        self._prefixes[layout.stream] = layout.prefix
+
+    def forget(self, stream: int) -> None:
+        """Leaves out what a stream's open parts hold: it comes again."""
+        for quantity in ("steps", "deep", "histograms", "logged"):
+            self._rows.pop(f"{quantity}-{stream}", None)
+            self._files.pop(f"{quantity}-{stream}", None)
+
+    def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
+        """Adds a block and the measures that were computed from it."""
+        layout = series.layout
+        arrays: dict[str, pa.Array] = {}
+        for at, name in enumerate(layout.columns):
+            column = block.values[:, at]
+            arrays[name] = pa.array(
+                column.astype(np.int64) if name == "step" else np.ascontiguousarray(column)
+            )
+        for at, name in enumerate(series.measures):
+            arrays[name] = pa.array(np.ascontiguousarray(measures[:, at]))
+        arrays |= _lists(block.values, len(layout.columns), layout.variable_columns, len(layout.variables))
+        self._write(f"steps-{layout.stream}", arrays, layout)
+
+    def deep(self, layout: StreamOpened, block: DeepSteps) -> None:
+        """Adds a block of deep rows."""
+        arrays = {"step": pa.array(block.values[:, 0].astype(np.int64))}
+        arrays |= _lists(block.values, 1, layout.deep_columns, len(layout.variables))
+        self._write(f"deep-{layout.stream}", arrays, layout)
+
+    def histograms(self, layout: StreamOpened, block: Histograms) -> None:
+        """Adds a block of histograms."""
+        stem, count = f"histograms-{layout.stream}", len(layout.variables)
+        about = {"stream": layout.stream, "prefix": layout.prefix}
+        self._schemas[stem] = _HISTOGRAMS.with_metadata(self._metadata(about))
+        for row in block.values:
+            one = row[1:].reshape(len(block.kinds), count, bins.WIDTH)
+            for kind, variables in zip(block.kinds, one, strict=True):
+                for variable, values in zip(layout.variables, variables, strict=True):
+                    first, end = bins.trimmed(values[: bins.COUNT])
+                    nonfinite, zeros, least, most = values[bins.COUNT :].tolist()
+                    counts = values[first:end].astype(np.int64)
+                    figures = (first, counts, int(zeros), int(nonfinite), least, most)
+                    self._add(stem, (int(row[0]), variable.name, kind, *figures))
+
+    def logged(self, record: Logged) -> None:
+        """Adds figures of the user's own."""
+        stem = f"logged-{record.stream}"
+        prefix = self._prefixes.get(record.stream, "")
+        self._schemas[stem] = _LOGGED.with_metadata(
+            self._metadata({"stream": record.stream, "prefix": prefix})
+        )
+        for name, value in record.values.items():
+            self._add(stem, (record.step, record.time, name, value))
+
+    def epoch(self, record: EpochEnded) -> None:
+        """Adds an epoch's metrics."""
+        self._schemas["epochs"] = _EPOCHS.with_metadata(self._metadata({}))
+        for name, value in record.metrics.items():
+            self._add("epochs", (record.epoch, record.step, record.time, record.prefix, name, value))
+
+    def activations(self, record: Activations) -> None:
+        """Adds what the layers gave at an epoch's end."""
+        self._schemas["activations"] = _ACTIVATIONS.with_metadata(self._metadata({}))
+        head = (record.epoch, record.step, record.time, record.prefix, record.examples)
+        for layer in record.layers:
+            self._add("activations", (*head, *dataclasses.astuple(layer)))
+
+    def rotate(self) -> None:
+        """Closes the parts that are open, so that all that was added is in finished ones."""
+        for stem in self._rows:
+            self._settle(stem)
+        for file in self._files.values():
+            file.close()
+
+    def finished(self) -> list[Part]:
+        """The finished parts that were not asked for yet."""
+        return [part for file in self._files.values() for part in file.take()]
+
+    def unfinished(self) -> list[Part]:
+        """The parts that are open, with the rows that they have by now."""
+        parts = [file.so_far(self._batches(stem)) for stem, file in self._files.items()]
+        return [part for part in parts if part.rows]
+
+    def _add(self, stem: str, row: tuple[Any, ...]) -> None:
+        self._file(stem)
+        rows = self._rows.setdefault(stem, [])
+        rows.append(row)
+        if len(rows) >= _ROWS:
+            self._settle(stem)
+
+    def _settle(self, stem: str) -> None:
+        for batch in self._batches(stem):
+            self._file(stem).write(batch)
+        self._rows[stem] = []
+
+    def _batches(self, stem: str) -> list[pa.RecordBatch]:
+        """The rows that no batch was made of yet, as one."""
+        rows = self._rows.get(stem)
+        if not rows:
+            return []
+        schema, columns = self._schemas[stem], zip(*rows, strict=True)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+        return [pa.record_batch(arrays, schema=schema)]
+
+    def _write(self, stem: str, arrays: dict[str, pa.Array], layout: StreamOpened) -> None:
+        metadata = self._metadata(
+            {
+                "stream": layout.stream, "prefix": layout.prefix, "model": layout.model,
+                "total_steps": layout.total_steps,
+                "variables": [[one.name, list(one.shape), one.is_kernel] for one in layout.variables],
+            }
+        )  # fmt: skip
+        # A column stays once it was there: layouts that take turns do not make a new part each time.
+        columns = self._columns.setdefault(stem, {})
+        columns.update((name, name.startswith(_LISTS)) for name in arrays if name not in columns)
+        missing = np.full((len(arrays["step"]), len(layout.variables)), np.nan)
+        for name in columns.keys() - arrays.keys():
+            arrays[name] = _list(missing) if columns[name] else pa.array(np.full(len(missing), np.nan))
+        batch = pa.record_batch([arrays[name] for name in columns], names=list(columns))
+        self._file(stem).write(batch.replace_schema_metadata(metadata))
+
+    def _metadata(self, about: dict[str, Any]) -> dict[bytes, bytes]:
+        return {METADATA_KEY: json.dumps({"format": FORMAT, **self._about, **about}).encode()}
+
+    def _file(self, stem: str) -> File:
+        if stem not in self._files:
+            begun = self._about["recording"]
+            self._files[stem] = File(self._folder, f"{stem}-{begun}")
+        return self._files[stem]
+
+
+def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: int) -> dict[str, pa.Array]:
+    # A scalar may have the name of a per-variable quantity ("grad_norm"): the lists are told by their prefix.
+    parts = {name: slice(begin + at * count, begin + (at + 1) * count) for at, name in enumerate(quantities)}
+    return {_LISTS + name: _list(values[:, part]) for name, part in parts.items()}
+
+
+def _list(values: np.ndarray) -> pa.Array:
+    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))

@@ -1,0 +1,225 @@
+"""From the records of a recording to points for MLflow and rows for the telemetry files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
+from mlflow_tfmon.stream.records import (
+    BEGINNING,
+    Activations,
+    DeepSteps,
+    EpochEnded,
+    Facts,
+    Histograms,
+    LeftOut,
+    Logged,
+    Lost,
+    Overwritten,
+    Paused,
+    Record,
+    RunStarted,
+    Steps,
+    StreamOpened,
+)
+from mlflow_tfmon.tracking.names import Names
+from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.translation.curves import Curves
+from mlflow_tfmon.translation.progress import Progress
+from mlflow_tfmon.translation.series import StepClock, StreamSeries
+from mlflow_tfmon.translation.telemetry import Telemetry
+
+
+@dataclass
+class _Beginning:
+    """A stream's first records, and the prefix under which they were read last."""
+
+    records: list[Record] = field(default_factory=list)
+    steps: int = 0
+    prefix: str | None = None
+
+
+class Translation:
+    """Reads the data records of one recording, in order; the same records always give the same points and files.
+
+    Attributes:
+        telemetry: the files.
+        progress: how far it has come.
+        last_step: the last optimizer step that was seen, of any stream.
+        lost: how many steps, deep steps and histograms were lost, by these names.
+        left_out: kind of record -> how many rows were measured and not kept.
+        why: they were not.
+
+    Args:
+        started: the recording's first record.
+        folder: where to write telemetry files.
+    """
+
+    def __init__(self, started: RunStarted, folder: Path) -> None:
+        self._past = Past.from_dict(started.past)
+        self.telemetry = Telemetry(folder, started.start_time, self._past)
+        self.progress = Progress()
+        self.last_step = 0
+        self.lost = Counter[str]()
+        self.left_out: dict[str, int] = {}
+        self.why = ""
+        self._max_variables = started.max_variables
+        self._curves = Curves(started.max_points, Names())
+        self._seams = self._past.seams
+        self._streams: dict[int, StreamSeries] = {}
+        self._clocks: dict[int, StepClock] = {}
+        self._pause: Paused | None = None
+        self._beginnings: dict[int, _Beginning] = {}
+        self._readers: dict[type, Callable[..., list[Point]]] = {
+            StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
+            EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
+            Lost: self._lost, Overwritten: self._overwritten, LeftOut: self._left_out,
+            Histograms: self._histograms,
+        }  # fmt: skip
+
+    def take(self, record: Record) -> list[Point]:
+        """The points that a record gives; none if it holds no data, or its stream has no name yet."""
+        if isinstance(record, StreamOpened) and record.stream not in self._streams:
+            self._beginnings.setdefault(record.stream, _Beginning())
+        beginning = self._beginnings.get(getattr(record, "stream", -1))
+        if beginning is None:
+            return self._read(record)
+        beginning.records.append(record)
+        if isinstance(record, StreamOpened) and record.named and record.prefix != beginning.prefix:
+            return self._name(record.stream, record.prefix)
+        if isinstance(record, Steps):
+            beginning.steps += len(record.values)
+        if beginning.prefix is None:
+            return []
+        if beginning.steps > BEGINNING:
+            del self._beginnings[record.stream]  # type: ignore[union-attr]
+        return self._read(record)
+
+    def _read(self, record: Record) -> list[Point]:
+        reader = self._readers.get(type(record))
+        return reader(record) if reader else []
+
+    def _name(self, stream: int, prefix: str) -> list[Point]:
+        """Reads a stream's beginning under its name; what was shown under another one stays where it is."""
+        beginning = self._beginnings[stream]
+        beginning.prefix = prefix
+        self._clocks.pop(stream, None)
+        self.telemetry.forget(stream)
+        self._curves.forget(("steps", stream), ("deep", stream))
+        found: list[Point] = []
+        for record in beginning.records:
+            if isinstance(record, StreamOpened):
+                record = replace(record, prefix=prefix)
+            found += self._read(record)
+        return found
+
+    def reached(self) -> Past:
+        """How far the run's recordings have come, this one included."""
+        streams = {stream.number: stream for stream in self._past.streams}
+        for number, series in self._streams.items():
+            layout = series.layout
+            name = streams[number].name if number in streams else layout.model
+            variables = mark(variable.name for variable in layout.variables)
+            steps = self.progress.step(number)
+            streams[number] = PastStream(number, layout.prefix, name, layout.model, steps, variables)
+        return Past(tuple(streams.values()), {**self._past.epochs, **self.progress.epochs}, self._seams)
+
+    def settle(self) -> list[Point]:
+        """Points that were held back to be made in one go; to be asked for after each batch of records."""
+        return self._curves.settle()
+
+    def flush(self, final: bool) -> list[Point]:
+        """Brings curves and files up to the last record."""
+        found: list[Point] = []
+        for stream, beginning in self._beginnings.items():
+            if final and beginning.prefix is None:  # the trainer is gone
+                found += self._name(stream, "")
+        self.telemetry.rotate()
+        return found + self._curves.flush(final)
+
+    def _opened(self, layout: StreamOpened) -> list[Point]:
+        clock = self._clocks.get(layout.stream)
+        if clock is None:
+            clock = self._clocks[layout.stream] = StepClock()
+            if self._pause:
+                clock.paused(self._pause)
+        series = self._streams[layout.stream] = StreamSeries(layout, self._max_variables, clock)
+        self.telemetry.opened(layout)
+        self._curves.open(("steps", layout.stream), series.step_keys, layout.total_steps)
+        self._curves.open(("deep", layout.stream), series.deep_keys, layout.total_steps)
+        return []
+
+    def _steps(self, block: Steps) -> list[Point]:
+        if not len(block.values):
+            return []
+        series = self._streams[block.stream]
+        measures = series.measured(block)
+        self.telemetry.steps(series, block, measures)
+        self.progress.steps(series, block, measures)
+        rows = series.steps(block, measures)
+        self.last_step = max(self.last_step, int(rows.steps[-1]))
+        return self._curves.rows(("steps", block.stream), rows)
+
+    def _deep(self, block: DeepSteps) -> list[Point]:
+        series = self._streams[block.stream]
+        self.telemetry.deep(series.layout, block)
+        return self._curves.rows(("deep", block.stream), series.deep(block))
+
+    def _histograms(self, block: Histograms) -> list[Point]:
+        self.telemetry.histograms(self._streams[block.stream].layout, block)
+        return []
+
+    def _logged(self, record: Logged) -> list[Point]:
+        self.telemetry.logged(record)
+        series = self._streams.get(record.stream)
+        prefix, total = (series.layout.prefix, series.layout.total_steps) if series else ("", None)
+        for name, value in record.values.items():
+            key = f"{prefix}batch/{name}"
+            if series and key in series.step_keys:  # our curves are never mixed with the user's
+                key = f"{prefix}batch/logged.{name}"
+            self._curves.value(key, float(value), record.step, record.time, total)
+        return []
+
+    def _epoch(self, record: EpochEnded) -> list[Point]:
+        self.telemetry.epoch(record)
+        self.progress.epoch(record)
+        found: list[Point] = []
+        for name, value in record.metrics.items():
+            found += self._curves.exact(record.prefix + name, value, record.epoch, record.time)
+        return found
+
+    def _activations(self, record: Activations) -> list[Point]:
+        self.telemetry.activations(record)
+        return []
+
+    def _facts(self, record: Facts) -> list[Point]:
+        found: list[Point] = []
+        for key, value, step in record.metrics:
+            found += self._curves.exact(key, value, step, record.time)
+        if SEAMS_TAG in record.tags:
+            self._seams = tuple(record.tags[SEAMS_TAG].split(", "))
+        return found
+
+    def _paused(self, record: Paused) -> list[Point]:
+        self._pause = record
+        for clock in self._clocks.values():
+            clock.paused(record)
+        return []
+
+    def _lost(self, record: Lost) -> list[Point]:
+        self.lost["steps"] += record.last - record.first + 1
+        return []
+
+    def _overwritten(self, record: Overwritten) -> list[Point]:
+        self.lost.update(deep_steps=record.deep_steps, histograms=record.histograms)
+        return []
+
+    def _left_out(self, record: LeftOut) -> list[Point]:
+        for kind, rows in record.rows.items():
+            self.left_out[kind] = self.left_out.get(kind, 0) + rows
+        self.lost["steps"] += record.rows.get("Steps", 0)
+        self.why = record.why
+        return []

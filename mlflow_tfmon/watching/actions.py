@@ -1,0 +1,224 @@
+"""What follows from a problem at the end of an epoch: `fit` is stopped or rescued, a loop is asked to stop."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from mlflow_tfmon.checkpoints.best import Best
+from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.detectors.learning import LITTLE
+from mlflow_tfmon.errors import logger, say_once
+from mlflow_tfmon.stream import records
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.watching.monitor import Monitor
+
+STOPPED_TAG, RESCUES_TAG = "tfmon.stopped", "tfmon.rescues"
+_SURE = 0.8  # the confidence from which on something is done
+_RESCUABLE = frozenset({"nan_or_inf", "exploding_gradient", "learning_rate_too_high"})
+_MOST_RESCUES = 3
+_SLOWER = 0.1
+_CLIP = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A model's weights and its optimizer's state."""
+
+    weights: list[np.ndarray] = field(repr=False)
+    optimizer: list[np.ndarray] = field(repr=False)
+
+    @classmethod
+    def of(cls, model: Any) -> _State:
+        return cls(model.get_weights(), [np.array(v) for v in _variables(model.optimizer)])
+
+    def restore(self, model: Any) -> None:
+        """Puts the weights back; the optimizer's state is begun anew where it had none then."""
+        model.set_weights(self.weights)
+        variables = _variables(model.optimizer)
+        rate = getattr(model.optimizer, "_learning_rate", None)
+        for at, variable in enumerate(variables):
+            if variable is not rate:
+                value = self.optimizer[at] if at < len(self.optimizer) else np.zeros(variable.shape)
+                variable.assign(value)
+
+
+class Actions:
+    """Acts on the problems of one fit (or loop), on the thread that trains.
+
+    Weights are copied at the epochs that are the best so far, so this costs memory for two copies of them.
+
+    Args:
+        monitor: that watches the fit.
+        model: that is trained.
+        stops: whether a problem stops the fit; else it is rescued, three times at most, and then stopped.
+        known: problems that were found before.
+    """
+
+    def __init__(self, monitor: Monitor, model: Any, stops: bool, known: Iterable[Problem] = ()) -> None:
+        self._monitor = monitor
+        self._model = model
+        self._stops = stops
+        self._new: collections.deque[Problem] = collections.deque(known)
+        self._best = Best(monitor.settings)
+        self._best_state: _State | None = None
+        self._good = (_built(model, monitor) and _State.of(model)) or None
+        self._rescues: list[str] = []
+        watch = monitor.watch
+        if watch is not None:
+            watch.on_new.append(self._new.append)
+
+    @classmethod
+    def of(cls, monitor: Monitor, model: Any) -> Actions | None:
+        """What acts on the problems of a fit, if the settings want anything done."""
+        wanted = monitor.settings.on_problem
+        return cls(monitor, model, wanted == "stop") if wanted in ("stop", "rescue") else None
+
+    @classmethod
+    def of_loop(cls, monitor: Monitor) -> Actions | None:
+        """What puts a loop's best weights back when it is to stop; the loop itself asks `Monitor.should_stop`."""
+        watch = monitor.watch
+        if watch is None or monitor.model is None or monitor.settings.on_problem != "stop":
+            return None
+        return cls(monitor, monitor.model, True, watch.problems)
+
+    def epoch_ended(self, metrics: Mapping[str, float]) -> None:
+        """Looks at what was found by now, and does what is to be done."""
+        watch = self._monitor.watch
+        if watch is None:
+            return
+        watch.look(urgent=True)
+        problem = self._found()
+        if problem is None:
+            best = self._best.consider(self._monitor.last_epoch, metrics)
+            good = watch.learned(self._monitor.prefix) >= LITTLE
+            if best and (self._stops or good):
+                self._best_state = _State.of(self._model)
+            return
+        if self._stops or problem.kind not in _RESCUABLE or len(self._rescues) >= _MOST_RESCUES:
+            if self._stops or problem.kind in _RESCUABLE:
+                self._stop(problem)
+            return
+        self._rescue(problem)
+        watch.restart(self._monitor.prefix)
+        self._new.clear()
+
+    def _found(self) -> Problem | None:
+        """The problem to act on, if there is one: where a rescue can help, that which it can help with."""
+        sure = []
+        while self._new:
+            problem = self._new.popleft()
+            if _is_sure(problem):
+                sure.append(problem)
+        rescuable = [problem for problem in sure if problem.kind in _RESCUABLE]
+        return next(iter(rescuable or sure), None)
+
+    def _stop(self, problem: Problem) -> None:
+        self._model.stop_training = True
+        restored = ""
+        if self._best_state is not None:
+            self._model.set_weights(self._best_state.weights)
+            restored = f"; the weights are those of epoch {self._best.epoch}, the best"
+        self._say(STOPPED_TAG, f"{problem.kind} at step {problem.said_at}{restored}")
+
+    def _rescue(self, problem: Problem) -> None:
+        state = self._best_state or self._good
+        if state is None:
+            self._stop(problem)
+            return
+        state.restore(self._model)
+        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        before = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        _slow_down(optimizer)
+        clipped = ""
+        if all(
+            getattr(optimizer, name, None) is None for name in ("clipnorm", "clipvalue", "global_clipnorm")
+        ):
+            optimizer.global_clipnorm = _CLIP
+            clipped = f", gradients clipped to a norm of {_CLIP:g}"
+        self._model.make_train_function(force=True)
+        self._rescues.append(
+            f"{problem.kind} at step {problem.said_at}: back to "
+            f"{f'epoch {self._best.epoch}' if self._best_state else 'the start'}, learning rate {before:.3g} -> "
+            f"{before * _SLOWER:.3g}{clipped}"
+        )
+        self._say(RESCUES_TAG, "; ".join(self._rescues))
+
+    def _say(self, tag: str, text: str) -> None:
+        logger.warning("mlflow_tfmon: %s: %s", tag.removeprefix("tfmon."), text)
+        self._monitor.record(records.Facts(tags={tag: text}, time=time.time()))
+
+
+def wants_end(wanted: Any, problems: Iterable[Problem]) -> bool:
+    """Whether a training with these problems is to end, as `on_problem` is set."""
+    return wanted == "stop" and any(_is_sure(problem) for problem in problems)
+
+
+def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
+    """Says, once, what `on_problem` can't do in a loop of the user's own."""
+    if wanted == "rescue":
+        say_once(
+            "rescue in a loop",
+            'mlflow_tfmon: on_problem="rescue" acts in fit alone; in a loop of your own problems are said, and '
+            'on_problem="stop" sets Monitor.should_stop.',
+        )
+    elif wanted == "stop" and not can_ask:
+        say_once(
+            "stop in a loop",
+            'mlflow_tfmon: on_problem="stop" ends fit; a loop of your own goes on unless it asks: use '
+            "`with mlflow_tfmon.Monitor(model) as monitor:` and `if monitor.should_stop: break`.",
+        )
+
+
+def _is_sure(problem: Problem) -> bool:
+    return problem.severity == "critical" and problem.confidence >= _SURE
+
+
+def _built(model: Any, monitor: Monitor) -> bool:
+    """Whether the model has weights; one that is built by its first batch is built now, from the shape of the data."""
+    shape = getattr(getattr(monitor.premises.arguments, "x", None), "shape", None)
+    if not model.built and shape is not None:
+        with contextlib.suppress(Exception):  # a model that only its own call can build
+            model.build((None, *shape[1:]))
+    return bool(model.built)
+
+
+def _slow_down(optimizer: Any) -> None:
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) or (
+        callable(rate) and not hasattr(rate, "assign")
+    ):
+        optimizer._learning_rate = _Slower(rate)
+    else:
+        rate.assign(rate * _SLOWER)
+
+
+class _Slower(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule's tenth."""
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+
+    def __call__(self, step: Any) -> Any:
+        rate = (
+            self.schedule(step)
+            if isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
+            else self.schedule()
+        )
+        return rate * _SLOWER
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": self.schedule}
+
+
+def _variables(optimizer: Any) -> list[Any]:
+    variables = getattr(optimizer, "variables", ())
+    return list(variables() if callable(variables) else variables)

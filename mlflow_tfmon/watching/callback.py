@@ -1,0 +1,205 @@
+"""MonitorCallback: tells a Monitor of fit's epochs and end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import keras
+
+from mlflow_tfmon.checkpoints.state import Callbacks
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.facts import order, underway
+from mlflow_tfmon.facts.metrics import epoch_metrics
+from mlflow_tfmon.facts.rates import Rate
+from mlflow_tfmon.probes import compiled
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.watching import resuming
+from mlflow_tfmon.watching.actions import Actions
+from mlflow_tfmon.watching.monitor import Monitor
+
+_LOSS = "this training's epochs are not recorded"
+
+
+class _BothKerases(keras.callbacks.Callback):
+    """A callback for the `fit` of Keras 3 and of Keras 2, which asks a callback what it wants to be called for."""
+
+    _supports_tf_logs = True  # so that what the other callbacks are given does not change with ours
+
+    def _implements(self, mode: str) -> bool:
+        methods = (f"on_{mode}_batch_begin", f"on_{mode}_batch_end")
+        return any(
+            getattr(getattr(self, m), "__func__", m) is not getattr(keras.callbacks.Callback, m)
+            for m in methods
+        )
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return self._implements("train")
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return self._implements("test")
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return self._implements("predict")
+
+
+class MonitorCallback(_BothKerases):
+    """Watches one `model.fit`: without autologging that one alone, with autologging under settings of its own.
+
+    Keras tells a callback nothing of an exception that ends `fit`. With autologging on, the run ends all the same;
+    without, it ends with the next fit or the script, unless the callback is given a monitor:
+
+        with mlflow_tfmon.Monitor(model) as monitor:
+            model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
+
+    Without autologging, it goes before the callbacks that need `epoch_metrics` in their logs.
+
+    Args:
+        started: a `Monitor` that is on already (by position only). By default one is made for each fit.
+        run_id: MLflow run that takes the fit, where a monitor is made. Default: the active run, else one is made.
+        **settings: any of `mlflow_tfmon.settings.Settings`, for the monitor that is made.
+
+    Raises:
+        SettingError: for an unknown setting, or a value that it can't have.
+
+    Example:
+        ```python
+        model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor="val_accuracy")])
+        ```
+    """
+
+    def __init__(
+        self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
+    ) -> None:
+        super().__init__()
+        checked = Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        self.heed(checked)
+        resuming.prepare(checked.resume)
+        self.run_id = run_id
+        self.settings = settings
+        self.given = started  # whose end is not this callback's
+        self._monitor: Monitor | None = None
+        self._completed: dict[str, Any] | None = None
+        self._batches = self._batches_of_epoch = 0
+        self._rate: Rate | None = None
+        self._actions: Actions | None = None
+        self._resumed = False
+
+    def heed(self, settings: Settings) -> None:
+        """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
+        every = settings.checkpoint_save_freq
+        self._every = every if isinstance(every, int) else 0
+        if self._every:
+            self.on_train_batch_end = self._batch_ended
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Starts the monitor and has the train function built anew if it was traced unwatched."""
+        if self.given is None:
+            with contained("starting the monitor", "this training is not recorded"):
+                if self._monitor is not None:  # an exception ended the fit before
+                    self._monitor.end("FAILED")
+                settings = Settings.make(**self.settings)
+                self._monitor = Monitor.with_settings(self.model, settings, self.run_id)
+                self._monitor.total_steps = _total_steps(self.params)
+                self._monitor.start(in_fit=True)
+        else:
+            self._monitor = self.given
+            self._monitor.new_fit()
+        with contained("looking at the callbacks", "their state is not part of the checkpoints"):
+            self._monitor.callbacks = Callbacks([one for one in underway.callbacks() if one is not self])
+        self._resumed = self._monitor.restore_fit(self.model)
+        with contained("reading the learning rate", "its changes are not recorded"):
+            self._rate = Rate(self.model.optimizer)
+        self._monitor.tell_premises()
+        self._monitor.mark_seam()
+        with contained("rebuilding the train function", "no step of this training is recorded"):
+            compiled.watch(self.model)
+        with contained("preparing for problems", "nothing follows from them but a warning"):
+            self._actions = Actions.of(self._monitor, self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ends the pause before the epoch."""
+        self._batches_of_epoch = 0
+        self._forget_epoch()
+        if self._monitor is not None:
+            self._monitor.paused(None)
+
+    def _forget_epoch(self) -> None:
+        if self._resumed:  # fit has read with which epoch it goes on; the next fit begins anew
+            self._resumed, self.model._initial_epoch = False, None
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Notes that validation has begun."""
+        if self._monitor is not None:
+            self._monitor.paused(time.time())
+
+    def _batch_ended(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        done, self._batches = self._batches, self._batches + max(1, batch + 1 - self._batches_of_epoch)
+        self._batches_of_epoch = batch + 1
+        if self._monitor is not None and self._every and done // self._every < self._batches // self._every:
+            self._monitor.step_ended(epoch_metrics(logs))
+
+    def complete(self, logs: dict[str, Any] | None) -> None:
+        """Adds `epoch_metrics` to an epoch's logs, once: Keras gives all callbacks the same dictionary."""
+        if self._monitor is not None and logs is not None and logs is not self._completed:
+            self._completed = logs
+            logs.update(self._monitor.measured())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Records the epoch's metrics."""
+        self.complete(logs)
+        if self._monitor is not None:
+            with contained("the epoch callback", _LOSS):
+                self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
+                monitor, rate = self._monitor, self._rate
+                change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())
+                if change:
+                    monitor.record(change)
+                self._monitor.paused(time.time())
+            if self._actions is not None:
+                with contained("acting on a problem", "the training goes on as it is"):
+                    self._actions.epoch_ended(epoch_metrics(logs or {}))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Ends the monitor that was made for this fit."""
+        self._forget_epoch()
+        order.fit_ended(self.model)
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None and monitor is not self.given:
+            monitor.end()
+
+
+class CompleteLogs(_BothKerases):
+    """Adds `epoch_metrics` to the logs before the user's callbacks see them.
+
+    Args:
+        callback: that measures them.
+    """
+
+    def __init__(self, callback: MonitorCallback) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds them."""
+        self._callback.complete(logs)
+
+
+class PassOver(_BothKerases):
+    """Has a fit make no epochs, which was over before the training was interrupted."""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Has fit begin after its last epoch, with its dataset where that leaves it."""
+        underway.pass_epochs(int((self.params or {}).get("epochs") or 0))
+        self.model._initial_epoch = sys.maxsize
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Lets the model be fitted again."""
+        self.model._initial_epoch = None
+        order.fit_ended(self.model)
+
+
+def _total_steps(params: dict[str, Any] | None) -> int | None:
+    epochs, steps = (params or {}).get("epochs"), (params or {}).get("steps")
+    return int(epochs) * int(steps) if epochs and steps else None

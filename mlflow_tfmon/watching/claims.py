@@ -1,0 +1,44 @@
+"""Which training a ring's steps belong to."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mlflow_tfmon.probes import models
+from mlflow_tfmon.stream import workers
+from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.watching import pipeline
+
+if TYPE_CHECKING:
+    from mlflow_tfmon.watching.training import Training
+
+active: list[Training] = []  # those that are on, in the order in which they were started
+unclaimed: list[
+    Callable[[Ring], None]
+] = []  # told of rings that no monitor claims: autolog's, for custom loops
+
+
+def claim(ring: Ring, optimizer: Any) -> None:
+    """Gives a new ring to the training it belongs to; a custom loop that nobody watches yet may get a monitor."""
+    workers.number(ring)
+    ring.optimizer = weakref.ref(optimizer)
+    if workers.reports(ring):
+        pipeline.report(ring)
+        return
+    # Of several that would take it, the one that was started last.
+    monitor = next((monitor for monitor in reversed(active) if monitor.claims(ring)), None)
+    if monitor is not None:
+        monitor.attach(ring)
+    else:
+        for adopt in unclaimed:
+            adopt(ring)
+
+
+def trained(ring: Ring) -> str:
+    """What an optimizer trains: the first part of its variables' names if they share it, else their model's name."""
+    heads = {variable.name.split(".")[0] for variable in ring.layout.variables}
+    if len(heads) == 1:
+        return heads.pop()
+    return models.name_of(ring.layout.keys) or (f"{sorted(heads)[0]}_etc" if heads else "model")

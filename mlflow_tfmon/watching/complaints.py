@@ -1,0 +1,65 @@
+"""What is said to a user whose training, or whose figures, are not as they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_tfmon.checkpoints.best import Best
+from mlflow_tfmon.errors import SettingError, logger
+
+
+def say_what_is_missing(model: Any, steps: int, best: Best) -> None:
+    """Says what a training that is done has come without.
+
+    Args:
+        model: that was trained, or None for whatever is trained.
+        steps: how many optimizer steps were seen.
+        best: its best epoch.
+    """
+    if not steps:
+        logger.warning("mlflow_tfmon: no optimizer step was seen: %s", _why_no_steps(model))
+    complaint = best.complaint()
+    if complaint:
+        logger.warning(complaint)
+
+
+def _why_no_steps(model: Any) -> str:
+    if model is not None and not model.trainable_variables:
+        return "the model has no trainable weights (or was not built); unfreeze a layer."
+    if model is not None and getattr(model, "optimizer", True) is None:
+        return "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
+    return (
+        "no Keras optimizer was applied, or the training step had been traced before watching began; call "
+        "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
+    )
+
+
+def plain_epoch(epoch: Any) -> int:
+    """The number of an epoch.
+
+    Raises:
+        SettingError: it is not a whole number from 0.
+    """
+    if isinstance(epoch, bool) or not hasattr(epoch, "__index__") or int(epoch) < 0:
+        raise SettingError(f"epoch={epoch!r}: epoch must be a whole number, 0 or more.")
+    return int(epoch)
+
+
+def plain_numbers(values: Mapping[str, Any], what: str) -> dict[str, float]:
+    """A user's figures as floats.
+
+    Args:
+        values: numbers, or tensors of one number.
+        what: the call that they were given to, for the message.
+
+    Raises:
+        SettingError: one of them is not a number.
+    """
+    numbers = {}
+    for name, value in values.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError):
+            raise SettingError(f"{what}({name}={value!r}): {name} must be a number.") from None
+    return numbers

@@ -1,0 +1,185 @@
+"""A watched `fit`: the monitor around it, and the facts of the call that MLflow's own autologging records as well."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow.utils.autologging_utils import ExceptionSafeClass
+
+from mlflow_tfmon.checkpoints.names import FINAL, pointer
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
+from mlflow_tfmon.facts.datasets import datasets
+from mlflow_tfmon.facts.geometry import total_steps
+from mlflow_tfmon.facts.metrics import early_stopping_facts
+from mlflow_tfmon.facts.params import fit_params
+from mlflow_tfmon.facts.saving import save_model
+from mlflow_tfmon.facts.summary import can_summarize, model_summary
+from mlflow_tfmon.settings import autolog_settings
+from mlflow_tfmon.stream import records
+from mlflow_tfmon.tracking.names import MODEL
+from mlflow_tfmon.watching import loops, resuming
+from mlflow_tfmon.watching.callback import CompleteLogs, MonitorCallback, PassOver
+from mlflow_tfmon.watching.monitor import Monitor, watching
+
+_LOSS = "this fit is not recorded"
+
+
+def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for `keras.Model.fit`: the same training, watched."""
+    fit: _Fit | None = None
+    with contained("watching fit", _LOSS):
+        fit = _Fit.of(original, model, args, kwargs)
+        if fit.is_done():
+            args, kwargs = fit.pass_over()
+            fit = None
+        else:
+            args, kwargs = fit.begin()
+    try:
+        history = original(model, *args, **kwargs)
+    except BaseException as error:
+        if fit is not None:
+            with contained("ending the watch of fit", "its end is not recorded"):
+                fit.fail(error)
+        raise
+    if fit is not None:
+        with contained("ending the watch of fit", "its end is not recorded"):
+            fit.finish()
+    return history
+
+
+class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
+    """The callback that autologging adds; MLflow's test mode wants those to be of this kind."""
+
+
+class _AddedBefore(CompleteLogs, metaclass=ExceptionSafeClass):
+    """The one that it adds before the user's."""
+
+
+class _Passed(PassOver, metaclass=ExceptionSafeClass):
+    """The one that is added to a fit that was over before."""
+
+
+class _Fit:
+    """One fit: the monitor that watches it, and the callback that tells the monitor of its epochs.
+
+    Args:
+        arguments: of the call.
+        callback: the user's own `MonitorCallback` if there is one, whose settings then go before autologging's.
+    """
+
+    def __init__(self, arguments: FitArguments, callback: MonitorCallback | None) -> None:
+        self.arguments = arguments
+        self._added = [] if callback else [_Added()]
+        self._callback = callback or self._added[0]
+        self._given = self._callback.given
+        self._settings = dataclasses.replace(autolog_settings(), **self._callback.settings)
+        self._summarized = False
+        on = self._given if self._given is not None and self._given.on else watching(arguments.model)
+        self._own = on is None
+        if on is None:
+            loops.end_run()
+            on = Monitor.with_settings(arguments.model, self._settings, self._callback.run_id)
+        self.monitor = on
+
+    @classmethod
+    def of(cls, original: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Fit:
+        """The fit that a call makes."""
+        arguments = bind_fit(original, model, args, kwargs)
+        return cls(
+            arguments, next((c for c in arguments.callback_list if isinstance(c, MonitorCallback)), None)
+        )
+
+    def is_done(self) -> bool:
+        """Whether it was over before the training was interrupted that is to be resumed."""
+        return (
+            self._own and bool(self._added) and resuming.is_done(self.arguments.model, self._settings.resume)
+        )
+
+    def pass_over(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the arguments to call fit with so that it makes no epochs."""
+        return self.arguments.with_callbacks([_Passed()], [])
+
+    def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Starts watching; returns the arguments to call fit with."""
+        with contained(
+            "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
+        ):
+            self.monitor.total_steps = total_steps(self.arguments)
+        self.monitor.premises.arguments = self.arguments
+        if self._own:
+            self.monitor.start(in_fit=True)
+        self.monitor.arguments = self.arguments
+        self._callback.given = self.monitor
+        self._callback.heed(self.monitor.settings)
+        with contained("reading the arguments of fit", "the params of this fit are not recorded"):
+            self.monitor.record(records.Facts(params=fit_params(self.arguments)))
+        self._summarize()
+        if self._settings.log_datasets:
+            with contained("describing the datasets", "they are not recorded"):
+                self.monitor.record(*datasets(self.arguments))
+        before = [_AddedBefore(self._callback)] if self.monitor.settings.epoch_metrics else []
+        return self.arguments.with_callbacks(self._added, before)
+
+    def _summarize(self) -> None:
+        with contained("the model summary", "it is not recorded"):
+            if not self._summarized and can_summarize(self.arguments.model):
+                self._summarized = True
+                self.monitor.record(model_summary(self.arguments.model))
+                if self._settings.tensorboard:
+                    with contextlib.suppress(
+                        NotImplementedError, TypeError
+                    ):  # a model that is not made of layers
+                        self.monitor.record(records.Text(MODEL, self.arguments.model.to_json()))
+
+    def finish(self) -> None:
+        """After a fit that went well: what can be told only now, and the model."""
+        self._summarize()
+        with contained("reading what EarlyStopping did", "it is not recorded"):
+            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.epoch_offset)
+            if facts.metrics:
+                self.monitor.record(facts)
+        folder = self.monitor.folder
+        if self._settings.log_models and folder is not None:
+            with contained("saving the model", "it is not logged"):
+                self._log_model(folder)
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """After a fit that an exception ended."""
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        self._end(status, f"{type(error).__name__}: {error}")
+
+    def _end(self, status: str = "FINISHED", reason: str = "") -> None:
+        self._callback.given = self._given
+        if self._own:
+            self.monitor.end(status, reason)
+
+    def _log_model(self, folder: Path) -> None:
+        path = f"models/{uuid.uuid4().hex}"
+        settings = self._settings
+        saved = save_model(
+            self.arguments.model,
+            folder / path,
+            self.arguments,
+            log_input_examples=settings.log_input_examples,
+            log_model_signatures=settings.log_model_signatures,
+            saved_model_kwargs=dict(settings.saved_model_kwargs or {}) or None,
+            keras_model_kwargs=dict(settings.keras_model_kwargs or {}) or None,
+        )
+        if saved:
+            self.monitor.record(
+                records.ModelSaved(
+                    path=path,
+                    name="model",
+                    step=self.monitor.last_epoch,
+                    metrics=self.monitor.last_metrics,
+                    registered_model_name=None if self.monitor.has_best else settings.registered_model_name,
+                    pointers=(pointer(FINAL, self.monitor.prefix),),
+                )
+            )

@@ -1,0 +1,291 @@
+"""Monitor: one watched training, as a loop or a fit tells of it: figures, epochs, what may become a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.checkpoints import moments
+from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.names import REGISTERED
+from mlflow_tfmon.checkpoints.state import Callbacks
+from mlflow_tfmon.errors import SettingError, contained, logger
+from mlflow_tfmon.facts import order
+from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.probes import histograms
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records
+from mlflow_tfmon.watching import actions, claims, resuming
+from mlflow_tfmon.watching.actions import Actions
+from mlflow_tfmon.watching.activations import ActivationWatch
+from mlflow_tfmon.watching.complaints import plain_epoch, plain_numbers
+from mlflow_tfmon.watching.epoch_metrics import measured
+from mlflow_tfmon.watching.pauses import Pauses
+from mlflow_tfmon.watching.pipeline import DRAIN
+from mlflow_tfmon.watching.training import Training
+
+
+class Monitor(Training):
+    """Watches one training: its steps, its epochs, and what it was made of.
+
+    Every optimizer step that is made while the monitor is on is recorded, also within a `tf.function`, provided that
+    the function is traced (called for the first time) after the monitor was started or autologging enabled.
+
+    Args:
+        model: the Keras model that is trained. Without it, whatever this thread trains is taken.
+        optimizer: a Keras optimizer of a custom loop, or several, if the model is not compiled with it: its state is
+            part of the checkpoints, and comes back with `resume`.
+        run_id: MLflow run that takes the training. Default: the active run, else one is made.
+        total_steps: how many optimizer steps the training will make, so that the progress bar tells the time left.
+        **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
+
+    Raises:
+        SettingError: for an unknown setting, or a value that it can't have.
+
+    Example:
+        ```python
+        with mlflow_tfmon.Monitor(model, monitor="val_loss") as monitor:
+            for epoch in range(epochs):
+                for x, y in train_ds:
+                    train_step(x, y)
+                monitor.log_epoch(epoch, {"val_loss": validate(model)})
+        ```
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        optimizer: Any = None,
+        run_id: str | None = None,
+        total_steps: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if model is not None and not hasattr(model, "trainable_variables"):
+            raise SettingError(
+                f"model={model!r}: model must be a Keras model, or None for whatever is trained."
+            )
+        checked = Settings.make(**settings)
+        if settings.get("resume") and (model is None or run_id):
+            raise SettingError(
+                "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
+            )
+        if model is not None and not run_id:
+            resuming.prepare(checked.resume)
+        super().__init__(
+            model, checked, run_id, [] if optimizer is None else list(tf.nest.flatten(optimizer))
+        )
+        self.total_steps = total_steps
+        self.callbacks: Callbacks | None = None  # of the fit that is watched
+        self.arguments: FitArguments | None = None  # of the fit that is watched
+        self._activations = ActivationWatch(model)
+        self._pauses = Pauses()
+        self._actions: Actions | None = None  # of a loop
+        self.last_epoch = 0
+        self.last_metrics: dict[str, float] = {}
+        self._ended = (0, 0)  # the last epoch of a loop, and how many steps had been made by its end
+
+    @classmethod
+    def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
+        """A monitor with settings that have been checked."""
+        monitor = cls(model, run_id=run_id, resume=None)  # whoever checked them has prepared what they resume
+        monitor.settings = settings
+        return monitor
+
+    def __enter__(self) -> Monitor:
+        actions.say_what_loops_lack(self.settings.on_problem, can_ask=True)
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.end()
+        else:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            self.end(status, f"{type(error).__name__}: {error}")
+
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """As `Training.end`."""
+        if status == "FINISHED" and self._pipeline is not None:
+            with contained("looking for a best model", "the run does not say that none is registered"):
+                self._tell_registered()
+        super().end(status, reason)
+
+    def _tell_registered(self) -> None:
+        """Tells the run, at the end of a loop, if nothing becomes the version that was asked for."""
+        name = self.settings.registered_model_name
+        if name and self.arguments is None and not self.has_best:
+            why = "no best model is kept that MLflow can load"
+            logger.warning(
+                "mlflow_tfmon: registered_model_name=%r: nothing is registered, since %s.", name, why
+            )
+            self.record(records.Facts(tags={REGISTERED: f"{name} gets no version: {why}"}, time=time.time()))
+
+    # -- what the user tells ---------------------------------------------------------------------------------------
+    def log(self, **values: float) -> None:
+        """Records figures of your own at the current step, as `batch/<name>`.
+
+        Args:
+            **values: numbers, or tensors of one number (reading one waits for the device).
+
+        Raises:
+            SettingError: a value is not a number.
+
+        Example:
+            ```python
+            monitor.log(temperature=0.7)
+            ```
+        """
+        numbers = plain_numbers(values, "log")
+        if self._pipeline is not None:
+            with contained("Monitor.log", "these figures are not recorded"):
+                self._pipeline.drain()
+                self._pipeline.recording.logged(numbers, self._keys())
+                if isinstance(self.settings.checkpoint_save_freq, int):
+                    self._consider(self._pipeline.recording.epochs_done(self.prefix), numbers, within=True)
+
+    def step_ended(self, metrics: Mapping[str, float]) -> None:
+        """Has a checkpoint made within an epoch, where one is due, by the metrics so far."""
+        if self._pipeline is not None:
+            with contained("a checkpoint within an epoch", "the model at this step is not kept"):
+                self._pipeline.drain()
+                self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
+
+        A loop whose epochs begin anew (a reset of the model, say) goes on in the run's count, as a further fit does;
+        what is told again of the last epoch is that epoch's.
+
+        Args:
+            epoch: number of the epoch in this training, from 0.
+            metrics: numbers by name, such as `{"val_loss": 0.3}`.
+
+        Returns:
+            The metrics as they are recorded.
+
+        Raises:
+            SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
+        """
+        epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
+        numbers |= self.measured()
+        with contained("counting epochs", "those that begin anew take the places of the earlier ones"):
+            self._count_epoch(epoch)
+        self.epoch_ended(epoch, numbers)
+        with contained("acting on a problem", "the training goes on as it is"):
+            self._actions = self._actions or Actions.of_loop(self)
+            if self._actions is not None:
+                self._actions.epoch_ended(numbers)
+        return numbers
+
+    def _count_epoch(self, epoch: int) -> None:
+        """Sees to it that an epoch that a loop makes anew follows on those before it."""
+        if self._pipeline is None:
+            return
+        self._pipeline.drain()
+        last, then = self._ended
+        steps = self._pipeline.recording.steps_of(self._keys())
+        if self.epoch_offset + epoch < last and steps > then:  # else it is told late
+            self._epoch_offset = last + 1 - epoch
+            self.record(*self._pipeline.recording.seam(self._keys(), then))
+        self._ended = max(self._ended, (self.epoch_offset + epoch, steps))
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a loop with `on_problem="stop"` should end: a critical problem was found that is at least 80% sure.
+
+        It may be asked at each step. `log_epoch` puts the best epoch's weights back.
+
+        Example:
+            ```python
+            monitor.log_epoch(epoch, {"val_loss": validate(model)})
+            if monitor.should_stop:
+                break
+            ```
+        """
+        return self.watch is not None and actions.wants_end(self.settings.on_problem, self.watch.problems)
+
+    def measured(self) -> dict[str, float]:
+        """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
+        self.paused(time.time())
+        return measured(self.model, self.settings)
+
+    def epoch_ended(self, epoch: int, numbers: dict[str, float]) -> None:
+        """Takes the metrics of an epoch, all of them."""
+        if self._pipeline is None:
+            return
+        with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
+            self._pipeline.drain()
+            number = self.epoch_offset + epoch
+            recording = self._pipeline.recording
+            recording.epoch_ended(number, numbers, self._keys(), self.prefix)
+            self.last_epoch, self.last_metrics = number, numbers
+            steps = recording.steps_of(self._keys())
+            histograms.epoch_ended(recording, self._rings, number, DRAIN.before_next_rows)
+            recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
+            recording.append(self._pauses.end())
+            # Last: from here on the thread that writes wants the interpreter too.
+            self._consider(number, numbers)
+
+    def paused(self, since: float | None) -> None:
+        """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
+        self.record(*self._pauses.told(since))
+
+    # -- the fits of a training ------------------------------------------------------------------------------------
+    def new_fit(self) -> None:
+        """Tells that a further fit begins, whose epochs are counted from 0 again."""
+        if self._checkpoint is None:
+            self._epoch_offset = None
+        if self._pipeline is not None:
+            self._pipeline.hide()  # Keras has one
+        self.premises.again()
+
+    def mark_seam(self) -> None:
+        """Tells, in the run's tag, at which step a further fit of the model begins, if it is not the first."""
+        if self._pipeline is not None:
+            self.record(*self._pipeline.recording.seam(self._keys()))
+
+    def restore_fit(self, model: Any) -> bool:
+        """Has a fit that is just beginning go on from the checkpoint; returns whether one is to be resumed.
+
+        Raises:
+            SettingError: the model is not the one that was saved.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
+        if checkpoint is not None:
+            if not self._in_fit:  # it is around fits, of which this is the first
+                checkpoint.check_fit(order.fits(model))
+            checkpoint.restore(model, self._optimizers)
+            checkpoint.restore_fit(model, self.callbacks)
+            resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
+        return checkpoint is not None
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+    def _consider(self, epoch: int, metrics: Mapping[str, float], within: bool = False) -> None:
+        """Has a checkpoint made where one is due."""
+        if self._pipeline is not None:
+            step = self._pipeline.recording.steps_of(self._keys())
+            around = moments.around(
+                self.model, self._pipeline.recording, self.callbacks,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=order.fits(self.model),
+                place=order.place(self.model), within=within,
+            )  # fmt: skip
+            others = moments.others(self.model, self._optimizers, self._rings)
+            now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
+            self._pipeline.keeper(self.prefix).consider(now)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether a best model of the training is kept that MLflow can load, after what waits has been written."""
+        if self._pipeline is None:
+            return False
+        self._pipeline.finish_checkpoints()
+        return self._pipeline.keeper(self.prefix).has_best
+
+
+def watching(model: Any) -> Monitor | None:
+    """The monitor that was started for a model and is still on."""
+    found = (one for one in reversed(claims.active) if isinstance(one, Monitor) and one.model is model)
+    return next(found, None)

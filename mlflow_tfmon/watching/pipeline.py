@@ -1,0 +1,297 @@
+"""The pipeline of one run: rings, drain, recording, journal and delivery, put together and taken apart."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlflow_tfmon import cluster
+from mlflow_tfmon.checkpoints.keeper import Keeper
+from mlflow_tfmon.delivery.process import DeliveryProcess
+from mlflow_tfmon.errors import contained, logger, say_once
+from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
+from mlflow_tfmon.journal.journal import Journal
+from mlflow_tfmon.journal.spool import Spool
+from mlflow_tfmon.probes import batches, inputs
+from mlflow_tfmon.problems import alerts
+from mlflow_tfmon.problems.watch import Watch
+from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream import records, workers
+from mlflow_tfmon.stream.drain import Block, Drain
+from mlflow_tfmon.stream.recording import Recording
+from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.rows import with_batches
+from mlflow_tfmon.tracking import runs
+from mlflow_tfmon.uris import without_secrets
+from mlflow_tfmon.watching import terminal
+from mlflow_tfmon.watching.summary import Summary
+
+_open: dict[str, Pipeline] = {}
+_lock = threading.RLock()
+_NEVER = 2**62  # the steps between two deep ones, where nobody wants any
+_LOOK = 1.0  # s between two looks at the delivery process
+
+
+class Pipeline:
+    """What watches the trainings within one run.
+
+    Args:
+        run: the run that takes them.
+        settings: how they are watched.
+    """
+
+    def __init__(self, run: runs.Run, settings: Settings) -> None:
+        self.run = run
+        self.settings = settings
+        self._rings: list[Ring] = []
+        self.closed = False
+        self.bar: terminal.Bar | None = None
+        self._said: Summary | None = None
+        self._keepers: dict[str, Keeper] = {}
+        journal = Journal.create()
+        self._spool = Spool(journal, settings.journal_gb * 1e9)
+        self.folder = journal.folder
+        self.recording = Recording(self._append, run.past)
+        self.watch = Watch(self.recording.append)
+        self.watch.on_new += alerts.of(settings, run.run_id, run.name)
+        self._delivery = DeliveryProcess.shared()
+        self.recording.append(
+            records.RunStarted(
+                run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
+                run.start_time, run.owned, run.active, settings.max_points, settings.max_variables, settings.report,
+                settings.tensorboard, run.experiment_name, run.past.as_dict(),
+            )
+        )  # fmt: skip
+        with contained("describing the environment", "it is not recorded"):
+            self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
+        with contained("starting delivery", f"what is recorded waits in {self.folder}"):
+            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
+
+    @classmethod
+    def of(cls, run: runs.Run, settings: Settings) -> tuple[Pipeline, bool]:
+        """The pipeline of a run, and whether it was made now; one that is open takes a further training too."""
+        with _lock:
+            key = run.run_id or f"run made at {run.start_time}"
+            pipeline = _open.get(key)
+            if pipeline is not None and not pipeline.closed:
+                return pipeline, False
+            pipeline = _open[key] = cls(run, settings)
+            return pipeline, True
+
+    def keeper(self, prefix: str) -> Keeper:
+        """What keeps the best and the last of the model whose names have a prefix."""
+        if prefix not in self._keepers:
+            self._keepers[prefix] = Keeper(self.settings, self.folder, prefix, self.recording.append)
+        return self._keepers[prefix]
+
+    def finish_checkpoints(self) -> None:
+        """Has the checkpoints that wait written, so that they come before the end."""
+        for keeper in self._keepers.values():
+            keeper.finish(self.settings.delivery_wait)
+
+    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
+        """Records a ring's steps from the first on that was not taken yet."""
+        self.drain()  # whether it is part of a training that begins goes by the steps made, not by those taken
+        self.recording.open_stream(ring, name, model, total_steps)
+        ring.begin(deep_every, self.recording.carried(ring))
+        self._rings.append(ring)
+        whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
+
+        def take(block: Block) -> None:
+            batches.glance(ring)
+            self.recording.take(whole(with_batches(block, taken.until)))
+
+        DRAIN.attach(ring, take)
+
+    def release(self, rings: Sequence[Ring]) -> None:
+        """Takes what is left in rings and lets go of them; the run may go on."""
+        with self._spool.last_call():
+            DRAIN.detach(rings)
+        self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
+
+    def drain(self) -> None:
+        """Takes all rows that have been written by now."""
+        DRAIN.flush(self._rings)
+
+    def flush(self) -> None:
+        """Has MLflow brought up to date, and waits for it as long as the settings allow."""
+        self.drain()
+        self.finish_checkpoints()
+        self.recording.settle()
+        self.watch.finish()
+        if self.closed:  # by one who was told of a problem
+            return
+        self.recording.append(records.Flushed(time.time()))
+        self._sum_up(self._wait())
+
+    def close(self, status: str, reason: str = "") -> None:
+        """Ends the recording, and the run if it was made for it."""
+        with _lock:
+            if self.closed:
+                return
+            self.closed = True
+            for key in [key for key, pipeline in _open.items() if pipeline is self]:
+                del _open[key]
+        self.release(list(self._rings))
+        self.hide()
+        self.finish_checkpoints()
+        with contained("leaving the run", "it stays the active one"):
+            runs.leave(self.run)
+        self.recording.settle()
+        self.watch.finish()
+        self.recording.append(records.RunEnded(time.time(), status, self.run.owned, without_secrets(reason)))
+        if rest := self._spool.close():
+            self._delivery.rest(self.folder, rest)
+        self._sum_up(self._wait())
+
+    def show(self) -> None:
+        """Shows a progress bar from now on, where one can be seen."""
+        with contained("the progress bar", "there is none"):
+            self.bar = self.bar or terminal.bar()
+
+    def hide(self) -> None:
+        """Ends the progress bar."""
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            with contained("the progress bar", "its last figures are not shown"):
+                bar.close()
+
+    def _sum_up(self, delivered: bool) -> None:
+        """Says what the run has come to, unless that was said."""
+        with contained("summing up", "it is in MLflow"):
+            found = self._delivery.status(self.folder)
+            best = [keeper.best.text(prefix) for prefix, keeper in self._keepers.items()]
+            summary = Summary(
+                self.run.run_id or found.run_id,
+                self.run.experiment_id,
+                self.run.tracking_uri,
+                self.recording.steps,
+                self.recording.epochs,
+                tuple(one for one in best if one),
+                tuple(self.watch.problems),
+                0 if delivered else max(1, self._spool.last - found.delivered),
+                found.error,
+                self._spool.not_kept,
+            )
+            if summary != self._said and (summary.steps or summary.epochs or summary.waiting):
+                self._said = summary
+                logger.log(logging.INFO if summary.calm else logging.WARNING, summary.text())
+
+    def watch_delivery(self) -> None:
+        """Starts delivery anew if it died, and says once what it could not do."""
+        with contained("starting delivery anew", f"what is recorded waits in {self.folder}"):
+            if not self._delivery.ensure_alive():
+                say_once(
+                    f"dead {self.folder}",
+                    "mlflow_tfmon: delivery to MLflow ended again and again and does not run; what is recorded is kept "
+                    f"in {self.folder} until `mlflow-tfmon sync` delivers it.",
+                )
+        status = self._delivery.status(self.folder)
+        if status.error:
+            say_once(
+                f"{self.folder} {status.error[:40]}",
+                f"mlflow_tfmon: delivery to MLflow waits: {status.error}",
+            )
+
+    def _append(self, out: Sequence[records.Record]) -> None:
+        if out:
+            self._spool.append(out)
+            self.watch.take(out)
+            if self.bar is not None:
+                self.bar.take(out)
+
+    def _wait(self) -> bool:
+        if DRAIN.is_this_thread():
+            return True  # the rings fill up meanwhile; whoever trains waits for nothing either
+        if self._spool.stuck and not self.closed:
+            return False  # what is to be waited for is not even in the journal
+        return self._delivery.wait(self.folder, self._spool.last, self.settings.delivery_wait)
+
+
+def report(ring: Ring) -> None:
+    """On a worker that is not the chief: a ring's steps are told to the chief, which records them."""
+    place = cluster.place()
+    if place is not None:
+        reporter, batches = workers.Reporter(ring, place.index), inputs.Batches(ring.thread)
+        ring.begin(_NEVER)
+        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, batches.until)))
+
+
+def of_run(run_id: str | None) -> Pipeline | None:
+    """The open pipeline of a run."""
+    with _lock:
+        return None if run_id is None else _open.get(run_id)
+
+
+def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `MlflowClient.set_terminated`: a run that the user ends first gets what was measured for it.
+
+    The rows still in a ring are the ended run's; a moment later they would be taken for the next run's.
+    """
+
+    def set_terminated(self: Any, run_id: str, *args: Any, **kwargs: Any) -> Any:
+        with contained("closing the recording of a run", "its last steps may be missing"):
+            for told in on_run_end:
+                told(run_id)
+            pipeline = of_run(run_id)
+            if pipeline is not None:
+                pipeline.close("FINISHED")
+        return original(self, run_id, *args, **kwargs)
+
+    return set_terminated
+
+
+_looked = 0.0
+
+
+def _look() -> None:
+    global _looked
+    for pipeline in list(_open.values()):
+        pipeline.watch.look()
+    for look in on_look:
+        look()
+    if time.monotonic() - _looked >= _LOOK:
+        _looked = time.monotonic()
+        for pipeline in list(_open.values()):
+            pipeline.recording.settle(waited=True)
+            pipeline.watch_delivery()
+
+
+# What custom loops under `autolog` want to be told of.
+on_look: list[Callable[[], None]] = []  # called before each look at the rings, in the drain's thread
+on_run_end: list[
+    Callable[[str], None]
+] = []  # called with the id of a run that is being ended, on the user's thread
+on_exit: list[Callable[[], None]] = []  # called when the script is over
+DRAIN = Drain(on_idle=_look)
+_pid = os.getpid()
+
+
+@atexit.register
+def _close_all() -> None:
+    """The script is over: ends what is still being recorded, as failed if an exception ended the script."""
+    if os.getpid() != _pid:
+        return  # a forked child: all of this is its parent's
+    # Interactively, it is the last error of any cell.
+    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    error = None if interactive else getattr(sys, "last_value", None)
+    for told in on_exit:
+        with contained("ending custom loops", "the last of them may be missing"):
+            told()
+    for pipeline in list(_open.values()):
+        with contained(
+            "ending the recording", "what was recorded last is delivered by the next `mlflow-tfmon sync`"
+        ):
+            if error is None:
+                pipeline.close("FINISHED")
+            else:
+                pipeline.close("FAILED", f"{type(error).__name__}: {error}")
+    with contained("telling the chief of the last steps", "their loss is not recorded"):
+        DRAIN.flush()
+    DRAIN.stop()

@@ -1,0 +1,247 @@
+"""Going on with a training that was interrupted: from the last checkpoint of its run, within the same run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.tracking import fluent
+
+from mlflow_tfmon import probes
+from mlflow_tfmon.checkpoints.names import BEST, EPOCH, LAST, METRIC, MODE, RESUME, VALUE, pointer
+from mlflow_tfmon.checkpoints.restoring import Checkpoint
+from mlflow_tfmon.checkpoints.state import State
+from mlflow_tfmon.checkpoints.which import Before
+from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+from mlflow_tfmon.errors import SettingError, contained, logger, say_once
+from mlflow_tfmon.facts import order
+from mlflow_tfmon.problems.again import replayed
+from mlflow_tfmon.problems.watch import Watch
+from mlflow_tfmon.reading.recorded import load_run
+from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream.past import Past, mark
+from mlflow_tfmon.tracking.names import DELIVERY_TAG
+from mlflow_tfmon.uris import without_secrets
+from mlflow_tfmon.watching import claims, pipeline
+from mlflow_tfmon.watching.pipeline import Pipeline
+
+LATEST = "latest"
+_PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
+_PAUSE = 0.2  # s
+_WHICH = (
+    "they are kept of Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with a "
+    "Monitor(model); of one model a run"
+)
+_prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
+
+
+def prepare(resume: str | None) -> None:
+    """Finds the checkpoint that a setting means, for the next training with that setting.
+
+    Args:
+        resume: id of a run; "latest" for the last of the experiment that did not finish, if there is one; or None.
+
+    Raises:
+        SettingError: there is no such run, or no checkpoint to go on from, or it is still being trained.
+    """
+    if resume is None:
+        return
+    _prepared.pop(resume, None)
+    run_id = _latest() if resume == LATEST else resume
+    if run_id is not None:
+        _prepared[resume] = _find(run_id)
+
+
+def take(resume: str | None, model: Any) -> Checkpoint | None:
+    """The checkpoint that was prepared: the first model to ask gets it.
+
+    With "latest" a script was started again as it was: what it trains before the model that was interrupted is another.
+    """
+    checkpoint = None if resume is None else _prepared.get(resume)
+    if resume is None or checkpoint is None:
+        return None
+    if not checkpoint.is_placed(model):
+        goes_on = resume != LATEST
+        logger.warning(
+            "mlflow_tfmon: resume=%r: run %s is of model %d that its script trained, and this (%r) is model %d: %s.",
+            resume, checkpoint.run_id, checkpoint.place + 1, getattr(model, "name", "?"), order.place(model) + 1,
+            "it goes on from there all the same" if goes_on
+            else f"it begins anew, in a run of its own; to have it go on: resume={checkpoint.run_id!r}",
+        )  # fmt: skip
+        if not goes_on:
+            return None
+    return _prepared.pop(resume)
+
+
+def is_done(model: Any, resume: str | None) -> bool:
+    """Whether the fit that begins was over before the interruption: a later one of its model goes on."""
+    checkpoint = None if resume is None else _prepared.get(resume)
+    if checkpoint is None or order.fits(model) >= checkpoint.fits:
+        return False
+    if not checkpoint.is_of(model) or not checkpoint.is_placed(model):
+        return False
+    logger.info(
+        "mlflow_tfmon: resume=%r: fit %d of the model %r was over before run %s was interrupted; it makes no epochs, "
+        "fit %d goes on.",
+        resume, order.fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
+    )  # fmt: skip
+    return True
+
+
+def say_of_loop(resume: str | None) -> None:
+    """Says that a custom loop that `autolog` alone watches begins anew, where a checkpoint waits to be gone on from."""
+    if resume in _prepared:
+        say_once(
+            f"resume {resume} in a loop",
+            f"mlflow_tfmon: resume={resume!r}: this custom loop begins anew, in a run of its own, since autolog does "
+            f"not know its model and optimizer; to go on with run {_prepared[resume].run_id}, train within `with "
+            f"mlflow_tfmon.Monitor(model, optimizer=optimizer, resume={resume!r}) as monitor:`, from epoch "
+            "monitor.first_epoch on.",
+        )
+
+
+def _find(run_id: str) -> Checkpoint:
+    client = mlflow.MlflowClient()
+    uri = without_secrets(mlflow.get_tracking_uri())
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+    except Exception as error:
+        raise SettingError(
+            f"resume={run_id!r}: no such run in {uri} ({type(error).__name__}); give the id of a run there, or "
+            "resume='latest'."
+        ) from error
+    if fluent._active_experiment_id not in (None, experiment):
+        raise SettingError(
+            f"resume={run_id!r}: it is of experiment {experiment}, but {fluent._active_experiment_id} is set; call "
+            f"mlflow.set_experiment(experiment_id={experiment!r}) first."
+        )
+    _wait_for_delivery(run_id)
+    tags = client.get_run(run_id).data.tags
+    of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
+    if len(of) != 1:
+        why = "no checkpoint to go on from" if not of else f"checkpoints of {len(of)} models"
+        raise SettingError(f"resume={run_id!r}: the run has {why}; train anew without resume ({_WHICH}).")
+    holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
+    try:
+        folder = Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{next(iter(of))}", dst_path=holder.name
+            )
+        )
+        checkpoint = Checkpoint(run_id, State.read(folder), folder, _kept(client, tags))
+    except Exception as error:
+        text = " ".join(without_secrets(str(error)).split())[:300]
+        raise SettingError(
+            f"resume={run_id!r}: its checkpoint cannot be read ({type(error).__name__}: {text}); train anew without "
+            "resume."
+        ) from error
+    object.__setattr__(checkpoint, "_holder", holder)  # the files live as long as it does
+    return checkpoint
+
+
+def _pointers(tags: dict[str, str]) -> list[tuple[str, str]]:
+    """The tags that name checkpoints, and of which kind each is; those of several models have prefixes."""
+    ends = {pointer(kind).removeprefix("tfmon."): kind for kind in (BEST, LAST, RESUME)}
+    found = []
+    for name in tags:
+        last = name.removeprefix("tfmon.").rpartition(".")[2]
+        if name.startswith("tfmon.") and last in ends:
+            found.append((name, ends[last]))
+    return found
+
+
+def _kept(client: mlflow.MlflowClient, tags: dict[str, str]) -> tuple[Before, ...]:
+    kinds: dict[str, tuple[str, ...]] = {}
+    for name, kind in _pointers(tags):
+        kinds[tags[name]] = (*kinds.get(tags[name], ()), kind)
+    found = []
+    for model_id, pointers in kinds.items():
+        model = client.get_logged_model(model_id)
+        value = float(model.tags[VALUE]) if VALUE in model.tags else None
+        epoch, metric = int(model.tags.get(EPOCH, -1)), model.tags.get(METRIC, "")
+        one = Before(model_id, pointers, epoch, metric, value, model.tags.get(MODE) == "max")
+        found.append((model.creation_timestamp, one))
+    return tuple(one for _, one in sorted(found, key=lambda each: each[0]))
+
+
+def _wait_for_delivery(run_id: str) -> None:
+    """Has MLflow get what the interrupted training has left on this machine."""
+    open_here = pipeline.of_run(run_id)
+    if open_here is not None and not any(monitor.run_id == run_id for monitor in claims.active):
+        open_here.close("FINISHED")  # of a training that is over, in a run that goes on
+    give_up = time.monotonic() + _PATIENCE
+    reason: str | None = ""
+    while waiting := [one for one in find_waiting() if one.run_id == run_id]:
+        if any(one.written for one in waiting):
+            raise SettingError(
+                f"resume={run_id!r}: the run is being trained by a process on this machine; end that first (in a "
+                "notebook: mlflow.end_run())."
+            )
+        if time.monotonic() > give_up:
+            raise SettingError(
+                f"resume={run_id!r}: what the training has left on this machine does not reach MLflow ({reason}); "
+                "when the store is there again, call `mlflow-tfmon sync`, then resume."
+            )
+        reason = deliver(waiting[0])
+        time.sleep(_PAUSE)
+
+
+def _latest() -> str | None:
+    """The last watched run of the experiment, if its training did not finish and left a checkpoint."""
+    client = mlflow.MlflowClient()
+    found = client.search_runs(
+        [fluent._get_experiment_id()],
+        f"tags.`{DELIVERY_TAG}` != ''",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    if not found or found[0].info.status == "FINISHED":
+        logger.info(
+            "mlflow_tfmon: resume='latest': no training of this experiment is unfinished; a new one begins."
+        )
+        return None
+    run_id = str(found[0].info.run_id)
+    _wait_for_delivery(run_id)
+    if any(kind == RESUME for _, kind in _pointers(client.get_run(run_id).data.tags)):
+        return run_id
+    logger.warning(
+        "mlflow_tfmon: resume='latest': run %s is unfinished, but has no checkpoint to go on from (%s); a new training "
+        "begins.",
+        run_id, _WHICH,
+    )  # fmt: skip
+    return None
+
+
+def go_on(model: Any, keys: frozenset[str], checkpoint: Checkpoint | None, into: Pipeline | None) -> None:
+    """Has a recording go on where the run's earlier ones left off; called when it begins, and when the model is built.
+
+    Args:
+        model: the model, or None.
+        keys: of its variables.
+        checkpoint: what the training goes on from, or None.
+        into: what records it, or None.
+    """
+    if into is None or model is None:
+        return
+    if checkpoint is not None:
+        about = checkpoint.state.about
+        if model.built:
+            into.recording.go_on(checkpoint.trained(model))
+        keeper = into.keeper(about["prefix"])
+        if not keeper.resumed:
+            keeper.restore(checkpoint.state, checkpoint.kept)
+            into.recording.append(records.Facts(tags=checkpoint.told(), time=time.time()))
+            _replay(checkpoint, into.watch)
+    if model.trainable_variables:
+        into.recording.bind(keys, mark(probes.names(model.trainable_variables)))
+
+
+def _replay(checkpoint: Checkpoint, watch: Watch) -> None:
+    """Has the detectors know what was recorded up to the checkpoint: the problems are those of one training."""
+    with contained("reading what was recorded before", "problems are looked for from here on alone"):
+        run = load_run(checkpoint.run_id)
+        run.cut(Past.from_dict(checkpoint.state.about["past"]).steps)
+        watch.go_on(*replayed(run))

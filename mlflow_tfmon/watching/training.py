@@ -1,0 +1,255 @@
+"""One watched training's life: it starts, gets its optimizer steps, and ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlflow
+
+from mlflow_tfmon import cluster, probes
+from mlflow_tfmon.checkpoints.restoring import Checkpoint
+from mlflow_tfmon.errors import contained, quiet, say_once
+from mlflow_tfmon.facts import order
+from mlflow_tfmon.facts.premises import Telling
+from mlflow_tfmon.probes import graph
+from mlflow_tfmon.problems.watch import Watch
+from mlflow_tfmon.settings import Settings, autolog_settings
+from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.tracking import runs
+from mlflow_tfmon.tracking.names import GRAPH
+from mlflow_tfmon.watching import claims, resuming
+from mlflow_tfmon.watching import pipeline as pipelines
+from mlflow_tfmon.watching.complaints import say_what_is_missing
+from mlflow_tfmon.watching.pipeline import Pipeline
+
+_NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
+_Self = TypeVar("_Self", bound="Training")
+
+
+class Training:
+    """What is watched: whose steps they are, in which run they are recorded, and for how long.
+
+    Args:
+        model: the Keras model that is trained, or None for whatever this thread trains.
+        settings: how it is watched.
+        run_id: MLflow run that takes it, or None for the active one, else a new one.
+        optimizers: those that the model is not compiled with, as far as they are named.
+    """
+
+    def __init__(self, model: Any, settings: Settings, run_id: str | None, optimizers: list[Any]) -> None:
+        self.model = model
+        self.settings = settings
+        self.total_steps: int | None = None  # how many it will make, if that is known
+        self.premises = Telling(model)
+        self._run_id = run_id
+        self._optimizers = optimizers
+        self._thread = threading.get_ident()
+        self._checkpoint: Checkpoint | None = None  # that it goes on from
+        self._pipeline: Pipeline | None = None
+        self._made_pipeline = False
+        self._in_fit = False
+        self._rings: list[Ring] = []
+        self._epoch_offset: int | None = None
+        self._first_step = 0
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run, or None before the start or while the tracking server is away."""
+        return None if self._pipeline is None else self._pipeline.run.run_id
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch with which the training begins: 0, or with `resume` the one after the checkpoint's."""
+        return 0 if self._checkpoint is None else self._checkpoint.first_epoch
+
+    # -- from start to end -----------------------------------------------------------------------------------------
+    def start(
+        self: _Self,
+        *,
+        stay_active: bool = True,
+        thread: int | None = None,
+        bar: bool = True,
+        in_fit: bool = False,
+    ) -> _Self:
+        """Starts watching.
+
+        Args:
+            stay_active: whether a run made for the training becomes the active MLflow run.
+            thread: the thread that trains; default: this one.
+            bar: whether there is a progress bar, where one can be seen.
+            in_fit: whether a fit is beginning, which has a bar and will call `restore_fit` once the model is built.
+
+        Raises:
+            SettingError: the model is not the one that is to be resumed.
+        """
+        if self in claims.active:
+            return self
+        if self.settings.silent:
+            quiet(True)
+        self._thread, self._in_fit = thread or threading.get_ident(), in_fit
+        self._checkpoint = None if self.model is None else resuming.take(self.settings.resume, self.model)
+        if self._checkpoint is not None and not in_fit:
+            self._checkpoint.restore(self.model, self._optimizers)
+        place = cluster.place()
+        if place is not None and place.index > 0:
+            say_once("not the chief", f"mlflow_tfmon: {_NOT_CHIEF.format(place.index)}", logging.INFO)
+            with contained("starting the monitor", "this worker's part of each step is not recorded"):
+                probes.install(self, claims.claim)
+            return self
+        if self._checkpoint is not None:
+            run: runs.Run | None = self._checkpoint.run(thread, stay_active)
+        else:
+            run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
+        with contained("starting the monitor", "this training is not recorded"):
+            if run is None:
+                run = runs.start(self.settings.extra_tags, stay_active)
+            probes.install(self, claims.claim)
+            probes.also(
+                mlflow.MlflowClient,
+                "set_terminated",
+                pipelines.watch_run_end,
+                "a run's last steps may be missing",
+            )
+            self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
+            resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
+            if self._checkpoint is not None:
+                self._epoch_offset = self._checkpoint.state.about["first_epoch"]
+            now = time.time()
+            self.record(records.Paused(now, now))  # the time since a training before is no step's
+            self._first_step = self._pipeline.recording.steps_of(self._keys())
+            claims.active.append(self)
+            if bar and not in_fit and not self.settings.silent:
+                self._pipeline.show()
+            self.tell_premises()
+            for ring in probes.rings_of(self._keys()):
+                if not pipelines.DRAIN.has(ring):
+                    ring.taken = ring.written()  # what it did before was another training, or none
+                    self.attach(ring)
+        if self._pipeline is None:
+            probes.remove(self)
+        return self
+
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """Stops watching, and waits a little until MLflow has everything; a run made for the training ends.
+
+        Args:
+            status: "FINISHED", "FAILED" or "KILLED".
+            reason: why it failed.
+        """
+        if self in claims.active:
+            claims.active.remove(self)
+        if status == "FINISHED" and self.model is not None:
+            order.ended(self.model)
+        pipeline = self._pipeline
+        probes.remove(self)
+        if pipeline is None:
+            with contained("ending the monitor", "this worker's last steps may be missing"):
+                pipelines.DRAIN.flush()
+            return
+        if self.settings.tensorboard:
+            self._tell_graph()
+        with contained("ending the monitor", "what was recorded last may come late"):
+            pipeline.release(self._rings)
+            pipeline.hide()
+            if status == "FINISHED":
+                made = pipeline.recording.steps_of(self._keys()) - self._first_step
+                say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
+            if pipeline.run.owned and self._made_pipeline:
+                pipeline.close(status, reason)
+            elif not pipeline.closed:
+                pipeline.flush()
+        self._rings.clear()
+        self._pipeline = None
+        if self.settings.silent:
+            quiet(autolog_settings().silent)
+
+    def _tell_graph(self) -> None:
+        """Records the graph of the step that was traced last, if it is still there."""
+        with contained("reading the training's graph", "TensorBoard's files lack it"):
+            traced = [found for found in (ring.graph() for ring in self._rings) if found is not None]
+            for one in traced[-1:]:
+                self.record(records.Text(GRAPH, graph.as_text(one)))
+
+    # -- what is recorded ------------------------------------------------------------------------------------------
+    def tell_premises(self) -> None:
+        """Records what is known before the first step, once the model is built."""
+        if self._pipeline is not None:
+            recorded = self._pipeline.recording.steps_of(self._keys())
+            self.record(*self.premises.tell(self.prefix, recorded))
+
+    def record(self, *out: records.Record) -> None:
+        """Puts records of other parts of the package (facts of the fit, models) into the journal."""
+        if self._pipeline is not None:
+            with contained("the journal", "some facts of this training are not recorded"):
+                self._pipeline.recording.append(*out)
+
+    @property
+    def on(self) -> bool:
+        """Whether the training is being watched."""
+        return self._pipeline is not None
+
+    @property
+    def owns_run(self) -> bool:
+        """Whether the run was made for this training."""
+        return self._pipeline is not None and self._pipeline.run.owned
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the recording, where files wait for delivery; None before the start."""
+        return None if self._pipeline is None else self._pipeline.folder
+
+    @property
+    def watch(self) -> Watch | None:
+        """What judges the training, while it is watched."""
+        return None if self._pipeline is None else self._pipeline.watch
+
+    @property
+    def epoch_offset(self) -> int:
+        """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
+        if self._epoch_offset is None and self._pipeline is not None:
+            self._epoch_offset = self._pipeline.recording.epochs_done(self.prefix)
+        return self._epoch_offset or 0
+
+    # -- rings -----------------------------------------------------------------------------------------------------
+    def claims(self, ring: Ring) -> bool:
+        """Whether the steps of a ring belong to this training."""
+        if self.model is None:
+            return ring.thread == self._thread and not pipelines.DRAIN.has(ring)
+        return bool(ring.layout.keys & self._keys())
+
+    def attach(self, ring: Ring) -> None:
+        """Records the steps of a ring."""
+        if self._pipeline is not None and not any(known is ring for known in self._rings):
+            self._rings.append(ring)
+            name = claims.trained(ring)
+            model = name if self.model is None else str(self.model.name)
+            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every)
+            self.tell_premises()
+
+    def trains(self, keys: frozenset[str]) -> bool:
+        """Whether any of these variables is being trained."""
+        return any(ring.layout.keys & keys for ring in self._rings)
+
+    def begins(self) -> bool:
+        """Whether this is the training's very beginning: a further optimizer is part of it."""
+        if self._pipeline is None:
+            return False
+        self._pipeline.drain()
+        return self._pipeline.recording.begins(self._keys())
+
+    def _keys(self) -> frozenset[str]:
+        if self.model is None:
+            return frozenset[str]().union(*(ring.layout.keys for ring in self._rings))
+        return frozenset(graph.key(v) for v in self.model.trainable_variables)
+
+    @property
+    def prefix(self) -> str:
+        """What precedes the names of the model's epoch metrics in the run."""
+        if self._pipeline is None or self.model is None:
+            return ""
+        return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))

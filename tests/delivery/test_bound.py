@@ -1,0 +1,180 @@
+"""The journal's bound: what has arrived is deleted from it, what does not fit is counted, all else arrives."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from recordings import BEGUN, blocks, deep, deliver, layout, started, values
+
+from mlflow_tfmon.delivery import deliverer as deliverers
+from mlflow_tfmon.delivery import moment
+from mlflow_tfmon.delivery.deliverer import Deliverer
+from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.journal.journal import DATABASE, Journal
+from mlflow_tfmon.journal.spool import Spool, fitting
+from mlflow_tfmon.reading.recorded import load_run
+from mlflow_tfmon.stream.bins import KINDS, WIDTH
+from mlflow_tfmon.stream.drain import NotNowError
+from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Record, RunEnded, Text
+
+ROWS = 6000
+ENDED = RunEnded(BEGUN + 99, "FINISHED", True)
+
+
+def histograms(step: int) -> Histograms:
+    rows = np.random.default_rng(step).integers(0, 9, (1, 1 + 3 * len(KINDS) * WIDTH)).astype(float)
+    rows[:, 0] = step
+    return Histograms(0, BEGUN, rows)
+
+
+def training() -> list[list[Record]]:
+    """What a training appends, in turn."""
+    rows = values(ROWS)
+    turns: list[list[Record]] = [[layout(ROWS)]]
+    for at in range(0, ROWS, 200):
+        step = at + 200
+        turns.append([*blocks(rows[at:step]), deep(np.array([step])), histograms(step)])
+        turns.append(
+            [Logged(0, step, BEGUN + at, {"temperature": 1.0 / step}), Text(f"note-{at}.txt", f"{at}")]
+        )
+        turns.append([EpochEnded(at // 200, step, BEGUN + at, {"loss": 1.0 / step})])
+    return turns
+
+
+def everything(client: mlflow.MlflowClient, run_id: str) -> dict[str, object]:
+    run = load_run(run_id, client.tracking_uri)
+    histories = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics}
+    return {
+        "points": {key: {(p.step, p.value, p.timestamp) for p in found} for key, found in histories.items()},
+        "steps": run.steps.to_csv(), "layers": run.layers.to_csv(), "epochs": run.epochs.to_csv(),
+        "histograms": len(run.histograms),
+        "files": sorted(item.path for item in client.list_artifacts(run_id, "tfmon/telemetry")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_has_arrived_is_deleted_and_nothing_comes_out_differently(
+    interrupted: bool, store: str, client: mlflow.MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [client.create_run("0").info.run_id for _ in range(2)]
+    reference = Journal.create(home)
+    for turn in [[started(store, runs[0])], *training(), [ENDED]]:
+        reference.append(turn)
+    reference.close()
+    assert deliver(reference.folder).done
+
+    monkeypatch.setattr(deliverers, "_TRIM_BYTES", 50_000)
+    journal = Journal.create(home)
+    journal.append([started(store, runs[1])])
+    one, largest, last = Deliverer(journal.folder), 0, 0
+    for number, turn in enumerate(training()):
+        last = journal.append(turn)
+        if interrupted and number % 7 == 3:  # in mid-work, as by a kill: the lock goes, nothing is written
+            one.close()
+            one = Deliverer(journal.folder)
+        one.advance(hurry=True)
+        assert one.status.error is None
+        largest = max(largest, journal.size())
+    assert (journal.folder / moment.FILE).stat().st_mode & 0o777 == 0o600
+    journal.append([ENDED])
+    journal.close()
+    assert largest < 400_000 < 8 * (ROWS * 10 + ROWS * 3 * 2)  # of what was written in all
+    while not one.done:
+        one.advance(trainer_gone=True, hurry=True)
+    assert one.status.complete and one.status.delivered >= last
+    found, wanted = everything(client, runs[1]), everything(client, runs[0])
+    assert found == wanted
+    assert client.get_run(runs[1]).data.tags["tfmon.delivery"] == "complete"
+
+
+def test_a_moment_of_another_version_is_left_alone(
+    store: str, run_id: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliverers, "_TRIM_BYTES", 10_000)
+    journal = Journal.create(home)
+    journal.append([started(store, run_id), layout(), *blocks(values(2000))])
+    one = Deliverer(journal.folder)
+    one.advance(hurry=True)
+    one.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow_tfmon.__version__", "99.0")
+        other = Deliverer(journal.folder)
+        other.advance(hurry=True)
+        assert "mlflow-tfmon==" in str(other.status.error) and not other.done
+        other.close()
+    journal.append([ENDED])
+    journal.close()
+    assert deliver(journal.folder).done
+    assert load_run(run_id, store).steps.index.tolist() == list(range(1, 2001))
+
+
+def test_what_is_left_out_first() -> None:
+    rows = values(10)
+    block: list[Record] = [layout(), *blocks(rows), deep(np.array([5, 10])), histograms(10)]
+    kept = [[type(one).__name__ for one in fitting(block, share)[0]] for share in (0.4, 0.6, 0.8, 1.1)]
+    assert kept == [
+        ["StreamOpened", "Steps", "DeepSteps", "Histograms"],
+        ["StreamOpened", "Steps", "DeepSteps"],
+        ["StreamOpened", "Steps"],
+        ["StreamOpened"],
+    ]
+    assert fitting(block, 1.1)[1] == Counter({"Steps": 10, "DeepSteps": 2, "Histograms": 1})
+    assert fitting([EpochEnded(0, 1, BEGUN, {}), ENDED], 5.0)[1] == Counter()
+
+
+def test_in_a_long_outage_the_disk_is_bounded_and_all_that_is_not_there_is_counted(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+) -> None:
+    bound, count, size = 3_000_000, 60_000, 500
+    rows = values(count)
+    journal = Journal.create(home)
+    spool = Spool(journal, bound)
+    spool.append([started(store, run_id), layout(count)])
+    for at in range(0, count, size):
+        step = at + size
+        spool.append([*blocks(rows[at:step], size), deep(np.array([step])), histograms(step)])
+        if step % 5000 == 0:
+            spool.append([EpochEnded(step // 5000 - 1, step, BEGUN + step, {"loss": 1.0 / step})])
+    spool.append([ENDED])
+    assert spool.close() == []
+    on_disk = sum(file.stat().st_size for file in journal.folder.iterdir())
+    assert on_disk < 1.1 * bound < rows.nbytes
+    left = spool.left_out
+    assert left["Histograms"] > left["DeepSteps"] > 0 and left["Steps"] > 0
+    assert find_waiting()[0].bytes == on_disk
+    assert deliver(journal.folder, within=200).done
+    run = load_run(run_id, store)
+    assert len(run.steps) + left["Steps"] == count
+    assert run.layers.dropna(subset="weight_norm").step.nunique() + left["DeepSteps"] == count // size
+    assert run.histograms.step.nunique() + left["Histograms"] == count // size
+    np.testing.assert_array_equal(run.steps["loss"], rows[run.steps.index - 1, 4])
+    assert run.epochs.index.tolist() == list(range(count // 5000))
+    tags = client.get_run(run_id).data.tags
+    assert tags["tfmon.lost_steps"] == str(left["Steps"])
+    assert tags["tfmon.not_kept"] == spool.not_kept
+    assert f"{left['Steps']:,} steps" in spool.not_kept and "bound of 0.003 GB" in spool.not_kept
+
+
+def test_what_the_disk_does_not_take_goes_on_when_it_does(store: str, run_id: str, home: Path) -> None:
+    journal = Journal.create(home)
+    spool = Spool(journal, 1e9)
+    spool.append([started(store, run_id), layout()])
+    away = journal.folder / "elsewhere"
+    os.rename(journal.folder / DATABASE, away)
+    spool.append([EpochEnded(0, 1, BEGUN, {"loss": 0.5})])
+    assert spool.stuck
+    with pytest.raises(NotNowError):
+        spool.append([histograms(1)])  # which stay in their ring
+    at_the_end = Histograms(0, BEGUN, np.zeros((1, 1 + 3 * WIDTH)), KINDS[:1])  # of the epoch, in no ring
+    spool.append([at_the_end])
+    os.rename(away, journal.folder / DATABASE)
+    spool.append([EpochEnded(1, 2, BEGUN, {"loss": 0.25}), ENDED])
+    assert not spool.stuck and spool.close() == [] and spool.left_out == Counter({"Histograms": 1})
+    assert deliver(journal.folder).done
+    assert mlflow.MlflowClient(store).get_run(run_id).data.tags["tfmon.not_kept"] == spool.not_kept
+    assert load_run(run_id, store).epochs.loss.tolist() == [0.5, 0.25]

@@ -1,0 +1,193 @@
+"""The delivery process as a process: alive beside the trainer, killed, left alone, and several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from recordings import BEGUN, blocks, layout, started, values
+
+from mlflow_tfmon.delivery.process import DeliveryProcess
+from mlflow_tfmon.journal.journal import Journal
+from mlflow_tfmon.reading.recorded import load_run
+from mlflow_tfmon.stream.records import Flushed, RunEnded
+
+PATIENCE = 150.0  # s; how long these take says nothing about the code, only about the machine
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def delivery(home: Path) -> Iterator[DeliveryProcess]:
+    process = DeliveryProcess()
+    yield process
+    child = process._process
+    process.close()
+    if child is not None:
+        child.wait(PATIENCE)
+
+
+def test_rows_are_in_mlflow_while_training_goes_on_and_a_killed_delivery_loses_and_doubles_nothing(
+    store: str, home: Path, delivery: DeliveryProcess
+) -> None:
+    client = mlflow.MlflowClient(store)
+    run_id = client.create_run("0").info.run_id
+    rows = values(900)
+    journal = Journal.create()
+    journal.append([started(store, run_id), layout(), *blocks(rows[:300])])
+    delivery.watch(journal.folder, store, store)
+    until(lambda: "batch/loss" in client.get_run(run_id).data.metrics)
+    until(
+        lambda: client.list_artifacts(run_id, "tfmon/telemetry")
+    )  # no flush, no end: the part is still open
+    assert load_run(run_id, store).steps.index.tolist() == list(range(1, 301))
+    assert delivery._process is not None and delivery._process.poll() is None
+    first = delivery._process
+    os.kill(first.pid, signal.SIGINT)  # Ctrl-C is for the trainer
+    flushed = journal.append([*blocks(rows[300:600]), Flushed(BEGUN)])
+    assert delivery.wait(journal.folder, flushed, PATIENCE)
+    assert first.poll() is None
+    until(lambda: delivery.status(journal.folder).waiting == 0)  # counted after each round of delivery
+    status = delivery.status(journal.folder)
+    assert (status.run_id, status.error, status.complete) == (run_id, None, False)
+    first.kill()
+    first.wait()
+    last = journal.append([*blocks(rows[600:]), RunEnded(BEGUN + 9, "FINISHED", True)])
+    assert not delivery.wait(journal.folder, last, PATIENCE)  # nobody is there: known at once
+    assert delivery.ensure_alive()
+    assert delivery.wait(journal.folder, last, PATIENCE)
+    until(lambda: not journal.folder.exists())
+    assert delivery.status(journal.folder).complete
+    journal.close()
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    assert load_run(run_id, store).steps.index.tolist() == list(range(1, 901))
+    points = [(one.step, one.value) for one in client.get_metric_history(run_id, "batch/loss")]
+    assert len(set(points)) == len(points)
+    assert all(value == rows[step - 1, 4] for step, value in points)
+
+
+TRAINER = """
+    import os, signal, sys, time
+    sys.path.insert(0, {tests!r})
+    from recordings import *
+    from mlflow_tfmon.stream.records import *
+    from mlflow_tfmon.journal.journal import Journal
+    from mlflow_tfmon.delivery.process import DeliveryProcess
+    uri = sys.argv[1]
+    journal = Journal.create()
+    DeliveryProcess.shared().watch(journal.folder, uri)
+    if os.fork() == 0:  # a data worker that outlives the trainer and holds its pipes
+        time.sleep(60)
+        os._exit(0)
+    journal.append([started(uri, None, run_name=sys.argv[2]), layout(), *blocks(values(200))])
+    print(journal.folder, flush=True)
+    {end}
+"""
+
+
+def trainer(uri: str, name: str, end: str) -> subprocess.Popen[str]:
+    script = textwrap.dedent(TRAINER).format(tests=str(Path(__file__).parent), end=end)
+    return subprocess.Popen([sys.executable, "-c", script, uri, name], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_trainer_leaves_a_failed_run_with_all_its_rows(store: str, home: Path) -> None:
+    process = trainer(store, "killed", "os.kill(os.getpid(), signal.SIGKILL)")
+    assert process.stdout is not None
+    folder = Path(process.stdout.readline().strip())
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    until(lambda: not folder.exists())
+    (run,) = mlflow.MlflowClient(store).search_runs(["0"])
+    assert (run.info.run_name, run.info.status) == ("killed", "FAILED")
+    assert "step 200" in run.data.tags["mlflow.note.content"]
+    assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 201))
+
+
+@pytest.mark.thorough
+def test_four_scripts_on_one_fresh_store_at_once(tmp_path: Path, home: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    end = "journal.append([RunEnded(BEGUN, 'FINISHED', True)])"
+    processes = [trainer(uri, f"script {n}", end) for n in range(4)]
+    folders = []
+    for process in processes:
+        assert process.stdout is not None
+        folders.append(Path(process.stdout.readline().strip()))
+        assert process.wait(PATIENCE) == 0
+    until(lambda: not any(folder.exists() for folder in folders))
+    runs = mlflow.MlflowClient(uri).search_runs(["0"])
+    assert sorted(run.info.run_name for run in runs) == [f"script {n}" for n in range(4)]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert list((tmp_path / "new").glob("*lock*")) == []
+
+
+def test_a_store_that_is_away_is_known_before_the_time_to_wait_is_over(
+    home: Path, delivery: DeliveryProcess
+) -> None:
+    journal = Journal.create()
+    flushed = journal.append(
+        [started("http://127.0.0.1:9/", None), layout(), *blocks(values(10)), Flushed(BEGUN)]
+    )
+    delivery.watch(journal.folder, "http://127.0.0.1:9/")
+    assert not delivery.wait(journal.folder, flushed, 10 * PATIENCE)
+    status = delivery.status(journal.folder)
+    assert status.error is not None and status.waiting == flushed
+    assert delivery._process is not None
+    delivery._process.kill()  # it would wait a minute for the store
+    journal.close()
+
+
+def test_a_forked_child_has_a_delivery_process_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeliveryProcess, "_started", lambda self: False)
+    monkeypatch.setattr(DeliveryProcess, "_shared", None)
+    mine = DeliveryProcess.shared()
+    assert DeliveryProcess.shared() is mine
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if DeliveryProcess.shared() is not mine and not mine._alive() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such groups")
+def test_the_process_lets_the_training_go_first(store: str, home: Path, delivery: DeliveryProcess) -> None:
+    delivery.watch(Journal.create().folder, store, store)
+    assert delivery._process is not None
+    child = delivery._process.pid
+    until(lambda: os.getpriority(os.PRIO_PROCESS, child) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    group = Path(f"/proc/{child}/autogroup")
+    if group.exists():
+        until(lambda: group.read_text().split()[-1] == "10")
+
+
+def test_the_process_needs_no_tensorflow(home: Path) -> None:
+    script = "import sys, mlflow_tfmon.delivery.main as _; print({'tensorflow', 'keras'} & {*sys.modules})"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout.strip()
+        == b"set()"
+    )
+
+
+def test_the_journal_needs_no_mlflow() -> None:
+    light = ["journal", "thinning", "names", "series", "telemetry", "translation", "status"]
+    script = (
+        "import sys, importlib\n"
+        f"for name in {light!r}: importlib.import_module('mlflow_tfmon.tracking.' + name)\n"
+        "import json; print(json.dumps([m for m in ('tensorflow', 'mlflow') if m in sys.modules]))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    assert json.loads(found) == []
