@@ -35,11 +35,11 @@ __all__ = [
 
 _HOMES = {
     "autolog": "integration",
-    "MonitorCallback": "callback",
+    "MonitorCallback": "watching.callback",
     "SettingError": "errors",
-    "end_run": "loops",
-    "Monitor": "monitor",
-    "load_run": "recorded",
+    "end_run": "watching.loops",
+    "Monitor": "watching.monitor",
+    "load_run": "reading.recorded",
     "promote": "checkpoints.promote",
     "Problem": "detectors.problem",
     "Detector": "problems.others",
