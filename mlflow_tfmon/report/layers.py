@@ -25,9 +25,13 @@ _QUANTITIES = {
 
 def layers(run: RecordedRun) -> list[Section]:
     """The sections on the layers."""
+    norms = {quantity: _Norms(run) for quantity in _QUANTITIES}
+    for variables, steps, wide in run.layer_blocks():  # once: of a long training it is half a gigabyte
+        for quantity in norms.keys() & wide.keys():
+            norms[quantity].add(variables, steps, wide[quantity])
     panels: list[Panel | Picture] = []
     for quantity, (title, name) in _QUANTITIES.items():
-        panels += _norms(run, quantity, title, name)
+        panels += _panels(norms[quantity], quantity, title, name)
     found = Section("Layers", tuple(panels)), histograms(run, largest(run)), _activations(run)
     return [section for section in found if section is not None and section.panels]
 
@@ -40,25 +44,43 @@ def largest(run: RecordedRun, count: int = _FEW) -> list[str]:
     return [name for name in sizes if name in chosen]
 
 
-def _norms(run: RecordedRun, quantity: str, title: str, name: str) -> list[Panel | Picture]:
+class _Norms:
+    """One quantity of all variables: its extremes by stretches of steps, and all of it for the largest kernels.
+
+    Args:
+        run: what was recorded.
+    """
+
+    def __init__(self, run: RecordedRun) -> None:
+        self.names = list(run.variables)
+        self._position = {one: at for at, one in enumerate(self.names)}
+        self._few: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {one: [] for one in largest(run)}
+        last = int(run.steps.index.max()) if len(run.steps) else 0
+        columns = np.clip(_CELLS // max(1, len(self.names)), 20, _MOST_COLUMNS)
+        self.buckets = Buckets(last, int(columns), len(self.names))
+
+    def add(self, variables: list[str], steps: np.ndarray, found: np.ndarray) -> None:
+        """Takes a block of shape (steps, variables)."""
+        values = found
+        if variables != self.names:
+            values = np.full((len(steps), len(self.names)), np.nan)
+            values[:, [self._position[one] for one in variables]] = found
+        self.buckets.add(steps, values)
+        for one in self._few.keys() & set(variables):
+            self._few[one].append((steps, found[:, variables.index(one)].copy()))
+
+    def largest(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """Steps and values by variable."""
+        return {
+            one: tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+            for one, parts in self._few.items()
+            if parts
+        }
+
+
+def _panels(norms: _Norms, quantity: str, title: str, name: str) -> list[Panel | Picture]:
     """Curves of the largest kernels, how the quantity spreads over all variables, and a picture of all of them."""
-    names = list(run.variables)
-    last = int(run.steps.index.max()) if len(run.steps) else 0
-    position = {one: at for at, one in enumerate(names)}
-    few: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {one: [] for one in largest(run)}
-    columns = np.clip(_CELLS // max(1, len(names)), 20, _MOST_COLUMNS)
-    buckets = Buckets(last, int(columns), len(names))
-    for variables, steps, wide in run.layer_blocks():
-        if quantity not in wide:
-            continue
-        values = np.full((len(steps), len(names)), np.nan)
-        values[:, [position[one] for one in variables]] = wide[quantity]
-        buckets.add(steps, values)
-        for one in few.keys() & set(variables):
-            few[one].append((steps, wide[quantity][:, variables.index(one)]))
-    joined = {
-        one: tuple(np.concatenate(p) for p in zip(*parts, strict=True)) for one, parts in few.items() if parts
-    }
+    names, buckets, joined = norms.names, norms.buckets, norms.largest()
     shared = _shared(names)
     found = (Curve.of(one.removeprefix(shared), steps, values) for one, (steps, values) in joined.items())
     curves = tuple(curve for curve in found if curve.points)

@@ -49,7 +49,9 @@ class Buckets:
     def add(self, steps: np.ndarray, values: np.ndarray) -> None:
         """Takes values of shape (steps, width); those that are not finite are left out."""
         at = np.minimum((steps - 1) * self.count // self._last, self.count - 1)
-        np.maximum.at(self.largest, at, np.where(np.isfinite(values), values, -np.inf))
+        begins = np.flatnonzero(np.diff(at, prepend=-1))
+        most = np.maximum.reduceat(np.where(np.isfinite(values), values, -np.inf), begins, axis=0)
+        np.maximum.at(self.largest, at[begins], most)
 
     @property
     def steps(self) -> np.ndarray:
