@@ -198,8 +198,9 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     if not client.list_artifacts(run_id, TELEMETRY):
         if state is None:
             raise ValueError(
-                f"run {run_id} has no recording: it was not watched. Call mlflow_tfmon.autolog() before the training, "
-                "or train within mlflow_tfmon.Monitor(model)."
+                f"run {run_id} has no recording: it was not watched (call mlflow_tfmon.autolog() before the training, "
+                "or train within mlflow_tfmon.Monitor(model)), or nothing of it has arrived yet (what waits on the "
+                "machine that trained is delivered by `mlflow-tfmon sync`)."
             )
         raise ValueError(
             f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
