@@ -1,7 +1,7 @@
 """How well problems are found: trains published and own configurations under `autolog()` and judges the judgements.
 
     python -m benchmarks.detection --seeds 3            # the published configurations
-    python -m benchmarks.detection seen --seeds 2       # our own, those that the detectors were made with
+    python -m benchmarks.detection seen --seeds 2       # our own, those that were looked at
     python -m benchmarks.detection aside --seeds 2      # our own, those that were set aside
 
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
@@ -91,9 +91,9 @@ def _accurate(history: dict[str, list[float]], good: float, name: str = "val_acc
 
 def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
     """Our own configurations."""
-    from benchmarks import aside as set_aside
-    from benchmarks import configurations, spent
-    from benchmarks.recipes import Configuration
+    from benchmarks.sets import aside as set_aside
+    from benchmarks.sets import first, second, third
+    from benchmarks.sets.recipes import Configuration
 
     def make(one: Configuration, seed: int) -> tuple[Any, dict[str, Any]]:
         model, (x, y, x_val, y_val) = one.recipe(seed, **one.changes)
@@ -102,7 +102,7 @@ def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
             return model, {**given, "x": one.feed(x, y, one.batch_size)}
         return model, {**given, "x": x, "y": y, "batch_size": one.batch_size}
 
-    seen = (*configurations.CONFIGURATIONS, *spent.CONFIGURATIONS)
+    seen = (*first.CONFIGURATIONS, *second.CONFIGURATIONS, *third.CONFIGURATIONS)
     for seed in range(seeds):
         for one in set_aside.CONFIGURATIONS if aside else seen:
             yield Job(

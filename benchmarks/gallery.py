@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mlflow_tfmon
-from benchmarks.recipes import digits, friedman, mlp, rnn, tabular
+from benchmarks.sets.recipes import digits, friedman, mlp, rnn, tabular
 from mlflow_tfmon.reading.recorded import RecordedRun
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images" / "problems"

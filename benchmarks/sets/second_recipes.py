@@ -1,4 +1,4 @@
-"""Further data and models, for the configurations of `benchmarks.spent`."""
+"""Further data and models, for the configurations of `benchmarks.sets.second`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from benchmarks.recipes import (
+from benchmarks.sets.recipes import (
     Data,
     digits,
     finish,

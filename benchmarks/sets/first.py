@@ -1,14 +1,14 @@
 """Training configurations, healthy and broken in each way that a kind of problem names, for `benchmarks.detection`.
 
-The detectors were made with these. Those of `benchmarks.aside` were written later, and looked at once.
+The detectors were made with these. Those of `benchmarks.sets.aside` were written later, without a look at a detector.
 """
 
 from __future__ import annotations
 
 import keras
 
-from benchmarks.recipes import Configuration as one
-from benchmarks.recipes import autoencoder, cnn, friedman, log_loss, mlp, rnn, tabular, transformer
+from benchmarks.sets.recipes import Configuration as one
+from benchmarks.sets.recipes import autoencoder, cnn, friedman, log_loss, mlp, rnn, tabular, transformer
 
 _REG = {"data": friedman, "classes": 0}
 _WINE = {"data": tabular, "classes": 3, "hidden": (32,)}

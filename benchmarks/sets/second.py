@@ -1,6 +1,6 @@
 """Configurations that were set aside until the detectors had been made, and then looked at: they are seen since.
 
-Other models, data, sizes, optimizers and schedules than `benchmarks.configurations`.
+Other models, data, sizes, optimizers and schedules than `benchmarks.sets.first`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import functools
 
 import keras
 
-from benchmarks.further import (
+from benchmarks.sets.recipes import Configuration as one
+from benchmarks.sets.recipes import friedman, mlp, rnn, transformer
+from benchmarks.sets.second_recipes import (
     WarmUp,
     bag,
     both_ways,
@@ -29,8 +31,6 @@ from benchmarks.further import (
     table,
     two_inputs,
 )
-from benchmarks.recipes import Configuration as one
-from benchmarks.recipes import friedman, mlp, rnn, transformer
 
 _random = keras.initializers.RandomNormal
 _schedules = keras.optimizers.schedules

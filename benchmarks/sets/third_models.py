@@ -1,4 +1,4 @@
-"""Models, and ways to feed and train them, for the configurations of `benchmarks.aside`."""
+"""Models, and ways to feed and train them, for the configurations of `benchmarks.sets.third`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from benchmarks.recipes import Data, digits, finish, optimizer_of
-from benchmarks.unseen import chain, masks, movements, noisy_digits, pairs, peaks, ratings, stripes
+from benchmarks.sets.recipes import Data, digits, finish, optimizer_of
+from benchmarks.sets.third_data import chain, masks, movements, noisy_digits, pairs, peaks, ratings, stripes
 
 
 def sequence(

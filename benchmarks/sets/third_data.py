@@ -1,4 +1,4 @@
-"""Data for the configurations of `benchmarks.aside`, other than those that the detectors were made with."""
+"""Data for the configurations of `benchmarks.sets.third`, other than those of the first two sets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recipes import Data, digits, split
+from benchmarks.sets.recipes import Data, digits, split
 
 
 def rows_of_digits(seed: int) -> Data:

@@ -1,17 +1,16 @@
-"""The configurations that are set aside: written before any of them was run, and looked at once, when all was done.
+"""Configurations that were set aside as well, and written before any of them was run; looked at, so seen since.
 
-Other models, data, losses, optimizers and ways to train than those that the detectors were made with
-(`benchmarks.configurations`, `benchmarks.spent`). Whether a training goes as it is meant to may be tried with
-`--unwatched`, which asks no detector.
+Other models, data, losses, optimizers and ways to train than those of `benchmarks.sets.first` and
+`benchmarks.sets.second`.
 """
 
 from __future__ import annotations
 
 import keras
 
-from benchmarks.recipes import Configuration as one
-from benchmarks.recipes import mlp, tabular
-from benchmarks.unseen import (
+from benchmarks.sets.recipes import Configuration as one
+from benchmarks.sets.recipes import mlp, tabular
+from benchmarks.sets.third_data import (
     adding,
     chain,
     circles,
@@ -26,7 +25,7 @@ from benchmarks.unseen import (
     straight,
     targets_as_numbers,
 )  # fmt: skip
-from benchmarks.unseen_models import (
+from benchmarks.sets.third_models import (
     careful,
     cleaner,
     factors,

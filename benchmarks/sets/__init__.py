@@ -1,0 +1,1 @@
+"""Our own training configurations, for `benchmarks.detection`: those that were looked at, and those set aside."""
