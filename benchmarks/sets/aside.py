@@ -191,7 +191,7 @@ CONFIGURATIONS = (
     one("topics by heart", reader, (_OVER,), {"given": {"train": 120, "wrong": 0.5}, "rate": 5e-3, "width": 48}, 0.5,
         50, 16),
     one("census by heart", wide_and_deep, (_OVER,), {"hidden": (192, 192), "given": {"train": 200, "wrong": 0.3},
-        "rate": 2e-3}, 0.75, 80),
+        "rate": 2e-3}, 0.75, 50),
     one("topics of others", dense, (_UNDER, _OVER, _SLOW), {**_WORDS, "given": {"mode": "tf_idf", "shuffled": True},
         "hidden": (6,)}, 0.75, 15),
     one("hastie, swinging", dense, (_SWINGS, _HIGH, _SATURATED), {**_HASTIE, "activation": "tanh", "optimizer": "SGD",

@@ -45,7 +45,8 @@ def bodies(seed: int) -> Data:
     for at, kind in enumerate(y):
         size = rng.permutation(sizes[kind])
         start = rng.integers(0, 9 - size)
-        x[(at, *(slice(one, one + long) for one, long in zip(start, size, strict=True)))] += 1.0
+        (i, j, k), (up, wide, deep) = start, size
+        x[at, i : i + up, j : j + wide, k : k + deep] += 1.0
     return split(x[..., None], y, 520, seed)
 
 
