@@ -63,12 +63,14 @@ class Between:
     Attributes:
         fault: None (passes everything on), "refuses" (breaks each connection off), "hangs" (takes it and says nothing),
             "slow" (answers after 5 s), "500", "429", or "half" (half of each response).
+        lives: whether it says meanwhile that it does, as a server does whose database is away.
     """
 
     SLOW = 5.0  # s
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self.lives = False
         self._fault: str | None = None
         self._connections: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -101,6 +103,10 @@ class Between:
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError), client:
             fault = self._fault
+            if fault and self.lives and client.recv(12, socket.MSG_PEEK).startswith(b"GET /health "):
+                client.recv(65536)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+                return
             if fault == "refuses":
                 return
             while fault == "hangs" and self._fault == "hangs":

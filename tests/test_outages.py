@@ -54,15 +54,20 @@ _asked: list[tuple[int, str]] = []  # by which thread, and what, of the network
 _listens = False
 
 
-@contextlib.contextmanager
-def asking_nothing() -> Iterator[None]:
-    """This thread asks nothing of the network meanwhile: so it waits for nothing there."""
+def listen() -> None:
+    """From here on `_asked` is filled."""
     global _listens
     if not _listens:
         _listens = True
         sys.addaudithook(  # which cannot be taken out again
             lambda event, _: event.startswith("socket.") and _asked.append((threading.get_ident(), event))
         )
+
+
+@contextlib.contextmanager
+def asking_nothing() -> Iterator[None]:
+    """This thread asks nothing of the network meanwhile: so it waits for nothing there."""
+    listen()
     before = len(_asked)
     yield
     assert [event for thread, event in _asked[before:] if thread == threading.get_ident()] == []
@@ -131,6 +136,30 @@ def test_a_server_that_is_away_at_the_start(how: str, fault: str, between: Betwe
     assert made == [] or fault == "slow"
 
 
+@pytest.mark.parametrize("fault", ["hangs", "500", "429"])
+def test_a_server_that_lives_and_whose_database_is_away_at_the_start(
+    fault: str, between: Between, server: Server
+) -> None:
+    """It says that it lives: MLflow itself would then try for minutes to make the run."""
+    between.fault, between.lives = fault, True
+    mlflow_tfmon.autolog(delivery_wait=0.5, log_models=False)
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+    x, y = trainings.data()
+    before = {run.info.run_id for run in mlflow.MlflowClient(server.uri).search_runs(["0"])}
+    asked = len(_asked)
+    listen()
+    net.fit(x, y, batch_size=trainings.BATCH, epochs=2, verbose=0)
+    mine = [event for thread, event in _asked[asked:] if thread == threading.get_ident()]
+    assert mine.count("socket.connect") <= 2
+    between.fault = None
+    until(lambda: not find_waiting())
+    client = mlflow.MlflowClient(server.uri)
+    (run,) = (run for run in client.search_runs(["0"]) if run.info.run_id not in before)
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    assert mlflow_tfmon.load_run(run.info.run_id, server.uri).steps.index.tolist() == list(range(1, 21))
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("away", [5, 30, 120, "to the end"])
 def test_a_server_that_is_killed_and_started_again(away: int | str, server: Server, fresh: None) -> None:
@@ -162,6 +191,55 @@ def test_a_server_that_is_killed_and_started_again(away: int | str, server: Serv
     assert recorded.epochs.val_loss.tolist() == [1 / (1 + epoch) for epoch in range(epochs)]
     points = client.get_metric_history(run_id, "val_loss")
     assert [(one.step, one.value) for one in points] == list(enumerate(recorded.epochs.val_loss))
+
+
+def test_tags_that_are_no_texts_cost_no_run(server: Server, fresh: None) -> None:
+    """A server refuses a number, and would refuse it for ever."""
+    mlflow.set_tracking_uri(server.uri)
+    mlflow_tfmon.autolog(extra_tags={"fold": 3, "who@": "ann"}, log_models=False)
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+    x, y = trainings.data()
+    net.fit(x, y, batch_size=trainings.BATCH, epochs=2, verbose=0)
+    until(lambda: not find_waiting())
+    run = mlflow.get_run(trainings.last_run())
+    assert (run.data.tags["fold"], run.data.tags["who_"], run.info.status) == ("3", "ann", "FINISHED")
+
+
+@pytest.mark.parametrize("fault", ["hangs", "half"])
+def test_the_models_of_a_fit_arrive_once(fault: str, between: Between, server: Server) -> None:
+    mlflow_tfmon.autolog(delivery_wait=0.5, monitor="loss")
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+    told: dict[str, str] = {}
+    away = contextlib.ExitStack()
+
+    class Away(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                run = mlflow.active_run()
+                assert run is not None
+                told["run"] = run.info.run_id
+                between.fault = fault
+                away.enter_context(asking_nothing())
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            time.sleep(0.5)
+
+        def on_train_end(self, logs: Any = None) -> None:
+            away.close()
+
+    x, y = trainings.data()
+    net.fit(x, y, batch_size=trainings.BATCH, epochs=6, verbose=0, callbacks=[Away()])
+    between.fault = None
+    until(lambda: not find_waiting())
+    client = mlflow.MlflowClient(server.uri)
+    run = client.get_run(told["run"])
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    models = [one for one in client.search_logged_models(["0"]) if one.source_run_id == told["run"]]
+    assert {one.status.value for one in models} == {"READY"}
+    kept = {run.data.tags[f"tfmon.{kind}"] for kind in ("best_model", "last_model", "resume_model", "model")}
+    assert sorted(one.model_id for one in models) == sorted(kept)
 
 
 def test_what_waits_at_the_end_is_said(

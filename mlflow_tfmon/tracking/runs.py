@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
 from mlflow_tfmon.stream.past import NOTHING, Past
-from mlflow_tfmon.tracking.names import REACHED_TAG
+from mlflow_tfmon.tracking.names import REACHED_TAG, clean
 from mlflow_tfmon.uris import without_secrets
 
 INTEGRATION = "mlflow_tfmon"
-_REACH = 2.0  # s to wait for a tracking server before the training starts without it
+# s to wait for a tracking server before the training starts without it: for a word, and for an answer
+_REACH, _ANSWER = 2.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
     from mlflow.tracking import fluent
     from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING
 
-    tags = {**(extra_tags or {}), MLFLOW_AUTOLOGGING: INTEGRATION}
+    # As delivery writes them: a number, say, is refused, and with it the run.
+    tags = {clean(str(name)): str(value) for name, value in (extra_tags or {}).items()}
+    tags[MLFLOW_AUTOLOGGING] = INTEGRATION
     uri = mlflow.get_tracking_uri()
     experiment = fluent._active_experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
     later = replace(
@@ -155,6 +158,15 @@ def leave(run: Run) -> None:
         monitor = fluent.run_id_to_system_metrics_monitor.pop(run.run_id, None)
         if monitor is not None:
             monitor.finish()
+
+
+def give_up(run: Run) -> None:
+    """Ends a run that was made for a training which cannot be recorded."""
+    import mlflow
+
+    leave(run)
+    if run.run_id is not None:
+        mlflow.MlflowClient(run.tracking_uri).set_terminated(run.run_id, "FAILED")
 
 
 def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
@@ -241,20 +253,30 @@ def _host(uri: str) -> str:
 
 
 def reachable(uri: str) -> bool:
-    """Whether a store's server answers, and soon: MLflow itself would retry for minutes. What is no server does."""
+    """Whether a store's server answers, and soon: MLflow itself would retry for minutes. What is no server does.
+
+    It is asked for experiments too: one whose database is away, or that takes no more calls, may say that it lives.
+    """
     if urlsplit(uri).scheme not in ("http", "https"):
         return True
+    return _answers(uri, "/health", _REACH) and _answers(
+        uri, "/api/2.0/mlflow/experiments/search", _ANSWER, params={"max_results": 1}
+    )
+
+
+def _answers(uri: str, endpoint: str, patience: float, **more: Any) -> bool:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
     try:  # by MLflow's own way, with its proxies, certificates and tokens
         answer = http_request(
             get_default_host_creds(uri),
-            "/health",
+            endpoint,
             "GET",
             max_retries=0,
-            timeout=_REACH,
+            timeout=patience,
             raise_on_status=False,
+            **more,
         )
     except Exception:
         return False

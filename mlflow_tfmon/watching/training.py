@@ -132,6 +132,9 @@ class Training:
                     self.attach(ring)
         if self._pipeline is None:
             probes.remove(self)
+            if run is not None and run.owned:
+                with contained("ending the run that was made", "it stays as it is"):
+                    runs.give_up(run)
         return self
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
