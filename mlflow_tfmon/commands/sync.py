@@ -94,9 +94,9 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
     import logging
 
     from mlflow_tfmon.delivery.waiting import deliver
-    from mlflow_tfmon.tracking.patience import be_quick
+    from mlflow_tfmon.tracking.patience import LONGEST_CALL, be_quick
 
-    be_quick()
+    be_quick(LONGEST_CALL)  # who has called it waits
     for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     left = 0

@@ -11,21 +11,38 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-_CALL_SECONDS, _UPLOAD_SECONDS = "10", "120"
+LONGEST_CALL = 40  # s
+_CALL, _UPLOAD = 10, 120  # s
 _quick = False
+_call = _CALL  # s that a call may take now
 
 
-def be_quick() -> None:
+def be_quick(call: int = _CALL) -> None:
     """Makes calls to a server that does not answer fail within seconds, unless the user has set how long they take.
 
     So do those whose answer was cut short before its body: MLflow (3.1 to 3.17) takes it for an empty one, and would
     make a run that is there a second time, or upload files to a run whose address is empty: to the working directory.
+
+    Args:
+        call: seconds that a call may take.
     """
-    global _quick
+    global _quick, _call
     _distrust_empty_answers()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     if _TIMEOUT not in os.environ:
-        os.environ[_TIMEOUT], _quick = _CALL_SECONDS, True
+        os.environ[_TIMEOUT], _quick, _call = str(call), True, call
+
+
+def give_more_time(reason: str) -> None:
+    """Lets calls take longer after one whose answer did not come in time: a server under load is not away.
+
+    Args:
+        reason: why a call failed.
+    """
+    global _call
+    if _quick and "Read timed out" in reason:
+        _call = min(2 * _call, LONGEST_CALL)
+        os.environ[_TIMEOUT] = str(_call)
 
 
 def _distrust_empty_answers() -> None:
@@ -50,8 +67,8 @@ def patient_uploads() -> Iterator[None]:
     if not _quick:
         yield
         return
-    os.environ[_TIMEOUT] = _UPLOAD_SECONDS
+    os.environ[_TIMEOUT] = str(_UPLOAD)
     try:
         yield
     finally:
-        os.environ[_TIMEOUT] = _CALL_SECONDS
+        os.environ[_TIMEOUT] = str(_call)
