@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -14,8 +14,7 @@ from mlflow_tfmon.delivery.earlier import Earlier
 from mlflow_tfmon.delivery.sent import Sent
 from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.stream.records import ModelSaved
-from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models
-from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models, unheard
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import RunStore, store_errors
 
@@ -23,7 +22,13 @@ Call = Callable[[RunStore], "dict[str, str] | None"]
 
 
 def saved_model(
-    saved: ModelSaved, when: float, folder: Path, sent: Sent, ledger: Ledger, earlier: Callable[[], Earlier]
+    saved: ModelSaved,
+    when: float,
+    folder: Path,
+    sent: Sent,
+    ledger: Ledger,
+    earlier: Callable[[], Earlier],
+    names: Callable[[str], str],
 ) -> tuple[str, Call, Callable[[], None]]:
     """How a saved model gets to the run.
 
@@ -34,13 +39,14 @@ def saved_model(
         sent: what has been handed over; the model is added.
         ledger: of the recording.
         earlier: tells what the run held, once it is open.
+        names: gives each metric the name that MLflow has for it.
 
     Returns:
         The model's name among what is refused, the call, and what is to be done after it.
     """
     name, files = f"model {saved.name}", folder / saved.path
     points = []
-    for key, value in ((clean(key), value) for key, value in saved.metrics.items() if isfinite(value)):
+    for key, value in ((names(key), value) for key, value in saved.metrics.items() if isfinite(value)):
         known = sent.linkable.get((key, saved.step))
         same = known is not None and known.value == value
         points.append(known if known and same else Point(key, value, saved.step, int(when * 1e3)))
@@ -57,7 +63,7 @@ def saved_model(
         known = ledger.status.models
         if files.with_name(f"{files.name}.gone").exists():  # another took its place before it was delivered
             if saved.path in known:
-                drop_model(run, known[saved.path])
+                _drop(run, known, saved.path)
             return {}
         with store_errors():
             linked = earlier().linkable(run.client, run.run_id, points)
@@ -67,10 +73,17 @@ def saved_model(
         else:
             for path in saved.drops:
                 if path in known or path.startswith(MODELS):
-                    drop_model(run, known.get(path) or path.removeprefix(MODELS))
+                    _drop(run, known, path)
         return rejected
 
     return name, deliver, partial(shutil.rmtree, files, ignore_errors=True)
+
+
+def _drop(run: RunStore, known: Mapping[str, str], path: str) -> None:
+    with store_errors():
+        found = known.get(path, path.removeprefix(MODELS)) or unheard(run, path)
+    if found:
+        drop_model(run, found)
 
 
 def settled(sent: Sent, ledger: Ledger) -> list[tuple[str, Call]]:
@@ -78,7 +91,7 @@ def settled(sent: Sent, ledger: Ledger) -> list[tuple[str, Call]]:
 
     def link(run: RunStore) -> None:
         known = ledger.status.models
-        link_models(run, {known[path]: step for path, step in sent.models.items() if path in known})
+        link_models(run, {known[path]: step for path, step in sent.models.items() if known.get(path)})
 
     calls: list[tuple[str, Call]] = [("outputs", link)] if sent.models else []
     for tag, name in sent.to_register.items():

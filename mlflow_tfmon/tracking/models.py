@@ -17,6 +17,7 @@ from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 
 _VERSIONS = "mlflow.modelVersions"  # MLflow's tag of a logged model that is registered (3.1 to 3.17)
+_PATH = "tfmon.recorded_as"  # tag of a logged model: path of its record
 
 
 def deliver_model(
@@ -34,8 +35,8 @@ def deliver_model(
         saved: the record.
         folder: where the model's files are.
         metrics: points to link; a point that is in the run already, with the same time, is not doubled there.
-        known: the logged model's id, if an earlier attempt got as far as that.
-        remember: is told the id as soon as there is one.
+        known: the logged model's id, if an earlier attempt got as far as that; "" if that heard nothing.
+        remember: is told the id as soon as there is one, and before that "".
 
     Returns:
         What was refused: name -> reason.
@@ -44,23 +45,25 @@ def deliver_model(
         AwayError: the store does not answer; call again, with `known`, to go on.
     """
     client = run.client
-    model_id = known
+    model_id: str | None = None
     rejected: dict[str, str] = {}
     try:
         with store_errors():
             source = client.get_run(run.run_id)
+            model_id = known or (unheard(run, saved.path) if known == "" else None)
             if model_id is None:
+                remember("")
                 model = client.create_logged_model(
                     source.info.experiment_id,
                     saved.name,
                     run.run_id,
-                    tags=saved.tags,
+                    tags={**saved.tags, _PATH: saved.path},
                     params=source.data.params,
                 )
                 model_id = model.model_id
-                remember(model_id)
             else:
                 model = client.get_logged_model(model_id)
+            remember(model_id)
             if model.status != LoggedModelStatus.READY:  # an earlier attempt may have got as far as that
                 _sign(folder, model_id, run.run_id, model.artifact_location)
                 with patient_uploads():
@@ -75,6 +78,22 @@ def deliver_model(
                 if client.get_logged_model(model_id).status != LoggedModelStatus.READY:
                     client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
     return rejected
+
+
+def unheard(run: RunStore, path: str) -> str | None:
+    """Id of the logged model that was made of a record, if one was, though the answer got lost."""
+    experiment = run.client.get_run(run.run_id).info.experiment_id
+    token = None
+    while True:
+        found = run.client.search_logged_models(
+            [experiment], f"source_run_id = '{run.run_id}'", page_token=token
+        )
+        for model in found:
+            if model.tags.get(_PATH) == path:
+                return str(model.model_id)
+        token = found.token
+        if not token:
+            return None
 
 
 def _sign(folder: Path, model_id: str, run_id: str, location: str) -> None:

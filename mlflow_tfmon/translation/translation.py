@@ -52,6 +52,7 @@ class Translation:
         lost: how many steps, deep steps and histograms were lost, by these names.
         left_out: kind of record -> how many rows were measured and not kept.
         why: they were not.
+        names: gives each metric the name that MLflow has for it.
 
     Args:
         started: the recording's first record.
@@ -66,8 +67,9 @@ class Translation:
         self.lost = Counter[str]()
         self.left_out: dict[str, int] = {}
         self.why = ""
+        self.names = Names()
         self._max_variables = started.max_variables
-        self._curves = Curves(started.max_points, Names())
+        self._curves = Curves(started.max_points, self.names)
         self._seams = self._past.seams
         self._streams: dict[int, StreamSeries] = {}
         self._clocks: dict[int, StepClock] = {}

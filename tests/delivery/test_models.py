@@ -91,6 +91,30 @@ def test_a_saved_model_becomes_a_logged_and_registered_one_exactly_once(
     assert (info.run_id, info.model_uuid) == (run_id, model.model_id)
 
 
+def test_a_model_whose_making_went_well_but_unheard_is_made_once(
+    store: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient(store)
+    run_id = client.create_run("0").info.run_id
+    journal = record(home, store, run_id)
+    real = mlflow.MlflowClient.create_logged_model
+
+    def unheard(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)  # type: ignore[arg-type]
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_logged_model", unheard)
+    first = Deliverer(journal.folder)
+    first.advance()
+    first.close()
+    assert first.status.error == "reset by peer"
+    monkeypatch.setattr(mlflow.MlflowClient, "create_logged_model", real)
+    assert deliver(journal.folder).done
+    (model,) = client.search_logged_models(["0"])
+    assert model.status.value == "READY"
+    assert client.get_run(run_id).data.tags["tfmon.best_model"] == model.model_id
+
+
 def test_a_model_that_was_not_saved_in_full_is_marked_failed_and_holds_nothing_up(
     store: str, home: Path
 ) -> None:
