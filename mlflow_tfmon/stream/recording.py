@@ -28,6 +28,7 @@ _FROM = {
 }
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
+_SEAMS = 4000  # letters of the tag that names the seams: MLflow takes no more, and nobody reads more
 
 
 class Recording:
@@ -239,8 +240,12 @@ class Recording:
             stream = next((s for s in self._streams if s.keys & keys), None)
             if stream is None or stream.steps == 0 or stream.carried:
                 return []
-            self._seams[f"{stream.prefix}{(stream.steps if after is None else after) + 1}"] = None
-            return [records.Facts(tags={SEAMS_TAG: ", ".join(self._seams)}, time=time.time())]
+            seam = f"{stream.prefix}{(stream.steps if after is None else after) + 1}"
+            text = ", ".join([*self._seams, seam])
+            if len(text) > _SEAMS:
+                return []
+            self._seams[seam] = None
+            return [records.Facts(tags={SEAMS_TAG: text}, time=time.time())]
 
     @property
     def steps(self) -> int:

@@ -19,7 +19,18 @@ from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
 from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.stream.records import DeepSteps, EpochEnded, Facts, Logged, RunEnded, Steps, Variable
+from mlflow_tfmon.stream.past import Past, PastStream, mark
+from mlflow_tfmon.stream.recording import Recording
+from mlflow_tfmon.stream.records import (
+    DeepSteps,
+    EpochEnded,
+    Facts,
+    Logged,
+    Record,
+    RunEnded,
+    Steps,
+    Variable,
+)
 from mlflow_tfmon.translation.translation import Translation
 
 ENDED = RunEnded(BEGUN + 99, "FINISHED", True)
@@ -87,6 +98,21 @@ def test_a_clock_that_goes_backwards(
     history = client.get_metric_history(run_id, "batch/loss")
     assert {(point.step, point.value) for point in history} == set(enumerate(rows[:, 4].tolist(), 1))
     assert client.get_run(run_id).data.tags["tfmon.delivery"] == "complete"
+
+
+def test_ten_thousand_fits_in_one_run() -> None:
+    """Each tells of all seams before it: those that are kept are bounded, as a tag's length is."""
+    told: list[Record] = []
+    past = Past((PastStream(0, "", "net", "net", 1, mark(["kernel"])),))
+    recording = Recording(told.extend, past)
+    recording.bind(frozenset({"kernel"}), mark(["kernel"]))
+    for _ in range(10_000):
+        recording._streams[0].steps += 10
+        recording.append(*recording.seam(frozenset({"kernel"})))
+    tags = [one.tags["tfmon.seams"] for one in told if isinstance(one, Facts)]
+    assert tags[-1].startswith("12, 22, 32, ") and len(tags) > 500
+    assert len(tags[-1]) <= 4000 and sum(map(len, tags)) < 3e6
+    assert recording.past().seams == tuple(tags[-1].split(", "))
 
 
 def held(folder: Path, count: int) -> list[int]:
