@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
+from urllib.request import url2pathname
 
 _USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET_QUERY = re.compile(
@@ -63,5 +65,7 @@ def absolute(uri: str) -> str:
     if match and path:
         query = "?" + match.group(2).split("?", 1)[1] if "?" in match.group(2) else ""
         return f"{match.group(1)}:///{path.replace(os.sep, '/')}{query}"
+    if uri.startswith("file:") and not uri.startswith("file:/"):
+        return Path(url2pathname(uri.removeprefix("file:"))).absolute().as_uri()
     is_path = "://" not in uri and not uri.startswith(("file:", "databricks", "uc"))
     return os.path.abspath(uri) if uri and is_path else uri

@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_tfmon.uris import in_a_line
+from mlflow_tfmon.uris import absolute, in_a_line
 
 
 @pytest.fixture
@@ -50,3 +50,10 @@ def test_the_server_and_the_reason(error):
 )  # fmt: skip
 def test_other_errors(text, said):
     assert in_a_line(Exception(text)) == said
+
+
+def test_a_folder_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for uri in ("file:my%20runs", "file:./my%20runs", f"file://{tmp_path}/my%20runs"):
+        assert absolute(uri) == (tmp_path / "my runs").as_uri()
+    assert absolute("runs") == str(tmp_path / "runs")
