@@ -42,6 +42,8 @@ from mlflow_tfmon.translation.translation import Translation
 
 LOST_TAGS = "tfmon.lost_"
 LEFT_OUT_TAG = "tfmon.not_kept"
+REFUSED_TAG = "tfmon.refused"
+_TAG_LENGTH = 5000  # of the longest that every store takes
 PROGRESS_TAG = "tfmon.progress"
 
 
@@ -54,6 +56,7 @@ class Outbox:
         sent: when a call last succeeded (monotonic seconds).
         muted: whether calls are left out, because an earlier delivery has made them.
         so_far: what has been handed over.
+        lacks: what the store has lost of it, as far as that was counted, a line each.
 
     Args:
         folder: of the recording.
@@ -65,6 +68,7 @@ class Outbox:
         self.sent = time.monotonic()
         self.muted = False
         self.so_far = Sent()
+        self.lacks: list[str] = []
         self._folder = folder
         self._uris = uris
         self._ledger = ledger
@@ -73,6 +77,7 @@ class Outbox:
         self._client: MlflowClient | None = None
         self._run: RunStore | None = None
         self._earlier = Earlier()
+        self._coming: set[str] = set()  # files that wait
 
     @property
     def empty(self) -> bool:
@@ -120,12 +125,13 @@ class Outbox:
         """Points that a model's metrics may be: a model linked to one of them doubles nothing in the run."""
         self.so_far.linkable |= {(point.key, point.step): point for point in points}
 
-    def record(self, record: Record, when: float) -> None:
+    def record(self, record: Record, when: float, names: Callable[[str], str]) -> None:
         """Logs a record that is no data.
 
         Args:
             record: the record.
             when: Unix time for what has no time of its own, seconds.
+            names: gives each metric the name that MLflow has for it.
         """
         if isinstance(record, Facts):
             if record.params:
@@ -142,7 +148,7 @@ class Outbox:
             self._problems(record)
         elif isinstance(record, ModelSaved):
             name, call, after = saved_model(
-                record, when, self._folder, self.so_far, self._ledger, lambda: self._earlier
+                record, when, self._folder, self.so_far, self._ledger, lambda: self._earlier, names
             )
             self._do(call, name, self._files)
             self._files.append(after)
@@ -150,11 +156,17 @@ class Outbox:
     def files(self, parts: Sequence[Part]) -> None:
         """Uploads finished telemetry parts; the files they are written to meanwhile are deleted."""
         self.so_far.tally.rows |= {part.artifact: part.rows for part in parts}
+        self.so_far.uncounted.update(part.artifact for part in parts)
         for part in parts if not self.muted else ():
             with contextlib.suppress(OSError):  # a full disk: it stays in memory, and is tried again
                 part.save()
-            self._do(partial(_upload, part=part), part.artifact, self._files)
-            self._files.append(partial(part.path.unlink, missing_ok=True))
+            self._coming.add(part.artifact)
+            self._do(partial(_upload, part=part, sizes=self.so_far.tally.sizes), part.artifact, self._files)
+            self._files.append(partial(self._come, part))
+
+    def _come(self, part: Part) -> None:
+        self._coming.discard(part.artifact)
+        part.path.unlink(missing_ok=True)
 
     def show(self, part: Part) -> None:
         """Uploads a telemetry part as it stands, at once: it comes again when it is finished.
@@ -213,20 +225,26 @@ class Outbox:
             self._do(showing.event_files, EVENT_FILES, self._files)
 
     def _count(self, run: RunStore) -> dict[str, str]:
-        """Calls delivery complete if the store holds all that was sent."""
-        manifest = self.so_far.tally.manifest(self._ledger.status.rejected, self._earlier)
+        """Calls delivery complete if the store holds all that was sent, and tells what it refuses."""
+        tally, refused = self.so_far.tally, self._ledger.status.rejected
+        # If files were held up, more may have come since: then it is not complete after all.
+        manifest = tally.manifest({**refused, **dict.fromkeys(self._coming, "")}, self._earlier)
         run.text(MANIFEST, manifest)
         with store_errors():
-            lacks = missing(run.client, run.run_id, manifest, sorted(self.so_far.uncounted))
-        self.so_far.uncounted.clear()
-        # If files were held up, more may have come since: then it is not complete after all.
-        return run.tags({DELIVERY_TAG: "incomplete" if lacks else self.so_far.tagged}) | {
-            line.partition(":")[0]: line for line in lacks
-        }
+            self.lacks = missing(run.client, run.run_id, manifest, self.so_far.uncounted, tally.sizes)
+        if not self.lacks:  # else they are looked for again
+            self.so_far.uncounted &= self._coming
+        state = "incomplete" if self.lacks else "streaming" if self._coming else self.so_far.tagged
+        tags = {DELIVERY_TAG: state}
+        if told := [*(f"{name}: {why}" for name, why in refused.items()), *self.lacks]:
+            tags[REFUSED_TAG] = "; ".join(told)[:_TAG_LENGTH]
+        else:
+            run.untag(REFUSED_TAG)
+        return run.tags(tags)
 
     def end(self, ended: RunEnded) -> None:
         """Says why the run failed and gives it its end state."""
-        reason = ended.reason.replace("<", "\\<")  # an exception's text may be anything; this is Markdown
+        reason = findings.plain(ended.reason)  # an exception's text may be anything; this is Markdown
         if ended.set_status:
             self._do(lambda run: run.end(ended.status, ended.time, reason), "end state", self._files)
         elif reason:
@@ -270,7 +288,7 @@ class Outbox:
         self._ledger.note(run_id=run_id)
 
 
-def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
+def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, int] | None = None) -> None:
     with contextlib.ExitStack() as stack, store_errors():
         try:
             path = part.save()
@@ -279,3 +297,5 @@ def _upload(run: RunStore, part: Part, patient: bool = True) -> None:
             path = Path(folder, part.path.name)
             part.write(path)
         run.file(path, part.folder, patient)
+        if sizes is not None:
+            sizes[part.artifact] = path.stat().st_size

@@ -14,7 +14,7 @@ class Sent:
 
     Attributes:
         tally: the count of points and rows.
-        uncounted: metrics with points that were not looked for in the store yet.
+        uncounted: metrics with points, and files, that were not looked for in the store yet.
         linkable: points that a model's metrics may be, by metric and step.
         models: of models that are kept: path -> step.
         to_register: a run's tag that says which model -> registered model.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mlflow_tfmon.tracking.points import Point
@@ -27,10 +28,12 @@ class Tally:
     Attributes:
         steps: of each metric, the steps at which it has a point.
         rows: of each Parquet file, by its path among the run's artifacts, how many rows it has.
+        sizes: of those that were uploaded whole, how many bytes.
     """
 
     steps: dict[str, set[int]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def points(self, points: Iterable[Point]) -> None:
         """Counts points; one that is sent again counts once."""
@@ -52,14 +55,21 @@ class Tally:
         return json.dumps({"format": FORMAT, "series": series, "files": files}, indent=1)
 
 
-def missing(client: MlflowClient, run_id: str, manifest: str, of: Sequence[str] | None = None) -> list[str]:
+def missing(
+    client: MlflowClient,
+    run_id: str,
+    manifest: str,
+    of: Container[str] | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+) -> list[str]:
     """Counts what the store holds of a run, and tells what is not there, a line each.
 
     Args:
         client: of the store.
         run_id: the run.
         manifest: what must be there.
-        of: the metrics to count. Default: all, and the files.
+        of: the metrics and files to count; that the others' files are there is seen too. Default: all.
+        sizes: of files, in bytes: one that has its size has its rows, and need not come back to be counted.
     """
     wanted = json.loads(manifest)
     found = []
@@ -69,11 +79,15 @@ def missing(client: MlflowClient, run_id: str, manifest: str, of: Sequence[str] 
             if len(steps) < count:
                 found.append(f"metric {key}: {len(steps)} of {count} points")
     folders = sorted({name.rpartition("/")[0] for name in wanted["files"]})
-    there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder)}
+    there = {
+        item.path: item.file_size for folder in folders for item in client.list_artifacts(run_id, folder)
+    }
     for name, rows in wanted["files"].items():
         if name not in there:
             found.append(f"file {name}: not there")
-        elif of is None and (got := _rows(client, run_id, name)) != rows:
+        elif of is not None and (name not in of or sizes.get(name, -1) == there[name]):
+            continue
+        elif (got := _rows(client, run_id, name)) != rows:
             found.append(f"file {name}: {got} of {rows} rows")
     return found
 

@@ -176,7 +176,7 @@ def _tables(run: Any) -> list[Table]:
     shown = {
         "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
         "tfmon.environment": "environment", "tfmon.absent": "not measured", "tfmon.lost_steps": "steps lost",
-        "tfmon.not_kept": "not kept",
+        "tfmon.not_kept": "not kept", "tfmon.refused": "refused by MLflow",
         "tfmon.lost_deep_steps": "deep steps lost", "tfmon.lost_histograms": "histograms lost",
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]

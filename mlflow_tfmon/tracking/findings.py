@@ -28,7 +28,7 @@ def summary(record: Problems) -> str:
     """The part of the description, in Markdown; "" if the training is clean."""
     found = [Problem.from_dict(one) for one in record.found]
     lines = [
-        f"- **{one.kind}** ({one.severity}, since step {one.first_step}): {_plain(one.evidence)} *{_plain(one.advice)}*"
+        f"- **{one.kind}** ({one.severity}, since step {one.first_step}): {plain(one.evidence)} *{plain(one.advice)}*"
         for one in found
     ]
     return "\n".join(["**Problems of this training** (mlflow_tfmon)", "", *lines]) if lines else ""
@@ -48,6 +48,6 @@ def premises_file(record: Premises) -> tuple[str, str]:
     return f"{TELEMETRY}/premises-{name}.json", text
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text in which Markdown and HTML see nothing but text (a layer may have any name)."""
     return re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", text)

@@ -198,6 +198,12 @@ class RunStore:
                 rejected[key] = str(error)
         return rejected
 
+    def untag(self, key: str) -> None:
+        """Takes a tag away, if it is there."""
+        if key in self._run().data.tags:
+            with store_errors():
+                self.client.delete_tag(self.run_id, key)
+
     def describe(self, text: str) -> dict[str, str]:
         """Adds a paragraph to the run's description, below what is there."""
         description = self._run().data.tags.get(DESCRIPTION, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from mlflow_tfmon.delivery.main import Delivery
 from mlflow_tfmon.delivery.status import read_status
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import Problem, load_run
+from mlflow_tfmon.stream.coding import encode
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
     EpochEnded,
     Facts,
     Flushed,
     Lost,
+    ModelSaved,
     RunEnded,
     Text,
 )
@@ -187,9 +190,12 @@ def test_the_users_own_run_is_ended_where_the_dead_trainer_would_have_ended_it(
 def test_a_reason_goes_below_the_description(
     store: str, client: mlflow.MlflowClient, run_id: str, home: Path
 ) -> None:
-    deliver(write(home, started(store, run_id), RunEnded(BEGUN, "FAILED", True, "ValueError: no <script>")))
+    deliver(write(home, started(store, run_id), RunEnded(BEGUN, "FAILED", True, r"ValueError: no \<script>")))
     run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["mlflow.note.content"]) == ("FAILED", r"ValueError: no \<script>")
+    assert (run.info.status, run.data.tags["mlflow.note.content"]) == (
+        "FAILED",
+        r"ValueError: no \\\<script\>",
+    )
 
 
 def test_a_run_that_could_not_be_made_is_made_once(
@@ -292,6 +298,27 @@ def test_refused_and_broken_records_hold_nothing_up(
     assert "../out" in deliverer.status.rejected
     run = client.get_run(run_id)
     assert (run.data.metrics["loss"], run.data.tags["ok"], run.info.status) == (1.0, "yes", "FINISHED")
+    assert "../out: artifact path" in run.data.tags["tfmon.refused"]  # and the user is told
+
+
+def test_a_model_is_linked_to_its_own_metric_where_two_names_become_one(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+) -> None:
+    folder = write(home, started(store, run_id))
+    figures = {"acc@5": 0.5, "acc#5": 0.25}
+    mlflow.models.Model().save(str(folder / "MLmodel"))  # the folder itself stands for a model's
+    shutil.copytree(folder, folder / "models" / "0", ignore=shutil.ignore_patterns("journal*", "trainer"))
+    with sqlite3.connect(folder / "journal.sqlite") as connection:
+        for record in (EpochEnded(0, 1, BEGUN, figures), ModelSaved("models/0", "best", 0, figures), ENDED):
+            kind, body, _ = encode(record)
+            connection.execute("INSERT INTO records (kind, body) VALUES (?, ?)", (kind, json.dumps(body)))
+    done = deliver(folder)
+    assert done.done and done.status.rejected == {}
+    points = [(key, step, value) for key, step, value, _ in all_points(store) if key.startswith("acc")]
+    assert [value for key, _, value in points if key == "acc_5"] == [0.5]
+    assert sorted(value for _, _, value in points) == [0.25, 0.5]
+    (model,) = client.search_logged_models(["0"])
+    assert {one.key: one.value for one in model.metrics} == {key: value for key, _, value in points}
 
 
 def test_an_artifact_store_that_is_away_does_not_hold_up_the_curves(
