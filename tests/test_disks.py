@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -245,6 +246,33 @@ def test_the_journals_disk_takes_nothing_until_the_end(
         assert not list(second_home().glob("arrived-*"))
 
 
+def test_the_journals_folder_is_deleted_before_delivery_has_seen_it(
+    unwatched: list[np.ndarray], store: str, fresh: None, home: Path, said: list[str]
+) -> None:
+    mlflow_tfmon.autolog(log_models=False)
+    process = DeliveryProcess.shared()._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)  # it is still loading MLflow, as in a training's first seconds
+
+    def delete() -> None:
+        for folder in (home / "recordings").iterdir():
+            shutil.rmtree(folder)
+
+    net = compiled()
+    train(net, 6, callbacks=[At(epoch2=delete)])
+    same(net, unwatched)
+    os.kill(process.pid, signal.SIGCONT)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(["0"])
+    until(lambda: client.get_run(run.info.run_id).info.status == "FINISHED")
+    until(lambda: client.get_run(run.info.run_id).data.tags.get("tfmon.delivery") == "complete")
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags["tfmon.lost_steps"] == "60"
+    assert "60 steps" in tags["tfmon.not_kept"] and "2 epochs" in tags["tfmon.not_kept"]
+    assert mlflow_tfmon.load_run(run.info.run_id).epochs.index.tolist() == [2, 3, 4, 5]
+    assert find_waiting() == []
+
+
 def test_no_disk_takes_the_journal(
     unwatched: list[np.ndarray],
     store: str,
@@ -261,6 +289,9 @@ def test_no_disk_takes_the_journal(
     train(net, 6)
     same(net, unwatched)
     assert [line for line in said if "the training goes on" in line and "not recorded" in line], said
+    assert mlflow.active_run() is None
+    (run,) = mlflow.search_runs(output_format="list")  # it was made before that was known
+    assert run.info.status == "FAILED"
 
 
 @pytest.mark.parametrize("theirs", [False, True])

@@ -142,13 +142,19 @@ Trained = Callable[..., str]
 def train(home: Path, tmp_path: Path) -> Trained:
     """Trains in a process of its own, in this environment and in none of the developer's."""
 
-    def trained(uri: str, within: Sequence[str] = (), **environment: str) -> str:
+    def trained(
+        uri: str,
+        within: Sequence[str] = (),
+        script: str = SCRIPT,
+        arguments: Sequence[str] = (),
+        **environment: str,
+    ) -> str:
         ours = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         own = {**ours, "MLFLOW_TRACKING_URI": uri, "MLFLOW_TFMON_RAISE_ERRORS": "0", **environment}
         said = tmp_path / "said"  # a pipe would end with delivery, which outlives the training
         with said.open("w") as file:
             subprocess.run(
-                [*within, sys.executable, "-c", SCRIPT],
+                [*within, sys.executable, "-c", script, *arguments],
                 env=own, cwd=tmp_path, check=True, stdout=file, stderr=file,
             )  # fmt: skip
         return said.read_text()
@@ -213,6 +219,37 @@ def test_no_secret_is_written_down(how: str, server: Server, train: Trained, hom
     assert len(written) > 10_000
     assert not [secret for secret in secrets if secret.encode() in written or secret in said]
     front.close()
+
+
+LATER = """
+import os, sys
+import keras, numpy as np
+import mlflow_tfmon
+
+mlflow_tfmon.autolog(delivery_wait=3.0, report=False)
+for token in ({}, {"MLFLOW_TRACKING_TOKEN": sys.argv[1]}):
+    os.environ.update(token)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((800, 2)), np.ones(800), batch_size=16, epochs=2, verbose=0)
+"""
+
+
+def test_a_token_that_is_set_after_the_first_training(server: Server, train: Trained, home: Path) -> None:
+    """As in a notebook: delivery, which was started before, goes by it too."""
+    front, before = Front(server.port, f"Bearer {TOKEN}"), runs(server)
+    said = train(f"http://127.0.0.1:{front.port}", script=LATER, arguments=[TOKEN])
+    give_up = time.monotonic() + 150
+    while find_waiting():
+        assert time.monotonic() < give_up, said
+        time.sleep(0.2)
+    front.close()
+    made = [mlflow.MlflowClient(server.uri).get_run(run_id) for run_id in set(runs(server)) - set(before)]
+    assert [run.info.status for run in made] == ["FINISHED"] * 2
+    for run in made:
+        steps = mlflow_tfmon.load_run(run.info.run_id, server.uri).steps
+        assert steps.index.tolist() == list(range(1, 101))
+    assert TOKEN not in said
 
 
 def test_a_run_that_is_not_there_is_said_without_the_password(server: Server) -> None:

@@ -8,6 +8,7 @@ is deleted from the journal, and what is left is read from there on (`moment`).
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import time
@@ -21,11 +22,13 @@ from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
 from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
+from mlflow_tfmon.tracking.patience import give_more_time
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, fcntl
 from mlflow_tfmon.translation.translation import Translation
 from mlflow_tfmon.uris import in_a_line
 
+_NOWHERE = Path(os.devnull)
 _BACK_OFF = (0.5, 15.0)  # s
 _SLICE_SECONDS = 2.0
 _BATCH = 1000
@@ -65,6 +68,8 @@ class Deliverer:
         self._ended = False
         self._trimmed = 0  # bytes that had been read by then
         self._rest: list[Record] = []
+        self._begins: Sequence[Record] = ()
+        self._gone = False  # there was no journal
         self._waits = 0.0
         self._next_try = 0.0
 
@@ -102,6 +107,7 @@ class Deliverer:
             error = self._reader.error
         except AwayError as away:
             error = str(away)
+            give_more_time(error)
         except Exception as unexpected:  # a fault of ours: said in the status, and tried again
             error = f"{type(unexpected).__name__}: {in_a_line(unexpected)}"
         if not self.done:
@@ -111,9 +117,15 @@ class Deliverer:
             tried = time.time() if error else self.status.tried
             self._ledger.note(error=error, tried=tried, waiting=waiting)
 
-    def rest(self, records: Sequence[Record]) -> None:
-        """Takes what the trainer could not write to the journal, now that it has closed it: it comes after the rest."""
+    def rest(self, records: Sequence[Record], begins: Sequence[Record]) -> None:
+        """Takes what the trainer could not write to the journal, now that it has closed it: it comes after the rest.
+
+        Args:
+            records: what it could not write.
+            begins: what comes before if the journal was gone before this was the one that delivers it.
+        """
         self._rest += records
+        self._begins = begins
 
     def close(self) -> None:
         """Lets the recording go, so that another delivery may take it."""
@@ -129,8 +141,12 @@ class Deliverer:
         try:
             file = (self.folder / "lock").open("a")
         except FileNotFoundError:
-            self.done = True  # another delivery has completed it
-            return False
+            if not self._begins:
+                self.done = True  # another delivery has completed it
+                return False
+            self._lock, self._gone = _NOWHERE.open(), True  # nobody else can find it
+            self._rest, self._ledger.status = [*self._begins, *self._rest], Status()
+            return True
         except OSError:
             return False
         try:
@@ -203,7 +219,7 @@ class Deliverer:
         # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
         sent = self._resumed - self._seq
         batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
-        over = not batch and (not self._reader.error or self._reader.damaged)
+        over = not batch and (not self._reader.error or self._reader.damaged or self._gone)
         if over and self._rest:
             batch, self._rest = list(enumerate(self._rest, self._seq + 1)), []
         if batch:
@@ -241,7 +257,7 @@ class Deliverer:
                 self._flush(points, record)
                 self._ended = True
                 return
-            self._outbox.record(record, self._time)
+            self._outbox.record(record, self._time, self._translation.names)
         if self._translation is not None:
             self._outbox.points(points + self._translation.settle())
             self._outbox.files(self._translation.telemetry.finished())
@@ -292,7 +308,12 @@ class Deliverer:
         self._flush([], RunEnded(when, "FAILED", True, reason), end_run=end_run)
 
     def _finish(self) -> None:
-        self._ledger.note(complete=True, waiting=0, error=None)
         self.done = True
+        if self._outbox.lacks and load_moment(self.folder) is None:  # all of it is here: it can be sent again
+            error = f"the store lacks {'; '.join(self._outbox.lacks)[:300]}"
+            self._ledger.note(delivered=0, waiting=self._reader.last(), error=error)
+            self.close()
+            return
+        self._ledger.note(complete=True, waiting=0, error=None)
         self.close()
         put_away(self.folder, self._reader.damaged)

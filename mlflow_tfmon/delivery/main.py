@@ -3,7 +3,8 @@
 Reads commands from stdin, a JSON object a line:
 
     {"watch": "/folder/of/a/recording", "tracking_uri": "...", "registry_uri": "..."}   deliver this recording
-    {"rest": "/folder/of/a/recording", "records": [[kind, body], ...]}                 what its journal did not take
+    {"watch": ..., "rest": [[kind, body], ...], "begins": [...]}                       and what its journal did not take
+    {"environment": {"NAME": "value", "OTHER": null}}                                  what has changed in the trainer's
     {"wake": true}                                                                     look for new records now
 
 The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
@@ -65,10 +66,17 @@ class Delivery:
                             self._deliverers[folder] = Deliverer(folder, *uris)
                         if command.get("silent"):
                             self._silent.add(folder)
-                if "rest" in command:
-                    rest = [decode(kind, body, None) for kind, body in command["records"]]
-                    with self._lock:
-                        self._deliverers[Path(command["rest"])].rest(rest)
+                        if "rest" in command:
+                            rest, begins = (
+                                [decode(kind, body, None) for kind, body in command[name]]
+                                for name in ("rest", "begins")
+                            )
+                            self._deliverers[folder].rest(rest, begins)
+                for name, value in command.get("environment", {}).items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
                 self._hurry = self._hurry or "wake" in command
             self._wake.set()
         self._closed = True
@@ -88,6 +96,8 @@ class Delivery:
                 if one.done:
                     with self._lock:
                         del self._deliverers[one.folder]
+                    if one.status.error:
+                        self._leave([one])
             left = self._watched()
             if gone_at is not None and (not left or all(self._hopeless(one, gone_at) for one in left)):
                 return self._leave(left)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mlflow_tfmon.delivery.status import Status, read_status
-from mlflow_tfmon.journal.journal import plain
-from mlflow_tfmon.stream.coding import encode
+from mlflow_tfmon.journal.journal import coded, plain
 from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.uris import absolute
 
@@ -48,18 +47,16 @@ class DeliveryProcess:
         self._starts = 0
         self._started_at = 0.0
         self._watched: dict[Path, dict[str, str | bool | None]] = {}
+        self._environment: dict[str, str] = {}  # ours, as the process knows it
 
     @classmethod
     def shared(cls) -> DeliveryProcess:
-        """This process's own, started at the first call; a forked child gets another than its parent.
-
-        Raises:
-            OSError: it could not be started.
-        """
+        """This process's own, started at the first call; a forked child gets another than its parent."""
         with cls._shared_lock:
             if cls._shared is None or cls._shared._pid != os.getpid():
                 cls._shared = DeliveryProcess()
-                cls._shared.ensure_alive()
+                with contextlib.suppress(OSError):  # no room for it: who has something to deliver tries again
+                    cls._shared.ensure_alive()
             return cls._shared
 
     def watch(
@@ -76,29 +73,38 @@ class DeliveryProcess:
         Raises:
             OSError: the process could not be started; the recording stays on the disk.
         """
-        command = {
-            "watch": str(folder),
-            "tracking_uri": absolute(tracking_uri),
-            "registry_uri": absolute(registry_uri) if registry_uri else None,
-            "silent": silent,
-        }
+        command = {**_watch(folder, tracking_uri, registry_uri), "silent": silent}
         with self._lock:
             self._watched[folder] = command
             if not self._started():
+                self._tell_environment()
                 self._tell(command)
 
-    def rest(self, folder: Path, records: Sequence[Record]) -> bool:
+    def rest(
+        self,
+        folder: Path,
+        records: Sequence[Record],
+        tracking_uri: str,
+        registry_uri: str | None,
+        begins: Sequence[Record],
+    ) -> bool:
         """Has records delivered that the journal of a recording did not take, after all that it has taken.
 
         Args:
             folder: of the recording.
             records: without blocks of numbers.
+            tracking_uri: as in `watch`.
+            registry_uri: as in `watch`.
+            begins: what they follow on if the journal was gone before anybody saw it.
 
         Returns:
             Whether there is a process to tell them to.
         """
+        told = {name: [coded(one)[:2] for one in of] for name, of in (("rest", records), ("begins", begins))}
         with self._lock:
-            self._tell({"rest": str(folder), "records": [encode(record)[:2] for record in records]})
+            with contextlib.suppress(OSError):
+                self._started()
+            self._tell({**_watch(folder, tracking_uri, registry_uri), **told})
             return self._alive()
 
     def ensure_alive(self) -> bool:
@@ -109,6 +115,7 @@ class DeliveryProcess:
         """
         with self._lock:
             self._forget_complete()
+            self._tell_environment()
             return self._started() or self._alive()
 
     def status(self, folder: Path) -> Status:
@@ -159,15 +166,17 @@ class DeliveryProcess:
             self._starts = 0
         if self._starts >= _MAX_STARTS:
             return False
+        ours = dict(os.environ)
         self._starts += 1
         self._started_at = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, *_SAFE_PATH, "-m", "mlflow_tfmon.delivery.main", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            env=_environment(),
+            env=_environment(ours),
             start_new_session=True,
         )
+        self._environment = ours
         for command in self._watched.values():
             self._tell(command)
         return True
@@ -179,19 +188,36 @@ class DeliveryProcess:
                 self._process.stdin.write(json.dumps(command, default=plain).encode() + b"\n")
                 self._process.stdin.flush()
 
+    def _tell_environment(self) -> None:
+        """Tells what has changed in it: a token that was set or renewed, say, counts for delivery too."""
+        with contextlib.suppress(KeyError):  # it is being changed at this moment: the next time
+            before, now = self._environment, dict(os.environ)
+            if before != now and self._alive():
+                changed = {name: now.get(name) for name in before | now if before.get(name) != now.get(name)}
+                self._tell({"environment": changed})
+                self._environment = now
+
     def _forget_complete(self) -> None:
         for folder in [folder for folder in self._watched if read_status(folder).complete]:
             del self._watched[folder]
 
 
-def _environment() -> dict[str, str]:
+def _watch(folder: Path, tracking_uri: str, registry_uri: str | None) -> dict[str, str | bool | None]:
+    return {
+        "watch": str(folder),
+        "tracking_uri": absolute(tracking_uri),
+        "registry_uri": absolute(registry_uri) if registry_uri else None,
+    }
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
     """The trainer's environment, without its devices and with a way to import this package."""
     package = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = [path for path in ours.get("PYTHONPATH", "").split(os.pathsep) if path]
     if package not in paths and Path(package).name not in ("site-packages", "dist-packages"):
         paths.append(package)
     return {
-        **os.environ,
+        **ours,
         "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": "",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

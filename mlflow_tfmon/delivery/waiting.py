@@ -12,12 +12,13 @@ from pathlib import Path
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.status import put_away, read_status
 from mlflow_tfmon.journal import life
-from mlflow_tfmon.journal.homes import home_folder, is_private, second_home
-from mlflow_tfmon.journal.journal import JournalReader
+from mlflow_tfmon.journal.homes import all_homes
+from mlflow_tfmon.journal.journal import DATABASE, JournalReader
 from mlflow_tfmon.stream.records import RunStarted
 from mlflow_tfmon.uris import without_secrets
 
 _PAUSE = 0.1  # s
+_MAKING = 60.0  # s; a journal is made in milliseconds
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
         >>> for recording in find_waiting():
         ...     print(recording.name, recording.records)
     """
-    homes = [home] if home is not None else [home_folder(), *filter(is_private, [second_home()])]
+    homes = [home] if home is not None else all_homes()
     folders = [one / "recordings" for one in homes]
     found = [_look(one) for folder in folders if folder.is_dir() for one in folder.iterdir()]
     return sorted((one for one in found if one is not None), key=lambda one: one.begun)
@@ -81,13 +82,17 @@ def _look(folder: Path) -> Waiting | None:
         reader.close()
     written = life.is_written(folder)  # asked last: one that is just being made is empty, but is written
     status = read_status(folder)
-    if status.complete or (not first and not written and reader.error is None):
-        put_away(folder, damaged=False)
-        return None
     try:
         begun = folder.stat().st_mtime
     except OSError:
         return None  # it has just arrived
+    if not first and not written and not (folder / DATABASE).exists():
+        if time.time() - begun > _MAKING:  # its trainer died while it made it
+            put_away(folder, damaged=False)
+        return None
+    if status.complete or (not first and not written and reader.error is None):
+        put_away(folder, damaged=False)
+        return None
     started = first[0][1] if first else None
     known = started if isinstance(started, RunStarted) else None
     return Waiting(
@@ -137,7 +142,7 @@ def deliver(
             deliverer.advance(trainer_gone=gone, hurry=True)
             told(deliverer.status.waiting)
             if deliverer.done:
-                return None
+                return deliverer.status.error
             if not deliverer.claimed:
                 writable = os.access(waiting.folder, os.W_OK)
                 return (

@@ -26,6 +26,11 @@ def second_home() -> Path:
     return Path(tempfile.gettempdir()) / f"mlflow_tfmon-{user}"
 
 
+def all_homes() -> list[Path]:
+    """The folders in which recordings of this user may be."""
+    return [home_folder(), *filter(is_private, [second_home()])]
+
+
 def is_private(folder: Path) -> bool:
     """Whether a folder is there, and is this user's alone: elsewhere somebody else may have made it."""
     try:

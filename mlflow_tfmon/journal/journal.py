@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.journal import life
@@ -233,14 +234,19 @@ class JournalReader:
 
 
 def _row(record: Record) -> tuple[str, str, bytes | None]:
+    kind, body, block = coded(record)
+    return kind, json.dumps(body, default=plain), block
+
+
+def coded(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
+    """A record as it may be written down: with addresses that hold everywhere, and no secret in them."""
     if isinstance(record, RunStarted):
         record = dataclasses.replace(
             record,
             tracking_uri=without_secrets(absolute(record.tracking_uri)),
             registry_uri=without_secrets(absolute(record.registry_uri)),
         )
-    kind, body, block = encode(record)
-    return kind, json.dumps(body, default=plain), block
+    return encode(record)
 
 
 def plain(value: object) -> object:

@@ -23,7 +23,16 @@ from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.stream.bins import KINDS
 from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.drain import NotNowError
-from mlflow_tfmon.stream.records import DeepSteps, Histograms, LeftOut, Logged, Lost, Record, Steps
+from mlflow_tfmon.stream.records import (
+    DeepSteps,
+    EpochEnded,
+    Histograms,
+    LeftOut,
+    Logged,
+    Lost,
+    Record,
+    Steps,
+)
 
 _UP_TO: dict[type, float] = {Histograms: 0.5, DeepSteps: 0.75, Steps: 1.0, Logged: 1.0}  # shares of the bound
 _IN_RING = (Steps, DeepSteps, Histograms)
@@ -50,6 +59,7 @@ class Spool:
 
     Attributes:
         last: number of the last record in the journal.
+        written: the count of what was.
         left_out: the count of what was not kept.
         why: it was not.
 
@@ -60,6 +70,7 @@ class Spool:
 
     def __init__(self, journal: Journal, bound: float) -> None:
         self.last = 0
+        self.written: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self.why = ""
         self._journal = journal
@@ -94,6 +105,7 @@ class Spool:
                 if writes:
                     told = [LeftOut(dict(unsaid), why)] if unsaid else []
                     self.last = self._journal.append([*self._held, *told, *kept])
+                    self.written += _rows([*self._held, *kept])
                     self._held.clear()
             except sqlite3.ProgrammingError:  # it is closed
                 raise
@@ -145,6 +157,12 @@ class Spool:
 def _stays(record: Record) -> bool:
     """Whether rows stay in their ring meanwhile; histograms of an epoch's end, of the weights alone, are in none."""
     return isinstance(record, _IN_RING) and not (isinstance(record, Histograms) and record.kinds == KINDS[:1])
+
+
+def _rows(records: Sequence[Record]) -> Counter[str]:
+    """The count of what is measured, and of nothing else."""
+    rows = (_count(record) for record in records if isinstance(record, (*_IN_RING, Logged, EpochEnded)))
+    return sum(rows, Counter())
 
 
 def _count(record: Record) -> Counter[str]:

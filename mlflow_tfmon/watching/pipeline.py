@@ -13,6 +13,7 @@ from typing import Any
 
 from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.keeper import Keeper
+from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
@@ -61,13 +62,12 @@ class Pipeline:
         self.watch = Watch(self.recording.append)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name)
         self._delivery = DeliveryProcess.shared()
-        self.recording.append(
-            records.RunStarted(
-                run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
-                run.start_time, run.owned, run.active, settings.max_points, settings.max_variables, settings.report,
-                settings.tensorboard, run.experiment_name, run.past.as_dict(),
-            )
+        self._started = records.RunStarted(
+            run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
+            run.start_time, run.owned, run.active, settings.max_points, settings.max_variables, settings.report,
+            settings.tensorboard, run.experiment_name, run.past.as_dict(),
         )  # fmt: skip
+        self.recording.append(self._started)
         with contained("describing the environment", "it is not recorded"):
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
@@ -81,6 +81,7 @@ class Pipeline:
             pipeline = _open.get(key)
             if pipeline is not None and not pipeline.closed:
                 return pipeline, False
+            say_what_waits()
             pipeline = _open[key] = cls(run, settings)
             return pipeline, True
 
@@ -147,7 +148,10 @@ class Pipeline:
         self.watch.finish()
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, without_secrets(reason)))
         if rest := self._spool.close():
-            self._delivery.rest(self.folder, rest)
+            written = records.LeftOut(dict(self._spool.written), self._spool.why)
+            self._delivery.rest(
+                self.folder, rest, self.run.tracking_uri, self.run.registry_uri, [self._started, written]
+            )
         self._sum_up(self._wait())
 
     def show(self) -> None:
@@ -211,6 +215,8 @@ class Pipeline:
             return True  # the rings fill up meanwhile; whoever trains waits for nothing either
         if self._spool.stuck and not self.closed:
             return False  # what is to be waited for is not even in the journal
+        with contained("starting delivery anew", f"what is recorded waits in {self.folder}"):
+            self._delivery.ensure_alive()  # nobody looks after it from here on
         return self._delivery.wait(self.folder, self._spool.last, self.settings.delivery_wait)
 
 

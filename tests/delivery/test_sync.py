@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -12,16 +13,20 @@ import textwrap
 from pathlib import Path
 
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import BEGUN, blocks, deliver, layout, started, values, write
 
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.delivery.deliverer import Deliverer
+from mlflow_tfmon.delivery.left import left_behind
 from mlflow_tfmon.delivery.waiting import find_waiting
 from mlflow_tfmon.journal.journal import DATABASE, Journal
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.stream.records import RunEnded
+from mlflow_tfmon.stream.records import EpochEnded, Flushed, RunEnded
+from mlflow_tfmon.tracking.store import RunStore
 
 AWAY = "http://ann:s3cret@127.0.0.1:9/"  # the discard port: nothing listens
 
@@ -87,7 +92,7 @@ def test_what_the_store_holds_is_counted(
 
 
 def test_a_delivery_that_lost_a_point_is_not_called_complete(
-    store: str, home: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = mlflow.MlflowClient(store)
     run_id = client.create_run("0").info.run_id
@@ -102,6 +107,65 @@ def test_a_delivery_that_lost_a_point_is_not_called_complete(
     assert deliver(folder, store).done
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "incomplete")
+    assert main(["sync"]) == 1  # it is kept, and sent again
+    out = capsys.readouterr().out
+    assert "the store lacks metric batch/loss: 49 of 50 points" in out and "delivered." not in out
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.execute("DROP TRIGGER loses")
+    assert main(["sync"]) == 0
+    tags = client.get_run(run_id).data.tags
+    assert tags["tfmon.delivery"] == "complete" and "tfmon.refused" not in tags
+    assert [point.step for point in client.get_metric_history(run_id, "batch/loss")] == list(range(1, 51))
+    assert find_waiting() == []
+
+
+@pytest.mark.parametrize("how", ["half of it", "an older one"])
+def test_a_delivery_whose_file_was_not_kept_whole_is_not_called_complete(
+    how: str, store: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store takes the file, and has half of it afterwards, or what it had before."""
+    real = RunStore.file
+
+    def file(self: RunStore, path: Path, folder: str, patient: bool = True) -> None:
+        real(self, path, folder, patient)
+        (kept,) = (tmp_path / "artifacts").rglob(path.name)
+        if how == "half of it":
+            os.truncate(kept, kept.stat().st_size // 2)
+        else:
+            pq.write_table(pq.read_table(kept).slice(0, 20), kept)
+
+    monkeypatch.setattr(RunStore, "file", file)
+    client = mlflow.MlflowClient(store)
+    run_id = client.create_run("0").info.run_id
+    folder = write(
+        home, started(store, run_id), layout(), *blocks(values(50)), RunEnded(BEGUN, "FINISHED", True)
+    )
+    assert deliver(folder, store).done
+    tags = client.get_run(run_id).data.tags
+    assert tags["tfmon.delivery"] == "incomplete"
+    assert f"{0 if how == 'half of it' else 20} of 50 rows" in tags["tfmon.refused"]
+
+
+def test_what_was_lost_before_a_flush_is_not_forgotten_after_it(store: str, home: Path) -> None:
+    client = mlflow.MlflowClient(store)
+    run_id = client.create_run("0").info.run_id
+    journal = Journal.create(home)
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.execute(
+            "CREATE TRIGGER loses AFTER INSERT ON metrics WHEN NEW.key = 'val_loss' "
+            "BEGIN DELETE FROM metrics WHERE rowid = NEW.rowid; END"
+        )
+    lost = EpochEnded(0, 50, BEGUN, {"val_loss": 0.5})
+    journal.append([started(store, run_id), layout(), *blocks(values(50)), lost, Flushed(BEGUN)])
+    one = Deliverer(journal.folder, store)
+    one.advance()
+    assert client.get_run(run_id).data.tags["tfmon.delivery"] == "incomplete"
+    journal.append([*blocks(values(50, first=51)), RunEnded(BEGUN, "FINISHED", True)])
+    journal.close()
+    one.advance(trainer_gone=True, hurry=True)
+    assert one.done
+    tags = client.get_run(run_id).data.tags
+    assert tags["tfmon.delivery"] == "incomplete" and "val_loss: 0 of 1 points" in tags["tfmon.refused"]
 
 
 def test_a_wrong_run_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +249,39 @@ def test_a_forked_child_does_not_keep_its_dead_parents_recording(tmp_path: Path,
     assert process.wait() == 9
     assert folder.is_dir() and find_waiting() == []  # nothing was ever recorded in it
     assert not folder.exists()
+
+
+def test_a_trainer_that_died_while_it_made_its_journal_leaves_nothing(home: Path) -> None:
+    folder = home / "recordings" / "dead"
+    folder.mkdir(parents=True)
+    (folder / "trainer").touch()
+    assert find_waiting() == [] and folder.exists()  # it may be on its way
+    os.utime(folder, (BEGUN, BEGUN))
+    assert find_waiting() == [] and not folder.exists()
+
+
+def test_what_waits_is_told_when_the_next_training_begins(store: str, home: Path) -> None:
+    assert left_behind() == 0
+    folder = write(home, started(store, None), layout(), *blocks(values(10)))
+    journal = Journal.create(home)  # is being written
+    assert left_behind() == 1
+    one = Deliverer(folder)
+    one.advance()
+    assert left_behind() == 0  # is being delivered
+    one.close()
+    assert left_behind() == 1
+    journal.close()
+    script = textwrap.dedent(
+        """
+        import sys, mlflow, mlflow_tfmon
+        mlflow.set_tracking_uri(sys.argv[1])
+        for _ in range(2):
+            with mlflow_tfmon.Monitor():
+                pass
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script, store], capture_output=True, text=True, check=True)
+    assert done.stderr.count("2 recordings of earlier trainings wait") == 1
 
 
 def test_one_that_this_process_writes_stays_known_as_written(home: Path) -> None:

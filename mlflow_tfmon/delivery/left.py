@@ -1,0 +1,61 @@
+"""What earlier trainings have left on this machine, seen at a glance: nothing is opened but locks."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+
+from mlflow_tfmon.delivery.status import read_status
+from mlflow_tfmon.errors import contained, logger
+from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal.homes import all_homes
+
+
+@functools.cache
+def say_what_waits() -> None:
+    """Tells whose machine lost its power, say, that something is left to do; once."""
+    with contained("looking for what waits", "nothing is said of it"):
+        count = left_behind()
+        if count:
+            logger.info(
+                "mlflow_tfmon: %s of earlier trainings wait on this machine: `mlflow-tfmon sync` delivers them.",
+                f"{count:,} recording{'s' * (count > 1)}",
+            )
+
+
+def left_behind() -> int:
+    """How many recordings wait that nobody writes or delivers.
+
+    Example:
+        >>> left_behind()
+        0
+    """
+    return sum(not (_is_taken(one) or read_status(one).complete) for one in _folders())
+
+
+def _folders() -> list[Path]:
+    found: list[Path] = []
+    for home in all_homes():
+        with contextlib.suppress(OSError):
+            found += (home / "recordings").iterdir()
+    return found
+
+
+def _is_taken(folder: Path) -> bool:
+    if life.is_written(folder):
+        return True
+    if life.fcntl is None:
+        return True
+    try:
+        handle = os.open(folder / "lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        life.fcntl.flock(handle, life.fcntl.LOCK_EX | life.fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)

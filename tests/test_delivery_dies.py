@@ -1,0 +1,94 @@
+"""The delivery process is killed, or cannot be started, while a training goes on: the trainer sees to another one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import mlflow
+import pytest
+
+import mlflow_tfmon
+from mlflow_tfmon.delivery.process import DeliveryProcess
+from mlflow_tfmon.delivery.waiting import find_waiting
+from tests import trainings
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 150
+    while not condition():
+        assert time.monotonic() < give_up, f"it never happened; {find_waiting()}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery process of the test's own, however many were started before."""
+    monkeypatch.setattr(DeliveryProcess, "_shared", None)
+
+
+def kill() -> int:
+    process = DeliveryProcess.shared()._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return process.pid
+
+
+def check(run_id: str, losses: list[float]) -> None:
+    until(lambda: not find_waiting())
+    run = mlflow.get_run(run_id)
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    recorded = mlflow_tfmon.load_run(run_id)
+    assert recorded.steps.index.tolist() == list(range(1, len(losses) + 1))
+    assert recorded.steps.loss.tolist() == losses
+    points = [point.step for point in mlflow.MlflowClient().get_metric_history(run_id, "batch/loss")]
+    assert len(points) == len(set(points)) > 0
+
+
+@pytest.mark.parametrize("when", ["in mid-training", "at the end"])
+def test_one_that_is_killed_is_followed_by_another(when: str) -> None:
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+
+    def train() -> list[float]:
+        return [float(step(a, b)) for a, b in trainings.batches(*trainings.data(), 10)]
+
+    client = mlflow.MlflowClient()
+    with mlflow_tfmon.Monitor(net, delivery_wait=60.0) as monitor:
+        run_id = str(monitor.run_id)
+        losses = train()
+        until(lambda: "batch/loss" in client.get_run(run_id).data.metrics)
+        before = kill()
+        if when == "in mid-training":
+            delivery = DeliveryProcess.shared()
+            until(lambda: delivery._process is not None and delivery._process.pid != before)
+            losses += train()
+    check(run_id, losses)
+
+
+def test_one_that_cannot_be_started_is_started_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS")
+    real, tries = subprocess.Popen, []
+
+    def full(command: Any, *args: Any, **kwargs: Any) -> Any:
+        if "mlflow_tfmon.tracking.delivery" in command and len(tries) < 2:
+            tries.append(command)
+            raise BlockingIOError("Resource temporarily unavailable")
+        return real(command, *args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", full)
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    with mlflow_tfmon.Monitor(net, delivery_wait=60.0) as monitor:
+        run_id = str(monitor.run_id)
+        losses = [float(step(a, b)) for a, b in trainings.batches(*trainings.data(), 2)]
+    assert len(tries) == 2
+    check(run_id, losses)
