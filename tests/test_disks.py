@@ -289,9 +289,7 @@ def test_no_disk_takes_the_journal(
     train(net, 6)
     same(net, unwatched)
     assert [line for line in said if "the training goes on" in line and "not recorded" in line], said
-    assert mlflow.active_run() is None
-    (run,) = mlflow.search_runs(output_format="list")  # it was made before that was known
-    assert run.info.status == "FAILED"
+    assert mlflow.active_run() is None and mlflow.search_runs(output_format="list") == []  # none was made
 
 
 @pytest.mark.parametrize("theirs", [False, True])

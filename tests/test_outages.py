@@ -207,7 +207,10 @@ def test_tags_that_are_no_texts_cost_no_run(server: Server, fresh: None) -> None
 
 
 @pytest.mark.parametrize("fault", ["hangs", "half"])
-def test_the_models_of_a_fit_arrive_once(fault: str, between: Between, server: Server) -> None:
+def test_the_models_of_a_fit_arrive_once(
+    fault: str, between: Between, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_AUTOLOGGING_TESTING")  # then MLflow itself asks for the run
     mlflow_tfmon.autolog(delivery_wait=0.5, monitor="loss")
     net = trainings.model()
     net.compile("sgd", trainings.loss())

@@ -160,15 +160,6 @@ def leave(run: Run) -> None:
             monitor.finish()
 
 
-def give_up(run: Run) -> None:
-    """Ends a run that was made for a training which cannot be recorded."""
-    import mlflow
-
-    leave(run)
-    if run.run_id is not None:
-        mlflow.MlflowClient(run.tracking_uri).set_terminated(run.run_id, "FAILED")
-
-
 def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
     """A run that a training goes on in: the active one if it is that, else it is running again, for the training.
 

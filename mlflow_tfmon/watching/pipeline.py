@@ -45,9 +45,10 @@ class Pipeline:
     Args:
         run: the run that takes them.
         settings: how they are watched.
+        journal: where they are recorded; default: one that is made now.
     """
 
-    def __init__(self, run: runs.Run, settings: Settings) -> None:
+    def __init__(self, run: runs.Run, settings: Settings, journal: Journal | None = None) -> None:
         self.run = run
         self.settings = settings
         self._rings: list[Ring] = []
@@ -55,7 +56,7 @@ class Pipeline:
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
-        journal = Journal.create()
+        journal = journal or Journal.create()
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
@@ -74,15 +75,17 @@ class Pipeline:
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
 
     @classmethod
-    def of(cls, run: runs.Run, settings: Settings) -> tuple[Pipeline, bool]:
+    def of(cls, run: runs.Run, settings: Settings, journal: Journal | None = None) -> tuple[Pipeline, bool]:
         """The pipeline of a run, and whether it was made now; one that is open takes a further training too."""
         with _lock:
             key = run.run_id or f"run made at {run.start_time}"
             pipeline = _open.get(key)
             if pipeline is not None and not pipeline.closed:
+                if journal is not None:
+                    journal.close()  # nothing is in it: whoever looks for what waits deletes it
                 return pipeline, False
             say_what_waits()
-            pipeline = _open[key] = cls(run, settings)
+            pipeline = _open[key] = cls(run, settings, journal)
             return pipeline, True
 
     def keeper(self, prefix: str) -> Keeper:

@@ -15,6 +15,7 @@ from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.errors import contained, quiet, say_once
 from mlflow_tfmon.facts import order
 from mlflow_tfmon.facts.premises import Telling
+from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings, autolog_settings
@@ -106,8 +107,14 @@ class Training:
         else:
             run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
         with contained("starting the monitor", "this training is not recorded"):
+            journal = None
             if run is None:
-                run = runs.start(self.settings.extra_tags, stay_active)
+                journal = Journal.create()  # first: of what cannot be recorded no run is made
+                try:
+                    run = runs.start(self.settings.extra_tags, stay_active)
+                except BaseException:
+                    journal.close()
+                    raise
             probes.install(self, claims.claim)
             probes.also(
                 mlflow.MlflowClient,
@@ -115,7 +122,7 @@ class Training:
                 pipelines.watch_run_end,
                 "a run's last steps may be missing",
             )
-            self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings)
+            self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings, journal)
             resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
             if self._checkpoint is not None:
                 self._epoch_offset = self._checkpoint.state.about["first_epoch"]
@@ -132,9 +139,6 @@ class Training:
                     self.attach(ring)
         if self._pipeline is None:
             probes.remove(self)
-            if run is not None and run.owned:
-                with contained("ending the run that was made", "it stays as it is"):
-                    runs.give_up(run)
         return self
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
