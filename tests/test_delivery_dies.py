@@ -79,7 +79,7 @@ def test_one_that_cannot_be_started_is_started_when_there_is_room(monkeypatch: p
     real, tries = subprocess.Popen, []
 
     def full(command: Any, *args: Any, **kwargs: Any) -> Any:
-        if "mlflow_tfmon.tracking.delivery" in command and len(tries) < 2:
+        if "mlflow_tfmon.delivery.main" in command and len(tries) < 2:
             tries.append(command)
             raise BlockingIOError("Resource temporarily unavailable")
         return real(command, *args, **kwargs)
