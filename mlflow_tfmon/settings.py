@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mlflow_tfmon.detectors.problem import Problem
 
 
+# What a metric's name may have in it, and of which then more, or less, is better.
+_MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "r2")
+_LESS = ("loss", "err", "mae", "mse", "mape", "msle", "perplexity", "entropy", "nll")
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a training is watched.
@@ -201,8 +206,17 @@ class Settings:
         known = (directions or {}).get(metric.removeprefix("val_"))
         if known:
             return known == "up"
-        name = metric.removeprefix("val_").lower()
-        return any(word in name for word in ("acc", "auc", "precision", "recall", "f1", "iou", "r2"))
+        return _has(metric, _MORE)
+
+    def is_told(self, metric: str, directions: Mapping[str, str] | None = None) -> bool:
+        """Whether it is known, rather than guessed, if more of a metric is better; arguments as in `maximizes`."""
+        known = (directions or {}).get(metric.removeprefix("val_"))
+        return self.mode != "auto" or bool(known) or _has(metric, _MORE + _LESS)
+
+
+def _has(metric: str, words: tuple[str, ...]) -> bool:
+    name = metric.removeprefix("val_").lower()
+    return any(word in name for word in words)
 
 
 def _is_whole(value: object, least: int) -> bool:

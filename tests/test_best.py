@@ -85,3 +85,29 @@ def test_without_validation_data_the_loss_stands_in_until_it_comes(monkeypatch: 
     other = Best(Settings.make(monitor="val_auc"))
     assert not other.consider(0, {"loss": 0.5, "accuracy": 0.9})
     assert "'val_auc' never came" in str(other.complaint()) and "loss, accuracy" in str(other.complaint())
+
+
+def test_where_there_is_validation_data_the_loss_does_not_stand_in_though_it_comes_first(caplog: Any) -> None:
+    best = Best(Settings.make())
+    with caplog.at_level("INFO", "mlflow_tfmon"):
+        assert not best.consider(0, {"loss": 0.5}, validated=True)  # validation_freq=2
+        assert best.consider(1, {"loss": 0.4, "val_loss": 0.9}, validated=True)
+    assert (best.metric, best.epoch) == ("val_loss", 1)
+    assert not caplog.messages
+
+
+def test_of_a_metric_that_nobody_knows_less_is_better_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(errors, "_said", set())
+    known = {"monitor": "val_accuracy"}, {}, {"monitor": "out_mse"}, {"monitor": "val_bleu", "mode": "max"}
+    with caplog.at_level("INFO", "mlflow_tfmon"):
+        for settings in known:
+            checked = Settings.make(**settings)
+            assert Best(checked).consider(0, {checked.monitor: 0.5})
+        assert Best(Settings.make(monitor="val_top")).consider(0, {"val_top": 0.5}, {"top": "up"})
+        assert not caplog.messages
+        best = Best(Settings.make(monitor="val_bleu"))
+        assert best.consider(0, {"val_bleu": 0.5}) and not best.consider(1, {"val_bleu": 0.6})
+    (said,) = caplog.messages
+    assert "less of monitor='val_bleu' is taken to be better" in said and 'mode="max"' in said

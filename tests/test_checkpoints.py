@@ -18,6 +18,7 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon.checkpoints.folder import WEIGHTS, Writer
@@ -42,9 +43,8 @@ def net() -> keras.Model:
 
 
 def fit(model: keras.Model, epochs: int = 5, callbacks: Any = (), **how: Any) -> Any:
-    return model.fit(
-        X, Y, batch_size=16, epochs=epochs, verbose=0, validation_data=UNSEEN, callbacks=[*callbacks], **how
-    )
+    how = {"x": X, "y": Y, "validation_data": UNSEEN, **how}
+    return model.fit(batch_size=16, epochs=epochs, verbose=0, callbacks=[*callbacks], **how)
 
 
 def weights(model: keras.Model) -> list[np.ndarray]:
@@ -292,6 +292,63 @@ def test_the_frequency_in_epochs_and_in_steps() -> None:
     mlflow_tfmon.autolog(disable=True)
     kept = checkpoints(mlflow.last_active_run().info.run_id)
     assert sorted(int(one.tags["tfmon.step"]) for one in kept) == [8, 10, 16, 20]
+
+
+def test_the_training_does_not_wait_for_its_optimizers_state_to_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That of a loop is not in the model's own file."""
+    threads: set[threading.Thread] = set()
+    serialize = tf.io.serialize_tensor
+
+    def noted(*what: Any, **how: Any) -> Any:
+        threads.add(threading.current_thread())
+        return serialize(*what, **how)
+
+    monkeypatch.setattr(tf.io, "serialize_tensor", noted)
+    model, optimizer = trainings.model(), keras.optimizers.Adam(0.1)
+    step = trainings.custom_step(model, optimizer)
+    with mlflow_tfmon.Monitor(model, optimizer=optimizer) as monitor:
+        step(*next(trainings.batches(X, Y, 1)))
+        monitor.log_epoch(0, {"val_loss": 0.5})
+    assert threads and threading.current_thread() not in threads
+
+
+def test_each_checkpoint_and_version_is_of_the_data_that_it_was_validated_on() -> None:
+    """A run of two fits has two datasets for each purpose."""
+    mlflow_tfmon.autolog(registered_model_name="digits", checkpoint_save_best_only=False)
+    model, digests = net(), []
+    with mlflow.start_run() as run:
+        for shift in (1, 2):
+            fit(model, 1, validation_data=(UNSEEN[0] + shift, UNSEEN[1]), x=X + shift)
+            inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+            digests += [
+                one.dataset.digest
+                for one in inputs
+                if one.tags[0].value == "eval" and one.dataset.digest not in digests
+            ]
+    for one, digest in zip(checkpoints(run.info.run_id), digests, strict=True):
+        assert one.tags["tfmon.dataset"] == digest
+        assert {m.dataset_digest for m in one.metrics if m.key == "val_loss"} == {digest}
+    for version in mlflow.MlflowClient().search_model_versions("name='digits'"):
+        assert version.tags["tfmon.dataset"] == digests[int(version.tags["tfmon.epoch"])]
+
+
+@pytest.mark.parametrize("by", ["the setting", "a person"])
+def test_what_is_registered_stays_when_a_better_one_takes_its_place(by: str) -> None:
+    model, client = net(), mlflow.MlflowClient()
+    name = "digits" if by == "the setting" else None
+    with mlflow.start_run() as run:
+        for _, metrics in losses(0.5, 0.4):
+            with mlflow_tfmon.Monitor(model, registered_model_name=name) as monitor:
+                monitor.log_epoch(0, metrics)
+            if name is None and not client.search_registered_models():
+                client.create_registered_model("digits")
+                best = tags(run.info.run_id)["tfmon.best_model"]
+                client.create_model_version("digits", f"models:/{best}")
+    first = mlflow.pyfunc.load_model("models:/digits/1").metadata.model_id
+    assert mlflow.get_logged_model(first).tags["tfmon.value"] == "0.5"
+    assert mlflow.get_logged_model(tags(run.info.run_id)["tfmon.best_model"]).tags["tfmon.value"] == "0.4"
 
 
 def test_a_model_that_is_changed_before_it_is_saved(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

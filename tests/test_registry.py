@@ -55,11 +55,14 @@ class Runs:
         mlflow.set_tracking_uri(store)
         self.store, self.client, self.folder = store, mlflow.MlflowClient(store), folder
 
-    def add(self, value: float, tag: str = "tfmon.best_model") -> RunStore:
+    def add(self, value: float, tag: str = "tfmon.best_model", whole: bool = True) -> RunStore:
         run_id = self.client.create_run("0").info.run_id
         tags = tags_of(3, 40, "val_loss", value, more=False)
         model = self.client.create_logged_model("0", "checkpoint", run_id, tags=tags)
-        Model().save(str(self.folder / "MLmodel"))
+        description = Model()
+        if whole:
+            description.add_flavor("python_function", loader_module="mlflow.tensorflow")
+        description.save(str(self.folder / "MLmodel"))
         self.client.log_model_artifacts(model.model_id, str(self.folder))
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.set_tag(run_id, tag, model.model_id)
@@ -211,6 +214,10 @@ def test_promotion_by_hand(runs: Runs, capsys: pytest.CaptureFixture[str]) -> No
     promoted = promote(worse.run_id, "champion", "digits", force=True)
     assert (promoted.version, promoted.before, promoted.done) == ("2", "1", True)
     assert runs.holder("champion") == 0.5
+    weights = runs.add(0.2, whole=False)
+    for dry_run in (True, False):
+        with pytest.raises(PromotionError, match="is weights alone, which MLflow neither loads nor serves"):
+            promote(weights.run_id, "champion", "digits", dry_run=dry_run)
     with pytest.raises(PromotionError, match="has no model"):
         promote(runs.client.create_run("0").info.run_id, name="digits")
     assert cli.main(["promote", "0" * 32]) == 1

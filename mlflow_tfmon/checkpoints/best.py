@@ -32,7 +32,11 @@ class Best:
         self.more = False
 
     def consider(
-        self, epoch: int, metrics: Mapping[str, float], directions: Mapping[str, str] | None = None
+        self,
+        epoch: int,
+        metrics: Mapping[str, float],
+        directions: Mapping[str, str] | None = None,
+        validated: bool = False,
     ) -> bool:
         """Takes an epoch's metrics; returns whether it is the best so far. A value that is not finite never is.
 
@@ -40,16 +44,23 @@ class Best:
             epoch: its number.
             metrics: by name.
             directions: as in `Settings.maximizes`.
+            validated: whether there is validation data, though it may not be used at each epoch.
         """
         self._came += [name for name in metrics if name not in self._came]
         if self.metric != self._settings.monitor and self._settings.monitor in metrics:
             self.metric, self.value = self._settings.monitor, None  # nothing stands in for it any more
-        self.metric = self.metric or self._choose(metrics)
+        self.metric = self.metric or self._choose(metrics, validated)
         value = metrics.get(self.metric) if self.metric else None
         if value is None or not math.isfinite(value):
             return False
         assert self.metric is not None
         self.more = self._settings.maximizes(self.metric, directions)
+        if not self._settings.is_told(self.metric, directions):
+            say_once(
+                f"direction of {self.metric}",
+                f"mlflow_tfmon: less of monitor={self.metric!r} is taken to be better, for neither Keras nor its name "
+                'tells; say so by mode="max" or mode="min".',
+            )
         if self.value is not None:
             gain = value - self.value if self.more else self.value - value
             if gain <= self._settings.min_delta:
@@ -70,11 +81,11 @@ class Best:
         if state["metric"] in (self._settings.monitor, "loss"):
             vars(self).update(state)
 
-    def _choose(self, metrics: Mapping[str, float]) -> str | None:
+    def _choose(self, metrics: Mapping[str, float], validated: bool) -> str | None:
         wanted = self._settings.monitor
         if wanted in metrics:
             return wanted
-        validated = any(name.startswith("val_") for name in metrics)
+        validated = validated or any(name.startswith("val_") for name in metrics)
         if wanted != "val_loss" or "loss" not in metrics or validated:
             return None
         say_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -13,42 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.checkpoints import names
 from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.checkpoints.folder import Writer
-from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME, pointer, tags_of
+from mlflow_tfmon.checkpoints.moments import Moment
+from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME, WEIGHTS_ONLY, pointer
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
 from mlflow_tfmon.checkpoints.state import State, joined, of_snapshot
 from mlflow_tfmon.checkpoints.which import Before, Kept
 from mlflow_tfmon.checkpoints.writing import SHARE, Queue
 from mlflow_tfmon.errors import contained, logger, say_once
-from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A moment of a training: what may become a checkpoint then.
-
-    Attributes:
-        model: the model.
-        epoch: number of the epoch within the run.
-        step: optimizer steps done.
-        metrics: by name.
-        arguments: the call of fit, or None.
-        within: whether the epoch goes on.
-        around: gives what the training needs beside the model to go on from here, if it can.
-        others: optimizers that the model was not compiled with.
-    """
-
-    model: Any
-    epoch: int
-    step: int
-    metrics: Mapping[str, float]
-    arguments: FitArguments | None = None
-    within: bool = False
-    around: Callable[[], State] | None = None
-    others: tuple[Any, ...] = ()
+from mlflow_tfmon.tracking.models import datasets_among
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +43,7 @@ class Keeper:
 
     Attributes:
         best: the best epoch so far.
-        resumed: whether it goes on from a checkpoint of an earlier recording.
+        resumed: whether it goes on from where earlier recordings have left off.
 
     Args:
         settings: what is kept.
@@ -108,29 +86,41 @@ class Keeper:
         whole = self._whole_before if self._writer is None else self._writer.whole
         return self._newest[BEST] >= 0 and whole
 
-    def restore(self, state: State, kept: Sequence[Before]) -> None:
-        """Goes on from a checkpoint of an earlier recording.
+    def restore(self, kept: Sequence[Before], state: State | None = None) -> None:
+        """Goes on from where earlier recordings of the run have left off.
 
         Args:
-            state: of the checkpoint.
             kept: the checkpoints that are kept in MLflow, oldest first.
+            state: of the one that the training goes on from; None if it is a further training.
         """
         self.resumed = True
-        self.best.restore(state.about["best"])
+        step = math.inf if state is None else state.about["step"]
+        unnamed = sum(not one.pointers for one in kept)
         for self._number, one in enumerate(kept, start=1):
-            self._kept.add(self._number, one.value, one.more, one.metric, one.within)
+            if not one.pointers and unnamed >= self._settings.checkpoint_keep:
+                continue  # more were to be kept then: they stay as they are
+            if one.pointers or one.step <= step:  # else its step is made again
+                self._kept.add(self._number, one.value, one.more, one.metric, one.within)
             self._paths[self._number] = f"{MODELS}{one.model_id}"
             self._newest |= dict.fromkeys(one.pointers, self._number)
             if BEST in one.pointers:  # a better one that never came to MLflow is not to be beaten
-                self._whole_before = True
+                self._whole_before = one.whole
+                self._register(one)
                 bar = {"metric": one.metric, "value": one.value, "epoch": one.epoch, "more": one.more}
                 self._bars[self._number] = bar
                 self._best_kept.restore(bar)
+        self.best.restore(self._best_kept.state() if state is None else state.about["best"])
+
+    def _register(self, best: Before) -> None:
+        """Has the best of earlier recordings registered, unless it is: no better one may come."""
+        name = self._settings.registered_model_name
+        if name and best.whole and name not in best.registered:
+            self._record(records.Facts(time=time.time(), register={pointer(BEST, self._prefix): name}))
 
     def consider(self, now: Moment) -> None:
         """Takes a moment of the training, on the thread that trains, which waits for the snapshot alone."""
         directions = directions_of(now.model)
-        if not now.within and self.best.consider(now.epoch, now.metrics, directions):
+        if not now.within and self.best.consider(now.epoch, now.metrics, directions, now.validated):
             assert self.best.value is not None
             figures = (
                 (f"{self._prefix}best/{self.best.metric}", self.best.value, now.epoch),
@@ -155,7 +145,7 @@ class Keeper:
         began = time.monotonic()
         with self._lock:
             best = self._best_kept
-            is_best = best.consider(now.epoch, now.metrics, directions)
+            is_best = best.consider(now.epoch, now.metrics, directions, now.validated)
             metric = best.metric or ""
             value = now.metrics.get(metric)
             among = self._kept.joins(value, best.more, metric)
@@ -208,12 +198,14 @@ class Keeper:
 
     def _described(self, now: Moment, metric: str, value: float | None) -> records.ModelSaved:
         place = f"{self._prefix}checkpoint/" if now.within else self._prefix
+        tags = names.tags_of(now.epoch, now.step, metric, value, self._best_kept.more)
         return records.ModelSaved(
             path=f"checkpoints/{uuid.uuid4().hex}",
-            name=f"{self._prefix}checkpoint".replace(".", "-"),
+            name=names.name_of(self._prefix),
             step=now.step if now.within else now.epoch,
             metrics={f"{place}{name}": number for name, number in now.metrics.items()},
-            tags=tags_of(now.epoch, now.step, metric, value, self._best_kept.more),
+            tags=tags | names.judged_on(metric, datasets_among(now.datasets)),
+            datasets=dict(now.datasets),
         )
 
     def _write(self, number: int, job: _Job) -> bool:
@@ -229,6 +221,7 @@ class Keeper:
                 self._give_up(number)
                 return True
             return False
+        gone: list[Path] = []
         with self._lock, contained("recording a checkpoint", "it does not reach MLflow"):
             kinds = [BEST] * job.best + [LAST] + [RESUME] * job.resumes
             newer = [kind for kind in kinds if number > self._newest[kind]]
@@ -238,7 +231,9 @@ class Keeper:
             self._newest |= dict.fromkeys(newer, number)
             self._paths[number] = path
             self._record(self._pointed(newer, job))
-            self._make_room()
+            gone = self._put_aside()
+        for folder in gone:  # not while the training may wait for the lock
+            shutil.rmtree(folder, ignore_errors=True)
         return True
 
     def _give_up(self, number: int) -> None:
@@ -260,13 +255,15 @@ class Keeper:
         self._paths = {n: path for n, path in self._paths.items() if n in stay}
         drops += [one for path in self._superseded() for one in self._on_disk[path]]
         self._on_disk[job.saved.path] = tuple(dict.fromkeys(drops))
-        registers = BEST in newer and self._writer is not None and self._writer.whole
+        whole = self._writer is not None and self._writer.whole
+        name = self._settings.registered_model_name if whole and BEST in newer else None
         return records.ModelSaved(
             **{
                 **vars(job.saved),
+                "tags": job.saved.tags | ({} if whole else {WEIGHTS_ONLY: "true"}),
                 "pointers": tuple(pointer(kind, self._prefix) for kind in newer),
                 "drops": self._on_disk[job.saved.path],
-                "registered_model_name": self._settings.registered_model_name if registers else None,
+                "registered_model_name": name,
             }
         )
 
@@ -277,12 +274,14 @@ class Keeper:
         }
         return [path for path in list(self._on_disk)[1:] if path not in self._paths.values()]
 
-    def _make_room(self) -> None:
+    def _put_aside(self) -> list[Path]:
+        """Takes from delivery what need not be delivered any more; returns the folders that are left of it."""
+        gone = []
         for path in self._superseded():
             (self._folder / f"{path}.gone").touch()  # for delivery
-            old = self._folder / f"{path}.old"
-            os.replace(self._folder / path, old)
-            shutil.rmtree(old, ignore_errors=True)
+            gone.append(self._folder / f"{path}.old")
+            os.replace(self._folder / path, gone[-1])
+        return gone
 
     def _tell(self, saved: records.ModelSaved, error: Exception) -> None:
         text = f"the checkpoint of epoch {saved.tags['tfmon.epoch']} is not saved: {type(error).__name__}: {error}"

@@ -1,26 +1,62 @@
-"""What a training needs at a moment, beside its model, to go on from there."""
+"""A moment of a training: what may become a checkpoint, and what it needs beside its model to go on from there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
 from mlflow_tfmon.checkpoints.state import Callbacks, State, chance
 from mlflow_tfmon.facts import order
+from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a training: what may become a checkpoint then.
+
+    Attributes:
+        model: the model.
+        epoch: number of the epoch within the run.
+        step: optimizer steps done.
+        metrics: by name.
+        arguments: the call of fit, or None.
+        within: whether the epoch goes on.
+        around: gives what the training needs beside the model to go on from here, if it can.
+        others: optimizers that the model was not compiled with.
+        datasets: as in `ModelSaved`.
+    """
+
+    model: Any
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+    arguments: FitArguments | None = None
+    within: bool = False
+    around: Callable[[], State] | None = None
+    others: tuple[Any, ...] = ()
+    datasets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def validated(self) -> bool:
+        """Whether the fit has validation data."""
+        given = self.arguments
+        return given is not None and (given.validation_data is not None or bool(given.validation_split))
 
 
 def others(model: Any, given: Sequence[Any], rings: Sequence[Ring]) -> tuple[Any, ...]:
     """The Keras 3 optimizers of a training that its model was not compiled with: those given, else those seen."""
     found = given or [ring.optimizer() for ring in rings]
     own = getattr(model, "optimizer", None)
-    inner = (own, getattr(own, "inner_optimizer", None))
+    # Keras's LossScaleOptimizer wraps one, its MultiOptimizer several.
+    mine = (own, getattr(own, "inner_optimizer", None), *getattr(own, "optimizers", ()))
     keep = [one for one in found if isinstance(one, keras.optimizers.Optimizer) and one.built]
-    return tuple({id(one): one for one in keep if not any(one is mine for mine in inner)}.values())
+    return tuple({id(one): one for one in keep if not any(one is other for other in mine)}.values())
 
 
 def around(
@@ -32,7 +68,7 @@ def around(
         model: the model.
         recording: of the training.
         callbacks: of fit, or None.
-        **counts: "epoch", "step", "first_epoch", "fits", "place" and "within", as in `State`.
+        **counts: "epoch", "step", "first_epoch", "began_with", "fits", "place" and "within", as in `State`.
     """
 
     def state() -> State:

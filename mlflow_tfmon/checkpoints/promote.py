@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
 
-from mlflow_tfmon.checkpoints.names import BEST, FINAL, pointer
+from mlflow_tfmon.checkpoints.names import BEST, FINAL, MODELS, pointer
 from mlflow_tfmon.checkpoints.registry import (
     ALIAS,
     Standing,
@@ -101,6 +102,12 @@ def _promote(
     client: MlflowClient, run: Run, alias: str, name: str | None, dry_run: bool, force: bool
 ) -> Promotion:
     run_id, model_id = run.info.run_id, _best_of(run)
+    if not get_model_info(f"{MODELS}{model_id}").flavors:
+        raise PromotionError(
+            f"the best model of run {run_id} ({model_id}) is weights alone, which MLflow neither loads nor serves; "
+            "train with checkpoint_save_weights_only=False and a model that Keras can load again, or register another: "
+            "mlflow.register_model('models:/<id>', name)."
+        )
     name = name or _name_of(client, run_id)
     known = version_of(client, run_id, model_id, name)
     mine = Standing.of(version_tags(client, run, model_id))

@@ -13,12 +13,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_tfmon.checkpoints.names import EPOCH, METRIC, MODE, REGISTERED, STEP, VALUE
-from mlflow_tfmon.tracking.models import current_store, datasets_of
+from mlflow_tfmon.checkpoints.names import DATASET, EPOCH, METRIC, MODE, REGISTERED, STEP, VALUE, judged_on
+from mlflow_tfmon.tracking.models import current_store, datasets_of, note_version
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 
 ALIAS = "best"
-DATASET, RUN = "tfmon.dataset", "tfmon.run"
+RUN = "tfmon.run"
 _WON = "won"
 # What a registry answers for good, beside what `store_errors` knows.
 _REFUSALS = frozenset(
@@ -122,8 +122,13 @@ def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
 def make_version(client: MlflowClient, run: Run, model_id: str, name: str) -> ModelVersion:
     """The version that a logged model is, made if there is none yet."""
     known = version_of(client, run.info.run_id, model_id, name)
-    if known is not None:
-        return known
+    if known is None:
+        known = _made_version(client, run, model_id, name)
+    note_version(client, model_id, name, str(known.version))
+    return known
+
+
+def _made_version(client: MlflowClient, run: Run, model_id: str, name: str) -> ModelVersion:
     try:
         client.get_registered_model(name)
     except MlflowException as error:
@@ -150,10 +155,8 @@ def _quoted(name: str) -> str:
 def version_tags(client: MlflowClient, run: Run, model_id: str) -> dict[str, str]:
     """What a version made of a logged model is to say of itself."""
     of_model = client.get_logged_model(model_id).tags
-    tags = {key: of_model[key] for key in (EPOCH, STEP, METRIC, VALUE, MODE) if key in of_model}
-    dataset_of = datasets_of(run)
-    data = dataset_of(tags.get(METRIC, "")) or dataset_of("")  # a validation split is of the training data
-    return {RUN: run.info.run_id, **tags, **({DATASET: data[1]} if data else {})}
+    tags = {key: of_model[key] for key in (EPOCH, STEP, METRIC, VALUE, MODE, DATASET) if key in of_model}
+    return {RUN: run.info.run_id, **judged_on(tags.get(METRIC, ""), datasets_of(run)), **tags}
 
 
 def holder_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,11 @@ class Checkpoint:
         return int(about["epoch"]) - int(about["first_epoch"]) + (not about["within"])
 
     @property
+    def began_with(self) -> int:
+        """The number that the training gave its first epoch, such as the `initial_epoch` of its fit."""
+        return int(self.state.about.get("began_with", 0))
+
+    @property
     def fits(self) -> int:
         """How many fits the model had had, in the process that made it, before the one that it is of."""
         return int(self.state.about.get("fits", 0))
@@ -76,10 +82,10 @@ class Checkpoint:
         return dataclasses.replace(runs.again(self.run_id, thread, stay_active), past=past)
 
     def trained(self, model: Any) -> dict[int, frozenset[str]]:
-        """What each stream of the recording trains, for `Recording.go_on`, once the model is built."""
+        """What each stream of the recording trains, for `Recording.go_on`; nothing yet if the model is not built."""
         keys = [graph.key(variable) for variable in model.trainable_variables]
         return {
-            int(number): frozenset(keys[at] for at in of)
+            int(number): frozenset(keys[at] for at in of if at < len(keys))
             for number, of in self.state.about["streams"].items()
         }
 
@@ -100,7 +106,7 @@ class Checkpoint:
         about = self.state.about
         if not isinstance(model, keras.Model):
             raise self._error("only models of Keras 3 can go on from a checkpoint; train anew without resume")
-        if not model.built:
+        if not model.built and len(model.weights) != len(about["weights"]):
             raise self._error("the model must be built; give it an Input, or call it once")
         self._compare("model", about["weights"], model.weights)
         with model.distribute_strategy.scope():
@@ -109,6 +115,7 @@ class Checkpoint:
                     raise self._error("the model must be compiled, as it was; call compile first")
                 _build(model.optimizer, model.trainable_variables, len(about["optimizer"]))
                 self._compare("optimizer", about["optimizer"], model.optimizer.variables)
+            optimizers = optimizers or _attributes(model, about["optimizers"])
             if len(optimizers) != len(about["optimizers"]):
                 raise self._error(
                     f"the training had {len(about['optimizers'])} optimizers of its own, {len(optimizers)} are given; "
@@ -143,10 +150,13 @@ class Checkpoint:
 
     def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
         """Has the fit that is just beginning go on with the right epoch, callbacks and order of data."""
+        ended = False
         if callbacks is not None:
             callbacks.restore(self.state)
-        model._initial_epoch = self.first_epoch  # as keras.callbacks.BackupAndRestore does
-        underway.pass_epochs(self.first_epoch)
+            ended = callbacks.ended
+        # As keras.callbacks.BackupAndRestore does.
+        model._initial_epoch = sys.maxsize if ended else self.first_epoch
+        underway.pass_epochs(self.first_epoch - self.began_with)
 
     def _file(self) -> Path:
         found = [*self.folder.glob("data/model.keras"), *self.folder.glob(WEIGHTS)]
@@ -172,6 +182,12 @@ class Checkpoint:
 
     def _error(self, text: str) -> SettingError:
         return SettingError(f"resume={self.run_id!r}: {text}.")
+
+
+def _attributes(model: Any, told: Sequence[dict[str, Any]]) -> list[Any]:
+    """The optimizers that are attributes of a model, as those that were saved had been."""
+    found = [getattr(model, str(one.get("name")), None) for one in told]
+    return [one for one in found if isinstance(one, keras.optimizers.Optimizer)]
 
 
 def _build(optimizer: Any, variables: Sequence[Any], count: int) -> None:

@@ -27,21 +27,26 @@ class State:
 
     Attributes:
         about: what JSON can hold: "epoch" (its number in the run), "step", "first_epoch" (the run's number of the
-            training's epoch 0), "fits" (how many the model had had before), "place" (how many other models had
-            been trained before) in which "process", "within" (whether the epoch goes on),
-            "past" (`stream.past.Past`), "streams" (which of the model's trainable variables each trains), "prefix",
-            "best", "callbacks", "random", and the shapes of "weights", "optimizer" and "optimizers".
-        arrays: the rest, by name.
+            training's epoch 0), "began_with" (the number that the training gave its first one), "fits" (how many the
+            model had had before), "place" (how many other models had been trained before) in which "process",
+            "within" (whether the epoch goes on), "past" (`stream.past.Past`), "streams" (which of the model's
+            trainable variables each trains), "prefix", "best", "callbacks", "random", and the shapes of "weights",
+            "optimizer" and "optimizers".
+        arrays: the rest, by name: NumPy's arrays, and of variables the tensors, which only `write` copies, for the
+            training waits for what is done before.
     """
 
     about: dict[str, Any]
-    arrays: dict[str, np.ndarray] = field(repr=False)
+    arrays: dict[str, Any] = field(repr=False)
 
     def write(self, folder: Path) -> None:
         """Writes it into a model's folder."""
         (folder / FOLDER).mkdir()
         (folder / FOLDER / _FILE).write_text(json.dumps({"format": FORMAT, **self.about}), "utf-8")
-        np.savez(folder / FOLDER / _ARRAYS, **self.arrays)  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {
+            name: _bytes(one) if tf.is_tensor(one) else one for name, one in self.arrays.items()
+        }
+        np.savez(folder / FOLDER / _ARRAYS, **arrays)
 
     @classmethod
     def read(cls, folder: Path) -> State:
@@ -64,17 +69,14 @@ def of_snapshot(snapshot: Snapshot) -> State:
         id(variable): value for variable, value in zip(snapshot.variables, snapshot.values, strict=True)
     }
     model, optimizer = snapshot.model, getattr(snapshot.model, "optimizer", None)
-    trained = [id(variable) for variable in model.trainable_variables]
-    arrays = {
-        f"seed/{at}": _bytes(values[id(one)]) for at, one in enumerate(seeds(model)) if id(one) in values
-    }
+    trained = {id(variable): at for at, variable in enumerate(model.trainable_variables)}
+    arrays = {f"seed/{at}": values[id(one)] for at, one in enumerate(seeds(model)) if id(one) in values}
     others = []
     for number, other in enumerate(snapshot.others):
-        of = [trained.index(id(one)) for one in other._trainable_variables if id(one) in trained]
-        others.append({"of": of, "shapes": shapes(other.variables)})
-        arrays |= {
-            f"optimizer/{number}/{at}": _bytes(values[id(one)]) for at, one in enumerate(other.variables)
-        }
+        of = [trained[id(one)] for one in other._trainable_variables if id(one) in trained]
+        name = next((name for name, one in vars(model).items() if one is other), None)
+        others.append({"of": of, "shapes": shapes(other.variables), "name": name})
+        arrays |= {f"optimizer/{number}/{at}": values[id(one)] for at, one in enumerate(other.variables)}
     about = {
         "weights": shapes(model.weights),
         "optimizer": shapes(optimizer.variables) if optimizer is not None else [],
@@ -166,10 +168,13 @@ class Callbacks:
         return about, arrays
 
     def restore(self, state: State) -> None:
-        """Puts back what had changed, where the callbacks are of the same classes in the same order."""
-        for at, (callback, told) in enumerate(zip(self._callbacks, state.about["callbacks"], strict=False)):
-            if type(callback).__name__ != told["class"]:
+        """Puts back what had changed: into the first callback of a class what the first of it had, and so on."""
+        waiting = {id(one): one for one in self._callbacks}
+        for at, told in enumerate(state.about["callbacks"]):
+            callback = next((one for one in waiting.values() if type(one).__name__ == told["class"]), None)
+            if callback is None:  # it is not among them any more; others may be
                 continue
+            del waiting[id(callback)]
             vars(callback).update(told["numbers"])
             lists: dict[str, dict[int, np.ndarray]] = {}
             for key, array in state.arrays.items():
@@ -180,6 +185,12 @@ class Callbacks:
             for name, found in lists.items():
                 setattr(callback, name, [found[number] for number in sorted(found)])
 
+    @property
+    def ended(self) -> bool:
+        """Whether one of them had ended the training, and would again: it was interrupted after its last epoch."""
+        stopping = [one for one in self._callbacks if isinstance(one, keras.callbacks.EarlyStopping)]
+        return any(one.stopped_epoch > 0 and one.wait >= one.patience for one in stopping)
+
 
 def _is_number(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, np.bool_, np.number))
@@ -189,10 +200,10 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, (np.bool_, np.number)) else value
 
 
-def joined(*parts: tuple[Mapping[str, Any], Mapping[str, np.ndarray]]) -> State:
+def joined(*parts: tuple[Mapping[str, Any], Mapping[str, Any]]) -> State:
     """A state made of parts."""
     about: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for some, more in parts:
         about |= some
         arrays |= more

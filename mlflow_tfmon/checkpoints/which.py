@@ -16,22 +16,30 @@ class Before:
 
     Attributes:
         model_id: of the logged model.
-        pointers: what it is: of `names.BEST`, `names.LAST`, `names.RESUME`.
+        pointers: what it is: of `names.BEST`, `names.LAST`, `names.RESUME`; none, if it is another of the n best.
         epoch: its number.
+        step: optimizer steps done.
         metric, value, more: what it was judged by ("" and None: by nothing), and whether more of it is better.
+        whole: whether MLflow can load it.
+        registered: the registered models that it is a version of.
     """
 
     model_id: str
     pointers: tuple[str, ...]
     epoch: int
+    step: int
     metric: str
     value: float | None
     more: bool
+    whole: bool
+    registered: tuple[str, ...]
 
     @property
-    def within(self) -> bool:
-        """Whether it is the last only because it was made within an epoch."""
-        return LAST in self.pointers and RESUME not in self.pointers
+    def within(self) -> bool | None:
+        """Of a last one: whether it was made within an epoch; None of any other."""
+        if RESUME in self.pointers:
+            return False
+        return True if LAST in self.pointers else None
 
 
 class Kept:
@@ -64,8 +72,10 @@ class Kept:
         worse = [kept for kept in self._values.values() if (value > kept if more else value < kept)]
         return bool(worse) or len(self._values) < self._settings.checkpoint_keep
 
-    def add(self, number: int, value: float | None, more: bool, metric: str, within: bool = False) -> None:
-        """Takes a checkpoint, numbered upwards; it is the last one now, of its kind."""
+    def add(
+        self, number: int, value: float | None, more: bool, metric: str, within: bool | None = False
+    ) -> None:
+        """Takes a checkpoint, numbered upwards; it is the last one now, of its kind (of neither, if that is None)."""
         if value is not None and self.joins(value, more, metric):
             if metric != self._metric:  # another stood in for it
                 self._metric, self._values = metric, {}
@@ -74,7 +84,8 @@ class Kept:
             self._values = dict(best_first[: self._settings.checkpoint_keep])
         if not self._settings.checkpoint_save_best_only:
             self._all.add(number)
-        self._last[within] = number
+        if within is not None:
+            self._last[within] = number
 
     def forget(self, number: int, others: Mapping[int, float]) -> None:
         """Gives up a checkpoint that cannot be written.

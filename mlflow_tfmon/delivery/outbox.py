@@ -138,6 +138,7 @@ class Outbox:
                 self._do(lambda run: run.params(record.params))
             if record.tags:
                 self._do(lambda run: run.tags(record.tags))
+            self.so_far.to_register |= record.register
         elif isinstance(record, Text):
             self._text(record.path, record.text)
         elif isinstance(record, DatasetUsed):

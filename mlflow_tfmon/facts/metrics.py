@@ -38,12 +38,13 @@ def epoch_metrics(logs: dict[str, Any] | None) -> dict[str, float]:
     return {**metrics, **twins}
 
 
-def early_stopping_facts(callbacks: list[Any], *, epoch_offset: int = 0) -> Facts:
-    """What `EarlyStopping` did, to be asked after fit's end.
+def early_stopping_facts(callbacks: list[Any], epoch_offset: int = 0, time: float = 0.0) -> Facts:
+    """What `EarlyStopping` did, to be asked at fit's end.
 
     Args:
         callbacks: the callbacks of the fit.
         epoch_offset: what is to be added to Keras's number of an epoch to get the run's.
+        time: Unix time, seconds.
 
     Returns:
         Metric `stopped_epoch` if one of them stopped the training, `restored_epoch` if weights of an earlier epoch
@@ -62,4 +63,4 @@ def early_stopping_facts(callbacks: list[Any], *, epoch_offset: int = 0) -> Fact
             found["stopped_epoch"] = int(callback.stopped_epoch) + epoch_offset
         if callback.restore_best_weights and callback.best_weights is not None:
             found["restored_epoch"] = int(callback.best_epoch) + epoch_offset
-    return Facts(metrics=tuple((name, float(epoch), epoch) for name, epoch in found.items()))
+    return Facts(metrics=tuple((name, float(epoch), epoch) for name, epoch in found.items()), time=time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,53 @@ from mlflow_tfmon import kerases
 
 def callbacks() -> list[Any]:
     """All callbacks of the fit that is calling this one, in order."""
+    container = _container()
+    return [] if container is None else list(container.callbacks)
+
+
+def append(callback: Any, model: Any) -> bool:
+    """Has the fit that is calling one callback call another after all others; returns whether it will.
+
+    It calls it at once for what it is just calling all of them for.
+    """
+    container = _container()
+    if container is None:
+        return False
+    callback.set_model(model)
+    callback.set_params(container.params)
+    # The list may be the user's, with one in it that a fit has left there which an exception ended.
+    container.callbacks[:] = [one for one in container.callbacks if type(one) is not type(callback)]
+    container.callbacks.append(callback)
+    return True
+
+
+def drop(callback: Any) -> None:
+    """Has the fit call one no more that was appended, and is being called."""
+    container = _container()
+    if container is not None and container.callbacks[-1] is callback:
+        container.callbacks.pop()
+
+
+def _container() -> Any:
     containers = kerases.every("callbacks.CallbackList")
-    found = next((one for one in _locals("self") if isinstance(one, containers)), None)
-    return [] if found is None else list(found.callbacks)
+    return next((one for one in _locals("self") if isinstance(one, containers)), None)
+
+
+def build(model: Any) -> None:
+    """Builds a model that its first batch would build, from what is known of the data of the fit that is calling.
+
+    Keras does so itself under a strategy; else the first step does (3.7 to 3.15). A model that cannot be built so, one
+    that is made of others and trains them in a `train_step` of its own, stays as it is.
+    """
+    data = getattr(next(_locals("epoch_iterator"), None), "_distributed_dataset", None)
+    if data is not None and not model.built:
+        with contextlib.suppress(Exception):
+            model._symbolic_build(data_batch=data.element_spec)
+
+
+def first_epoch() -> int:
+    """The `initial_epoch` of the fit that is calling."""
+    return int(next(_locals("initial_epoch"), 0))
 
 
 def pass_epochs(epochs: int) -> None:

@@ -67,5 +67,6 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
     if cls is ModelSaved:
         body = {**body, **{key: tuple(body[key]) for key in ("pointers", "drops") if key in body}}
+        body["datasets"] = {context: tuple(one) for context, one in body.get("datasets", {}).items()}
     record: Record = cls(**body)
     return record

@@ -106,12 +106,14 @@ class Facts:
         tags: set.
         metrics: (key, value, step).
         time: Unix time, seconds.
+        register: the run's tag that says which model -> the registered model of which that is to be a version.
     """
 
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     metrics: tuple[tuple[str, float, int], ...] = ()
     time: float = 0.0
+    register: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class ModelSaved:
         tags: tags of the logged model.
         pointers: tags of the run that are its id as soon as it is whole, such as "tfmon.best_model".
         drops: paths of earlier ones that it takes the place of.
+        datasets: the data that it was trained and validated on: "train" or "eval" -> (name, digest).
     """
 
     path: str
@@ -154,6 +157,7 @@ class ModelSaved:
     tags: dict[str, str] = field(default_factory=dict)
     pointers: tuple[str, ...] = ()
     drops: tuple[str, ...] = ()
+    datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 
+DatasetOf = Callable[[str], "tuple[str, str] | None"]
 _VERSIONS = "mlflow.modelVersions"  # MLflow's tag of a logged model that is registered (3.1 to 3.17)
 _PATH = "tfmon.recorded_as"  # tag of a logged model: path of its record
 
@@ -51,6 +54,7 @@ def deliver_model(
         with store_errors():
             source = client.get_run(run.run_id)
             model_id = known or (unheard(run, saved.path) if known == "" else None)
+            dataset_of = datasets_of(source, saved.datasets)
             if model_id is None:
                 remember("")
                 model = client.create_logged_model(
@@ -69,7 +73,7 @@ def deliver_model(
                 with patient_uploads():
                     client.log_model_artifacts(model_id, str(folder))
                 client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-        rejected |= run.points(metrics, model_id, datasets_of(source))
+        rejected |= run.points(metrics, model_id, dataset_of)
         rejected |= run.tags(dict.fromkeys(saved.pointers, model_id))
     except RefusedError as error:
         rejected[f"model {saved.name}"] = str(error)
@@ -137,7 +141,7 @@ def drop_model(run: RunStore, model_id: str) -> None:
     client = run.client
     with contextlib.suppress(RefusedError), store_errors():
         model = client.get_logged_model(model_id)
-        if _VERSIONS in model.tags:
+        if registered_as(model) or _has_versions(client, model_id):
             return
         client.delete_logged_model(model_id)
         # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.
@@ -145,12 +149,42 @@ def drop_model(run: RunStore, model_id: str) -> None:
             get_artifact_repository(model.artifact_location).delete_artifacts()
 
 
-def datasets_of(run: Run) -> Callable[[str], tuple[str, str] | None]:
-    """Tells of which of a run's datasets a metric is, as (name, digest)."""
-    found: dict[str, tuple[str, str]] = {}
-    for one in run.inputs.dataset_inputs if run.inputs else []:
+def _has_versions(client: MlflowClient, model_id: str) -> bool:
+    """Whether the registry has a version of a logged model: without a server none of MLflow tells the model so."""
+    with contextlib.suppress(Exception), current_store(client.tracking_uri):
+        return bool(client.search_model_versions(f"source_path='models:/{model_id}'"))
+    return False
+
+
+def note_version(client: MlflowClient, model_id: str, name: str, version: str) -> None:
+    """Has a logged model say that it is a version of a registered model, as MLflow's server does."""
+    told = json.loads(client.get_logged_model(model_id).tags.get(_VERSIONS) or "[]")
+    if all(one["name"] != name for one in told):
+        told.append({"name": name, "version": version})
+        client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps(told)})
+
+
+def registered_as(model: LoggedModel) -> tuple[str, ...]:
+    """The registered models that a logged model is a version of."""
+    return tuple(str(one["name"]) for one in json.loads(model.tags.get(_VERSIONS) or "[]"))
+
+
+def datasets_of(run: Run, known: Mapping[str, tuple[str, str]] | None = None) -> DatasetOf:
+    """Tells of which dataset a metric is, as (name, digest).
+
+    Args:
+        run: whose datasets it may be; it tells of several for one purpose (of two fits) in any order.
+        known: purpose ("train", "eval") -> the dataset, where that is known.
+    """
+    found = dict(known or {})
+    for one in run.inputs.dataset_inputs if run.inputs and not known else []:
         context = next((tag.value for tag in one.tags if tag.key == "mlflow.data.context"), "train")
         found[context] = (one.dataset.name, one.dataset.digest)
+    return datasets_among(found)
+
+
+def datasets_among(found: Mapping[str, tuple[str, str]]) -> DatasetOf:
+    """Tells of which of these datasets, by purpose, a metric is."""
 
     def dataset_of(metric: str) -> tuple[str, str] | None:
         validated = metric.rpartition("/")[2].startswith(("val_", "validation_"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from mlflow_tfmon.checkpoints.best import Best
+from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.detectors.learning import LITTLE
 from mlflow_tfmon.errors import logger, say_once
@@ -98,7 +98,7 @@ class Actions:
         watch.look(urgent=True)
         problem = self._found()
         if problem is None:
-            best = self._best.consider(self._monitor.last_epoch, metrics)
+            best = self._best.consider(self._monitor.last_epoch, metrics, directions_of(self._model))
             good = watch.learned(self._monitor.prefix) >= LITTLE
             if best and (self._stops or good):
                 self._best_state = _State.of(self._model)

@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 
+from mlflow_tfmon import kerases
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts import order, underway
-from mlflow_tfmon.facts.metrics import epoch_metrics
+from mlflow_tfmon.facts.metrics import early_stopping_facts, epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.settings import Settings
@@ -85,6 +86,7 @@ class MonitorCallback(_BothKerases):
         self._rate: Rate | None = None
         self._actions: Actions | None = None
         self._resumed = False
+        self._followed = False  # whether what comes after the other callbacks is done by a `_Last`
 
     def heed(self, settings: Settings) -> None:
         """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
@@ -106,8 +108,24 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        self._followed = not self._is_last() and underway.append(_Last(self), self.model)
+        if not self._followed:
+            self.fit_begins()
+
+    def _is_last(self) -> bool:
+        """Whether none but Keras's own callbacks come after this one."""
+        found = underway.callbacks()
+        at = next((at for at, one in enumerate(found) if one is self), len(found))
+        own = (*kerases.every("callbacks.History"), *kerases.every("callbacks.ProgbarLogger"))
+        return all(isinstance(one, own) for one in found[at + 1 :])
+
+    def fit_begins(self) -> None:
+        """Has the fit go on from a checkpoint, if it does, and looks at it, once the other callbacks have begun."""
+        if self._monitor is None:
+            return
         with contained("looking at the callbacks", "their state is not part of the checkpoints"):
-            self._monitor.callbacks = Callbacks([one for one in underway.callbacks() if one is not self])
+            others = [one for one in underway.callbacks() if not isinstance(one, (MonitorCallback, _Last))]
+            self._monitor.callbacks = Callbacks(others)
         self._resumed = self._monitor.restore_fit(self.model)
         with contained("reading the learning rate", "its changes are not recorded"):
             self._rate = Rate(self.model.optimizer)
@@ -123,6 +141,8 @@ class MonitorCallback(_BothKerases):
         self._batches_of_epoch = 0
         self._forget_epoch()
         if self._monitor is not None:
+            with contained("counting epochs", "they may be given numbers anew"):
+                self._monitor.place_epochs(epoch)
             self._monitor.paused(None)
 
     def _forget_epoch(self) -> None:
@@ -149,6 +169,11 @@ class MonitorCallback(_BothKerases):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the epoch's metrics."""
         self.complete(logs)
+        if not self._followed:
+            self.epoch_is_over(epoch, logs)
+
+    def epoch_is_over(self, epoch: int, logs: dict[str, Any] | None) -> None:
+        """Records an epoch, and what it has come to, once the other callbacks have had their say."""
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
                 self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
@@ -166,8 +191,40 @@ class MonitorCallback(_BothKerases):
         self._forget_epoch()
         order.fit_ended(self.model)
         monitor, self._monitor = self._monitor, None
-        if monitor is not None and monitor is not self.given:
+        if monitor is None:
+            return
+        with contained("reading what EarlyStopping did", "it is not recorded"):
+            facts = early_stopping_facts(underway.callbacks(), monitor.epoch_offset, time.time())
+            if facts.metrics:
+                monitor.record(facts)
+        if monitor is not self.given:
             monitor.end()
+
+
+class _Last(_BothKerases):
+    """Comes after all callbacks of a fit, and does there what is to come after what they do.
+
+    A checkpoint has their state, and what they have changed (`ReduceLROnPlateau` the learning rate), as they leave it.
+
+    Args:
+        callback: whose work it does; it stands before others.
+    """
+
+    def __init__(self, callback: MonitorCallback) -> None:
+        super().__init__()
+        self._callback = callback
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Has the fit go on from a checkpoint."""
+        self._callback.fit_begins()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Records the epoch."""
+        self._callback.epoch_is_over(epoch, logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Is gone."""
+        underway.drop(self)
 
 
 class CompleteLogs(_BothKerases):
@@ -191,7 +248,7 @@ class PassOver(_BothKerases):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Has fit begin after its last epoch, with its dataset where that leaves it."""
-        underway.pass_epochs(int((self.params or {}).get("epochs") or 0))
+        underway.pass_epochs(int((self.params or {}).get("epochs") or 0) - underway.first_epoch())
         self.model._initial_epoch = sys.maxsize
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

@@ -45,7 +45,7 @@ def measured(model: Any, settings: Settings) -> dict[str, float]:
     if settings.mode == "auto" and settings.monitor in metrics:
         better = "more" if settings.maximizes(settings.monitor) else "less"
         say_once(
-            f"epoch_metrics {settings.monitor}",
+            f"direction of {settings.monitor}",
             f"mlflow_tfmon: {better} of monitor={settings.monitor!r} is taken to be better, by its name; say so by "
             'mode="max" or mode="min".',
             logging.INFO,

@@ -16,7 +16,6 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
 from mlflow_tfmon.facts.datasets import datasets
 from mlflow_tfmon.facts.geometry import total_steps
-from mlflow_tfmon.facts.metrics import early_stopping_facts
 from mlflow_tfmon.facts.params import fit_params
 from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
@@ -122,7 +121,11 @@ class _Fit:
         self._summarize()
         if self._settings.log_datasets:
             with contained("describing the datasets", "they are not recorded"):
-                self.monitor.record(*datasets(self.arguments))
+                found = datasets(self.arguments)
+                self.monitor.datasets = {
+                    one.context: (one.dataset["name"], one.dataset["digest"]) for one in found
+                }
+                self.monitor.record(*found)
         before = [_AddedBefore(self._callback)] if self.monitor.settings.epoch_metrics else []
         return self.arguments.with_callbacks(self._added, before)
 
@@ -140,10 +143,6 @@ class _Fit:
     def finish(self) -> None:
         """After a fit that went well: what can be told only now, and the model."""
         self._summarize()
-        with contained("reading what EarlyStopping did", "it is not recorded"):
-            facts = early_stopping_facts(self.arguments.callback_list, epoch_offset=self.monitor.epoch_offset)
-            if facts.metrics:
-                self.monitor.record(facts)
         folder = self.monitor.folder
         if self._settings.log_models and folder is not None:
             with contained("saving the model", "it is not logged"):
@@ -181,5 +180,6 @@ class _Fit:
                     metrics=self.monitor.last_metrics,
                     registered_model_name=None if self.monitor.has_best else settings.registered_model_name,
                     pointers=(pointer(FINAL, self.monitor.prefix),),
+                    datasets=self.monitor.datasets,
                 )
             )

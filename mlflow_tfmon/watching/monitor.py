@@ -9,11 +9,11 @@ from typing import Any
 import tensorflow as tf
 
 from mlflow_tfmon.checkpoints import moments
-from mlflow_tfmon.checkpoints.keeper import Moment
+from mlflow_tfmon.checkpoints.moments import Moment
 from mlflow_tfmon.checkpoints.names import REGISTERED
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import SettingError, contained, logger
-from mlflow_tfmon.facts import order
+from mlflow_tfmon.facts import order, underway
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.settings import Settings
@@ -81,6 +81,7 @@ class Monitor(Training):
         self.total_steps = total_steps
         self.callbacks: Callbacks | None = None  # of the fit that is watched
         self.arguments: FitArguments | None = None  # of the fit that is watched
+        self.datasets: dict[str, tuple[str, str]] = {}  # of the fit that is watched, as in `ModelSaved`
         self._activations = ActivationWatch(model)
         self._pauses = Pauses()
         self._actions: Actions | None = None  # of a loop
@@ -185,6 +186,7 @@ class Monitor(Training):
         if self._pipeline is None:
             return
         self._pipeline.drain()
+        self.place_epochs(epoch)
         last, then = self._ended
         steps = self._pipeline.recording.steps_of(self._keys())
         if self.epoch_offset + epoch < last and steps > then:  # else it is told late
@@ -218,6 +220,7 @@ class Monitor(Training):
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
+            self.place_epochs(epoch)
             number = self.epoch_offset + epoch
             recording = self._pipeline.recording
             recording.epoch_ended(number, numbers, self._keys(), self.prefix)
@@ -257,9 +260,10 @@ class Monitor(Training):
         if checkpoint is not None:
             if not self._in_fit:  # it is around fits, of which this is the first
                 checkpoint.check_fit(order.fits(model))
+            underway.build(model)
             checkpoint.restore(model, self._optimizers)
             checkpoint.restore_fit(model, self.callbacks)
-            resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
+        resuming.go_on(model, self._keys(), checkpoint, self._pipeline)
         return checkpoint is not None
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -269,11 +273,13 @@ class Monitor(Training):
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
                 self.model, self._pipeline.recording, self.callbacks,
-                epoch=epoch, step=step, first_epoch=self.epoch_offset, fits=order.fits(self.model),
-                place=order.place(self.model), within=within,
+                epoch=epoch, step=step, first_epoch=self.epoch_offset, began_with=self._began_with,
+                fits=order.fits(self.model), place=order.place(self.model), within=within,
             )  # fmt: skip
             others = moments.others(self.model, self._optimizers, self._rings)
-            now = Moment(self.model, epoch, step, metrics, self.arguments, within, around, others)
+            now = Moment(
+                self.model, epoch, step, metrics, self.arguments, within, around, others, self.datasets
+            )
             self._pipeline.keeper(self.prefix).consider(now)
 
     @property

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.tracking import fluent
 
 from mlflow_tfmon import probes
-from mlflow_tfmon.checkpoints.names import BEST, EPOCH, LAST, METRIC, MODE, RESUME, VALUE, pointer
+from mlflow_tfmon.checkpoints.names import (
+    BEST,
+    EPOCH,
+    LAST,
+    METRIC,
+    MODE,
+    RESUME,
+    STEP,
+    VALUE,
+    WEIGHTS_ONLY,
+    name_of,
+    pointer,
+)
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
@@ -23,6 +37,7 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.past import Past, mark
+from mlflow_tfmon.tracking.models import registered_as
 from mlflow_tfmon.tracking.names import DELIVERY_TAG
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import claims, pipeline
@@ -131,7 +146,9 @@ def _find(run_id: str) -> Checkpoint:
                 artifact_uri=f"models:/{next(iter(of))}", dst_path=holder.name
             )
         )
-        checkpoint = Checkpoint(run_id, State.read(folder), folder, _kept(client, tags))
+        state = State.read(folder)
+        kept = _kept(client, experiment, run_id, tags, state.about["prefix"])
+        checkpoint = Checkpoint(run_id, state, folder, kept)
     except Exception as error:
         text = " ".join(without_secrets(str(error)).split())[:300]
         raise SettingError(
@@ -153,18 +170,37 @@ def _pointers(tags: dict[str, str]) -> list[tuple[str, str]]:
     return found
 
 
-def _kept(client: mlflow.MlflowClient, tags: dict[str, str]) -> tuple[Before, ...]:
+def _kept(
+    client: mlflow.MlflowClient, experiment: str, run_id: str, tags: dict[str, str], prefix: str
+) -> tuple[Before, ...]:
+    """The checkpoints of one model of a run: those that its tags name, and others of the n best, oldest first."""
     kinds: dict[str, tuple[str, ...]] = {}
-    for name, kind in _pointers(tags):
-        kinds[tags[name]] = (*kinds.get(tags[name], ()), kind)
+    for kind in (BEST, LAST, RESUME):
+        if (model_id := tags.get(pointer(kind, prefix))) is not None:
+            kinds[model_id] = (*kinds.get(model_id, ()), kind)
     found = []
-    for model_id, pointers in kinds.items():
-        model = client.get_logged_model(model_id)
+    for model in _logged_models(client, experiment, run_id) if kinds else ():
+        if model.name != name_of(prefix) or model.status != LoggedModelStatus.READY:
+            continue
         value = float(model.tags[VALUE]) if VALUE in model.tags else None
-        epoch, metric = int(model.tags.get(EPOCH, -1)), model.tags.get(METRIC, "")
-        one = Before(model_id, pointers, epoch, metric, value, model.tags.get(MODE) == "max")
+        epoch, step = (int(model.tags.get(tag, -1)) for tag in (EPOCH, STEP))
+        metric, more = model.tags.get(METRIC, ""), model.tags.get(MODE) == "max"
+        one = Before(
+            model.model_id, kinds.get(model.model_id, ()), epoch, step, metric, value, more,
+            whole=WEIGHTS_ONLY not in model.tags, registered=registered_as(model),
+        )  # fmt: skip
         found.append((model.creation_timestamp, one))
     return tuple(one for _, one in sorted(found, key=lambda each: each[0]))
+
+
+def _logged_models(client: mlflow.MlflowClient, experiment: str, run_id: str) -> Iterator[LoggedModel]:
+    token = None
+    while True:
+        page = client.search_logged_models([experiment], f"source_run_id='{run_id}'", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _wait_for_delivery(run_id: str) -> None:
@@ -218,6 +254,8 @@ def _latest() -> str | None:
 def go_on(model: Any, keys: frozenset[str], checkpoint: Checkpoint | None, into: Pipeline | None) -> None:
     """Has a recording go on where the run's earlier ones left off; called when it begins, and when the model is built.
 
+    Whether the training goes on from a checkpoint or is a further one, what is best and what is kept is the run's.
+
     Args:
         model: the model, or None.
         keys: of its variables.
@@ -228,15 +266,26 @@ def go_on(model: Any, keys: frozenset[str], checkpoint: Checkpoint | None, into:
         return
     if checkpoint is not None:
         about = checkpoint.state.about
-        if model.built:
-            into.recording.go_on(checkpoint.trained(model))
+        into.recording.go_on(checkpoint.trained(model))
         keeper = into.keeper(about["prefix"])
         if not keeper.resumed:
-            keeper.restore(checkpoint.state, checkpoint.kept)
+            keeper.restore(checkpoint.kept, checkpoint.state)
             into.recording.append(records.Facts(tags=checkpoint.told(), time=time.time()))
             _replay(checkpoint, into.watch)
     if model.trainable_variables:
         into.recording.bind(keys, mark(probes.names(model.trainable_variables)))
+        if checkpoint is None and into.run.past.streams:
+            _take_up(into, into.recording.prefix_of(keys, str(model.name)))
+
+
+def _take_up(into: Pipeline, prefix: str) -> None:
+    run, keeper = into.run, into.keeper(prefix)
+    if keeper.resumed or run.run_id is None:
+        return
+    with contained("looking at what the run has kept", "a worse model may take the place of its best"):
+        client = mlflow.MlflowClient(run.tracking_uri)
+        tags = client.get_run(run.run_id).data.tags
+        keeper.restore(_kept(client, run.experiment_id, run.run_id, tags, prefix))
 
 
 def _replay(checkpoint: Checkpoint, watch: Watch) -> None:

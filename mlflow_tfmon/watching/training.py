@@ -56,6 +56,9 @@ class Training:
         self._in_fit = False
         self._rings: list[Ring] = []
         self._epoch_offset: int | None = None
+        self._began_with = (
+            0  # the number that the training itself, its fit or its loop, gives its first epoch
+        )
         self._first_step = 0
 
     @property
@@ -126,9 +129,11 @@ class Training:
             resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
             if self._checkpoint is not None:
                 self._epoch_offset = self._checkpoint.state.about["first_epoch"]
+                self._began_with = self._checkpoint.began_with
             now = time.time()
             self.record(records.Paused(now, now))  # the time since a training before is no step's
-            self._first_step = self._pipeline.recording.steps_of(self._keys())
+            if self._checkpoint is None:  # else those before are its own
+                self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
             if bar and not in_fit and not self.settings.silent:
                 self._pipeline.show()
@@ -218,9 +223,15 @@ class Training:
     @property
     def epoch_offset(self) -> int:
         """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
+        if self._epoch_offset is not None:
+            return self._epoch_offset
+        return 0 if self._pipeline is None else self._pipeline.recording.epochs_done(self.prefix)
+
+    def place_epochs(self, first: int) -> None:
+        """Has the first epoch follow on those that the model has made within the run, if its number does not do so."""
         if self._epoch_offset is None and self._pipeline is not None:
-            self._epoch_offset = self._pipeline.recording.epochs_done(self.prefix)
-        return self._epoch_offset or 0
+            self._epoch_offset = max(0, self._pipeline.recording.epochs_done(self.prefix) - first)
+            self._began_with = first
 
     # -- rings -----------------------------------------------------------------------------------------------------
     def claims(self, ring: Ring) -> bool:
