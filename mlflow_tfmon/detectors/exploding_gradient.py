@@ -28,10 +28,12 @@ def detect(history: History) -> Iterator[Problem]:
     bad = history.nonfinite.get("loss")
     if bad is not None and bad.first == 1:
         data = history.premises
+        unseen = data is None or data.inputs is None
         if data is None or not any(s is not None and s.nonfinite for s in (data.inputs, data.targets)):
             yield Problem(
                 "exploding_gradient", "critical", 1, (),
-                "The loss is not finite at the first step, before any update: values overflow on the way forward.",
+                "The loss is not finite at the first step, before any update: values overflow on the way forward"
+                + (", or the data are not finite (which was not looked at)." if unseen else "."),
                 _ADVICE, bad.last, 0.7,
             )  # fmt: skip
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -93,6 +94,7 @@ class Gatherer:
 
     def __init__(self) -> None:
         self.total_steps: int | None = None
+        self._told: Premises | None = None
         self._premises: Premises | None = None
         self._premises_step = 0
         self.alone = True
@@ -114,9 +116,19 @@ class Gatherer:
         self._nonfinite: dict[str, NonFinite] = {}
 
     def know(self, premises: Premises | None) -> None:
-        """Takes what is known before the steps that follow."""
-        if premises is not self._premises:
-            self._premises, self._premises_step = premises, self._step
+        """Takes what is known before the steps that follow.
+
+        A further fit that makes something else small is a training of its own: losses before and after do not compare.
+        """
+        if premises is self._told:
+            return
+        self._told, before = premises, self._premises
+        if premises is not None and before is not None and self._step > self._start:
+            if (premises.goal, premises.weighted) != (before.goal, before.weighted):
+                self.restart()
+                premises = dataclasses.replace(premises, trained_before=True)
+            premises = premises.since(before)
+        self._premises, self._premises_step = premises, self._step
 
     def opened(self, variables: Sequence[tuple[str, int, bool]]) -> None:
         """Takes the variables of the blocks that follow: name, size, whether it is a kernel."""

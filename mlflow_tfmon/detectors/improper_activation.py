@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import MUCH, diverged, learning
-from mlflow_tfmon.detectors.premises import ABSOLUTE, CROSS_ENTROPIES, LINEAR, SQUARED, Premises
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, REGRESSIONS, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
 _RANGES = {
@@ -28,10 +28,11 @@ def detect(history: History) -> Iterator[Problem]:
     """Sees output activations that can't reach the targets, rectified classifiers, nets without any non-linearity.
 
     What is said of the output is taken back if 70% is learned all the same. Targets of a regression outside of the
-    output's range count where they are more than a hundredth of the targets' spread outside. Three or more kernels
+    output's range count where more than a few are a hundredth of the targets' spread outside. Three or more kernels
     with nothing but linear activations are one; two of them only where nothing is learned. Exponential or softmax in
-    hidden layers counts where the loss diverges or nothing is learned. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM
-    2021).
+    hidden layers counts where the loss diverges or nothing is learned. Can't see what a `call` of the user's computes
+    between layers, nor an output that something else than an activation is made of. Sources: UMLAUT (CHI 2021),
+    NeuraLint (TOSEM 2021).
     """
     data = history.premises
     if data is None or not data.layers:
@@ -41,7 +42,7 @@ def detect(history: History) -> Iterator[Problem]:
     if not state.learned >= MUCH:
         yield from _output(history, data)
     kernels = [layer for layer in data.layers if layer.kernel]
-    linear = all(layer.activation in LINEAR or layer.is_output for layer in data.layers)
+    linear = data.graph and all(layer.activation in LINEAR or layer.is_output for layer in data.layers)
     plain = all(layer.kind in _MIXING for layer in kernels)
     if linear and plain and len(kernels) >= (2 if nothing else 3):
         yield Problem(
@@ -55,8 +56,10 @@ def detect(history: History) -> Iterator[Problem]:
     if nothing or (first is not None and first.first == 1):
         odd = [
             layer
-            for layer in data.hidden
-            if layer.activation in ("exponential", "softmax") and not _attends(layer.kind)
+            for layer in data.layers[: data.layers.index(kernels[-1]) if kernels else 0]
+            if not layer.is_output
+            and layer.activation in ("exponential", "softmax")
+            and not _attends(layer.kind)
         ]
         if odd:
             yield Problem(
@@ -73,14 +76,14 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
     if out is None:
         return
     low, high = _RANGES.get(out.activation, (-float("inf"), float("inf")))
-    if data.loss in (SQUARED, ABSOLUTE) and y is not None and y.std > 0:
-        outside = max(low - y.least, y.most - high) / y.std
-        if outside > _OUTSIDE:
+    if data.loss in REGRESSIONS and y is not None and y.std > 0:
+        # A few targets out of reach do no harm.
+        least, most = (y.quantiles[0], y.quantiles[-1]) if y.quantiles else (y.least, y.most)
+        if max(low - least, most - high) / y.std > _OUTSIDE:
             yield Problem(
                 "improper_activation", "critical", min(1, history.step), (out.name,),
                 f"The output activation {out.activation} gives {low:g} to {high:g}, but the targets go from "
-                f"{y.least:.3g} "
-                f"to {y.most:.3g}.",
+                f"{y.least:.3g} to {y.most:.3g}.",
                 "Give the last layer of a regression no activation, or scale the targets into its range.",
                 history.step, 0.95,
             )  # fmt: skip

@@ -20,14 +20,15 @@ def detect(history: History) -> Iterator[Problem]:
 
     Nor may one step have moved them so far: then the others are small since there is nothing left to move. The
     gradient must still have a third of its first norm: where it is gone, larger steps would not help. Looked at
-    once a quarter of the training is over. Can't tell without the length of the training (which `fit` knows).
+    once a quarter of the training is over. A loop of the user's, whose length is not known, is taken to go on for as
+    long again as it has gone on, and for 2,000 steps at least: so it may be said too early, or too late.
     """
     state = learning(history)
     usual, most = update_ratio(history)
     norms = history.steps.column("grad_norm")
     if not state.little(0.25) or not len(norms) or not np.isfinite(usual):
         return
-    path = usual * max(history.total_steps or 0, history.step)
+    path = usual * (history.step - history.start) / state.share
     begun = float(np.median(norms.mean[: max(1, len(norms) // 20), 0]))
     now = float(np.median(norms.mean[-max(1, len(norms) // 10) :, 0]))
     if 0 < path < _PATH and most < _PATH and now >= _SLOPE * begun > 0:

@@ -11,6 +11,7 @@ from mlflow_tfmon.detectors.problem import Problem
 
 _PATIENCE = 0.4
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
+_ONE_HOT = "categorical_crossentropy"
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -18,7 +19,7 @@ def detect(history: History) -> Iterator[Problem]:
 
     These are taken back if 70% is learned all the same. Not so a softmax over one unit, or for labels that are not
     exclusive: Keras works out the loss from what goes into the softmax, so that it falls while the predictions stay
-    wrong.
+    wrong. Nor categorical cross-entropy of one unit, which is 0.
     What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a
     sigmoid or softmax that does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras
     scales its outputs to a sum of 1.)
@@ -49,7 +50,7 @@ def _certain(data: Premises) -> tuple[str, str] | None:
         )
     if y is None or not y.count or y.nonfinite:
         return None
-    if data.loss == _SPARSE and out.units > 0 and (y.least < 0 or y.most >= out.units) and y.columns == 1:
+    if data.loss == _SPARSE and out.units > 0 and (y.least < 0 or y.most >= out.units):
         return (
             f"The labels go from {y.least:g} to {y.most:g}, but the model has {out.units} outputs, for 0 to "
             f"{out.units - 1}.",
@@ -66,9 +67,11 @@ def _certain(data: Premises) -> tuple[str, str] | None:
 def _always_wrong(data: Premises) -> tuple[str, str] | None:
     out, y = data.output, data.targets
     assert out is not None
-    if out.activation == "softmax" and out.units == 1:
+    if out.units == 1 and (out.activation == "softmax" or data.loss == _ONE_HOT):
         return (
-            "A softmax over one unit always gives 1.",
+            "A softmax over one unit always gives 1."
+            if out.activation == "softmax"
+            else "The cross-entropy of one class is 0 whatever the model puts out.",
             'Use activation="sigmoid" with one unit and binary_crossentropy.',
         )
     if (

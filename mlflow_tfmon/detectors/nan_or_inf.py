@@ -19,10 +19,16 @@ def detect(history: History) -> Iterator[Problem]:
     if data is not None:
         for name, sample in (("inputs", data.inputs), ("targets", data.targets)):
             if sample is not None and sample.nonfinite:
+                # A loss, or a layer, of the user's own may leave them out.
+                bears = not data.loss if name == "targets" else not data.graph
+                at = (
+                    f", the first in example {sample.nonfinite_at} (from 0)"
+                    if sample.nonfinite_at >= 0
+                    else ""
+                )
                 yield Problem(
-                    "nan_or_inf", "critical", min(1, history.step), (),
-                    f"The {name} hold NaN or infinity: {sample.nonfinite} numbers in the first {sample.count} "
-                    f"examples.",
+                    "nan_or_inf", "warning" if bears and not broken(history) else "critical", min(1, history.step),
+                    (), f"The {name} hold NaN or infinity: {sample.nonfinite} numbers{at}.",
                     f"Clean the {name} before the training: drop or fill those rows (numpy.isfinite finds them).",
                     history.step, 1.0,
                 )  # fmt: skip
@@ -54,11 +60,13 @@ def detect(history: History) -> Iterator[Problem]:
     loss = found.get("loss")
     if loss is not None and loss.first > first:
         where += f" The loss followed at step {loss.first}."
+    unseen = data is None or data.inputs is None
     yield Problem(
         "nan_or_inf", "critical" if broken(history) else "warning", first, variables,
         f"{what[0].upper()}{what[1:]} not finite at step {first} for the first time.{where}{norm}",
         "Lower the learning rate or clip gradients (clipnorm=1.0 in the optimizer); look for log, sqrt or "
         "division of 0 "
-        "in your own loss and layers (keep them away from 0 with keras.ops.clip or an epsilon).",
+        "in your own loss and layers (keep them away from 0 with keras.ops.clip or an epsilon)."
+        + (" See that the data are finite, which was not looked at." if unseen else ""),
         last, 1.0,
     )  # fmt: skip

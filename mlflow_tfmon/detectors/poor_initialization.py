@@ -21,14 +21,15 @@ def detect(history: History) -> Iterator[Problem]:
     Two layers in a row that begin constant: their units get the same gradients. That is said before the first step, and
     taken back if 70% is learned all the same (at the edges of pictures the units of a convolution differ). A standard
     deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is
-    learned, or less than 70% of the way from a constant prediction to zero in half of the training.
+    learned, or less than 70% of the way from a constant prediction to zero in half of the training; not of weights that
+    were loaded, nor of an output that begins near zero.
     Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor weight initialization".
     """
     if history.premises is None:
         return
     state = learning(history)
     layers = [layer for layer in history.premises.layers if layer.kernel and layer.trainable]
-    pairs = [(a, b) for a, b in itertools.pairwise(layers) if a.constant and b.constant]
+    pairs = [(a, b) for a, b in itertools.pairwise(layers) if a.constant and b.constant and _feeds(a, b)]
     if pairs and not state.learned >= MUCH:
         names = tuple(dict.fromkeys(layer.kernel for pair in pairs for layer in pair))
         yield Problem(
@@ -50,7 +51,8 @@ def detect(history: History) -> Iterator[Problem]:
         for layer in layers
         if layer.std > 0 and layer.kind != "Embedding"
     ]
-    far = [(layer, ratio) for layer, ratio in far if not 1 / _FAR < ratio < _FAR]
+    # An output that begins near zero is a good beginning: the layers before it are as they should be.
+    far = [(one, ratio) for one, ratio in far if ratio >= _FAR or (ratio <= 1 / _FAR and not one.is_output)]
     if far:
         worst, ratio = max(far, key=lambda one: abs(np.log(one[1])))
         yield Problem(
@@ -62,6 +64,11 @@ def detect(history: History) -> Iterator[Problem]:
             'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',
             history.step, 0.85,
         )  # fmt: skip
+
+
+def _feeds(before: Layer, after: Layer) -> bool:
+    """Whether a layer may get what the one before it in the list gives, as neither a second output nor indices do."""
+    return not before.is_output and after.kind != "Embedding"
 
 
 def _expected(layer: Layer) -> float:

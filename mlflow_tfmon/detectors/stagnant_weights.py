@@ -33,8 +33,10 @@ def detect(history: History) -> Iterator[Problem]:
         kernels = [one.kernel for one in known.layers if one.kernel and one.trainable]
         without = [name for name in kernels if name not in history.sizes]
         if without and len(without) < len(kernels):
+            # The others may learn all that there is: an auxiliary output may well be left out of the loss.
+            little = learning(history).little(_SHARE)
             yield Problem(
-                "stagnant_weights", "critical", 1, tuple(without),
+                "stagnant_weights", "critical" if little else "warning", 1, tuple(without),
                 f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend "
                 f"on them.",
                 _ADVICE, history.step, 0.95,

@@ -19,6 +19,10 @@ _REPEATABLE = frozenset(
     ("TensorSlice", "Tensor", "Range", "Batch", "ParallelBatch", "Prefetch", "Take", "Skip", "Shard", "Options", "Zip",
      "Concatenate")
 )  # fmt: skip
+# Kinds that give each element that they get, as it is.
+_GIVES_ALL = frozenset(
+    ("TensorSlice", "Batch", "ParallelBatch", "Shuffle", "Prefetch", "Cache", "Repeat", "Options")
+)
 
 
 def kind(dataset: tf.data.Dataset) -> str:
@@ -66,6 +70,16 @@ def tensors(dataset: tf.data.Dataset) -> list[Any]:
     if not all(kind(source) in ("TensorSlice", "Tensor") for source in sources):
         return []
     return [tensor for source in sources for tensor in source._tensors]
+
+
+def arrays(dataset: tf.data.Dataset) -> tuple[Any, ...]:
+    """The tensors in memory that a pipeline's batches are slices of, in the order of its elements; else empty."""
+    spec = dataset.element_spec if isinstance(dataset.element_spec, tuple) else (dataset.element_spec,)
+    unchanged = all(kind(step) in _GIVES_ALL for step in steps(dataset))
+    if not unchanged or not all(isinstance(one, tf.TensorSpec) for one in spec):
+        return ()
+    found = tuple(tensors(dataset))
+    return found if len(found) == len(spec) else ()
 
 
 def cost(dataset: tf.data.Dataset) -> float:

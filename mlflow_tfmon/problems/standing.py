@@ -29,7 +29,13 @@ class Standing:
         self._further = tuple(further)
         self._past: list[Problem] = []
         self._found: dict[tuple[str, str], Problem] = {}
+        self._said: dict[tuple[str, str], Problem] = {}  # as they were when they were said last
         self.learned: dict[str, float] = {}  # by prefix: see `Learning`
+
+    @property
+    def found(self) -> dict[tuple[str, str], Problem]:
+        """What is the matter now, by prefix and kind: not what was before a restart."""
+        return dict(self._found)
 
     @property
     def problems(self) -> list[Problem]:
@@ -42,23 +48,31 @@ class Standing:
         """The training begins anew from an earlier state: what is found from here on is new."""
         for key in [key for key in self._found if key[0] == prefix]:
             problem = self._found.pop(key)
+            self._said.pop(key, None)
             self._past = [one for one in self._past if one.kind != problem.kind] + [problem]
 
     def judge(self, histories: Mapping[str, History]) -> list[Problem]:
-        """Judges the histories of all streams (by prefix) anew; returns the problems that were not known before."""
+        """Judges the histories of all streams (by prefix) anew.
+
+        Returns:
+            What is to be said: the problems that were not known before, and those that have become critical. One that
+            was taken back and is found again was said.
+        """
         new = []
         for prefix, history in histories.items():
-            found = {problem.kind: problem for problem in judge(history, self._further)}
+            found: dict[str, Problem] = {}
+            for problem in judge(history, self._further):
+                found.setdefault(problem.kind, problem)  # of one kind, that which matters most comes first
             for kind, problem in found.items():
+                said = self._said.get((prefix, kind))
                 known = self._found.get((prefix, kind))
-                if known is None:
-                    problem = _named(dataclasses.replace(problem, said_at=max(1, history.step)), prefix)
-                    new.append(problem)
-                else:
-                    first = min(known.first_step, problem.first_step)
-                    problem = dataclasses.replace(problem, first_step=first, said_at=known.said_at)
-                    problem = _named(problem, prefix)
+                first = min(problem.first_step, known.first_step if known else problem.first_step)
+                at = said.said_at if said else max(1, history.step)
+                problem = _named(dataclasses.replace(problem, first_step=first, said_at=at), prefix)
                 self._found[prefix, kind] = problem
+                if said is None or (problem.severity == "critical" != said.severity):
+                    self._said[prefix, kind] = problem
+                    new.append(problem)
             self.learned[prefix] = learning(history).learned
             if self.learned[prefix] >= LITTLE and not diverged(history):
                 gone = [key for key in self._found if key[0] == prefix and key[1] not in found]

@@ -46,11 +46,15 @@ class Watch:
         """Those that stand."""
         return self._standing.problems
 
+    @property
+    def found(self) -> dict[tuple[str, str], Problem]:
+        """What is the matter now, by the prefix of a stream and the kind."""
+        return self._standing.found
+
     def go_on(self, replay: Replay, standing: Standing) -> None:
         """Goes on from what was recorded, and found, of the training before it was interrupted."""
         with self._judging, self._lock:
             self._replay, self._standing = replay, standing
-            self._summed_up = [one.kind for one in standing.problems]
 
     def take(self, out: Iterable[records.Record]) -> None:
         """Takes what is recorded."""
