@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,21 +59,17 @@ class Actions:
         monitor: that watches the fit.
         model: that is trained.
         stops: whether a problem stops the fit; else it is rescued, three times at most, and then stopped.
-        known: problems that were found before.
     """
 
-    def __init__(self, monitor: Monitor, model: Any, stops: bool, known: Iterable[Problem] = ()) -> None:
+    def __init__(self, monitor: Monitor, model: Any, stops: bool) -> None:
         self._monitor = monitor
         self._model = model
         self._stops = stops
-        self._new: collections.deque[Problem] = collections.deque(known)
+        self._stopped = False
         self._best = Best(monitor.settings)
         self._best_state: _State | None = None
         self._good = (_built(model, monitor) and _State.of(model)) or None
         self._rescues: list[str] = []
-        watch = monitor.watch
-        if watch is not None:
-            watch.on_new.append(self._new.append)
 
     @classmethod
     def of(cls, monitor: Monitor, model: Any) -> Actions | None:
@@ -85,10 +80,9 @@ class Actions:
     @classmethod
     def of_loop(cls, monitor: Monitor) -> Actions | None:
         """What puts a loop's best weights back when it is to stop; the loop itself asks `Monitor.should_stop`."""
-        watch = monitor.watch
-        if watch is None or monitor.model is None or monitor.settings.on_problem != "stop":
+        if monitor.watch is None or monitor.model is None or monitor.settings.on_problem != "stop":
             return None
-        return cls(monitor, monitor.model, True, watch.problems)
+        return cls(monitor, monitor.model, True)
 
     def epoch_ended(self, metrics: Mapping[str, float]) -> None:
         """Looks at what was found by now, and does what is to be done."""
@@ -96,33 +90,24 @@ class Actions:
         if watch is None:
             return
         watch.look(urgent=True)
-        problem = self._found()
+        # Where a rescue is wanted, only what it can help with counts.
+        kinds = None if self._stops else _RESCUABLE
+        problem = next((one for one in sure(self._monitor) if kinds is None or one.kind in kinds), None)
         if problem is None:
             best = self._best.consider(self._monitor.last_epoch, metrics, directions_of(self._model))
             good = watch.learned(self._monitor.prefix) >= LITTLE
             if best and (self._stops or good):
                 self._best_state = _State.of(self._model)
-            return
-        if self._stops or problem.kind not in _RESCUABLE or len(self._rescues) >= _MOST_RESCUES:
-            if self._stops or problem.kind in _RESCUABLE:
-                self._stop(problem)
-            return
-        self._rescue(problem)
-        watch.restart(self._monitor.prefix)
-        self._new.clear()
-
-    def _found(self) -> Problem | None:
-        """The problem to act on, if there is one: where a rescue can help, that which it can help with."""
-        sure = []
-        while self._new:
-            problem = self._new.popleft()
-            if _is_sure(problem):
-                sure.append(problem)
-        rescuable = [problem for problem in sure if problem.kind in _RESCUABLE]
-        return next(iter(rescuable or sure), None)
+        elif self._stops or len(self._rescues) >= _MOST_RESCUES:
+            self._stop(problem)
+        else:
+            self._rescue(problem)
+            watch.restart(self._monitor.prefix)
 
     def _stop(self, problem: Problem) -> None:
-        self._model.stop_training = True
+        if self._stopped:  # a loop that goes on all the same
+            return
+        self._stopped = self._model.stop_training = True
         restored = ""
         if self._best_state is not None:
             self._model.set_weights(self._best_state.weights)
@@ -131,11 +116,11 @@ class Actions:
 
     def _rescue(self, problem: Problem) -> None:
         state = self._best_state or self._good
-        if state is None:
+        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
+        if state is None or optimizer is None:  # optimizers that only the model's own `train_step` knows
             self._stop(problem)
             return
         state.restore(self._model)
-        optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         before = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         _slow_down(optimizer)
         clipped = ""
@@ -157,9 +142,15 @@ class Actions:
         self._monitor.record(records.Facts(tags={tag: text}, time=time.time()))
 
 
-def wants_end(wanted: Any, problems: Iterable[Problem]) -> bool:
-    """Whether a training with these problems is to end, as `on_problem` is set."""
-    return wanted == "stop" and any(_is_sure(problem) for problem in problems)
+def sure(monitor: Monitor) -> list[Problem]:
+    """What is to be acted on: critical problems of this training that stand, and are 80% sure.
+
+    One that is taken back is none any more; nor is what was found in the run before, of this model or of another.
+    """
+    found = monitor.watch.found if monitor.watch is not None else {}
+    monitor.known &= found.keys()
+    own = {key: one for key, one in found.items() if key[0] in monitor.prefixes and key not in monitor.known}
+    return [one for one in own.values() if one.severity == "critical" and one.confidence >= _SURE]
 
 
 def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
@@ -176,10 +167,6 @@ def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
             'mlflow_tfmon: on_problem="stop" ends fit; a loop of your own goes on unless it asks: use '
             "`with mlflow_tfmon.Monitor(model) as monitor:` and `if monitor.should_stop: break`.",
         )
-
-
-def _is_sure(problem: Problem) -> bool:
-    return problem.severity == "critical" and problem.confidence >= _SURE
 
 
 def _built(model: Any, monitor: Monitor) -> bool:

@@ -207,7 +207,7 @@ class Monitor(Training):
                 break
             ```
         """
-        return self.watch is not None and actions.wants_end(self.settings.on_problem, self.watch.problems)
+        return self.settings.on_problem == "stop" and bool(actions.sure(self))
 
     def measured(self) -> dict[str, float]:
         """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
@@ -243,6 +243,8 @@ class Monitor(Training):
             self._epoch_offset = None
         if self._pipeline is not None:
             self._pipeline.hide()  # Keras has one
+            if self._pipeline.recording.steps_of(self._keys()) > self._first_step:
+                self.forget_problems()
         self.premises.again()
 
     def mark_seam(self) -> None:

@@ -47,6 +47,7 @@ class Training:
         self.settings = settings
         self.total_steps: int | None = None  # how many it will make, if that is known
         self.premises = Telling(model)
+        self.known: frozenset[tuple[str, str]] = frozenset()  # problems that the run had before
         self._run_id = run_id
         self._optimizers = optimizers
         self._thread = threading.get_ident()
@@ -135,6 +136,7 @@ class Training:
             if self._checkpoint is None:  # else those before are its own
                 self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
+            self.forget_problems()
             if bar and not in_fit and not self.settings.silent:
                 self._pipeline.show()
             self.tell_premises()
@@ -233,6 +235,11 @@ class Training:
             self._epoch_offset = max(0, self._pipeline.recording.epochs_done(self.prefix) - first)
             self._began_with = first
 
+    def forget_problems(self) -> None:
+        """What was found in the run by now is no concern of what follows."""
+        found = self._pipeline.watch.found if self._pipeline is not None else {}
+        self.known = frozenset(key for key, problem in found.items() if problem.severity == "critical")
+
     # -- rings -----------------------------------------------------------------------------------------------------
     def claims(self, ring: Ring) -> bool:
         """Whether the steps of a ring belong to this training."""
@@ -271,3 +278,11 @@ class Training:
         if self._pipeline is None or self.model is None:
             return ""
         return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))
+
+    @property
+    def prefixes(self) -> frozenset[str]:
+        """What precedes the names of the series of what is trained: of each optimizer of its own."""
+        if self._pipeline is None:
+            return frozenset()
+        of = self._pipeline.recording.prefix_of
+        return frozenset({self.prefix, *(of(ring.layout.keys, "") for ring in self._rings)})
