@@ -108,7 +108,8 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
             )
     for path in run.files("premises-*.json"):
         about = json.loads(path.read_text("utf-8"))
-        yield 0.0, 1, records.Premises(about["about"], about["prefix"])
+        step = about.get("step", 0)
+        yield step + 0.5 if step else 0.0, 6, records.Premises(about["about"], about["prefix"], step)
 
 
 def _layout(table: Any, about: dict[str, Any]) -> records.StreamOpened:

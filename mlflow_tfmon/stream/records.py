@@ -76,10 +76,12 @@ class Premises:
     Attributes:
         about: its fields, as `dataclasses.asdict` gives them.
         prefix: as in `StreamOpened`.
+        step: steps of the model that were in the run by then.
     """
 
     about: dict[str, Any]
     prefix: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)

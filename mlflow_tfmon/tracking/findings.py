@@ -44,8 +44,9 @@ def with_part(description: str, text: str) -> str:
 def premises_file(record: Premises) -> tuple[str, str]:
     """Path and text of the file that keeps the premises of a training, for judging it again."""
     name = clean(record.prefix.rstrip(".")).replace("/", ".") or "model"
-    text = json.dumps({"prefix": record.prefix, "about": record.about})
-    return f"{TELEMETRY}/premises-{name}.json", text
+    text = json.dumps({"prefix": record.prefix, "step": record.step, "about": record.about})
+    further = f"-{record.step}" if record.step else ""  # a further fit's
+    return f"{TELEMETRY}/premises-{name}{further}.json", text
 
 
 def plain(text: str) -> str:
