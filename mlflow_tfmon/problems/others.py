@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from mlflow_tfmon.detectors import Detect, History, Problem
+from mlflow_tfmon.detectors.problem import SEVERITIES
 from mlflow_tfmon.errors import contained, say_once
 
 GROUP = "mlflow_tfmon.detectors"
@@ -26,15 +27,16 @@ class Detector:
                 loss = history.steps.column("loss")
                 if len(loss) and loss.mean[-1, 0] > 100:
                     yield mlflow_tfmon.Problem(
-                        "loss_too_high", "warning", int(loss.first[-1]), (), f"The loss is "
-                        "{loss.mean[-1, 0]:.3g}.", "Look."
+                        "loss_too_high", "warning", int(loss.first[-1]), (),
+                        f"The loss is {loss.mean[-1, 0]:.3g}.", "Look."
                     )
         ```
     """
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
-        _defined[:] = [one for one in _defined if one.__qualname__ != cls.__qualname__]  # a cell run again
+        name = cls.__module__, cls.__qualname__  # that of a cell that is run again is the same
+        _defined[:] = [one for one in _defined if (one.__module__, one.__qualname__) != name]
         _defined.append(cls)
 
     def detect(self, history: History) -> Iterable[Problem]:
@@ -54,7 +56,7 @@ def others() -> list[Detect]:
     for point in entry_points(group=GROUP):
         with contained(f"loading the detector {point.name}", "it does not judge"):
             point.load()
-    return [_contained(cls) for cls in _defined]
+    return [_contained(cls) for cls in _defined if cls.detect is not Detector.detect]
 
 
 def _contained(cls: type[Detector]) -> Detect:
@@ -64,7 +66,7 @@ def _contained(cls: type[Detector]) -> Detect:
         try:
             if not made:
                 made.append(cls())
-            return list(made[0].detect(history))
+            return [_plain(problem) for problem in made[0].detect(history) or ()]
         except Exception as error:  # another's error, not ours: never raised, in tests neither
             say_once(
                 f"detector {cls.__qualname__}",
@@ -74,3 +76,20 @@ def _contained(cls: type[Detector]) -> Detect:
             return []
 
     return detect
+
+
+def _plain(problem: Problem) -> Problem:
+    """A problem whose numbers are Python's, so that it can be written down.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: something of it has no sense.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"detect gives {type(problem).__name__}, not mlflow_tfmon.Problem")
+    if problem.severity not in SEVERITIES:
+        raise ValueError(f"severity={problem.severity!r} is none of {', '.join(SEVERITIES)}")
+    return Problem(
+        str(problem.kind), problem.severity, int(problem.first_step), tuple(map(str, problem.variables)),
+        str(problem.evidence), str(problem.advice), int(problem.last_step), float(problem.confidence),
+    )  # fmt: skip
