@@ -15,6 +15,7 @@ from mlflow_tfmon.report.pictures import pictures
 from mlflow_tfmon.report.training import training
 
 _PROBLEMS_TAG = "tfmon.problems"
+_ACTIONS = {"tfmon.stopped": "stopped", "tfmon.rescues": "rescued"}
 _KNOTS = 500  # of the clock
 # The panel that shows a problem best, of those that the run has.
 _SHOWN_BY = {
@@ -182,8 +183,10 @@ def _tables(run: Any) -> list[Table]:
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
     own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", "tfmon."))]
     best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
+    actions = [(name, tags[key]) for key, name in _ACTIONS.items() if key in tags]
     tables = (
-        Table("Best epoch", best), Table("Environment", about + own), Table("Settings", sorted(params.items()))
+        Table("Acted on problems", actions), Table("Best epoch", best),
+        Table("Environment", about + own), Table("Settings", sorted(params.items()))
     )  # fmt: skip
     return [table for table in tables if table.rows]
 

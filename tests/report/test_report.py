@@ -189,6 +189,18 @@ def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:
     assert "was not searched for problems" in clean
 
 
+def test_what_was_done_about_problems_is_told(store: str, home: Path) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(50))
+    done = {
+        "tfmon.rescues": "nan_or_inf at step 9: back to the start",
+        "tfmon.stopped": "nan_or_inf at step 30",
+    }
+    for tag, text in done.items():
+        mlflow.MlflowClient().set_tag(run_id, tag, text)
+    page = making.make(run_id)
+    assert all(text in page for text in done.values())
+
+
 def test_a_million_steps_make_a_report_as_small(store: str, home: Path) -> None:
     few = making.make(recordings.delivered(store, home, *recordings.training(1000)))
     many = making.make(recordings.delivered(store, home, *recordings.training(200_000)))
