@@ -348,7 +348,7 @@ def test_a_killed_training_has_its_problems() -> None:
         "from tests.problems.test_problems import _data, _model\n"
         "class Kill(keras.callbacks.Callback):\n"
         "    def on_epoch_end(self, epoch, logs=None):\n"
-        "        from mlflow_tfmon import pipeline\n"
+        "        from mlflow_tfmon.watching import pipeline\n"
         "        if any(one.watch.problems for one in pipeline._open.values()):\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         f"mlflow.set_tracking_uri({mlflow.get_tracking_uri()!r})\n"
