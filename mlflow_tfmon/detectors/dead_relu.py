@@ -36,7 +36,7 @@ def detect(history: History) -> Iterator[Problem]:
         table, what = history.deep.get("grad_zero_fraction"), "zeros in the gradient"
         if history.activation_names or table is None or not len(table) or not _rectifies(history):
             return
-        names = [name for name in history.kernels if name in table]
+        names = [name for name in history.dense(history.kernels) if name in table]
     table = table.only([name for name in names if name in table])
     recent = table.since(history.at(0.5))
     recent = recent if len(recent) else table.rows(slice(-1, None))

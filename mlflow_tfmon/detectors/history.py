@@ -77,6 +77,12 @@ class History:
         """The step at which a share of what was done by now was done."""
         return self.start + share * (self.step - self.start)
 
+    def dense(self, names: Sequence[str]) -> list[str]:
+        """Those of some kernels of which each example makes the whole gradient: an embedding's rows wait for theirs."""
+        layers = self.premises.layers if self.premises is not None else ()
+        tables = {layer.kernel for layer in layers if layer.kind == "Embedding"}
+        return [name for name in names if name not in tables and not name.endswith("embeddings")]
+
     def over_kernels(self, table: Table) -> Table:
         """The columns of the kernels, in the order of the model."""
         return table.only([name for name in self.kernels if name in table])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import broken
 from mlflow_tfmon.detectors.problem import Problem
@@ -12,8 +14,9 @@ from mlflow_tfmon.detectors.problem import Problem
 def detect(history: History) -> Iterator[Problem]:
     """Sees losses, validation losses, gradient norms and data that are not finite.
 
-    A step that loss scaling left out is none: there an overflow is looked for. Critical once the loss stays so. Can't
-    see weights that are not finite and get no gradient. Counterpart of SageMaker Debugger's "tensor is nan or inf".
+    A step that loss scaling left out is none: there an overflow is looked for. Critical once the loss stays so, or
+    weights are so afterwards (a ReLU makes 0 of NaN: the loss may be finite all the same). Can't see weights that are
+    not finite and get no gradient. Counterpart of SageMaker Debugger's "tensor is nan or inf".
     """
     data = history.premises
     if data is not None:
@@ -60,9 +63,12 @@ def detect(history: History) -> Iterator[Problem]:
     loss = found.get("loss")
     if loss is not None and loss.first > first:
         where += f" The loss followed at step {loss.first}."
+    spoilt = _spoilt(history, first)
+    if spoilt:
+        where += f" The weights of {spoilt[0]} are not finite any more."
     unseen = data is None or data.inputs is None
     yield Problem(
-        "nan_or_inf", "critical" if broken(history) else "warning", first, variables,
+        "nan_or_inf", "critical" if broken(history) or spoilt else "warning", first, variables,
         f"{what[0].upper()}{what[1:]} not finite at step {first} for the first time.{where}{norm}",
         "Lower the learning rate or clip gradients (clipnorm=1.0 in the optimizer); look for log, sqrt or "
         "division of 0 "
@@ -70,3 +76,13 @@ def detect(history: History) -> Iterator[Problem]:
         + (" See that the data are finite, which was not looked at." if unseen else ""),
         last, 1.0,
     )  # fmt: skip
+
+
+def _spoilt(history: History, since: int) -> list[str]:
+    """The variables whose gradient was not finite, and whose weights are not either since then."""
+    norms = history.deep.get("weight_norm")
+    if norms is None:
+        return []
+    names = [name for name in history.nonfinite if name in norms.names]
+    after = norms.only(names).since(since)
+    return [name for at, name in enumerate(names) if len(after) and not np.isfinite(after.mean[-1, at])]

@@ -24,7 +24,9 @@ def detect(history: History) -> Iterator[Problem]:
     table = history.over_kernels(history.gradients)
     if not state.nothing(0.1) or len(table.names) < 3 or not len(table):
         return
-    table = table.since(history.at(0.5))
+    table = table.only(history.dense(table.names)).since(history.at(0.5))
+    if len(table.names) < 3:
+        return
     sizes = np.array([history.sizes[name] for name in table.names], float)
     each = table.medians() / np.sqrt(sizes)
     if not np.isfinite(each).any() or np.nanmax(each) <= 0:

@@ -111,6 +111,36 @@ def test_a_loop_whose_length_is_not_known_has_time_to_get_somewhere() -> None:
         assert ("learning_rate_too_low" in {one.kind for one in judge(looped)}) == expected
 
 
+def test_rows_of_an_embedding_that_wait_for_their_index_are_not_dead() -> None:
+    names = ("words.embeddings", "b.kernel", "c.kernel", "d.kernel")
+    for zeros, expected in (((0.98, 0.1, 0.1, 0.1), set()), ((0.98, 0.95, 0.1, 0.1), {"dead_relu"})):
+        gatherer = Gatherer()
+        gatherer.total_steps = 200
+        gatherer.opened([(name, 100, True) for name in names])
+        number = np.arange(1, 101.0)
+        values = np.column_stack([number, np.full(100, 9.0), np.full(100, 0.1)])
+        gatherer.steps(("step", "loss", "grad_norm"), values, np.tile([1e-6, 0.1, 0.1, 0.1], (100, 1)))
+        gatherer.deep(number[::10], {"grad_zero_fraction": np.tile(zeros, (10, 1))})
+        found = {one.kind: one for one in judge(gatherer.history())}
+        assert found.keys() & {"dead_relu", "vanishing_gradient"} == expected
+        assert "words.embeddings" not in {name for one in found.values() for name in one.variables}
+
+
+def test_weights_that_are_not_finite_are_critical_though_the_loss_is() -> None:
+    """A ReLU of TensorFlow's makes 0 of NaN."""
+    for weight, severity in ((np.nan, "critical"), (1.0, "warning")):
+        gatherer = Gatherer()
+        gatherer.opened([("a.kernel", 10, True), ("b.kernel", 10, True)])
+        norms = np.ones((50, 2))
+        norms[36, 0] = np.nan
+        number = np.arange(1, 51.0)
+        values = np.column_stack([number, np.linspace(1, 0.1, 50), norms.sum(1)])
+        gatherer.steps(("step", "loss", "grad_norm"), values, norms)
+        gatherer.deep(np.array([1.0, 50.0]), {"weight_norm": np.array([[1.0, 1.0], [weight, 1.0]])})
+        problem = next(one for one in judge(gatherer.history()) if one.kind == "nan_or_inf")
+        assert (problem.severity, problem.first_step, problem.variables) == (severity, 37, ("a.kernel",))
+
+
 def _lost(steps: int) -> History:
     """A training whose last steps have no finite loss."""
     return history(np.where(STEPS - steps < _T + 1, np.nan, 0.05 + 1.4 * np.exp(-_T / 60)))

@@ -88,6 +88,19 @@ def test_targets_that_the_users_loss_leaves_out_stop_nothing() -> None:
     assert len(model.fit(x, y, epochs=5, verbose=0).history["loss"]) == 5
 
 
+def test_a_nan_in_data_that_nobody_looked_at_is_traced_and_critical() -> None:
+    """The hidden layer's weights are NaN, and its ReLU makes 0 of them: the loss may stay finite."""
+    x, y = _data()
+    x[170, 2] = np.nan
+    feed = tf.data.Dataset.from_tensor_slices((x, y)).map(lambda x, y: (x, y)).batch(32)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    with mlflow.start_run() as run:
+        _model().fit(feed, epochs=12, verbose=0)
+    found = {one.kind: one for one in mlflow_tfmon.load_run(run.info.run_id).problems}["nan_or_inf"]
+    assert (found.severity, found.first_step) == ("critical", 6)
+    assert "See that the data are finite" in found.advice
+
+
 def test_a_second_fit_with_a_loss_of_another_scale_has_not_diverged() -> None:
     x, _ = _data()
     targets = (x[:, :1] - 2 * x[:, 1:2] + 0.2).astype("float32")
