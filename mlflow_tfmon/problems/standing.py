@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from mlflow_tfmon.detectors import Detect, History, Problem, judge
-from mlflow_tfmon.detectors.learning import LITTLE, diverged, learning
+from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
 
 
 class Standing:
     """The problems of a recording as they stand.
 
     A problem that is no longer found stays as long as the training does not learn: what a detector can't see any more
-    need not be mended.
+    need not be mended. One that took more than half of the training to get over stays until much is learned.
 
     Args:
         further: detectors of other people.
@@ -73,10 +73,12 @@ class Standing:
                 if said is None or (problem.severity == "critical" != said.severity):
                     self._said[prefix, kind] = problem
                     new.append(problem)
-            self.learned[prefix] = learning(history).learned
-            if self.learned[prefix] >= LITTLE and not diverged(history):
-                gone = [key for key in self._found if key[0] == prefix and key[1] not in found]
-                for key in gone:
+            state = learning(history)
+            self.learned[prefix] = state.learned
+            for key in [key for key in self._found if key[0] == prefix and key[1] not in found]:
+                lasted = (history.step - self._found[key].said_at) / max(1, history.step - history.start)
+                enough = MUCH if lasted * state.share > 0.5 else LITTLE
+                if state.learned >= enough and not diverged(history):
                     del self._found[key]
         return new
 

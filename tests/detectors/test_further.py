@@ -162,3 +162,19 @@ def test_what_was_taken_back_and_is_found_again_was_said() -> None:
     assert [one.kind for one in standing.problems] == ["overfitting"]
     standing.restart("")
     assert [one.kind for one in standing.judge({"": over})] == ["overfitting"]
+
+
+@pytest.mark.parametrize("stuck", [100, 300], ids=["a quarter of the training", "three quarters"])
+@pytest.mark.parametrize("end", [0.2, 0.8], ids=["much learned", "a little"])
+def test_what_took_most_of_the_training_stands_until_much_is_learned(stuck: int, end: float) -> None:
+    """Of the 1.39 of a constant prediction, a loss of 0.8 is 42% on the way to zero."""
+    loss = np.full(400, np.log(4))
+    loss[stuck:] = end
+    shrinking = (1e-7, 1e-4, 0.1)
+    standing = Standing()
+    for done in (60, 100, 200, 300, 400):
+        standing.judge({"": history(loss, gradients=shrinking, done=done)})
+        if done == 60:
+            assert "vanishing_gradient" in [one.kind for one in standing.problems]
+    stands = "vanishing_gradient" in [one.kind for one in standing.problems]
+    assert stands == (stuck == 300 and end == 0.8)
