@@ -141,8 +141,7 @@ class MonitorCallback(_BothKerases):
         self._batches_of_epoch = 0
         self._forget_epoch()
         if self._monitor is not None:
-            with contained("counting epochs", "they may be given numbers anew"):
-                self._monitor.place_epochs(epoch)
+            self._monitor.epochs_begin(epoch)
             self._monitor.paused(None)
 
     def _forget_epoch(self) -> None:

@@ -225,15 +225,20 @@ class Training:
     @property
     def epoch_offset(self) -> int:
         """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
-        if self._epoch_offset is not None:
-            return self._epoch_offset
-        return 0 if self._pipeline is None else self._pipeline.recording.epochs_done(self.prefix)
+        if self._epoch_offset is not None or self._pipeline is None:
+            return self._epoch_offset or 0
+        return max(0, self._pipeline.recording.epochs_done(self.prefix) - self._began_with)
+
+    def epochs_begin(self, first: int) -> None:
+        """Tells the number of the first epoch: if it counts on from those before within the run, it stays as it is."""
+        if self._epoch_offset is None:
+            self._began_with = first
 
     def place_epochs(self, first: int) -> None:
-        """Has the first epoch follow on those that the model has made within the run, if its number does not do so."""
+        """Settles the run's numbers of the epochs, once the first has made steps: then it is known of which model."""
         if self._epoch_offset is None and self._pipeline is not None:
-            self._epoch_offset = max(0, self._pipeline.recording.epochs_done(self.prefix) - first)
-            self._began_with = first
+            self.epochs_begin(first)
+            self._epoch_offset = self.epoch_offset
 
     def forget_problems(self) -> None:
         """What was found in the run by now is no concern of what follows."""
