@@ -341,10 +341,10 @@ def test_custom_callback(run_demo: Callable[..., Demo]) -> None:
     assert "that will do" in demo.printed
 
 
-def write_mnist(path: Path) -> dict[str, np.ndarray]:
+def write_mnist(path: Path, examples: int = 320) -> dict[str, np.ndarray]:
     """A file like the one that Keras keeps once it has fetched MNIST, with fewer images."""
     random, parts = np.random.default_rng(0), {}
-    for name, rows in (("train", 320), ("test", 64)):
+    for name, rows in (("train", examples), ("test", 64)):
         parts[f"y_{name}"] = random.integers(0, 10, rows, "uint8")
         parts[f"x_{name}"] = random.integers(0, 56, (rows, 28, 28), "uint8")
         parts[f"x_{name}"][np.arange(rows), 2 * parts[f"y_{name}"] + 4] = (
@@ -419,7 +419,7 @@ if __name__ == "__main__":
     "name", [name for name in ENTRY_POINTS if "dataset" in ENTRY_POINTS[name]["parameters"]]
 )
 def test_each_demo_of_digits_takes_mnist(name: str, store: str, tmp_path: Path) -> None:
-    write_mnist(tmp_path / "mnist.npz")
+    write_mnist(tmp_path / "mnist.npz", examples=800)
     (tmp_path / "with_mnist.py").write_text(WITH_MNIST)
     module = re.match(r"python -m ([\w.]+) ", ENTRY_POINTS[name]["command"])[1]
     module = f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module
