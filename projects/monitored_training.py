@@ -40,7 +40,7 @@ def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
 
 def main() -> None:
     parameters = Parameters("projects.monitored_training", __doc__)
-    parameters.add("epochs", count, 80, quick=40)
+    parameters.add("epochs", count, 80)  # seconds, and fewer are not learned by heart
     parameters.add("learning_rate", rate, 3e-3)
     parameters.add("seed", count, 1)
     parameters.add("dataset", str, "digits", choices=IMAGES)

@@ -91,7 +91,7 @@ def test_monitored_training(run_demo: RunDemo, at_store: Callable[..., None]) ->
     assert problems(demo.parent) == {"overfitting"}
     assert "overfitting: " in demo.printed and "overfitting" in page
     steps = load_run(demo.parent.info.run_id, demo.client.tracking_uri).steps
-    cosine = 0.5 * 3e-3 * (1 + np.cos(np.pi * np.arange(400) / 400))
+    cosine = 0.5 * 3e-3 * (1 + np.cos(np.pi * np.arange(800) / 800))
     np.testing.assert_allclose(steps.learning_rate, cosine, rtol=1e-4, atol=1e-9)
     assert steps.grad_norm_clipped.max() <= 1 + 1e-5 < steps.grad_norm.max()
 
