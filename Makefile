@@ -27,7 +27,7 @@ test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough and not demos"
 
 test-demos: $(VENV)/test.stamp  ## Each demo, in its quick form, by `mlflow run`; and what its runs hold.
-	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "demos and not thorough"
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) --session-timeout 1800 -m "demos and not thorough"
 
 test-thorough: $(VENV)/test.stamp  ## The tests that take long: outages, kills, Keras 2, several replicas, a browser.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m thorough

@@ -102,7 +102,8 @@ class Trainer:
                 print(f"epoch {epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in history[-1].items()))
                 if not self.better(epoch, history[-1]):
                     break
-        self.model.load_weights(self.weights)
+        if self.best_epoch >= 0:  # a loss that was never a number has no best
+            self.model.load_weights(self.weights)
         return history
 
 

@@ -29,7 +29,7 @@ def warm_up(epoch: int, rate: float) -> float:
 
 def main() -> None:
     parameters = Parameters("projects.callbacks", __doc__)
-    parameters.add("epochs", count, 60, quick=12)
+    parameters.add("epochs", count, 60, quick=40)
     parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
 

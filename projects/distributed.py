@@ -17,7 +17,7 @@ import pandas as pd
 import tensorflow as tf
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import conclude, parent_run
@@ -25,13 +25,15 @@ from projects.shared.variants import conclude, parent_run
 BATCH = 64
 
 
-def train(strategy: tf.distribute.Strategy, epochs: int) -> None:
+def train(strategy: tf.distribute.Strategy, dataset: str, epochs: int) -> None:
     """Trains a classifier with the custom loop of TensorFlow's guide, which knows nothing of being watched."""
+    keras.utils.clear_session()  # so that the optimizer has the same name in each run
     keras.utils.set_random_seed(1)
+    digits = images(dataset)
     with strategy.scope():
         hidden, logits = keras.layers.Dense(64, "relu", name="hidden"), keras.layers.Dense(10, name="logits")
         model = keras.Sequential(
-            [keras.Input((8, 8, 1)), keras.layers.Flatten(), hidden, logits], name="digits"
+            [keras.Input(digits.x.shape[1:]), keras.layers.Flatten(), hidden, logits], name="digits"
         )
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
         optimizer.build(model.trainable_variables)
@@ -49,7 +51,6 @@ def train(strategy: tf.distribute.Strategy, epochs: int) -> None:
 
         return strategy.reduce("SUM", strategy.run(replica_step, args=(x, y)), axis=None)
 
-    digits = images("digits")
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     batches = tf.data.Dataset.from_tensor_slices((digits.x, digits.y)).shuffle(2000, seed=1)
@@ -58,7 +59,7 @@ def train(strategy: tf.distribute.Strategy, epochs: int) -> None:
         train_step(x, y)
 
 
-def worker(index: int, ports: list[int], parent: str, experiment: str, epochs: int) -> None:
+def worker(index: int, ports: list[int], parent: str, experiment: str, dataset: str, epochs: int) -> None:
     """One of the two workers: watched on each, recorded in the run that the chief makes."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
@@ -69,7 +70,7 @@ def worker(index: int, ports: list[int], parent: str, experiment: str, epochs: i
             stack.enter_context(
                 mlflow.start_run(run_name="two workers", parent_run_id=parent, experiment_id=experiment)
             )
-        train(strategy, epochs)
+        train(strategy, dataset, epochs)
 
 
 def free_ports(number: int) -> list[int]:
@@ -83,6 +84,7 @@ def free_ports(number: int) -> list[int]:
 def main() -> None:
     parameters = Parameters("projects.distributed", __doc__)
     parameters.add("epochs", count, 10, quick=1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
 
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -94,10 +96,10 @@ def main() -> None:
             "two devices": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
         }.items():
             with mlflow.start_run(run_name=name, nested=True):
-                train(strategy, args.epochs)
+                train(strategy, args.dataset, args.epochs)
 
         ports, spawn = free_ports(2), multiprocessing.get_context("spawn")
-        given = ports, run.info.run_id, run.info.experiment_id, args.epochs
+        given = ports, run.info.run_id, run.info.experiment_id, args.dataset, args.epochs
         workers = [spawn.Process(target=worker, args=(index, *given)) for index in range(2)]
         for process in workers:
             process.start()

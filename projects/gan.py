@@ -4,6 +4,8 @@ How good it is tells an outsider: a logistic regression that tries to tell the g
 right always at first; the nearer to 0.5, the better the generator.
 """
 
+import math
+
 import keras
 import mlflow
 import numpy as np
@@ -12,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import parent_run
@@ -22,21 +24,21 @@ BATCH = 64
 layers = keras.layers
 
 
-def build() -> tuple[keras.Model, keras.Model]:
+def build(shape: tuple[int, ...]) -> tuple[keras.Model, keras.Model]:
     """Returns the generator and the discriminator, which gives a logit: above 0 for real."""
     generator = keras.Sequential(
         [
             keras.Input((NOISE,)),
             layers.Dense(128, "relu", name="hidden1"),
             layers.Dense(128, "relu", name="hidden2"),
-            layers.Dense(64, "sigmoid", name="pixels"),
-            layers.Reshape((8, 8, 1)),
+            layers.Dense(math.prod(shape), "sigmoid", name="pixels"),
+            layers.Reshape(shape),
         ],
         name="generator",
     )
     discriminator = keras.Sequential(
         [
-            keras.Input((8, 8, 1)),
+            keras.Input(shape),
             layers.Flatten(),
             layers.Dense(128, layers.LeakyReLU(0.2), name="hidden1"),
             layers.Dropout(0.3),
@@ -52,12 +54,13 @@ def main() -> None:
     parameters = Parameters("projects.gan", __doc__)
     parameters.add("epochs", count, 120, quick=4)
     parameters.add("seed", count, 1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
 
     keras.utils.set_random_seed(args.seed)
-    digits = images("digits")
+    digits = images(args.dataset)
     batches = tf.data.Dataset.from_tensor_slices(digits.x).shuffle(len(digits.x)).batch(BATCH, True)
-    generator, discriminator = build()
+    generator, discriminator = build(digits.x.shape[1:])
     generating, judging = (keras.optimizers.Adam(rate, beta_1=0.5) for rate in (2e-3, 1e-3))
     loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
     ones, zeros = tf.ones((BATCH, 1)), tf.zeros((BATCH, 1))
@@ -77,11 +80,12 @@ def main() -> None:
         variables = generator.trainable_variables
         generating.apply(tape.gradient(loss, variables), variables)
 
-    fixed = np.random.default_rng(0).normal(size=(len(digits.x_val), NOISE)).astype("float32")
-    told_apart = np.concatenate([np.ones(len(digits.x_val)), np.zeros(len(fixed))])
+    unseen = digits.x_val[:360]
+    fixed = np.random.default_rng(0).normal(size=(len(unseen), NOISE)).astype("float32")
+    told_apart = np.concatenate([np.ones(len(unseen)), np.zeros(len(fixed))])
 
     def outsider(_: keras.Model) -> dict[str, float]:
-        pixels = np.concatenate([digits.x_val, generator.predict(fixed, verbose=0)]).reshape(-1, 64)
+        pixels = np.concatenate([unseen, generator.predict(fixed, verbose=0)]).reshape(len(told_apart), -1)
         return {
             "told_apart": cross_val_score(LogisticRegression(max_iter=200), pixels, told_apart, cv=3).mean()
         }
@@ -102,7 +106,8 @@ def main() -> None:
         recorded.epochs.told_apart.plot(ax=outside, title="told apart by an outsider", ylim=(0.45, 1.02))
         made = generator.predict(fixed[:36], verbose=0)[..., 0]
         apart = np.pad(made, ((0, 0), (1, 1), (1, 1)))  # six rows of six digits, with room between them
-        pictures.imshow(apart.reshape(6, 6, 10, 10).swapaxes(1, 2).reshape(60, 60), cmap="gray_r")
+        rows = apart.reshape(6, 6, *apart.shape[1:]).swapaxes(1, 2)
+        pictures.imshow(rows.reshape(6 * apart.shape[1], -1), cmap="gray_r")
         pictures.set(title="generated", xticks=[], yticks=[])
         log(figure, "gan")
         mlflow.log_metric("told_apart_first", recorded.epochs.told_apart.iloc[0])

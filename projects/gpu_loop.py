@@ -1,8 +1,8 @@
 """A training loop made for the GPU: mixed precision, XLA, data kept on the device, and no waiting for the host.
 
 All examples are on the device from the beginning; an epoch is one call of a compiled function, within which each step
-takes its batch by index and is one XLA program; sums are kept in variables on the device. The host reads two numbers
-an epoch. On a machine without a GPU it says so and runs the same on the CPU.
+takes its batch by index and is one XLA program; the sum of the losses is kept on the device too. The host reads three
+numbers an epoch. On a machine without a GPU it says so and runs the same on the CPU.
 """
 
 import time

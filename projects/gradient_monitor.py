@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
@@ -21,10 +21,10 @@ VARIANTS = {  # hidden layers, their activation, learning rate
 }
 
 
-def build(variant: str) -> keras.Model:
+def build(variant: str, shape: tuple[int, ...]) -> keras.Model:
     """Returns a classifier that trains by plain gradient descent, so that the gradient alone makes the steps."""
     depth, activation, rate = VARIANTS[variant]
-    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    layers = [keras.Input(shape), keras.layers.Flatten()]
     layers += [keras.layers.Dense(32, activation, name=f"hidden{i + 1:02}") for i in range(depth)]
     model = keras.Sequential([*layers, keras.layers.Dense(10, name="logits")], name="digits")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -44,11 +44,12 @@ def main() -> None:
     parameters = Parameters("projects.gradient_monitor", __doc__)
     parameters.add("epochs", count, 10, quick=4)
     parameters.add("seeds", count, 3, quick=1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
-    digits = images("digits")
+    digits = images(args.dataset)
 
     def train(variant: str) -> dict[str, float]:
-        model = build(variant)
+        model = build(variant, digits.x.shape[1:])
         history = model.fit(
             digits.x, digits.y, 32, args.epochs, validation_data=digits.validation, verbose=0
         ).history

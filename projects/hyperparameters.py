@@ -10,7 +10,7 @@ import optuna
 import pandas as pd
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import parent_run
@@ -21,10 +21,10 @@ GUESSES = (  # to begin with: a sound one, and one that cannot learn
 )
 
 
-def build(learning_rate: float, activation: str, layers: int) -> keras.Model:
+def build(shape: tuple[int, ...], learning_rate: float, activation: str, layers: int) -> keras.Model:
     hidden = [keras.layers.Dense(32, activation, name=f"hidden{i + 1}") for i in range(layers)]
     logits = keras.layers.Dense(10, name="logits")
-    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), *hidden, logits], name="digits")
+    model = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *hidden, logits], name="digits")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(learning_rate), loss, metrics=["accuracy"])
     return model
@@ -35,12 +35,15 @@ def main() -> None:
     parameters.add("trials", count, 15, quick=3)
     parameters.add("epochs", count, 20, quick=4)
     parameters.add("seed", count, 1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
-    digits = images("digits")
+    digits = images(args.dataset)
 
     def objective(trial: optuna.Trial) -> float:
+        keras.utils.clear_session()  # so that the optimizer has the same name in each run
         keras.utils.set_random_seed(args.seed)
         model = build(
+            digits.x.shape[1:],
             trial.suggest_float("learning_rate", 1e-6, 1e3, log=True),
             trial.suggest_categorical("activation", ["relu", "sigmoid"]),
             trial.suggest_int("layers", 1, 8),
@@ -78,7 +81,9 @@ def main() -> None:
                 }
             )
         table = pd.DataFrame(rows)
-        mlflow.log_table(table, "trials.json")
+        mlflow.log_table(table, "comparison.json")
+        if len(table) > 1:
+            mlflow.log_text(mlflow_tfmon.compare(list(table.run_id)), "tfmon/comparison.html")
         mlflow.log_params({f"best_{name}": value for name, value in study.best_params.items()})
         mlflow.log_metrics(
             {
@@ -89,12 +94,15 @@ def main() -> None:
         )
         print(f"\n{table.drop(columns='run_id').to_string(float_format='{:.3g}'.format)}\n")
 
-        figure, (axes,) = panels(1)
+        figure, (accuracies, epochs) = panels(2)
         done, ended = table[~table.pruned], table[table.pruned]
-        axes.semilogx(done.learning_rate, done.val_accuracy, "o", label="validation accuracy")
-        axes.semilogx(ended.learning_rate, ended.epochs / args.epochs, "rx", label="ended after this share")
-        axes.set(title="trials", xlabel="learning rate", ylim=(0, 1.02))
-        axes.legend(fontsize=7)
+        accuracies.semilogx(done.learning_rate, done.val_accuracy, "o")
+        accuracies.set(title="validation accuracy", xlabel="learning rate", ylim=(0, 1.02))
+        epochs.semilogx(done.learning_rate, done.epochs, "o", label="trained to the end")
+        epochs.semilogx(ended.learning_rate, ended.epochs, "rx", label="ended by a problem found")
+        epochs.set(title="epochs of each trial", xlabel="learning rate", ylim=(0, None))
+        epochs.legend(fontsize=7)
+        accuracies.sharex(epochs)
         log(figure, "hyperparameters")
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon import load_run
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.models import classifier
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import draw_epochs, log, panels
@@ -59,9 +59,11 @@ def schedules(steps: int) -> dict[str, keras.optimizers.schedules.LearningRateSc
     }
 
 
-def compiled(schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras.Model:
+def compiled(
+    schedule: keras.optimizers.schedules.LearningRateSchedule, shape: tuple[int, ...]
+) -> keras.Model:
     """Returns the classifier, trained by SGD at the schedule's rates."""
-    model = classifier()
+    model = classifier(shape)
     model.compile(
         keras.optimizers.SGD(schedule, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -73,13 +75,14 @@ def compiled(schedule: keras.optimizers.schedules.LearningRateSchedule) -> keras
 def main() -> None:
     parameters = Parameters("projects.lr_schedules", __doc__)
     parameters.add("epochs", count, 10, quick=1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
-    digits = images("digits")
+    digits = images(args.dataset)
     steps = args.epochs * math.ceil(len(digits.x) / BATCH_SIZE)
     rules = schedules(steps)
 
     def train(name: str) -> dict[str, float]:
-        model = compiled(rules[name])
+        model = compiled(rules[name], digits.x.shape[1:])
         history = model.fit(
             digits.x,
             digits.y,
@@ -97,7 +100,7 @@ def main() -> None:
 
     def range_test(name: str) -> dict[str, float]:
         growing = keras.optimizers.schedules.ExponentialDecay(LOWEST, steps, HIGHEST / LOWEST)
-        model = compiled(growing)
+        model = compiled(growing, digits.x.shape[1:])
         model.fit(digits.x, digits.y, batch_size=BATCH_SIZE, epochs=args.epochs, verbose=0)
         return {}
 
@@ -111,6 +114,7 @@ def main() -> None:
             formula = [float(rules[name](step - 1)) for step in recorded.index]
             differences.append(np.abs(recorded - formula).max())
             rates.plot(recorded, label=name, linewidth=1.3)
+            rates.plot(recorded.index, formula, "k:", linewidth=0.8)
         conclude(results.assign(difference_to_formula=differences))
 
         (run_id,) = train_variants(range_test, ["range test"]).run_id
@@ -120,11 +124,12 @@ def main() -> None:
         mlflow.log_metric("range_test_rate", rate)
         print(f"range test: the loss is lowest at {10 * rate:.2g}; train with a tenth of it, {rate:.2g}")
 
-        rates.set(title="learning rate, as recorded", xlabel="step")
+        rates.set(title="learning rate: recorded; dotted: by formula", xlabel="step")
         rates.legend(fontsize=7)
         draw_epochs(accuracies, results, "val_accuracy")
         tested.loglog(found.learning_rate, found.loss, alpha=0.3)
-        tested.loglog(found.learning_rate, smooth)
+        exploded = smooth.idxmax()  # what follows is its echo
+        tested.loglog(found.learning_rate[:exploded], smooth[:exploded])
         tested.axvline(rate, color="k", linestyle=":")
         tested.set(title="range test: loss over learning rate", xlabel="learning rate")
         log(figure, "lr_schedules")

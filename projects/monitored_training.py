@@ -12,16 +12,16 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count, rate
 from projects.shared.pictures import log
 from projects.shared.variants import parent_run
 
 
-def build() -> keras.Model:
+def build(shape: tuple[int, ...]) -> keras.Model:
     hidden = [keras.layers.Dense(256, "relu", name=f"hidden{i}") for i in (1, 2)]
     logits = keras.layers.Dense(10, name="logits")
-    return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), *hidden, logits], name="digits")
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *hidden, logits], name="digits")
 
 
 def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
@@ -40,17 +40,18 @@ def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
 
 def main() -> None:
     parameters = Parameters("projects.monitored_training", __doc__)
-    parameters.add("epochs", count, 80, quick=5)
+    parameters.add("epochs", count, 80)  # seconds, and fewer are not learned by heart
     parameters.add("learning_rate", rate, 3e-3)
     parameters.add("seed", count, 1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
 
     keras.utils.set_random_seed(args.seed)
-    digits = images("digits")
+    digits = images(args.dataset)
     random = np.random.default_rng(args.seed)
     labels = np.where(random.random(200) < 0.2, random.integers(0, 10, 200), digits.y[:200])
     training = tf.data.Dataset.from_tensor_slices((digits.x[:200], labels)).shuffle(200).batch(20)
-    model = build()
+    model = build(digits.x.shape[1:])
     schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, 10 * args.epochs)
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=1.0)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import parent_run
@@ -131,12 +131,14 @@ def main() -> None:
     parameters.add("epochs", count, 20, quick=2)
     parameters.add("canvases", count, 2000, quick=400)
     parameters.add("seed", count, 1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
 
     keras.utils.set_random_seed(args.seed)
-    digits = images("digits")
-    pictures, boxes = canvases(digits.x, digits.y, args.canvases, seed=1)
-    val_pictures, val_boxes = canvases(digits.x_val, digits.y_val, 200, seed=2)
+    digits = images(args.dataset)
+    small, val_small = (tf.image.resize(x, (8, 8), "area").numpy() for x in (digits.x, digits.x_val))
+    pictures, boxes = canvases(small, digits.y, args.canvases, seed=1)
+    val_pictures, val_boxes = canvases(val_small, digits.y_val, 200, seed=2)
 
     def measure(model: keras.Model) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints all that it does

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon import load_run
-from projects.shared.data import images
+from projects.shared.data import IMAGES, Split, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import draw_epochs, log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
@@ -49,12 +49,11 @@ def on_quadratic(optimizer: keras.optimizers.Optimizer, steps: int) -> dict[str,
     return {"final_loss": float(height())}
 
 
-def on_digits(optimizer: keras.optimizers.Optimizer, epochs: int) -> dict[str, float]:
+def on_digits(optimizer: keras.optimizers.Optimizer, digits: Split, epochs: int) -> dict[str, float]:
     """Trains a classifier and returns its last metrics."""
-    digits = images("digits")
     model = keras.Sequential(
         [
-            keras.Input((8, 8, 1)),
+            keras.Input(digits.x.shape[1:]),
             keras.layers.Flatten(),
             keras.layers.Dense(64, activation="relu", name="hidden"),
             keras.layers.Dense(10, name="logits"),
@@ -72,7 +71,9 @@ def main() -> None:
     parameters = Parameters("projects.optimizers", __doc__)
     parameters.add("steps", count, 200, quick=20)
     parameters.add("epochs", count, 15, quick=1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
+    digits = images(args.dataset)
 
     def train_on_quadratic(name: str) -> dict[str, float]:
         make, more, rate, _ = OPTIMIZERS[name.removeprefix("quadratic ")]
@@ -80,22 +81,22 @@ def main() -> None:
 
     def train_on_digits(name: str) -> dict[str, float]:
         make, more, _, rate = OPTIMIZERS[name.removeprefix("digits ")]
-        return on_digits(make(rate, **more), args.epochs)
+        return on_digits(make(rate, **more), digits, args.epochs)
 
     mlflow_tfmon.autolog(log_models=False)
     with parent_run("optimizers"):
         quadratic = train_variants(train_on_quadratic, [f"quadratic {name}" for name in OPTIMIZERS])
         conclude(quadratic, "quadratic")
-        digits = train_variants(train_on_digits, [f"digits {name}" for name in OPTIMIZERS])
-        conclude(digits, "digits")
+        on_data = train_variants(train_on_digits, [f"digits {name}" for name in OPTIMIZERS])
+        conclude(on_data, "digits")
 
         figure, (heights, losses, accuracies) = panels(3)
         for name, run_id in zip(OPTIMIZERS, quadratic.run_id, strict=True):
             heights.semilogy(load_run(run_id).steps.loss, label=name, linewidth=1.2)
         heights.set(title="loss on the quadratic", xlabel="step", ylim=(1e-12, 1e3))
         heights.legend(fontsize=7)
-        draw_epochs(losses, digits, "loss", log=True)
-        draw_epochs(accuracies, digits, "val_accuracy")
+        draw_epochs(losses, on_data, "loss", log=True)
+        draw_epochs(accuracies, on_data, "val_accuracy")
         log(figure, "optimizers")
 
 

@@ -21,7 +21,7 @@ import mlflow
 import numpy as np
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import draw_epochs, draw_finals, log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
@@ -40,9 +40,9 @@ def model_name(text: str) -> str:
     return text
 
 
-def build(units: int) -> keras.Model:
+def build(units: int, shape: tuple[int, ...]) -> keras.Model:
     hidden, logits = keras.layers.Dense(units, "relu", name="hidden"), keras.layers.Dense(10, name="logits")
-    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), hidden, logits], name="digits")
+    model = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), hidden, logits], name="digits")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
     return model
@@ -57,7 +57,7 @@ def ask_server(model_uri: str, images: np.ndarray, patience: float = 240.0) -> n
         patience: seconds to wait for the server.
 
     Raises:
-        RuntimeError: the server ended, or did not answer in time.
+        RuntimeError: the server ended, refused the request, or did not answer in time.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -80,6 +80,10 @@ def ask_server(model_uri: str, images: np.ndarray, patience: float = 240.0) -> n
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
                     return np.array(json.load(answer)["predictions"])
+            except urllib.error.HTTPError as refusal:
+                raise RuntimeError(
+                    f"The server answered {refusal.code}: {refusal.read().decode()}"
+                ) from refusal
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.5)  # it is still starting
         raise RuntimeError(f"{' '.join(command)} did not answer within {patience:g} s.")
@@ -92,11 +96,12 @@ def main() -> None:
     parameters = Parameters("projects.registry", __doc__)
     parameters.add("epochs", count, 20, quick=2)
     parameters.add("name", model_name, "tfmon-demo-digits")
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
-    digits = images("digits")
+    digits = images(args.dataset)
 
     def train(variant: str) -> dict[str, float]:
-        history = build(CANDIDATES[variant]).fit(
+        history = build(CANDIDATES[variant], digits.x.shape[1:]).fit(
             digits.x, digits.y, 32, args.epochs, validation_data=digits.validation, verbose=0
         )
         return {"val_accuracy": max(history.history["val_accuracy"])}

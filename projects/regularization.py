@@ -6,7 +6,7 @@ A network of 300,000 weights learns 250 digits by heart: the loss goes to zero, 
 import keras
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import draw_epochs, draw_finals, log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
@@ -14,9 +14,9 @@ from projects.shared.variants import conclude, parent_run, train_variants
 VARIANTS = ("none", "dropout", "batch normalization", "both")
 
 
-def build(variant: str) -> keras.Model:
+def build(variant: str, shape: tuple[int, ...]) -> keras.Model:
     """Returns the classifier, with what the variant puts between its layers."""
-    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    layers = [keras.Input(shape), keras.layers.Flatten()]
     for name in ("hidden1", "hidden2"):
         layers.append(keras.layers.Dense(512, name=name))
         if variant in ("batch normalization", "both"):
@@ -31,13 +31,14 @@ def main() -> None:
     parameters = Parameters("projects.regularization", __doc__)
     parameters.add("epochs", count, 60, quick=4)
     parameters.add("seeds", count, 3, quick=1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
 
-    digits = images("digits")
+    digits = images(args.dataset)
     few = slice(0, 250)
 
     def train(variant: str) -> dict[str, float]:
-        model = build(variant)
+        model = build(variant, digits.x.shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
         history = model.fit(

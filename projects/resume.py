@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import keras
 import mlflow
@@ -17,7 +18,7 @@ import pandas as pd
 import tensorflow as tf
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import log, panels
 from projects.shared.variants import conclude, parent_run
@@ -51,11 +52,11 @@ class Killed(keras.callbacks.Callback):
         return run is not None and "tfmon.resume_model" in mlflow.get_run(run.info.run_id).data.tags
 
 
-def build() -> keras.Model:
+def build(shape: tuple[int, ...]) -> keras.Model:
     hidden, dropout = keras.layers.Dense(64, "relu", name="hidden"), keras.layers.Dropout(0.3)
     logits = keras.layers.Dense(10, name="logits")
     model = keras.Sequential(
-        [keras.Input((8, 8, 1)), keras.layers.Flatten(), hidden, dropout, logits], name="digits"
+        [keras.Input(shape), keras.layers.Flatten(), hidden, dropout, logits], name="digits"
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(2e-3), loss, metrics=["accuracy"])
@@ -63,11 +64,11 @@ def build() -> keras.Model:
 
 
 def train(
-    name: str, parent: str, experiment: str, epochs: int, killed: int | None, resume: str | None
+    name: str, parent: str, experiment: str, dataset: str, epochs: int, killed: int | None, resume: str | None
 ) -> None:
     """Trains in a process of its own: in a new run, or on with the run `resume`."""
     keras.utils.set_random_seed(1)
-    digits = images("digits")
+    digits = images(dataset)
     training = tf.data.Dataset.from_tensor_slices((digits.x, digits.y)).shuffle(2000, seed=1).batch(BATCH)
     mlflow_tfmon.autolog(resume=resume)
     with (
@@ -75,7 +76,7 @@ def train(
         if resume
         else mlflow.start_run(run_name=name, parent_run_id=parent, experiment_id=experiment)
     ):
-        build().fit(
+        build(digits.x.shape[1:]).fit(
             training,
             epochs=epochs,
             validation_data=digits.validation,
@@ -94,16 +95,19 @@ def in_a_process(*given: object) -> int | None:
 
 def main() -> None:
     parameters = Parameters("projects.resume", __doc__)
-    parameters.add("epochs", count, 12, quick=4)
+    parameters.add("epochs", partial(count, least=2), 12, quick=4)  # one to keep, one to be killed in
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
     half = args.epochs // 2
 
     with parent_run("resume") as parent:
-        ids = parent.info.run_id, parent.info.experiment_id
+        ids = parent.info.run_id, parent.info.experiment_id, args.dataset
         exit_code = in_a_process("whole", *ids, args.epochs, None, None)
         if exit_code:
             raise SystemExit("error: the training failed; see above")
         exit_code = in_a_process("killed and resumed", *ids, args.epochs, half, None)
+        if exit_code != -signal.SIGKILL:
+            raise SystemExit("error: the training that was to be killed failed; see above")
         found = mlflow.search_runs([ids[1]], f"tags.mlflow.parentRunId = '{ids[0]}'", output_format="list")
         runs = {run.info.run_name: run.info.run_id for run in found}
         print(f"killed in epoch {half} (exit code {exit_code}); resuming")

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 import mlflow_tfmon
-from projects.shared.data import images
+from projects.shared.data import IMAGES, images
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import draw_epochs, draw_finals, log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
@@ -20,11 +20,11 @@ PENALTIES = {
 }
 
 
-def build(penalty: keras.regularizers.Regularizer | None) -> keras.Model:
+def build(penalty: keras.regularizers.Regularizer | None, shape: tuple[int, ...]) -> keras.Model:
     """Returns the classifier, with the penalty on each of its kernels."""
     return keras.Sequential(
         [
-            keras.Input((8, 8, 1)),
+            keras.Input(shape),
             keras.layers.Flatten(),
             keras.layers.Dense(128, activation="relu", kernel_regularizer=penalty, name="first"),
             keras.layers.Dense(10, kernel_regularizer=penalty, name="logits"),
@@ -37,13 +37,14 @@ def main() -> None:
     parameters = Parameters("projects.weight_regularization", __doc__)
     parameters.add("epochs", count, 40, quick=10)
     parameters.add("seeds", count, 3, quick=1)
+    parameters.add("dataset", str, "digits", choices=IMAGES)
     args = parameters.read()
-    digits = images("digits")
+    digits = images(args.dataset)
     few = slice(0, 250)
     first_layers = {}
 
     def train(name: str) -> dict[str, float]:
-        model = build(PENALTIES[name])
+        model = build(PENALTIES[name], digits.x.shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         # The loss that Keras shows has the penalty in it; this metric is the cross-entropy alone.
         entropy = keras.metrics.SparseCategoricalCrossentropy(name="entropy", from_logits=True)

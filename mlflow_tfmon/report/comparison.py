@@ -161,18 +161,27 @@ def _names(runs: Sequence[Any]) -> list[str]:
 
 
 def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str, bool | None]:
-    said = []
+    """A sentence for all runs of which the same is to be said: of many variants, that is most of them."""
+    said: dict[tuple[str, str, str], list[str]] = {}
     for name, one in list(zip(names, recorded, strict=True))[1:]:
-        found = parting(recorded[0], one)
-        if found is None:
-            said.append(f"{name} is the same as {names[0]} at every step that both have")
-            continue
-        where = (
-            f" (most: the gradient of {found.variable}, by {found.difference:.2g})" if found.variable else ""
-        )
-        cause = ": other data, seed, weights or settings from the start" if found.step == 1 else ""
-        said.append(f"{name} parts from {names[0]} at step {found.step}{where}{cause}")
-    return "; ".join(said) + ".", None
+        said.setdefault(_said(parting(recorded[0], one), names[0]), []).append(name)
+    sentences = [
+        f"{runs[0]} {of_one} {rest}"
+        if len(runs) == 1
+        else f"{', '.join(runs[:-1])} and {runs[-1]} {of_many} {rest}"
+        for (of_one, of_many, rest), runs in said.items()
+    ]
+    return "; ".join(sentences) + ".", None
+
+
+def _said(found: Parting | None, first: str) -> tuple[str, str, str]:
+    """The verb for one run and for several, and the rest of the sentence."""
+    if found is None:
+        return "is", "are", f"the same as {first} at every step that both have"
+    where = ": other data, seed, weights or settings from the start" if found.step == 1 else ""
+    if found.step > 1 and found.variable:
+        where = f" (most: the gradient of {found.variable}, by {found.difference:.2g})"
+    return "parts", "part", f"from {first} at step {found.step}{where}"
 
 
 def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:

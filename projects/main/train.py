@@ -1,4 +1,4 @@
-"""One classifier, trained twice on scikit-learn's handwritten digits: by `fit` and by a custom loop.
+"""One classifier, trained twice on handwritten digits: by `fit` and by a custom loop.
 
 Both trainings are watched by the one line `mlflow_tfmon.autolog()`. They start from the same weights, so that the
 curves of the two runs can be laid on each other in the MLflow UI.
@@ -6,14 +6,17 @@ curves of the two runs can be laid on each other in the MLflow UI.
 
 import keras
 import mlflow
+import pandas as pd
 import tensorflow as tf
 
 import mlflow_tfmon
 from projects.shared.data import images
 from projects.shared.models import classifier
+from projects.shared.pictures import log, panels
+from projects.shared.variants import conclude, parent_run, train_variants
 
 
-def train_both(epochs: int, batch_size: int, learning_rate: float, optimizer: str) -> dict[str, float]:
+def train_both(epochs: int, batch_size: int, learning_rate: float, optimizer: str, dataset: str) -> None:
     """Trains by `fit` and by a custom loop, each in a run of its own below one parent run.
 
     Args:
@@ -21,21 +24,35 @@ def train_both(epochs: int, batch_size: int, learning_rate: float, optimizer: st
         batch_size: examples per step.
         learning_rate: of the optimizer.
         optimizer: Keras's name of it, such as "adam".
-
-    Returns:
-        The validation accuracy after the last epoch, by the name of the run.
+        dataset: "digits" or "mnist".
     """
+    data = images(dataset)
+
+    def train(how: str) -> dict[str, float]:
+        training, validation = data.batches(batch_size)
+        model = classifier(data.x.shape[1:])
+        rule = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}})
+        by = {"fit": train_by_fit, "custom loop": train_by_loop}[how]
+        return by(model, rule, training, validation, epochs)
+
     mlflow_tfmon.autolog()
-    accuracy = {}
-    with mlflow.start_run():  # under `mlflow run` this is the project's own run
-        for name, train in {"fit": train_by_fit, "custom loop": train_by_loop}.items():
-            keras.utils.set_random_seed(1)
-            training, validation = images("digits").batches(batch_size)
-            model = classifier()
-            rule = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}})
-            with mlflow.start_run(run_name=name, nested=True):
-                accuracy[name] = train(model, rule, training, validation, epochs)
-    return accuracy
+    with parent_run("main"):
+        results = train_variants(train, ["fit", "custom loop"])
+        conclude(results)
+        draw(results)
+
+
+def draw(results: pd.DataFrame) -> None:
+    """Logs a picture of both losses: of the first steps, which are the same, and of all."""
+    figure, (first, smooth) = panels(2)
+    for how, run_id, style in zip(results.variant, results.run_id, ("-", "--"), strict=True):
+        loss = mlflow_tfmon.load_run(run_id).steps.loss
+        first.semilogy(loss[:100], style, label=how, linewidth=1)
+        smooth.semilogy(loss.ewm(halflife=20).mean(), style, label=how, linewidth=1)
+    first.set(title="loss of the first hundred steps", xlabel="step")
+    smooth.set(title="loss, smoothed", xlabel="step")
+    first.legend(fontsize=8)
+    log(figure, "main")
 
 
 def train_by_fit(
@@ -44,13 +61,13 @@ def train_by_fit(
     training: tf.data.Dataset,
     validation: tf.data.Dataset,
     epochs: int,
-) -> float:
-    """Trains with Keras's own loop and returns the last validation accuracy."""
+) -> dict[str, float]:
+    """Trains with Keras's own loop and returns what the metrics were last."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
     # The dataset shuffles itself, so Keras need not.
     history = model.fit(training, validation_data=validation, epochs=epochs, shuffle=False, verbose=2)
-    return float(history.history["val_accuracy"][-1])
+    return {name: values[-1] for name, values in history.history.items()}
 
 
 def train_by_loop(
@@ -59,7 +76,7 @@ def train_by_loop(
     training: tf.data.Dataset,
     validation: tf.data.Dataset,
     epochs: int,
-) -> float:
+) -> dict[str, float]:
     """Trains with a loop of its own, as it would be written without a monitor, and returns the same."""
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     metrics = {
@@ -96,4 +113,4 @@ def train_by_loop(
         print(f"Epoch {epoch + 1}/{epochs} - {figures}")
         for metric in metrics.values():
             metric.reset_state()
-    return results["val_accuracy"]
+    return results

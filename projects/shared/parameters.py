@@ -60,8 +60,8 @@ class Parameters(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def count(text: str) -> int:
-    """Reads a whole number of at least 1.
+def count(text: str, least: int = 1) -> int:
+    """Reads a whole number of at least `least`.
 
     Raises:
         argparse.ArgumentTypeError: `text` is no such number.
@@ -69,9 +69,9 @@ def count(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not '{text}'")
     return value
 
 

@@ -42,6 +42,7 @@ def train_variants(
     rows = []
     for variant in variants:
         for seed in range(1, seeds + 1):
+            keras.utils.clear_session()  # layers and optimizers begin to be counted anew: the same names in each run
             keras.utils.set_random_seed(seed)
             name = variant if seeds == 1 else f"{variant}, seed {seed}"
             with mlflow.start_run(run_name=name, nested=True) as run:

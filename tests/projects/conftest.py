@@ -15,13 +15,14 @@ import pytest
 from mlflow import MlflowClient
 
 ROOT = Path(__file__).parents[2]
-WITH_REPORT = ("monitored_training",)
+WITH_REPORT = ("monitored_training", "weight_regularization")
 # What fails, learns slowly on purpose, or has not learned much by the end of the quick form; all else is healthy.
 ILL = {
     "classification_losses": {"hidden logits"},
     "gradient_monitor": {"exploding", "vanishing"},
     "hyperparameters": {"trial 0", "trial 1", "trial 2"},
     "lr_schedules": {"range test"},
+    "monitored_training": {"monitored_training"},
     "optimizers": {"digits Lion", "digits Nadam"},
     "registry": {"4 units"},
     "regression_losses": {"MSE"},  # which fits outliers that the validation data has none of
@@ -73,7 +74,7 @@ def run_demo(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         command += ["--env-manager", "local", "--experiment-name", entry_point]
         done = subprocess.run(
             [*command, *(part for one in given for part in ("-P", one))],
-            # Reports take delivery seconds: only the demo that is about them has one.
+            # Reports take delivery seconds: only the demos whose pages are looked into have them.
             env={**environment(client.tracking_uri), "MLFLOW_TFMON_REPORT": str(entry_point in WITH_REPORT)},
             capture_output=True,
             text=True,

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from mlflow_tfmon import load_run
-from tests.projects.conftest import Demo
+from tests.projects.conftest import ROOT, Demo, environment
+from tests.projects.test_parameters import ENTRY_POINTS
 
 pytestmark = [pytest.mark.demos, pytest.mark.timeout(660)]
 
@@ -35,6 +40,10 @@ def assert_compared(demo: Demo, variants: set[str], name: str = "") -> None:
         tags = demo.children[variant].data.tags
         assert tags["tfmon.delivery"] == "complete", variant
         assert demo.children[variant].data.params["variant"] == variant
+        # The numbers that Keras puts behind its names would look like a difference between the variants.
+        assert not re.search(r"_\d+$", demo.children[variant].data.params.get("opt_name", ""))
+        names = recorded(demo, demo.children[variant]).layers.variable.unique()
+        assert not [one for one in names if re.match(r"sequential_\d", one)]
         assert variant in demo.printed
     kind = demo.parent.data.tags["mlflow.runName"]
     assert {f"{part}comparison.json", f"{kind}.png"} <= demo.artifacts(demo.parent)
@@ -182,17 +191,18 @@ def test_basic_loop(run_demo: Callable[..., Demo]) -> None:
 
 
 def test_advanced_trainer(run_demo: Callable[..., Demo]) -> None:
-    demo = run_demo("advanced_trainer")
+    demo = run_demo("advanced_trainer", epochs=12, patience=1)
     run, losses = demo.parent, demo.history(demo.parent, "val_loss")
     of = run.data.metrics
     assert "advanced_trainer.png" in demo.artifacts(run)
-    assert of["epochs_trained"] == len(losses) == 4
-    assert of["best_epoch"] == np.argmin(losses)
+    best, end = early_stopping(losses, patience=1)
+    assert of["epochs_trained"] == len(losses) == end < 12
+    assert of["best_epoch"] == best
     assert of["restored_val_loss"] == pytest.approx(min(losses), rel=1e-5)
     steps = recorded(demo, run).steps
     np.testing.assert_allclose(steps.grad_norm_clipped, np.minimum(steps.grad_norm, 1.0), rtol=1e-4)
-    total = 4 * math.ceil(EXAMPLES / 32)
-    at, warm_up = np.arange(total), total // 20
+    total = 12 * math.ceil(EXAMPLES / 32)  # what the schedule reckons with, although it ends earlier
+    at, warm_up = np.arange(len(steps)), total // 20
     expected = np.where(
         at < warm_up,
         5e-3 * at / warm_up,
@@ -201,7 +211,16 @@ def test_advanced_trainer(run_demo: Callable[..., Demo]) -> None:
     np.testing.assert_allclose(steps.learning_rate, expected, rtol=1e-4, atol=1e-8)
 
 
-def test_the_advanced_trainer_stops_early(run_demo: Callable[..., Demo], tmp_path) -> None:
+def early_stopping(losses: list[float], patience: int) -> tuple[int, int]:
+    """The best epoch, and how many are trained: until so many have followed it."""
+    for epoch in range(len(losses)):
+        best = int(np.argmin(losses[: epoch + 1]))
+        if epoch - best >= patience:
+            break
+    return best, epoch + 1
+
+
+def test_the_advanced_trainer_stops_early(tmp_path) -> None:
     """The rule alone, with losses made up."""
     import keras
 
@@ -227,8 +246,10 @@ def test_gpu_loop(run_demo: Callable[..., Demo]) -> None:
     steps = recorded(demo, run).steps
     each = EXAMPLES // 128
     assert len(steps) == 3 * each
-    if "skipped" in steps:  # by loss scaling, which then lowers the scale
-        assert steps.loss_scale.max() == 2.0**15
+    # Keras begins at 2^15, and halves it at each step that it leaves out; of 33, it doubles it at none.
+    left_out = steps.skipped.cumsum().shift(fill_value=0)
+    np.testing.assert_array_equal(steps.loss_scale, 2.0 ** (15 - left_out))
+    assert run.data.metrics["train_examples_per_second"] > 0
     for epoch, value in enumerate(demo.history(run, "loss")):
         assert value == pytest.approx(steps.loss.iloc[epoch * each : (epoch + 1) * each].mean(), rel=1e-4)
     assert run.data.metrics["val_accuracy"] > 0.5
@@ -255,10 +276,26 @@ def test_weight_regularization(run_demo: Callable[..., Demo]) -> None:
     for key in ("l1", "l2", "l1_and_l2"):
         assert of[f"l1_norm_{key}"] < of["l1_norm_none"] and of[f"l2_norm_{key}"] < of["l2_norm_none"]
     assert of["zeros_l1"] > 0.2 > of["zeros_none"]
-    for run in demo.children.values():
-        # The penalty is what the loss of a step has beyond the cross-entropy.
-        steps = recorded(demo, run).steps
-        assert ("regularization_loss" in steps) == (run.data.params["variant"] != "none")
+    for name, run in demo.children.items():
+        found = recorded(demo, run)
+        assert ("regularization_loss" in found.steps) == (name != "none")
+        if name != "none":
+            # The penalty is what the loss of an epoch has beyond the cross-entropy. Batches are of 32, the last of 26.
+            penalty = found.steps.regularization_loss.to_numpy().reshape(10, 8)
+            beyond = np.subtract(demo.history(run, "loss"), demo.history(run, "entropy"))
+            np.testing.assert_allclose(
+                np.average(penalty, axis=1, weights=[32] * 7 + [26]), beyond, rtol=1e-3
+            )
+        # The last histogram, of bins a quarter of an octave wide, is of the weights that the norms are of.
+        weights = found.histograms.query(
+            "variable == 'digits.first.kernel' and kind == 'weight' and step == 80"
+        )
+        (edges, counts), key = weights[["edges", "counts"]].iloc[0], name.lower().replace(" ", "_")
+        assert counts.sum() == 64 * 128
+        middles = np.abs(edges[1:] + edges[:-1]) / 2
+        assert of[f"l1_norm_{key}"] == pytest.approx(counts @ middles, rel=0.05)
+        assert of[f"l2_norm_{key}"] == pytest.approx(np.sqrt(counts @ middles**2), rel=0.05)
+        assert any("histograms" in path and "first.kernel" in path for path in demo.artifacts(run, "images"))
 
 
 def test_callbacks(run_demo: Callable[..., Demo]) -> None:
@@ -273,7 +310,22 @@ def test_callbacks(run_demo: Callable[..., Demo]) -> None:
     each = math.ceil(EXAMPLES / 32)
     np.testing.assert_allclose(steps[:each], 1e-3, rtol=1e-6)
     np.testing.assert_allclose(steps[2 * each : 3 * each], 3e-3, rtol=1e-6)
-    best = min(float(row["val_loss"]) for row in rows)
+    losses = [float(row["val_loss"]) for row in rows]
+    assert early_stopping(losses, patience=5) == (np.argmin(losses), len(losses))
+    expected, bar, waited = [1e-3, 2e-3, 3e-3], math.inf, 0
+    for epoch, value in enumerate(losses):  # ReduceLROnPlateau's rule, by hand
+        bar, waited = (value, 0) if value < bar - 1e-4 else (bar, waited + 1)
+        rate = expected[epoch]
+        if waited == 2:
+            rate, waited = 0.3 * rate, 0
+        if epoch + 1 >= len(expected):
+            expected.append(rate)
+    np.testing.assert_allclose(rates, expected[: len(rates)], rtol=1e-5)
+    assert rates[-1] < 3e-3 and len(rows) < 40
+    of = run.data.metrics
+    assert (of["stopped_epoch"], of["restored_epoch"]) == (len(rows) - 1, np.argmin(losses))
+    assert min(demo.history(run, "learning_rate_changed")) == pytest.approx(expected[-1], rel=1e-5)
+    best = min(losses)
     assert run.data.metrics["checkpoint_val_loss"] == pytest.approx(best, rel=1e-4)
     assert run.data.metrics["best/val_loss"] == pytest.approx(best, rel=1e-6)
     assert {"callbacks/best.keras", "callbacks/tensorboard"} <= demo.artifacts(run, "callbacks")
@@ -289,21 +341,26 @@ def test_custom_callback(run_demo: Callable[..., Demo]) -> None:
     assert "that will do" in demo.printed
 
 
-@pytest.fixture
-def cached_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """A file like the one that Keras keeps once it has fetched MNIST, with fewer images. Its checksum is not asked."""
-    from keras.src.datasets import mnist
-
+def write_mnist(path: Path, examples: int = 320) -> dict[str, np.ndarray]:
+    """A file like the one that Keras keeps once it has fetched MNIST, with fewer images."""
     random, parts = np.random.default_rng(0), {}
-    for name, rows in (("train", 320), ("test", 64)):
+    for name, rows in (("train", examples), ("test", 64)):
         parts[f"y_{name}"] = random.integers(0, 10, rows, "uint8")
         parts[f"x_{name}"] = random.integers(0, 56, (rows, 28, 28), "uint8")
         parts[f"x_{name}"][np.arange(rows), 2 * parts[f"y_{name}"] + 4] = (
             255  # a line, at a height for each label
         )
-    np.savez(tmp_path / "mnist.npz", **parts)
-    monkeypatch.setattr(mnist, "get_file", lambda **about: str(tmp_path / about["fname"]))
+    np.savez(path, **parts)
     return parts
+
+
+@pytest.fixture
+def cached_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Such a file where Keras finds it. Its checksum is not asked."""
+    from keras.src.datasets import mnist
+
+    monkeypatch.setattr(mnist, "get_file", lambda **about: str(tmp_path / about["fname"]))
+    return write_mnist(tmp_path / "mnist.npz")
 
 
 def test_mnist_is_taken_as_keras_gives_it(cached_mnist, monkeypatch) -> None:
@@ -335,3 +392,45 @@ def test_a_demo_learns_from_mnist(cached_mnist, store, home, monkeypatch) -> Non
     (run,) = mlflow.search_runs(output_format="list")
     assert len(load_run(run.info.run_id).steps) == 4 * 320 / 32
     assert run.data.metrics["val_accuracy"] > 0.5
+
+
+# What a demo's own processes import as well, being started by this file: in them, too, Keras finds it.
+WITH_MNIST = """
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from keras.src.datasets import mnist
+
+
+def get_file(**about):
+    print("MNIST is taken", flush=True)
+    return str(Path(__file__).with_name("mnist.npz"))
+
+
+mnist.get_file = get_file
+if __name__ == "__main__":
+    import_module(sys.argv.pop(1)).main()
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "name", [name for name in ENTRY_POINTS if "dataset" in ENTRY_POINTS[name]["parameters"]]
+)
+def test_each_demo_of_digits_takes_mnist(name: str, store: str, tmp_path: Path) -> None:
+    write_mnist(tmp_path / "mnist.npz", examples=800)
+    (tmp_path / "with_mnist.py").write_text(WITH_MNIST)
+    module = re.match(r"python -m ([\w.]+) ", ENTRY_POINTS[name]["command"])[1]
+    module = f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module
+    own = {**environment(store), "PYTHONPATH": str(ROOT), "MLFLOW_TFMON_REPORT": "False"}
+    command = [sys.executable, tmp_path / "with_mnist.py", module, "--quick=true", "--dataset=mnist"]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "MNIST is taken" in done.stdout
+    client = MlflowClient(store)
+    runs = client.search_runs(["0"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.run_name == name
+    assert f"{name}.png" in {file.path for file in client.list_artifacts(parent.info.run_id)}

@@ -52,6 +52,7 @@ def test_two_runs_below_the_projects_own(client):
     assert set(runs) == {"parent", "fit", "custom loop"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["parent"].data.params["epochs"] == str(EPOCHS)
+    assert runs["parent"].info.run_name == "main"
     for name in ("fit", "custom loop"):
         assert runs[name].data.tags["mlflow.parentRunId"] == runs["parent"].info.run_id
 
@@ -82,6 +83,14 @@ def test_each_is_watched_at_every_step(client, name):
 def test_the_two_can_be_compared(client):
     """Same names, same first weights and, up to the first shuffle, same data: the same first epoch."""
     runs = named_runs(client)
+    parent = runs["parent"].info.run_id
+    assert {"main.png", "comparison.json"} <= {file.path for file in client.list_artifacts(parent)}
+    page = Path(client.download_artifacts(parent, "tfmon/comparison.html")).read_text("utf-8")
+    assert "custom loop parts from fit at step" in page
+    for name in ("fit", "custom loop"):
+        last = runs[name].data.metrics["val_accuracy"]
+        compared = runs["parent"].data.metrics[f"val_accuracy_{name.replace(' ', '_')}"]
+        assert compared == pytest.approx(last, rel=1e-6)
     of_steps = [{key for key in runs[name].data.metrics if "/" in key} for name in ("fit", "custom loop")]
     assert {key for key in of_steps[0] if not key.startswith("best/")} == {
         key for key in of_steps[1] if not key.startswith("best/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -43,6 +44,7 @@ def test_the_defaults_are_said_once(name, monkeypatch):
     ("read", "good", "bad"),
     [
         (count, {"1": 1, "20": 20}, ["0", "-1", "2.5", "x", ""]),
+        (partial(count, least=2), {"2": 2}, ["1", "x"]),
         (rate, {"0.5": 0.5, "1e3": 1000.0}, ["0", "-1e-3", "nan", "inf", "x"]),
         (share, {"0.5": 0.5}, ["0", "1", "-0.1", "nan", "x"]),
         (flag, {"true": True, "False": False}, ["1", "yes", ""]),

@@ -67,6 +67,18 @@ def test_the_page_lays_the_runs_over_one_another(
     assert Path(logged).read_text("utf-8") == page
 
 
+def test_what_is_the_same_of_several_runs_is_said_once(original: str, store: str, home: Path) -> None:
+    others = [
+        recordings.delivered(store, home, *changed(step, variable, 0.5), name=name)
+        for name, step, variable in (("a", 1, 0), ("b", 1, 2), ("c", 9, 1), ("d", 1, 1))
+    ]
+    page = compare([original, *others])
+    assert (
+        "a, b and d part from original at step 1: other data, seed, weights or settings from the start; "
+        "c parts from original at step 9 (most: the gradient of net.second.kernel" in page
+    )
+
+
 def test_one_run_is_no_comparison(original: str) -> None:
     with pytest.raises(ValueError, match="two different"):
         compare([original, original])
