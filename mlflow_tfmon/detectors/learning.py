@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES
 from mlflow_tfmon.detectors.table import Table
 
 NOTHING = 0.05  # less than this share of the way from the constant prediction to zero loss is nothing learned
@@ -80,7 +81,9 @@ def learning(history: History) -> Learning:
     known = bool(np.isfinite(constant) and constant > 0)
     reference = constant if known else begun
     measures = [_by_accuracy(history)]
-    if reference > 0 and (known or not _trained_before(history)):
+    # A cross-entropy below zero, that of labels out of range, says nothing.
+    sound = now >= 0 or history.premises is None or history.premises.loss not in CROSS_ENTROPIES
+    if sound and reference > 0 and (known or not _trained_before(history)):
         # The first steps tell of a usual batch, and are compared with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
         measures.append((reference - late) / reference)

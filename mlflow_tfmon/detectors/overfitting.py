@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import accuracy, by_step, learning
+from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_step, learning
 from mlflow_tfmon.detectors.problem import Problem
 
 _RISE = 0.1
 _WITHIN = 0.05
 _EPOCHS = 5
+_HALF = 0.5
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -21,11 +22,23 @@ def detect(history: History) -> Iterator[Problem]:
     The last quarter of the epochs (three at least) must be above the best by that much, five epochs must have passed
     since the best, the training loss must have gone on falling, and, where accuracies are known, that of the validation
     data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy
-    stands is none. Counterpart of SageMaker Debugger's "overfit" and "overtraining".
+    stands is none. Counterpart of SageMaker Debugger's "overfit" and "overtraining". Sees as well, when half of the
+    training is over, a validation loss that never was 5% better than a constant prediction's while the training loss is
+    15% better: nothing of what is learned holds for other data.
     """
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < _EPOCHS + 1 or len(train) != len(held_out) or not state.reference > 0:
+        return
+    if len(held_out) > _EPOCHS and _holds_for_nothing(state, train.mean[-1, 0], held_out.mean[:, 0].min()):
+        yield Problem(
+            "overfitting", "warning", int(held_out.first[0]), (),
+            f"The validation loss was never better than {held_out.mean[:, 0].min():.3g}, a constant prediction's is "
+            f"{state.reference:.3g} (5% better counts); meanwhile the training loss fell to {train.mean[-1, 0]:.3g}.",
+            "Look at whether inputs and labels belong together (shuffled apart?) and whether the validation data are "
+            "made as the training data are; then take a smaller model, or more data.",
+            history.step, 0.8,
+        )  # fmt: skip
         return
     values, best = held_out.mean[:, 0], int(held_out.mean[:, 0].argmin())
     last = values[-max(3, len(values) // 4) :]
@@ -51,3 +64,9 @@ def detect(history: History) -> Iterator[Problem]:
         "augment the data, or take a smaller model.",
         history.step, 0.9,
     )  # fmt: skip
+
+
+def _holds_for_nothing(state: Learning, train: float, held_out: float) -> bool:
+    """Whether what is learned of the training data says nothing of the validation data."""
+    learned, known = 1 - train / state.reference, 1 - held_out / state.reference
+    return state.known and state.share >= _HALF and learned >= 3 * NOTHING and known < NOTHING

@@ -64,7 +64,11 @@ BAD = {
     "plateau": [history(np.where(_T < 50, CHANCE, 0.85 * CHANCE))],
     "underfitting": [history(CHANCE)],
     "slow_convergence": [history(CHANCE * (1 - 0.2 * _T / STEPS))],
-    "overfitting": [history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)])],
+    "overfitting": [
+        history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)]),
+        # labels of other examples, slowly learned by heart
+        history(CHANCE * (1 - 0.25 * _T / STEPS), val_loss=np.full(EPOCHS, 1.04 * CHANCE)),
+    ],
     "stagnant_weights": [history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1))],
     "poor_initialization": [
         history(
@@ -92,6 +96,15 @@ BAD = {
         history(known=_with_layer(2, units=1, activation="softmax"), done=1),
         history(known=_with_layer(2, units=1, activation="softmax"), accuracy=(0.3, 0.3)),
         history(CHANCE, known=_with_layer(2, activation="sigmoid")),
+        # classes -1 and 1: the loss falls below zero, and without end
+        history(
+            0.6 - 0.02 * _T,
+            known=dataclasses.replace(
+                _with_layer(2, units=1, activation="sigmoid"),
+                loss="binary_crossentropy",
+                targets=Sample.of(2 * (np.arange(400) % 2) - 1),
+            ),
+        ),
         history(
             known=dataclasses.replace(
                 _with_layer(2, units=3),
@@ -139,6 +152,9 @@ HEALTHY = {
     "slow at first": history(np.where(_T < 80, CHANCE, 0.1 + 1.2 * np.exp(-(_T - 80) / 40)), done=100),
     "the validation loss rises a little": history(
         val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]
+    ),
+    "validation data that gain less": history(
+        0.1 + 1.2 * np.exp(-_T / 60), val_loss=np.full(EPOCHS, 0.9 * CHANCE)
     ),
     "zeros in the output layer alone": history(known=_with_layer(2, std=0.0)),
     "constant initial weights that learn all the same": history(
