@@ -57,9 +57,8 @@ class Training:
         self._in_fit = False
         self._rings: list[Ring] = []
         self._epoch_offset: int | None = None
-        self._began_with = (
-            0  # the number that the training itself, its fit or its loop, gives its first epoch
-        )
+        # The number that the training itself, its fit or its loop, gives its first epoch.
+        self._began_with = 0
         self._first_step = 0
 
     @property
