@@ -44,9 +44,7 @@ def _folders() -> list[Path]:
 
 
 def _is_taken(folder: Path) -> bool:
-    if life.is_written(folder):
-        return True
-    if life.fcntl is None:
+    if life.fcntl is None or life.is_written(folder):
         return True
     try:
         handle = os.open(folder / "lock", os.O_RDONLY)

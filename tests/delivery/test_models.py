@@ -44,6 +44,22 @@ def record(home: Path, store: str, run_id: str, *, whole: bool = True) -> Journa
     return journal
 
 
+def deliver_unheard(folder: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery that is cut off at a call of MLflow's client: after it was done, before the answer came."""
+    real = getattr(mlflow.MlflowClient, call)
+
+    def unheard(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)
+        raise ConnectionError("reset by peer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, call, unheard)
+        first = Deliverer(folder)
+        first.advance()
+        first.close()
+    assert first.status.error == "reset by peer"
+
+
 def test_a_saved_model_becomes_a_logged_and_registered_one_exactly_once(
     store: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,18 +67,7 @@ def test_a_saved_model_becomes_a_logged_and_registered_one_exactly_once(
     run_id = client.create_run("0").info.run_id
     journal = record(home, store, run_id)
     # The first delivery is cut off at its last call, after everything has been done.
-    real = mlflow.MlflowClient.create_model_version
-
-    def unheard(*args: object, **kwargs: object) -> None:
-        real(*args, **kwargs)  # type: ignore[arg-type]
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr(mlflow.MlflowClient, "create_model_version", unheard)
-    first = Deliverer(journal.folder)
-    first.advance()
-    first.close()
-    assert first.status.error == "reset by peer"
-    monkeypatch.setattr(mlflow.MlflowClient, "create_model_version", real)
+    deliver_unheard(journal.folder, "create_model_version", monkeypatch)
     deliverer = deliver(journal.folder)
     assert deliverer.done and deliverer.status.rejected == {}
 
@@ -97,18 +102,7 @@ def test_a_model_whose_making_went_well_but_unheard_is_made_once(
     client = mlflow.MlflowClient(store)
     run_id = client.create_run("0").info.run_id
     journal = record(home, store, run_id)
-    real = mlflow.MlflowClient.create_logged_model
-
-    def unheard(*args: object, **kwargs: object) -> None:
-        real(*args, **kwargs)  # type: ignore[arg-type]
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr(mlflow.MlflowClient, "create_logged_model", unheard)
-    first = Deliverer(journal.folder)
-    first.advance()
-    first.close()
-    assert first.status.error == "reset by peer"
-    monkeypatch.setattr(mlflow.MlflowClient, "create_logged_model", real)
+    deliver_unheard(journal.folder, "create_logged_model", monkeypatch)
     assert deliver(journal.folder).done
     (model,) = client.search_logged_models(["0"])
     assert model.status.value == "READY"
