@@ -1,4 +1,4 @@
-"""Models whose loss is more than that of an output and its target, for `benchmarks.sets.aside`."""
+"""Models whose loss is more than that of an output and its target, for `benchmarks.sets.fourth`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from benchmarks.sets.aside_data import triples
-from benchmarks.sets.aside_losses import closer, in_batch, margin, matched
-from benchmarks.sets.aside_models import built
-from benchmarks.sets.aside_more_data import visits
+from benchmarks.sets.fourth_data import triples
+from benchmarks.sets.fourth_losses import closer, in_batch, margin, matched
+from benchmarks.sets.fourth_models import built
+from benchmarks.sets.fourth_more_data import visits
 from benchmarks.sets.recipes import Data, digits, optimizer_of
 
 

@@ -1,4 +1,4 @@
-"""Models for the configurations of `benchmarks.sets.aside`."""
+"""Models for the configurations of `benchmarks.sets.fourth`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from benchmarks.sets.aside_data import beats, census, echoes, lives, padded, pieces, reviews, speech, spots
-from benchmarks.sets.aside_losses import concordant, exponential_life
-from benchmarks.sets.aside_more_data import bodies, clouds, power, regions
+from benchmarks.sets.fourth_data import beats, census, echoes, lives, padded, pieces, reviews, speech, spots
+from benchmarks.sets.fourth_losses import concordant, exponential_life
+from benchmarks.sets.fourth_more_data import bodies, clouds, power, regions
 from benchmarks.sets.recipes import Data, optimizer_of
 
 _EXCLUSIVE = "sparse_categorical_crossentropy"

@@ -1,4 +1,4 @@
-"""Data for the configurations of `benchmarks.sets.aside`, other than those of the three sets before."""
+"""Data for the configurations of `benchmarks.sets.fourth`, other than those of the three sets before."""
 
 from __future__ import annotations
 
