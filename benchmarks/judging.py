@@ -15,7 +15,8 @@ from unittest import mock
 
 import numpy as np
 
-from mlflow_tfmon.detectors.premises import Layer, Sample
+from mlflow_tfmon.detectors.premises import Layer
+from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records

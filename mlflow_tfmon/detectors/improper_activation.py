@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import MUCH, diverged, learning
-from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, REGRESSIONS, Premises
+from mlflow_tfmon.detectors.premises import COSINE, CROSS_ENTROPIES, LINEAR, REGRESSIONS, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
 _RANGES = {
@@ -76,7 +76,9 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
     if out is None:
         return
     low, high = _RANGES.get(out.activation, (-float("inf"), float("inf")))
-    if data.loss in REGRESSIONS and y is not None and y.std > 0:
+    if data.loss == COSINE:  # of which the signs count, not the sizes
+        low, high = (0.0 if low == 0.0 else -float("inf")), float("inf")
+    if data.loss in (*REGRESSIONS, COSINE) and y is not None and y.std > 0:
         # A few targets out of reach do no harm.
         least, most = (y.quantiles[0], y.quantiles[-1]) if y.quantiles else (y.least, y.most)
         if max(low - least, most - high) / y.std > _OUTSIDE:

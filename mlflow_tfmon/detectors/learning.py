@@ -80,15 +80,17 @@ def learning(history: History) -> Learning:
     constant = history.premises.constant_loss() if history.premises is not None else float("nan")
     known = bool(np.isfinite(constant) and constant > 0)
     reference = constant if known else begun
+    least = history.premises.least_loss() if known and history.premises is not None else 0.0
+    way = reference - least  # from a constant prediction to a perfect one
     measures = [_by_accuracy(history)]
     # A cross-entropy below zero, that of labels out of range, says nothing.
     sound = now >= 0 or history.premises is None or history.premises.loss not in CROSS_ENTROPIES
-    if sound and reference > 0 and (known or not _trained_before(history)):
+    if sound and way > 0 and (known or not _trained_before(history)):
         # The first steps tell of a usual batch, and are compared with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
-        measures.append((reference - late) / reference)
+        measures.append((reference - late) / way)
         if known:  # else validation may be measured in another way (without weights)
-            held_out = (reference - _late(by_step(history, "val_loss"))) / reference
+            held_out = (reference - _late(by_step(history, "val_loss"))) / way
             # A small validation set may seem to have learned a little. (Of its accuracy, even a lot: by chance.)
             measures += [held_out] if held_out >= LITTLE else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))

@@ -10,16 +10,18 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import band, rate, update_ratio
 
 _LARGE = 0.1
-_HUGE = 0.5
+_HUGE = 2.0
 _ROSE = 3.0
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss that diverged, or learned nothing, under steps that change the weights by a tenth, or one by half.
+    """Sees a loss that diverged, or learned nothing, under steps that change the weights by a tenth.
 
-    About a thousandth a step is usual. A loss that diverged counts as well where it had risen threefold
-    over several steps, or where the rate is outside of the optimizer's usual band. Source: LeCun et al., 1998 (steps
-    beyond the curvature's limit grow geometrically). Can't see a rate that is only somewhat too high.
+    About a thousandth a step is usual. A single step counts where it changed them by twice their norm (Ftrl's first one
+    makes them anew, and does no harm). A loss that diverged counts as well where it had risen threefold over several
+    steps (not in a loop whose targets nobody knows: what is learned from its own predictions may rise), or where the
+    rate is outside of the optimizer's usual band. Source: LeCun et al., 1998 (steps beyond the curvature's limit grow
+    geometrically). Can't see a rate that is only somewhat too high.
     """
     state = learning(history)
     gone = diverged(history)
@@ -39,7 +41,8 @@ def detect(history: History) -> Iterator[Problem]:
         )
     elif most >= _HUGE:  # and what it left does not move any more
         reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
-    if gone and rose >= _ROSE:
+    supervised = state.known or (history.premises is not None and history.premises.targets is not None)
+    if gone and rose >= _ROSE and (supervised or broken(history)):
         reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
     if optimizer and lr > band(optimizer)[1]:
         reasons.append(f"a learning rate of {lr:.3g} is far above what {optimizer} is used with")

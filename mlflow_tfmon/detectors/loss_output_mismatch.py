@@ -12,6 +12,10 @@ from mlflow_tfmon.detectors.problem import Problem
 _PATIENCE = 0.4
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 _ONE_HOT = "categorical_crossentropy"
+_NOT_EXCLUSIVE = (
+    "The labels are not exclusive (not each row has a single 1), but a softmax's outputs add up to 1.",
+    'Use activation="sigmoid" in the last layer with binary_crossentropy.',
+)
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -65,7 +69,7 @@ def _certain(data: Premises) -> tuple[str, str] | None:
 
 
 def _always_wrong(data: Premises) -> tuple[str, str] | None:
-    out, y = data.output, data.targets
+    out = data.output
     assert out is not None
     if out.units == 1 and (out.activation == "softmax" or data.loss == _ONE_HOT):
         return (
@@ -74,19 +78,14 @@ def _always_wrong(data: Premises) -> tuple[str, str] | None:
             else "The cross-entropy of one class is 0 whatever the model puts out.",
             'Use activation="sigmoid" with one unit and binary_crossentropy.',
         )
-    if (
-        data.loss != _BINARY
-        or out.activation != "softmax"
-        or y is None
-        or y.columns < 2
-        or y.one_hot
-        or not y.whole
-    ):
-        return None
-    return (
-        "The labels are not exclusive (not each row has a single 1), but a softmax's outputs add up to 1.",
-        'Use activation="sigmoid" in the last layer.',
-    )
+    return _NOT_EXCLUSIVE if data.loss == _BINARY and _several(data) else None
+
+
+def _several(data: Premises) -> bool:
+    """Whether a softmax is to tell labels of which several, or none, may be right."""
+    out, y = data.output, data.targets
+    assert out is not None
+    return out.activation == "softmax" and y is not None and y.columns > 1 and y.whole and not y.one_hot
 
 
 def _suspect(data: Premises) -> tuple[str, str] | None:
@@ -97,6 +96,8 @@ def _suspect(data: Premises) -> tuple[str, str] | None:
             f"The last layer's {out.activation} gives probabilities, but the loss takes logits (from_logits=True).",
             "Leave from_logits out, or the activation.",
         )
+    if data.loss == _ONE_HOT and _several(data):
+        return _NOT_EXCLUSIVE
     if data.loss == _BINARY and out.activation == "softmax":
         return (
             "The last layer is a softmax, but the loss is binary_crossentropy.",

@@ -21,8 +21,8 @@ def detect(history: History) -> Iterator[Problem]:
     Two layers in a row that begin constant: their units get the same gradients. That is said before the first step, and
     taken back if 70% is learned all the same (at the edges of pictures the units of a convolution differ). A standard
     deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is
-    learned, or less than 70% of the way from a constant prediction to zero in half of the training; not of weights that
-    were loaded, nor of an output that begins near zero.
+    learned, or less than 70% of the way from a constant prediction to zero in half of the training, and so is one layer
+    that begins constant, but at zero; not of weights that were loaded, nor of an output that begins near zero.
     Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor weight initialization".
     """
     if history.premises is None:
@@ -49,12 +49,13 @@ def detect(history: History) -> Iterator[Problem]:
     far = [
         (layer, layer.std / _expected(layer))
         for layer in layers
-        if layer.std > 0 and layer.kind != "Embedding"
+        # Zeros are meant where a layer is to add nothing at first.
+        if (layer.std > 0 or (layer.constant and layer.mean != 0)) and layer.kind != "Embedding"
     ]
     # An output that begins near zero is a good beginning: the layers before it are as they should be.
     far = [(one, ratio) for one, ratio in far if ratio >= _FAR or (ratio <= 1 / _FAR and not one.is_output)]
     if far:
-        worst, ratio = max(far, key=lambda one: abs(np.log(one[1])))
+        worst, ratio = max(far, key=lambda one: abs(np.log(max(one[1], 1e-9))))
         yield Problem(
             "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
             f"{worst.kernel} begins with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's (a "

@@ -12,7 +12,8 @@ import pandas as pd
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.detectors.premises import Premises, Sample
+from mlflow_tfmon.detectors.premises import Premises
+from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
@@ -71,7 +72,7 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
         ),
         normalizes=normalizes(model),
         graph=is_graph(model),
-        inputs=_sample(inputs),
+        inputs=_sample(inputs, labels=False),
         targets=None if goal.ignores else _sample(targets),
         weighted=weighted or not goal.plain or goal.ignores,
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
@@ -123,11 +124,11 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _sample(values: Any) -> Sample | None:
+def _sample(values: Any, labels: bool = True) -> Sample | None:
     if isinstance(values, (pd.DataFrame, pd.Series)):
         values = values.to_numpy()
     known = isinstance(values, np.ndarray) or (tf.is_tensor(values) and hasattr(values, "numpy"))
-    return Sample.of(values) if known else None
+    return Sample.of(values, labels) if known else None
 
 
 def _data(arguments: FitArguments | None) -> tuple[Any, Any, bool]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_tfmon.detectors import Gatherer, History
-from mlflow_tfmon.detectors.premises import Layer, Premises, Sample
+from mlflow_tfmon.detectors.premises import Layer, Premises
+from mlflow_tfmon.detectors.sample import Sample
 
 STEPS, EPOCHS = 400, 20
 KERNELS = ("a.kernel", "b.kernel", "c.kernel")

@@ -13,7 +13,9 @@ import pytest
 
 import mlflow_tfmon.detectors
 from mlflow_tfmon.detectors import History, judge
-from mlflow_tfmon.detectors.premises import Layer, Sample
+from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.premises import Layer
+from mlflow_tfmon.detectors.sample import Sample
 from tests.detectors.histories import EPOCHS, STEPS, history, premises
 
 CHANCE = float(np.log(4))  # the entropy of four balanced classes
@@ -76,6 +78,7 @@ BAD = {
             known=premises(layers=tuple(dataclasses.replace(one, std=0.0) for one in premises().layers)),
         ),
         history(CHANCE, known=_with_layer(1, std=20.0)),
+        history(CHANCE, known=_with_layer(1, mean=1.0, std=0.0)),
     ],
     "improper_activation": [
         history(
@@ -89,6 +92,13 @@ BAD = {
             )
         ),
         history(CHANCE, known=_with_layer(0, activation="exponential")),
+        history(
+            -0.5,
+            known=_regression(
+                layers=(*premises().layers[:2], _with_layer(2, activation="relu").layers[2]),
+                loss="cosine_similarity",
+            ),
+        ),
     ],
     "loss_output_mismatch": [
         history(known=_with_layer(2, activation="linear"), done=1),
@@ -112,6 +122,14 @@ BAD = {
                 targets=Sample.of(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]] * 9)),
             ),
             done=1,
+        ),
+        history(
+            5.0,
+            known=dataclasses.replace(
+                _with_layer(2, units=3),
+                loss="categorical_crossentropy",
+                targets=Sample.of(np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]] * 9)),
+            ),
         ),
     ],
     "unnormalized_input": [
@@ -166,6 +184,13 @@ HEALTHY = {
         np.where(_T < 100, CHANCE, 5 * CHANCE), accuracy=(0.95, 0.95), update=0.5
     ),
     "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
+    "directions whose lengths can't be reached": history(
+        -0.5,
+        known=_regression(
+            layers=(*premises().layers[:2], _with_layer(2, activation="tanh").layers[2]),
+            loss="cosine_similarity",
+        ),
+    ),
     "steps that loss scaling left out": history(
         np.where(_T < 3, np.inf, 0.05 + 1.4 * np.exp(-_T / 60)),
         columns={"skipped": (_T < 3).astype(float)},
@@ -267,8 +292,39 @@ def test_the_constant_prediction_is_scikit_learns() -> None:
     assert _regression(targets=Sample.of(t)).constant_loss() == pytest.approx(expected)
 
 
+def test_the_constant_prediction_of_several_outputs_is_scikit_learns() -> None:
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.metrics import log_loss, mean_squared_error
+
+    random = np.random.default_rng(0)
+    t, x = random.normal((0, 5), (1, 3), (400, 2)), np.zeros((400, 1))
+    expected = mean_squared_error(t, DummyRegressor().fit(x, t).predict(x))
+    assert _regression(targets=Sample.of(t)).constant_loss() == pytest.approx(expected)
+    tags = (random.random((400, 3)) < (0.1, 0.3, 0.5)).astype(int)
+    prior = DummyClassifier(strategy="prior").fit(x, tags).predict_proba(x)
+    expected = np.mean([log_loss(tags[:, at], prior[at]) for at in range(3)])
+    found = premises(targets=Sample.of(tags), loss="binary_crossentropy").constant_loss()
+    assert found == pytest.approx(expected)
+    words = random.choice(4, (100, 7), p=[0.1, 0.2, 0.3, 0.4])
+    flat, x = words.ravel(), np.zeros((700, 1))
+    expected = log_loss(flat, DummyClassifier(strategy="prior").fit(x, flat).predict_proba(x))
+    assert premises(targets=Sample.of(words)).constant_loss() == pytest.approx(expected)
+
+
+def test_shades_are_learned_as_far_as_they_can_be() -> None:
+    keras = pytest.importorskip("keras")
+    shades = np.random.default_rng(0).random((300, 5)) ** 3
+    known = premises(targets=Sample.of(shades), loss="binary_crossentropy")
+    perfect = float(np.mean(keras.losses.binary_crossentropy(shades, shades)))
+    constant = np.broadcast_to(shades.mean(0), shades.shape)
+    usual = float(np.mean(keras.losses.binary_crossentropy(shades, constant)))
+    assert (known.constant_loss(), known.least_loss()) == pytest.approx((usual, perfect), rel=1e-4)
+    assert learning(history(perfect, known=known)).learned == pytest.approx(1, abs=0.01)
+    assert abs(learning(history(usual, known=known)).learned) < 0.01
+
+
 def test_a_first_step_that_was_too_large_and_killed_all_is_not_too_small() -> None:
-    told = _kinds(history(CHANCE * 1.2, update=np.where(_T == 0, 0.9, 1e-6)))
+    told = _kinds(history(CHANCE * 1.2, update=np.where(_T == 0, 2.5, 1e-6)))
     assert "learning_rate_too_high" in told and "learning_rate_too_low" not in told
 
 
@@ -279,6 +335,13 @@ def test_classes_that_are_rare_are_told_of() -> None:
     assert problem.kind == "underfitting"
     assert "One class makes 95% of the targets" in problem.evidence
     assert "class_weight" in problem.advice
+
+
+def test_a_loss_that_is_learned_from_itself_may_rise() -> None:
+    loss = np.linspace(
+        0.05, 1.0, STEPS
+    )  # of temporal differences: nobody knows what a constant prediction's would be
+    assert "learning_rate_too_high" not in _kinds(history(loss, known=premises(loss="", targets=None)))
 
 
 def test_two_optimizers_that_take_turns_need_not_make_a_loss_fall() -> None:

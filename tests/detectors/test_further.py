@@ -10,7 +10,8 @@ import pytest
 
 from mlflow_tfmon.detectors import Gatherer, History, judge
 from mlflow_tfmon.detectors.learning import learning
-from mlflow_tfmon.detectors.premises import Premises, Sample
+from mlflow_tfmon.detectors.premises import Premises
+from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.problems.standing import Standing
 from tests.detectors.histories import KERNELS, STEPS, history, premises
 
@@ -33,7 +34,7 @@ def _two_fits(first: Premises, second: Premises, losses: tuple[Any, Any], total:
 
 def test_a_fit_with_another_loss_is_a_training_of_its_own() -> None:
     """Its loss may have any scale: what was minimized before is no measure of it."""
-    one = premises(loss="", goal="mine", targets=None)
+    one = premises(loss="", goal="mine")
     falling = np.linspace(1.0, 0.1, 200)
     other = dataclasses.replace(one, goal="another")
     assert judge(_two_fits(one, other, (falling, 80 + falling))) == []

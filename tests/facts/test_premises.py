@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from mlflow_tfmon.detectors import History, Problem, judge
-from mlflow_tfmon.detectors.premises import Premises, Sample
+from mlflow_tfmon.detectors.premises import Premises
+from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.facts.arguments import bind_fit
 from mlflow_tfmon.facts.premises import Telling, premises_of
 

@@ -1,0 +1,134 @@
+"""What is known of inputs or targets: statistics of a sample of them, taken before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_MOST_EXAMPLES, _MOST_NUMBERS = 4096, 2_000_000  # that are looked at of a data set
+_MOST_CHECKED = 50_000_000  # of which it is looked whether they are finite: some 20 ms
+_QUANTILES = 101
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Statistics of the first few thousand inputs or targets.
+
+    Attributes:
+        count: examples looked at.
+        nonfinite: how many numbers are NaN or infinite, of all if these are not too many to look at.
+        nonfinite_at: the first example that holds one, -1 for none.
+        least: smallest number.
+        most: largest number.
+        mean: of all numbers.
+        std: of all numbers.
+        whole: whether all numbers are whole.
+        columns: size of the last axis (1 for a plain vector).
+        feature_std: smallest and largest standard deviation of a feature that is neither constant nor made of 0 and 1.
+        feature_offset: largest distance of such a feature's mean from 0, in its standard deviations.
+        variance: mean squared distance from the mean, each column's own.
+        spread: mean absolute distance from the median, each column's own.
+        class_counts: how often each class occurs, where these are labels (or one-hot).
+        binary: where all numbers are between 0 and 1, the binary cross-entropy of each column's best constant, and that
+            of the numbers themselves (0 for labels, more for shades).
+        one_hot: whether each row holds a single 1.
+        negative: share of numbers below 0.
+        quantiles: of the numbers, at equal distances, where an example is one number.
+    """
+
+    count: int = 0
+    nonfinite: int = 0
+    nonfinite_at: int = -1
+    least: float = float("nan")
+    most: float = float("nan")
+    mean: float = float("nan")
+    std: float = float("nan")
+    whole: bool = False
+    columns: int = 1
+    feature_std: tuple[float, float] = (float("nan"), float("nan"))
+    feature_offset: float = float("nan")
+    variance: float = float("nan")
+    spread: float = float("nan")
+    class_counts: tuple[int, ...] = ()
+    binary: tuple[float, ...] = ()
+    one_hot: bool = False
+    negative: float = 0.0
+    quantiles: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, values: Any, labels: bool = True) -> Sample:
+        """Looks at some of an array, spread evenly over it.
+
+        Args:
+            values: examples along the first axis.
+            labels: whether these may be labels, to be counted: a vocabulary's inputs are many.
+        """
+        array = np.asarray(values)
+        if array.dtype == object or array.dtype.kind not in "biuf" or not array.size:
+            return cls(count=len(array) if array.ndim else 0)
+        most = min(_MOST_EXAMPLES, max(16, _MOST_NUMBERS * len(array) // array.size))
+        stride = max(1, len(array) // most)
+        # A file that is mapped into memory would be read as a whole.
+        small = array.size <= _MOST_CHECKED and not isinstance(values, np.memmap)
+        lost, lost_at = _nonfinite(array) if small else _nonfinite(array[::stride][:most], stride)
+        array = array[::stride][:most].astype(np.float64)
+        flat = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
+        finite = flat[np.isfinite(flat).all(axis=1)]
+        if not len(finite):
+            return cls(count=len(array), nonfinite=lost, nonfinite_at=lost_at, columns=flat.shape[1])
+        std, mean = finite.std(axis=0), finite.mean(axis=0)
+        # How far an indicator varies tells how rare it is, not its scale.
+        varies = (std > 0) & ~((finite == 0) | (finite == 1)).all(axis=0)
+        whole = bool((finite == np.round(finite)).all())
+        one_hot = (
+            flat.shape[1] > 1
+            and whole
+            and bool(((finite == 1).sum(1) == 1).all() & (finite.sum(1) == 1).all())
+        )
+        classes: tuple[int, ...] = ()
+        if one_hot:
+            classes = tuple(int(n) for n in finite.sum(axis=0))
+        elif labels and whole and finite.min() >= 0 and finite.max() < 100_000:
+            classes = tuple(int(n) for n in np.bincount(finite.ravel().astype(np.int64)))
+        return cls(
+            count=len(array), nonfinite=lost, nonfinite_at=lost_at, least=float(finite.min()), most=float(finite.max()),
+            mean=float(finite.mean()), std=float(finite.std()), whole=whole, columns=flat.shape[1],
+            feature_std=(float(std[varies].min()), float(std[varies].max())) if varies.any() else (0.0, 0.0),
+            feature_offset=float((np.abs(mean[varies]) / std[varies]).max()) if varies.any() else 0.0,
+            variance=float((std**2).mean()),
+            spread=float(np.abs(finite - np.median(finite, axis=0)).mean()),
+            class_counts=classes, binary=_binary(finite), one_hot=one_hot, negative=float((finite < 0).mean()),
+            quantiles=_quantiles(finite) if flat.shape[1] == 1 else (),
+        )  # fmt: skip
+
+
+def _nonfinite(array: np.ndarray, stride: int = 1) -> tuple[int, int]:
+    """How many numbers are not finite, and in which example the first of them is (-1 for none)."""
+    if array.dtype.kind != "f":
+        return 0, -1
+    with np.errstate(all="ignore"):  # a sum takes less time, and is not finite if one number is not
+        if np.isfinite(array.sum(dtype=np.float32 if array.dtype == np.float16 else None)):
+            return 0, -1
+    bad = ~np.isfinite(array.reshape(len(array), -1))
+    return int(bad.sum()), int(bad.any(axis=1).argmax()) * stride if bad.any() else -1
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, ...]:
+    """As plain numbers, each in the middle of an equal share of the values."""
+    found = np.quantile(values, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    return tuple(float(one) for one in found)
+
+
+def _binary(values: np.ndarray) -> tuple[float, ...]:
+    if values.min() < 0 or values.max() > 1:
+        return ()
+    return float(_uncertainty(values.mean(axis=0)).mean()), float(_uncertainty(values).mean())
+
+
+def _uncertainty(p: np.ndarray) -> np.ndarray:
+    """The entropy of a choice of two, of which one has probability p."""
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    found: np.ndarray = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    return found
