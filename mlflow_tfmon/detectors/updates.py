@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.table import Table
 
 # Learning rates that people use, by optimizer: outside of these bands is no error, but a hint (Bengio, 2012; the
 # defaults of Keras are within).
@@ -22,16 +23,36 @@ def update_ratio(history: History) -> tuple[float, float]:
 
     About 1e-3 is usual. NaN where it was not measured.
     """
-    table = history.deep.get("update_ratio")
-    if table is None or not len(table):
+    rows = _rows(history)
+    if not len(rows):
         return float("nan"), float("nan")
-    kernels = history.over_kernels(table)
-    values, peaks = kernels.mean, kernels.most
-    if not np.isfinite(values).any():
-        return float("nan"), float("nan")
-    rows = [np.nanmedian(row) for row in values if np.isfinite(row).any()]
-    tops = [np.nanmedian(row) for row in peaks if np.isfinite(row).any()]
-    return float(np.median(rows)), float(max(tops))
+    return float(np.median(_over_kernels(rows.mean))), float(_over_kernels(rows.most).max())
+
+
+def way(history: History, share: float) -> float:
+    """How far a whole training can move a kernel, as a share of its norm: all that is to come at the pace of late.
+
+    Args:
+        history: of what was done.
+        share: of the training that is over, above 0.
+    """
+    rows = _rows(history)
+    if not len(rows):
+        return float("nan")
+    late = rows.since(history.at(0.75))
+    pace = np.median(_over_kernels((late if len(late) else rows).mean))
+    done = history.step - history.start
+    return float(done * (np.median(_over_kernels(rows.mean)) + (1 / share - 1) * pace))
+
+
+def _rows(history: History) -> Table:
+    table = history.over_kernels(history.deep.get("update_ratio", Table()))
+    return table.rows(np.isfinite(table.mean).any(axis=1)) if len(table.names) else Table()
+
+
+def _over_kernels(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.nanmedian(values, axis=1)
+    return found
 
 
 def rate(history: History) -> float:

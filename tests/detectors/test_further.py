@@ -112,6 +112,15 @@ def test_a_loop_whose_length_is_not_known_has_time_to_get_somewhere() -> None:
         assert ("learning_rate_too_low" in {one.kind for one in judge(looped)}) == expected
 
 
+def test_steps_that_grow_may_get_somewhere_yet() -> None:
+    """A warm-up over half of the training: of 30% no more than 3% of the weights, of the whole 24%."""
+    warming = np.minimum(np.arange(400) / 200, 1.0) * 8e-4
+    kinds = {one.kind for one in judge(history(np.log(4), update=warming, done=120))}
+    assert "learning_rate_too_low" not in kinds
+    kinds = {one.kind for one in judge(history(np.log(4), update=warming / 100, done=120))}
+    assert "learning_rate_too_low" in kinds
+
+
 def test_rows_of_an_embedding_that_wait_for_their_index_are_not_dead() -> None:
     names = ("words.embeddings", "b.kernel", "c.kernel", "d.kernel")
     for zeros, expected in (((0.98, 0.1, 0.1, 0.1), set()), ((0.98, 0.95, 0.1, 0.1), {"dead_relu"})):
