@@ -13,6 +13,7 @@ from mlflow_tfmon.detectors.problem import Problem
 _WINDOWS = 20
 _SWING = 0.1
 _TURNS = 0.5
+_CLEAR = 3.0  # means that differ by chance alone swing by 1.1 times their deviation
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -32,7 +33,7 @@ def detect(history: History) -> Iterator[Problem]:
     swing = float(np.abs(changes).mean())
     turns = float((changes[1:] * changes[:-1] < 0).mean())
     came_down = level[-1] < level[0] - swing
-    if swing >= _SWING * state.reference and swing > noise and turns >= _TURNS and not came_down:
+    if swing >= _SWING * state.reference and swing > _CLEAR * noise and turns >= _TURNS and not came_down:
         yield Problem(
             "oscillating_loss", "warning", int(curve.first[len(curve) // 2]), (),
             f"The loss, averaged over twentieths of the training, swings by {swing:.3g} up and down: "

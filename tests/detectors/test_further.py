@@ -121,6 +121,13 @@ def test_steps_that_grow_may_get_somewhere_yet() -> None:
     assert "learning_rate_too_low" in kinds
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_single_batches_that_differ_are_no_swings(seed: int) -> None:
+    noise = np.random.default_rng(seed).normal(size=120)
+    found = judge(history(0.6 + 0.5 * noise, steps=120))
+    assert "oscillating_loss" not in {one.kind for one in found}
+
+
 def test_rows_of_an_embedding_that_wait_for_their_index_are_not_dead() -> None:
     names = ("words.embeddings", "b.kernel", "c.kernel", "d.kernel")
     for zeros, expected in (((0.98, 0.1, 0.1, 0.1), set()), ((0.98, 0.95, 0.1, 0.1), {"dead_relu"})):
