@@ -20,14 +20,16 @@ _RANGES = {
     "softplus": (0.0, float("inf")),
     "exponential": (0.0, float("inf")),
 }
+_NEITHER = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "softsign")
 _OUTSIDE = 0.01
 _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2D")
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees output activations that can't reach the targets, rectified classifiers, nets without any non-linearity.
+    """Sees output activations that can't reach the targets, classifiers whose output is
+    neither a probability nor a logit, nets without any non-linearity.
 
-    What is said of the output is taken back if 70% is learned all the same. Targets of a regression outside of the
+    All is taken back if 70% is learned all the same. Targets of a regression outside of the
     output's range count where more than a few are a hundredth of the targets' spread outside. Three or more kernels
     with nothing but linear activations are one; two of them only where nothing is learned. Exponential or softmax in
     hidden layers counts where the loss diverges or nothing is learned. Can't see what a `call` of the user's computes
@@ -44,7 +46,7 @@ def detect(history: History) -> Iterator[Problem]:
     kernels = [layer for layer in data.layers if layer.kernel]
     linear = data.graph and all(layer.activation in LINEAR or layer.is_output for layer in data.layers)
     plain = all(layer.kind in _MIXING for layer in kernels)
-    if linear and plain and len(kernels) >= (2 if nothing else 3):
+    if linear and plain and len(kernels) >= (2 if nothing else 3) and not state.learned >= MUCH:
         yield Problem(
             "improper_activation", "warning", min(1, history.step), tuple(layer.name for layer in kernels[:-1]),
             f"{len(kernels)} layers in a row have no non-linear activation between them: together they are one "
@@ -89,8 +91,7 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
                 "Give the last layer of a regression no activation, or scale the targets into its range.",
                 history.step, 0.95,
             )  # fmt: skip
-    rectified = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus")
-    if data.loss in CROSS_ENTROPIES and out.activation in rectified:
+    if data.loss in CROSS_ENTROPIES and out.activation in _NEITHER:
         fitting = "sigmoid" if data.loss == "binary_crossentropy" else "softmax"
         yield Problem(
             "improper_activation", "critical", min(1, history.step), (out.name,),

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import broken
+from mlflow_tfmon.detectors.learning import LITTLE, broken, learning
+from mlflow_tfmon.detectors.premises import UNKNOWN
 from mlflow_tfmon.detectors.problem import Problem
 
 
@@ -23,7 +24,10 @@ def detect(history: History) -> Iterator[Problem]:
         for name, sample in (("inputs", data.inputs), ("targets", data.targets)):
             if sample is not None and sample.nonfinite:
                 # A loss, or a layer, of the user's own may leave them out.
-                bears = not data.loss if name == "targets" else not data.graph
+                own = not data.graph or any(layer.activation == UNKNOWN for layer in data.layers)
+                bears = own if name == "inputs" else not data.loss
+                if bears and not history.nonfinite and learning(history).learned >= LITTLE:
+                    continue
                 at = (
                     f", the first in example {sample.nonfinite_at} (from 0)"
                     if sample.nonfinite_at >= 0

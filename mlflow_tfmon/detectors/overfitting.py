@@ -9,11 +9,13 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_step, learning
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.table import Table
 
 _RISE = 0.1
 _WITHIN = 0.05
 _EPOCHS = 5
 _HALF = 0.5
+_APART = 0.25
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -24,7 +26,8 @@ def detect(history: History) -> Iterator[Problem]:
     data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy
     stands is none. Counterpart of SageMaker Debugger's "overfit" and "overtraining". Sees as well, when half of the
     training is over, a validation loss that never was 5% better than a constant prediction's while the training loss is
-    15% better: nothing of what is learned holds for other data.
+    15% better: nothing of what is learned holds for other data; and an accuracy of the validation data 25 points behind
+    while the losses are a quarter of a constant prediction's apart.
     """
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
@@ -40,6 +43,8 @@ def detect(history: History) -> Iterator[Problem]:
             history.step, 0.8,
         )  # fmt: skip
         return
+    if len(held_out) > _EPOCHS and state.known and state.share >= _HALF:
+        yield from _apart(history, state, train, held_out)
     values, best = held_out.mean[:, 0], int(held_out.mean[:, 0].argmin())
     last = values[-max(3, len(values) // 4) :]
     rise = float(np.median(last) - values[best])
@@ -63,6 +68,34 @@ def detect(history: History) -> Iterator[Problem]:
         "weight decay, "
         "augment the data, or take a smaller model.",
         history.step, 0.9,
+    )  # fmt: skip
+
+
+def _apart(history: History, state: Learning, train: Table, held_out: Table) -> Iterator[Problem]:
+    """Sees training and validation far apart, by loss and by accuracy, though the validation loss need not rise."""
+    seen, other = accuracy(history), accuracy(history, "val_")
+    if not len(seen) or not len(other):
+        return
+    late = max(1, len(held_out) // 5)
+    behind = float(seen.mean[-late:, 0].mean() - other.mean[-late:, 0].max())
+    loss, known = float(train.mean[-late:, 0].mean()), float(held_out.mean[-late:, 0].min())
+    if behind < _APART or known - loss < _APART * state.reference:
+        return
+    layers = history.premises.layers if history.premises is not None else ()
+    normalizes = any(layer.kind == "BatchNormalization" for layer in layers)
+    yield Problem(
+        "overfitting", "warning", int(held_out.first[0]), (),
+        f"The validation loss is {known:.3g}, that of the training {loss:.3g} (a constant prediction's is "
+        f"{state.reference:.3g}), and the accuracy of the validation data is {behind * 100:.0f} points behind "
+        f"({_APART * 100:.0f} count).",
+        "See that each epoch draws from all of the training data, shuffled, and that the validation data are made as "
+        "they are; then add Dropout, weight decay or data."
+        + (
+            " The averages of BatchNormalization need hundreds of steps to be right: take a smaller momentum (0.9)."
+            if normalizes
+            else ""
+        ),
+        history.step, 0.8,
     )  # fmt: skip
 
 

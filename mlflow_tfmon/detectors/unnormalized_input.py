@@ -11,18 +11,21 @@ from mlflow_tfmon.detectors.problem import Problem
 _LARGE = 20.0
 _UNEQUAL = 100.0
 _OFFSET = 20.0
+_SMALL = 0.05
 
 
 def detect(history: History) -> Iterator[Problem]:
     """Sees inputs of a standard deviation above 20, or 1/20 of their mean, or with features a hundredfold apart.
 
-    Said where the loss diverges or little is learned: many nets cope. Models that begin with Normalization, Rescaling,
+    Said where the loss diverges or little is learned: many nets cope. Inputs that are all within 0.05 are seen where
+    nothing is learned. Models that begin with Normalization, Rescaling,
     BatchNormalization or an Embedding are left out. Source: LeCun et al., 1998.
     """
     data = history.premises
     if data is None or data.inputs is None or data.normalizes or not data.inputs.count:
         return
-    if not (learning(history).little(0.15) or diverged(history)):
+    state = learning(history)
+    if not (state.little(0.15) or diverged(history)):
         return
     x = data.inputs
     low, high = x.feature_std
@@ -35,6 +38,10 @@ def detect(history: History) -> Iterator[Problem]:
         reasons.append(f"standard deviations of features go from {low:.2g} to {high:.2g}")
     if x.feature_offset > _OFFSET and x.columns <= 100:
         reasons.append(f"a feature's mean is {x.feature_offset:.0f} standard deviations from 0")
+    if x.most - x.least < _SMALL and state.nothing(0.15):
+        reasons.append(
+            f"they go from {x.least:.3g} to {x.most:.3g} only ({_SMALL:g} apart count: scaled twice?)"
+        )
     if reasons:
         yield Problem(
             "unnormalized_input", "critical", 1, (),

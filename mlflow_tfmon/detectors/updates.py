@@ -56,6 +56,7 @@ def _over_kernels(values: np.ndarray) -> np.ndarray:
 
 
 def rate(history: History) -> float:
-    """The learning rate in the median; NaN if unknown."""
+    """The learning rate of the fit that goes on, in the median; NaN if unknown."""
     column = history.steps.column("learning_rate")
-    return float(np.median(column.mean)) if len(column) else float("nan")
+    now = column.since(history.premises_step) if history.step > history.premises_step else column
+    return float(np.median(now.mean)) if len(now) else float("nan")

@@ -182,7 +182,8 @@ def probe_of(
         if (layout.keys, layout.scalars) == (keys, scalars + parts) and set(norms) <= set(layout.norms):
             return probe
     described = tuple(
-        Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2)
+        # A bias may have two axes, as that of a gated layer or of attention heads.
+        Variable(name, tuple(int(n) for n in v.shape), len(v.shape) >= 2 and not name.endswith("bias"))
         for name, v in zip(names(variables), variables, strict=True)
     )
     with tf.init_scope():
