@@ -89,7 +89,8 @@ def learning(history: History) -> Learning:
         # The first steps tell of a usual batch, and are compared with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
         measures.append((reference - late) / way)
-        if known:  # else validation may be measured in another way (without weights)
+        # Validation may be measured in another way, without weights.
+        if known and history.premises is not None and not history.premises.weighted:
             held_out = (reference - _late(by_step(history, "val_loss"))) / way
             # A small validation set may seem to have learned a little. (Of its accuracy, even a lot: by chance.)
             measures += [held_out] if held_out >= LITTLE else []

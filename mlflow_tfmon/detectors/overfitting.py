@@ -33,7 +33,12 @@ def detect(history: History) -> Iterator[Problem]:
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < _EPOCHS + 1 or len(train) != len(held_out) or not state.reference > 0:
         return
-    if len(held_out) > _EPOCHS and _holds_for_nothing(state, train.mean[-1, 0], held_out.mean[:, 0].min()):
+    alike = history.premises is None or not history.premises.weighted  # validation has no weights of classes
+    if (
+        alike
+        and len(held_out) > _EPOCHS
+        and _holds_for_nothing(state, train.mean[-1, 0], held_out.mean[:, 0].min())
+    ):
         yield Problem(
             "overfitting", "warning", int(held_out.first[0]), (),
             f"The validation loss was never better than {held_out.mean[:, 0].min():.3g}, a constant prediction's is "

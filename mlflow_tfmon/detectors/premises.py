@@ -84,7 +84,9 @@ class Premises:
         inputs: of the data.
         targets: of the data.
         weighted: whether the loss is not a plain mean over the examples (these or the classes are weighted, it is a
-            sum), so that a constant prediction's is not known.
+            sum), so that no formula tells a constant prediction's.
+        constant: the loss of the best constant prediction by calling the loss itself, where no formula tells it.
+        perfect: that of a perfect prediction, where `constant` is known.
         trained_before: whether its optimizer had made steps before.
     """
 
@@ -100,6 +102,8 @@ class Premises:
     inputs: Sample | None = None
     targets: Sample | None = None
     weighted: bool = False
+    constant: float = float("nan")
+    perfect: float = float("nan")
     trained_before: bool = False
 
     @classmethod
@@ -133,9 +137,21 @@ class Premises:
         """The loss of the best constant prediction; NaN where it is not known.
 
         For cross-entropy it is the entropy of the classes, for the squared error the variance, for the absolute error
-        the mean distance from the median, for other losses that of the best of the targets' quantiles. Where no targets
-        are known, all classes are taken to be as frequent.
+        the mean distance from the median, for other losses that of the best of the targets' quantiles; where there is
+        no such formula, what calling the loss told. Where no targets are known, all classes are taken to be as
+        frequent.
         """
+        found = self._by_formula()
+        return found if np.isfinite(found) else self.constant
+
+    def least_loss(self) -> float:
+        """The loss of a perfect prediction: the binary cross-entropy of targets between 0 and 1 does not go to zero."""
+        y = self.targets
+        if np.isfinite(self.perfect) and not np.isfinite(self._by_formula()):
+            return self.perfect
+        return y.binary[1] if self.loss == "binary_crossentropy" and y is not None and y.binary else 0.0
+
+    def _by_formula(self) -> float:
         y = self.targets
         if self.weighted:
             return float("nan")
@@ -147,16 +163,11 @@ class Premises:
             # Of sequences of labels the zeros may be padding, which is masked.
             return max(
                 _entropy(y.class_counts),
-                _entropy(y.class_counts[1:]) if y.columns > 1 and not y.one_hot else 0,
+                _entropy(y.class_counts[1:]) if y.columns > 1 and y.axes <= 2 and not y.one_hot else 0,
             )
         if self.loss in _ELEMENTWISE and y.quantiles:
             return _best_constant(self.loss, y.quantiles)
         return {SQUARED: y.variance, ABSOLUTE: y.spread}.get(self.loss, float("nan"))
-
-    def least_loss(self) -> float:
-        """The loss of a perfect prediction: the binary cross-entropy of targets between 0 and 1 does not go to zero."""
-        y = self.targets
-        return y.binary[1] if self.loss == "binary_crossentropy" and y is not None and y.binary else 0.0
 
     def _undecided(self) -> float:
         """The cross-entropy of a prediction that gives all classes the same share."""

@@ -26,10 +26,11 @@ class Sample:
         std: of all numbers.
         whole: whether all numbers are whole.
         columns: size of the last axis (1 for a plain vector).
+        axes: of the array, the examples' included.
         feature_std: smallest and largest standard deviation of a feature that is neither constant nor made of 0 and 1.
         feature_offset: largest distance of such a feature's mean from 0, in its standard deviations.
-        variance: mean squared distance from the mean, each column's own.
-        spread: mean absolute distance from the median, each column's own.
+        variance: mean squared distance from the mean, that of each number of an example its own.
+        spread: mean absolute distance from the median, the same.
         class_counts: how often each class occurs, where these are labels (or one-hot).
         binary: where all numbers are between 0 and 1, the binary cross-entropy of each column's best constant, and that
             of the numbers themselves (0 for labels, more for shades).
@@ -47,6 +48,7 @@ class Sample:
     std: float = float("nan")
     whole: bool = False
     columns: int = 1
+    axes: int = 1
     feature_std: tuple[float, float] = (float("nan"), float("nan"))
     feature_offset: float = float("nan")
     variance: float = float("nan")
@@ -79,6 +81,9 @@ class Sample:
         if not len(finite):
             return cls(count=len(array), nonfinite=lost, nonfinite_at=lost_at, columns=flat.shape[1])
         std, mean = finite.std(axis=0), finite.mean(axis=0)
+        variance, spread = _deviations(finite)
+        if array.ndim > 2 and len(finite) == len(flat):
+            variance, spread = _deviations(array.reshape(len(array), -1), len(array))
         # How far an indicator varies tells how rare it is, not its scale.
         varies = (std > 0) & ~((finite == 0) | (finite == 1)).all(axis=0)
         whole = bool((finite == np.round(finite)).all())
@@ -95,10 +100,10 @@ class Sample:
         return cls(
             count=len(array), nonfinite=lost, nonfinite_at=lost_at, least=float(finite.min()), most=float(finite.max()),
             mean=float(finite.mean()), std=float(finite.std()), whole=whole, columns=flat.shape[1],
+            axes=array.ndim,
             feature_std=(float(std[varies].min()), float(std[varies].max())) if varies.any() else (0.0, 0.0),
             feature_offset=float((np.abs(mean[varies]) / std[varies]).max()) if varies.any() else 0.0,
-            variance=float((std**2).mean()),
-            spread=float(np.abs(finite - np.median(finite, axis=0)).mean()),
+            variance=variance, spread=spread,
             class_counts=classes, binary=_binary(finite), one_hot=one_hot, negative=float((finite < 0).mean()),
             quantiles=_quantiles(finite) if flat.shape[1] == 1 else (),
         )  # fmt: skip
@@ -113,6 +118,15 @@ def _nonfinite(array: np.ndarray, stride: int = 1) -> tuple[int, int]:
             return 0, -1
     bad = ~np.isfinite(array.reshape(len(array), -1))
     return int(bad.sum()), int(bad.any(axis=1).argmax()) * stride if bad.any() else -1
+
+
+def _deviations(values: np.ndarray, examples: float = np.inf) -> tuple[float, float]:
+    """Mean squared distance from each column's mean, mean distance from its median.
+
+    A few examples are nearer to their own mean than all are, by one of them.
+    """
+    more = 1 / (1 - 1 / examples) if examples > 1 else 1.0
+    return float(values.var(axis=0).mean() * more), float(np.abs(values - np.median(values, axis=0)).mean())
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from mlflow_tfmon import kerases
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.facts import pipelines
+from mlflow_tfmon.facts import constants, pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, normalizes
 from mlflow_tfmon.stream import records
@@ -44,14 +44,23 @@ class _Goal:
     ignores: bool
 
 
-def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: bool = False) -> Premises:
+def premises_of(
+    model: Any,
+    inputs: Any = None,
+    targets: Any = None,
+    weighted: bool = False,
+    weights: Any = None,
+    classes: Any = None,
+) -> Premises:
     """What is known of a training before its first step.
 
     Args:
         model: a built Keras model, with its initial weights.
         inputs: of the data, as an array; None if unknown. Only what is in memory is looked at: a dataset is never read.
         targets: the same.
-        weighted: whether examples or classes are weighted, so that the loss of a constant prediction is not known.
+        weighted: whether examples or classes are weighted, by whatever.
+        weights: of the examples, as an array; None if there are none or they are unknown.
+        classes: `class_weight`.
 
     Example:
         >>> premises_of(model, x, y).loss
@@ -60,7 +69,7 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
     goal = _goal(model)
     optimizer = getattr(model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # within what scales the loss
-    return Premises(
+    found = Premises(
         layers=layers_of(model),
         loss=goal.name,
         goal=goal.about,
@@ -77,6 +86,12 @@ def premises_of(model: Any, inputs: Any = None, targets: Any = None, weighted: b
         weighted=weighted or not goal.plain or goal.ignores,
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
     )
+    known = weighted == (weights is not None or bool(classes)) and goal.plain and not goal.ignores
+    y = found.targets
+    if not known or y is None or not y.count or y.nonfinite or np.isfinite(found.constant_loss()):
+        return found
+    constant, perfect = constants.least_losses(model, targets, weights, classes)
+    return dataclasses.replace(found, constant=constant, perfect=perfect)
 
 
 def _goal(model: Any) -> _Goal:
@@ -131,17 +146,18 @@ def _sample(values: Any, labels: bool = True) -> Sample | None:
     return Sample.of(values, labels) if known else None
 
 
-def _data(arguments: FitArguments | None) -> tuple[Any, Any, bool]:
-    """Inputs and targets of a fit, as far as they are in memory, and whether they are weighted."""
+def _data(arguments: FitArguments | None) -> dict[str, Any]:
+    """Inputs, targets and weights of a fit, as far as they are in memory, and whether it is weighted."""
     if arguments is None:
-        return None, None, False
-    x, y = arguments.x, arguments.y
-    weighted = arguments.sample_weight is not None or bool(arguments.values.get("class_weight"))
+        return {}
+    x, y, weights = arguments.x, arguments.y, arguments.sample_weight
+    classes = arguments.values.get("class_weight")
+    weighted = weights is not None or bool(classes)
     if isinstance(x, tf.data.Dataset):
         elements = x.element_spec if isinstance(x.element_spec, tuple) else ()
-        x, y, *_ = (*pipelines.arrays(x), None, None)
+        x, y, weights, *_ = (*pipelines.arrays(x), None, None, None)
         weighted |= len(elements) == 3
-    return x, y, weighted
+    return {"inputs": x, "targets": y, "weighted": weighted, "weights": weights, "classes": classes}
 
 
 class Telling:
@@ -178,7 +194,7 @@ class Telling:
             return ()
         with contained("looking at model and data", "some problems are found later, or not at all"):
             self._told = True
-            found = premises_of(self._model, *_data(self.arguments))
+            found = premises_of(self._model, **_data(self.arguments))
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)
             return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
         return ()
