@@ -65,14 +65,14 @@ class Replay:
             self._premises[record.prefix] = Premises.from_dict(record.about)
             self._tell()
 
-    def histories(self) -> dict[str, History]:
-        """The histories up to now, by the prefix of their stream."""
+    def histories(self, ended: bool = False) -> dict[str, History]:
+        """The histories up to now, by the prefix of their stream; `ended` if nothing is to come."""
         if not self._gatherers:  # before the first step, which may never come
             return {prefix: History(premises=premises) for prefix, premises in self._premises.items()}
         found = {}
         for stream, gatherer in list(self._gatherers.items()):
             gatherer.alone = self._turns.count(stream) < 2
-            found[self._layouts[stream].prefix] = gatherer.history()
+            found[self._layouts[stream].prefix] = gatherer.history(ended)
         return found
 
     def restart(self, prefix: str) -> None:
