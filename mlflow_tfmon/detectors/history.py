@@ -54,6 +54,7 @@ class History:
         alone: whether no other optimizer's steps take turns with these (a GAN's do: its losses need not fall).
         start: the step before the first that counts: what was before a rescue does not.
         first_losses: of the first few steps.
+        ended: whether the training is over, by itself: not where it was interrupted.
     """
 
     step: int = 0
@@ -72,6 +73,7 @@ class History:
     alone: bool = True
     start: int = 0
     first_losses: tuple[float, ...] = ()
+    ended: bool = False
 
     def at(self, share: float) -> float:
         """The step at which a share of what was done by now was done."""
@@ -196,8 +198,8 @@ class Gatherer:
             row = [[layers[name][1].get(quantity, float("nan")) for name in names]]
             gathering.add(np.array([float(max(step, 1))]), names, np.array(row, float))
 
-    def history(self) -> History:
-        """The history up to now."""
+    def history(self, ended: bool = False) -> History:
+        """The history up to now; `ended` if nothing is to come."""
         return History(
             self._step,
             self.total_steps,
@@ -215,6 +217,7 @@ class Gatherer:
             self.alone,
             self._start,
             tuple(self._first_losses),
+            ended,
         )
 
     def _note(self, name: str, steps: np.ndarray) -> None:

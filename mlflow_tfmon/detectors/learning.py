@@ -37,7 +37,7 @@ class Learning:
         learned: how much of the way from `reference` to zero loss has been made now, at most 1; negative where the loss
             is above it. By the accuracy, or the loss of the validation data (which has no dropout, no augmentation, and
             maybe no outliers) where that says much. NaN if unknown.
-        share: how much of the training is over, 0 to 1; an estimate where its length is not known.
+        share: how much of the training is over, 0 to 1; an estimate where its length is not known and it goes on.
     """
 
     reference: float
@@ -66,7 +66,8 @@ def learning(history: History) -> Learning:
     if not history.total_steps:
         # Its length is not known: as if it went on for as long again as it has gone on.
         total = max(2 * done, _UNKNOWN_STEPS)
-    share = done / total if done >= _FEWEST_STEPS else 0.0
+    enough = done >= _FEWEST_STEPS or (history.ended and done >= 10 and len(history.epochs) > 10)
+    share = done / total if enough else 0.0
     if not len(curve) or not history.alone:
         nan = float("nan")
         return Learning(nan, False, nan, nan, nan, nan, nan, share)
@@ -95,6 +96,9 @@ def learning(history: History) -> Learning:
             # A small validation set may seem to have learned a little. (Of its accuracy, even a lot: by chance.)
             measures += [held_out] if held_out >= LITTLE else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
+    # What a loop has learned may be all that it was meant to, where nobody knows how much there is.
+    if history.ended and enough and not (learned >= NOTHING and not known and not history.total_steps):
+        share = 1.0
     return Learning(reference, known, begun, now, low, best, learned, share)
 
 

@@ -36,11 +36,16 @@ def diagnose(run: RecordedRun) -> list[Problem]:
         >>> diagnose(mlflow_tfmon.load_run(run_id))
         []
     """
-    return replayed(run)[1].problems
+    return replayed(run, run.ended)[1].problems
 
 
-def replayed(run: RecordedRun) -> tuple[Replay, Standing]:
-    """Goes through what was recorded of a run: its histories, and the problems that stand at the end."""
+def replayed(run: RecordedRun, ended: bool = False) -> tuple[Replay, Standing]:
+    """Goes through what was recorded of a run: its histories, and the problems that stand at the end.
+
+    Args:
+        run: the run.
+        ended: whether its training is over, by itself.
+    """
     replay, standing = Replay(), Standing(others())
     found = sorted(_records(run), key=lambda one: one[:2])
     last = found[-1][0] if found else 0
@@ -50,7 +55,7 @@ def replayed(run: RecordedRun) -> tuple[Replay, Standing]:
             due = step + last / _JUDGEMENTS
             standing.judge(replay.histories())
         replay.take(record)
-    standing.judge(replay.histories())
+    standing.judge(replay.histories(ended))
     return replay, standing
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mlflow_tfmon.detectors import Gatherer, History
 from mlflow_tfmon.detectors.history import ACTIVATIONS
 from mlflow_tfmon.detectors.premises import Premises
@@ -24,7 +26,10 @@ class Replay:
         self._gatherers: dict[int, Gatherer] = {}
         self._layouts: dict[int, records.StreamOpened] = {}
         self._premises: dict[str, Premises] = {}
-        self._turns: list[int] = []  # the streams in the order in which their steps came, without repetitions
+        self._times: dict[
+            int, tuple[float, float, np.ndarray]
+        ] = {}  # of a stream's steps: first, last, of late
+        self._turning: set[int] = set()  # the streams within which another one made steps
 
     def take(self, record: records.Record) -> None:
         """Takes the next record; those that hold nothing for a detector are passed over."""
@@ -39,7 +44,8 @@ class Replay:
             count, width = len(layout.columns), len(layout.variables)
             gradients = record.values[:, count : count + width]
             self._gatherers[record.stream].steps(layout.columns, record.values[:, :count], gradients)
-            self._turn(record.stream)
+            if "time" in layout.columns:
+                self._turn(record.stream, record.values[:, layout.columns.index("time")])
         elif isinstance(record, records.DeepSteps) and record.stream in self._gatherers:
             layout = self._layouts[record.stream]
             width = len(layout.variables)
@@ -65,14 +71,14 @@ class Replay:
             self._premises[record.prefix] = Premises.from_dict(record.about)
             self._tell()
 
-    def histories(self) -> dict[str, History]:
-        """The histories up to now, by the prefix of their stream."""
+    def histories(self, ended: bool = False) -> dict[str, History]:
+        """The histories up to now, by the prefix of their stream; `ended` if nothing is to come."""
         if not self._gatherers:  # before the first step, which may never come
             return {prefix: History(premises=premises) for prefix, premises in self._premises.items()}
         found = {}
         for stream, gatherer in list(self._gatherers.items()):
-            gatherer.alone = self._turns.count(stream) < 2
-            found[self._layouts[stream].prefix] = gatherer.history()
+            gatherer.alone = stream not in self._turning
+            found[self._layouts[stream].prefix] = gatherer.history(ended)
         return found
 
     def restart(self, prefix: str) -> None:
@@ -88,6 +94,19 @@ class Replay:
     def _of(self, prefix: str) -> list[Gatherer]:
         return [one for stream, one in self._gatherers.items() if self._layouts[stream].prefix == prefix]
 
-    def _turn(self, stream: int) -> None:
-        if self._turns[-1:] != [stream] and self._turns.count(stream) < 2:
-            self._turns.append(stream)
+    def _turn(self, stream: int, times: np.ndarray) -> None:
+        """Tells by steps' times which streams take turns: blocks come in any order, and of one training at a time."""
+        times = times[np.isfinite(times)]
+        if not len(times):
+            return
+        first, last, _ = self._times.get(stream, (np.inf, -np.inf, times))
+        now = self._times[stream] = (min(first, times.min()), max(last, times.max()), times)
+        for other, known in self._times.items():
+            if other != stream:
+                self._turning |= {
+                    one for one, of, by in ((stream, now, known), (other, known, now)) if _within(by, of)
+                }
+
+
+def _within(by: tuple[float, float, np.ndarray], of: tuple[float, float, np.ndarray]) -> bool:
+    return bool(((by[2] > of[0]) & (by[2] < of[1])).any())

@@ -31,6 +31,7 @@ class Standing:
         self._found: dict[tuple[str, str], Problem] = {}
         self._said: dict[tuple[str, str], Problem] = {}  # as they were when they were said last
         self.learned: dict[str, float] = {}  # by prefix: see `Learning`
+        self._turning: set[str] = set()  # the prefixes of those that are not alone
 
     @property
     def found(self) -> dict[tuple[str, str], Problem]:
@@ -73,12 +74,16 @@ class Standing:
                 if said is None or (problem.severity == "critical" != said.severity):
                     self._said[prefix, kind] = problem
                     new.append(problem)
+            # Whether its loss has to fall was judged too early: what was found by that never was.
+            mistaken = not history.alone and prefix not in self._turning
+            if mistaken:
+                self._turning.add(prefix)
             state = learning(history)
             self.learned[prefix] = state.learned
             for key in [key for key in self._found if key[0] == prefix and key[1] not in found]:
                 lasted = (history.step - self._found[key].said_at) / max(1, history.step - history.start)
                 enough = MUCH if lasted * state.share > 0.5 else LITTLE
-                if state.learned >= enough and not diverged(history):
+                if mistaken or (state.learned >= enough and not diverged(history)):
                     del self._found[key]
         return new
 

@@ -82,17 +82,21 @@ class Watch:
             self._replay.restart(prefix)
             self._standing.restart(prefix)
 
-    def finish(self) -> None:
-        """Judges all that was recorded."""
-        self._judge(final=True)
+    def finish(self, ended: bool = False) -> None:
+        """Judges all that was recorded.
 
-    def _judge(self, final: bool) -> None:
+        Args:
+            ended: whether nothing is to come, and nothing interrupted the training.
+        """
+        self._judge(final=True, ended=ended)
+
+    def _judge(self, final: bool, ended: bool = False) -> None:
         new: list[Problem] = []
         with contained("judging the training", "problems may go unnoticed"), self._judging:
             start = time.thread_time()  # waiting for a busy machine is no cost
             with self._lock:
                 self._changed = False
-                histories = self._replay.histories()
+                histories = self._replay.histories(ended)
             if not histories:
                 return
             self._step = max(history.step for history in histories.values())

@@ -43,15 +43,18 @@ class RecordedRun:
         run_id: the run.
         complete: whether all that was recorded has arrived in MLflow.
         seams: where one training of the run ends and the next begins, in the order of the steps.
+        ended: whether all of the run is here and MLflow calls it finished: neither running, failed nor killed.
     """
 
     def __init__(
-        self, run_id: str, complete: bool, folder: Path, problems: list[Problem], seams: Sequence[Seam] = ()
-    ) -> None:
+        self, run_id: str, complete: bool, folder: Path, problems: list[Problem], seams: Sequence[Seam] = (),
+        ended: bool = False,
+    ) -> None:  # fmt: skip
         self.run_id = run_id
         self.complete = complete
         self.problems = problems
         self.seams = tuple(seams)
+        self.ended = ended
         self._folder = folder
         self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
 
@@ -214,7 +217,9 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     joined.join(folder, later)
     final = state == "complete"
     problems = _problems(client, run_id, Path(holder.name))
-    recorded = RecordedRun(run_id, final, folder, problems, _seams(run.data.tags.get(SEAMS_TAG, ""), later))
+    seams = _seams(run.data.tags.get(SEAMS_TAG, ""), later)
+    ended = final and run.info.status == "FINISHED"
+    recorded = RecordedRun(run_id, final, folder, problems, seams, ended)
     recorded._holder = holder  # type: ignore[attr-defined]
 
     def histograms() -> Path:

@@ -53,6 +53,7 @@ class Pipeline:
         self.settings = settings
         self._rings: list[Ring] = []
         self.closed = False
+        self.interrupted = False  # the training that ended last was
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
@@ -148,7 +149,7 @@ class Pipeline:
         with contained("leaving the run", "it stays the active one"):
             runs.leave(self.run)
         self.recording.settle()
-        self.watch.finish()
+        self.watch.finish(ended=status == "FINISHED" and not self.interrupted)
         self.recording.append(records.RunEnded(time.time(), status, self.run.owned, without_secrets(reason)))
         if rest := self._spool.close():
             written = records.LeftOut(dict(self._spool.written), self._spool.why)
@@ -250,10 +251,14 @@ def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:
                 told(run_id)
             pipeline = of_run(run_id)
             if pipeline is not None:
-                pipeline.close("FINISHED")
+                pipeline.close(_status(*args, **kwargs))
         return original(self, run_id, *args, **kwargs)
 
     return set_terminated
+
+
+def _status(status: str | None = None, *_: Any, **__: Any) -> str:
+    return str(status or "FINISHED")
 
 
 _looked = 0.0

@@ -169,6 +169,7 @@ class Training:
         with contained("ending the monitor", "what was recorded last may come late"):
             pipeline.release(self._rings)
             pipeline.hide()
+            pipeline.interrupted = status != "FINISHED"
             if status == "FINISHED":
                 made = pipeline.recording.steps_of(self._keys()) - self._first_step
                 say_what_is_missing(self.model, made, pipeline.keeper(self.prefix).best)
