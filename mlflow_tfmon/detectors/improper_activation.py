@@ -26,15 +26,13 @@ _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees output activations that can't reach the targets, classifiers whose output is
-    neither a probability nor a logit, nets without any non-linearity.
+    """Sees outputs that can't reach the targets, or are neither probabilities nor logits, and nets that are linear.
 
-    All is taken back if 70% is learned all the same. Targets of a regression outside of the
-    output's range count where more than a few are a hundredth of the targets' spread outside. Three or more kernels
-    with nothing but linear activations are one; two of them only where nothing is learned. Exponential or softmax in
-    hidden layers counts where the loss diverges or nothing is learned. Can't see what a `call` of the user's computes
-    between layers, nor an output that something else than an activation is made of. Sources: UMLAUT (CHI 2021),
-    NeuraLint (TOSEM 2021).
+    All is taken back if 70% is learned all the same. Targets of a regression outside of the output's range count where
+    more than a few are a hundredth of the targets' spread outside. Three or more kernels with nothing but linear
+    activations are one; two of them only where nothing is learned. Exponential or softmax in hidden layers counts where
+    the loss diverges or nothing is learned. Can't see what a `call` of the user's computes between layers, nor an
+    output that something else than an activation is made of. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
     """
     data = history.premises
     if data is None or not data.layers:

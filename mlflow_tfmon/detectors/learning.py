@@ -19,6 +19,7 @@ from mlflow_tfmon.detectors.table import Table
 NOTHING = 0.05  # less than this share of the way from the constant prediction to zero loss is nothing learned
 LITTLE = 0.3
 MUCH = 0.7  # what looks like a fault does no harm where so much is learned
+_RISEN = 1.25
 _FEWEST_STEPS = 30
 _UNKNOWN_STEPS = 2000  # how long a training is taken to be whose length is not known, at least
 
@@ -89,17 +90,28 @@ def learning(history: History) -> Learning:
     if sound and way > 0 and (known or not _trained_before(history)):
         # The first steps tell of a usual batch, and are compared with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
-        measures.append((reference - late) / way)
+        if late <= _RISEN * reference or supervised(history):
+            measures.append((reference - late) / way)
         # Validation may be measured in another way, without weights.
         if known and history.premises is not None and not history.premises.weighted:
             held_out = (reference - _late(by_step(history, "val_loss"))) / way
-            # A small validation set may seem to have learned a little. (Of its accuracy, even a lot: by chance.)
+            # A small validation set may seem to have learned a little, and by its accuracy even a lot.
             measures += [held_out] if held_out >= LITTLE else []
+            measures += [_by_accuracy(history, "val_")] if held_out >= LITTLE / 2 else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
     # What a loop has learned may be all that it was meant to, where nobody knows how much there is.
     if history.ended and enough and not (learned >= NOTHING and not known and not history.total_steps):
         share = 1.0
     return Learning(reference, known, begun, now, low, best, learned, share)
+
+
+def supervised(history: History) -> bool:
+    """Whether the loss is known to measure a distance to targets.
+
+    That of a loop may be of what is learned from its own predictions, or of examples that become harder: it may rise.
+    """
+    known = history.premises
+    return known is not None and (bool(known.loss) or known.targets is not None)
 
 
 def losses(history: History) -> Table:
@@ -146,10 +158,10 @@ def fell(history: History, after: float) -> bool:
     return bool(drop > 2 * noise and drop > 0.01 * abs(learning(history).reference))
 
 
-def _by_accuracy(history: History) -> float:
+def _by_accuracy(history: History, prefix: str = "") -> float:
     """How much better than always naming the most frequent class the last epochs were, as a share of the possible."""
     chance = history.premises.chance() if history.premises is not None else float("nan")
-    return (_late(accuracy(history)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")
+    return (_late(accuracy(history, prefix)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")
 
 
 def _late(curve: Table) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import broken, diverged, learning, losses
+from mlflow_tfmon.detectors.learning import broken, diverged, learning, losses, supervised
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import band, rate, update_ratio
 
@@ -41,8 +41,7 @@ def detect(history: History) -> Iterator[Problem]:
         )
     elif most >= _HUGE:  # and what it left does not move any more
         reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
-    supervised = state.known or (history.premises is not None and history.premises.targets is not None)
-    if gone and rose >= _ROSE and (supervised or broken(history)):
+    if gone and rose >= _ROSE and (supervised(history) or broken(history)):
         reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
     if optimizer and lr > band(optimizer)[1]:
         reasons.append(f"a learning rate of {lr:.3g} is far above what {optimizer} is used with")

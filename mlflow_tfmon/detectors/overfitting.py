@@ -23,10 +23,10 @@ def detect(history: History) -> Iterator[Problem]:
 
     The last quarter of the epochs (three at least) must be above the best by that much, five epochs must have passed
     since the best, the training loss must have gone on falling, and, where accuracies are known, that of the validation
-    data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy
-    stands is none. Counterpart of SageMaker Debugger's "overfit" and "overtraining". Sees as well, when half of the
-    training is over, a validation loss that never was 5% better than a constant prediction's while the training loss is
-    15% better: nothing of what is learned holds for other data; and an accuracy of the validation data 25 points behind
+    data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 while the accuracy stands
+    is none. Counterpart of SageMaker Debugger's "overfit" and "overtraining". Sees as well, when half of the training
+    is over, a validation loss that never was 5% better than a constant prediction's while the training loss is 15%
+    better: nothing of what is learned holds for other data; and an accuracy of the validation data 25 points behind
     while the losses are a quarter of a constant prediction's apart.
     """
     state = learning(history)

@@ -159,6 +159,8 @@ class Premises:
             return self._undecided()
         if self.loss == "binary_crossentropy":
             return y.binary[0] if y.binary else float("nan")
+        if self.loss == "categorical_crossentropy" and not y.one_hot:
+            return float("nan")
         if self.loss in CROSS_ENTROPIES:
             # Of sequences of labels the zeros may be padding, which is masked.
             return max(
@@ -184,7 +186,10 @@ class Premises:
         if not counts:
             # exp of the entropy of equal classes is their number
             return float(np.exp(-self._undecided())) if self.targets is None else float("nan")
-        return max(counts) / sum(counts)
+        y = self.targets
+        assert y is not None
+        tags = y.columns > 1 and not y.one_hot and self.loss != "sparse_categorical_crossentropy"
+        return float("nan") if tags else max(counts) / sum(counts)
 
 
 @lru_cache(maxsize=64)

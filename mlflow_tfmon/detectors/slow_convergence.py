@@ -9,15 +9,17 @@ from mlflow_tfmon.detectors.learning import fell, learning
 from mlflow_tfmon.detectors.problem import Problem
 
 _WAY = 0.3
+_LATE = 0.6
 
 
 def detect(history: History) -> Iterator[Problem]:
     """Sees a loss that falls, and at its pace makes less than 30% of the way from a constant prediction to zero.
 
-    Looked at once half of the training is over, where its length and a constant prediction's loss are known.
+    It must still fall in the last two fifths of what was done. Looked at once half of the training is over, where its
+    length and a constant prediction's loss are known.
     """
     state = learning(history)
-    if not state.known or not history.total_steps or not state.little(0.5) or not fell(history, 0.3):
+    if not state.known or not history.total_steps or not state.little(0.5) or not fell(history, _LATE):
         return
     expected = state.learned / state.share
     if expected < _WAY:

@@ -51,8 +51,9 @@ def least_losses(model: Any, targets: Any, weights: Any = None, classes: Any = N
     with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
         loss, own = _loss(model)
         shape = getattr(model, "output_shape", None)
-        one = isinstance(shape, tuple) and len(shape) > 1 and not isinstance(shape[0], (tuple, list))
-        if not one or _masked(model, shape) or (own and (_keeps(loss) or model.run_eagerly)):
+        if not isinstance(shape, tuple) or len(shape) < 2 or isinstance(shape[0], (tuple, list)):
+            return UNKNOWN
+        if _masked(model, shape) or (own and (_keeps(loss) or model.run_eagerly)):
             return UNKNOWN
         if tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             return UNKNOWN  # there Keras divides each loss by the replicas

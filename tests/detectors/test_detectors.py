@@ -63,13 +63,15 @@ BAD = {
     ],
     "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
-    "plateau": [history(np.where(_T < 50, CHANCE, 0.85 * CHANCE))],
+    "plateau": [history(np.where(_T < 50, CHANCE, 0.9 * CHANCE))],
     "underfitting": [history(CHANCE)],
     "slow_convergence": [history(CHANCE * (1 - 0.2 * _T / STEPS))],
     "overfitting": [
         history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)]),
         # labels of other examples, slowly learned by heart
         history(CHANCE * (1 - 0.25 * _T / STEPS), val_loss=np.full(EPOCHS, 1.04 * CHANCE)),
+        # always the same examples, or the averages of a batch normalization that are not right yet
+        history(accuracy=(1.0, 0.3), val_loss=np.linspace(CHANCE, 0.8 * CHANCE, EPOCHS)),
     ],
     "stagnant_weights": [history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1))],
     "poor_initialization": [
@@ -81,15 +83,25 @@ BAD = {
         history(CHANCE, known=_with_layer(1, mean=1.0, std=0.0)),
     ],
     "improper_activation": [
+        # of probabilities between -1 and 1
+        history(
+            CHANCE,
+            known=dataclasses.replace(
+                _with_layer(2, units=1, activation="tanh"),
+                loss="binary_crossentropy",
+                targets=Sample.of(np.arange(400) % 2),
+            ),
+        ),
         history(
             1.0,
             known=_regression(layers=(*premises().layers[:2], _with_layer(2, activation="relu").layers[2])),
             done=1,
         ),
         history(
+            0.6 * CHANCE,
             known=premises(
                 layers=tuple(dataclasses.replace(one, activation="linear") for one in premises().layers)
-            )
+            ),
         ),
         history(CHANCE, known=_with_layer(0, activation="exponential")),
         history(
@@ -133,7 +145,11 @@ BAD = {
         ),
     ],
     "unnormalized_input": [
-        history(CHANCE, known=premises(inputs=Sample.of(300 * np.random.default_rng(0).normal(size=(99, 8)))))
+        history(
+            CHANCE, known=premises(inputs=Sample.of(300 * np.random.default_rng(0).normal(size=(99, 8))))
+        ),
+        # divided by 255 twice
+        history(CHANCE, known=premises(inputs=Sample.of(np.random.default_rng(0).random((99, 8)) / 255))),
     ],
     "input_bound": [
         history(columns={"time": 100 + 0.1 * _T, "input_wait": np.full(STEPS, 0.08)}),
@@ -183,6 +199,29 @@ HEALTHY = {
     "a large loss with a good accuracy": history(
         np.where(_T < 100, CHANCE, 5 * CHANCE), accuracy=(0.95, 0.95), update=0.5
     ),
+    "linear layers that learn all there is": history(
+        known=premises(
+            layers=tuple(
+                dataclasses.replace(one, activation="softmax" if one.is_output else "linear")
+                for one in premises().layers
+            )
+        )
+    ),
+    "inputs of a small scale": history(
+        known=premises(inputs=Sample.of(np.random.default_rng(0).random((99, 8)) / 255))
+    ),
+    "a dropout before the output, that the validation data have not": history(
+        0.9 * CHANCE, accuracy=(0.3, 0.9), val_loss=np.full(EPOCHS, 0.8 * CHANCE)
+    ),
+    "data with gaps, which a layer of the user's own fills": history(
+        known=dataclasses.replace(
+            _with_layer(0, activation="unknown"), inputs=Sample.of(np.array([[1.0, np.nan]] * 20))
+        )
+    ),
+    "a loop whose examples become harder": history(
+        0.05 + 0.1 * _T / STEPS, known=premises(loss="", targets=None, inputs=None)
+    ),
+    "a little that may be all there is": history(np.where(_T < 50, CHANCE, 0.8 * CHANCE)),
     "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
     "directions whose lengths can't be reached": history(
         -0.5,

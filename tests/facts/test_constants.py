@@ -1,4 +1,4 @@
-"""The loss of the best constant prediction, found by calling the loss, against those that SciPy and scikit-learn find."""
+"""The loss of the best constant prediction, found by calling the loss, against what SciPy and scikit-learn find."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_several_outputs_are_left_out() -> None:
 
 
 def _draws(y: Any, p: Any) -> Any:
-    noise = keras.random.normal(()) + tf.random.normal(()) + random.random() + np.random.random()  # noqa: S311
+    noise = keras.random.normal(()) + tf.random.normal(()) + random.random() + np.random.random()
     return tf.reduce_mean((y - p) ** 2, axis=-1) * (1 + 0.1 * noise)
 
 
@@ -255,7 +255,7 @@ def test_a_training_is_the_same_bit_by_bit_when_it_was_looked_at(loss: Any, eage
             keras.random.normal((2,)).numpy(),
             random.random(),
             np.random.random(),
-        )  # noqa: S311
+        )
         return [*model.get_weights(), *drawn], seen
 
     (plain, losses_), (looked, same) = train(look=False), train(look=True)
