@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import MUCH, diverged, learning
+from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.problem import Problem
 
@@ -20,10 +20,11 @@ def detect(history: History) -> Iterator[Problem]:
 
     Two layers in a row that begin constant: their units get the same gradients. That is said before the first step, and
     taken back if 70% is learned all the same (at the edges of pictures the units of a convolution differ). A standard
-    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is
-    learned, or less than 70% of the way from a constant prediction to zero in half of the training, and so is one layer
-    that begins constant, but at zero; not of weights that were loaded, nor of an output that begins near zero.
-    Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor weight initialization".
+    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is learned,
+    or less than 70% of the way from a constant prediction to zero in half of the training (30%, where it is too small);
+    one layer that begins constant, but not at zero, is too small. Not of weights that were loaded, nor of an output
+    that begins near zero. Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor
+    weight initialization".
     """
     if history.premises is None:
         return
@@ -53,7 +54,13 @@ def detect(history: History) -> Iterator[Problem]:
         if (layer.std > 0 or (layer.constant and layer.mean != 0)) and layer.kind != "Embedding"
     ]
     # An output that begins near zero is a good beginning: the layers before it are as they should be.
-    far = [(one, ratio) for one, ratio in far if ratio >= _FAR or (ratio <= 1 / _FAR and not one.is_output)]
+    # And weights that are too small grow as something is learned; too large ones stay.
+    small = not state.learned >= LITTLE
+    far = [
+        (one, ratio)
+        for one, ratio in far
+        if ratio >= _FAR or (ratio <= 1 / _FAR and small and not one.is_output)
+    ]
     if far:
         worst, ratio = max(far, key=lambda one: abs(np.log(max(one[1], 1e-9))))
         yield Problem(
