@@ -19,7 +19,7 @@ from mlflow_tfmon.detectors.table import Table
 NOTHING = 0.05  # less than this share of the way from the constant prediction to zero loss is nothing learned
 LITTLE = 0.3
 MUCH = 0.7  # what looks like a fault does no harm where so much is learned
-_RISEN = 1.25
+_RISEN = 1.1
 _FEWEST_STEPS = 30
 _UNKNOWN_STEPS = 2000  # how long a training is taken to be whose length is not known, at least
 

@@ -8,14 +8,14 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import fell, learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_WAY = 0.3
-_LATE = 0.6
+_WAY = 0.15
+_LATE = 0.5
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss that falls, and at its pace makes less than 30% of the way from a constant prediction to zero.
+    """Sees a loss that falls, and at its pace makes less than 15% of the way from a constant prediction to zero.
 
-    It must still fall in the last two fifths of what was done. Looked at once half of the training is over, where its
+    It must still fall in the last half of what was done. Looked at once half of the training is over, where its
     length and a constant prediction's loss are known.
     """
     state = learning(history)

@@ -72,6 +72,8 @@ def least_losses(model: Any, targets: Any, weights: Any = None, classes: Any = N
             stack.enter_context(at)
         warnings.simplefilter("ignore")
         call = _graph(loss, y, w, (len(y), *shape))
+        if not _adds_up(call, y, shape):
+            return UNKNOWN
         found = [(call(guess), guess) for guess in guesses]
         found = [(value, guess) for value, guess in found if np.isfinite(value)]
         least, best = min(found, key=lambda each: each[0])
@@ -203,11 +205,33 @@ def _graph(loss: Any, y: np.ndarray, weights: np.ndarray | None, shape: tuple[in
     """A function of a prediction; what it computes is looked at before it is run."""
     function = tf.function(lambda y, p: loss(y, p, sample_weight=weights), autograph=False)
     truth = tf.constant(y)
-    traced = function.get_concrete_function(truth, tf.TensorSpec(shape, "float32"))
+    traced = function.get_concrete_function(
+        tf.TensorSpec(truth.shape, truth.dtype), tf.TensorSpec(shape, "float32")
+    )
     kinds = {(one.op_def.is_stateful, one.type) for one in traced.graph.get_operations() if one.op_def}
     if any(stateful and kind not in _HARMLESS for stateful, kind in kinds):
         raise ValueError("a loss that draws random numbers, or keeps something")
-    return lambda p: float(np.mean(traced(truth, tf.constant(np.broadcast_to(p, shape), tf.float32)).numpy()))
+
+    def call(p: np.ndarray, y: tf.Tensor = truth) -> float:
+        return float(np.mean(traced(y, tf.constant(np.broadcast_to(p, shape), tf.float32)).numpy()))
+
+    return call
+
+
+def _adds_up(call: Any, y: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether a loss is a mean of what each example gives: one that compares examples is another for each batch.
+
+    Of two halves of the examples, each in its place and in the other's gives as much as each of them twice.
+    """
+    guess = np.random.default_rng(0).uniform(0.1, 0.9, (len(y), *shape))
+    half = len(y) // 2
+    parts, rest = (np.arange(half), half + np.arange(half)), np.arange(2 * half, len(y))
+
+    def of(first: int, second: int) -> float:
+        which = np.concatenate([parts[first], parts[second], rest])
+        return call(guess[which], tf.constant(y[which]))
+
+    return bool(np.isclose(of(0, 1) + of(1, 0), of(0, 0) + of(1, 1), rtol=1e-4))
 
 
 @contextlib.contextmanager

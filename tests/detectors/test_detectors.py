@@ -65,7 +65,7 @@ BAD = {
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
     "plateau": [history(np.where(_T < 50, CHANCE, 0.9 * CHANCE))],
     "underfitting": [history(CHANCE)],
-    "slow_convergence": [history(CHANCE * (1 - 0.2 * _T / STEPS))],
+    "slow_convergence": [history(CHANCE * (1 - 0.1 * _T / STEPS))],
     "overfitting": [
         history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)]),
         # labels of other examples, slowly learned by heart

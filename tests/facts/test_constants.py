@@ -221,6 +221,24 @@ def test_what_can_not_be_known_is_not_said(loss: Any, units: int, more: Any) -> 
     assert float(COUNTER) == 0.0
 
 
+def test_a_loss_that_compares_examples_is_another_for_each_batch() -> None:
+    def nearest(
+        y: Any, p: Any
+    ) -> Any:  # of triplets: the farthest of its own class against the nearest other
+        away = tf.reduce_sum((p[:, None] - p[None]) ** 2, axis=-1)
+        same = tf.reshape(y, (-1, 1)) == tf.reshape(y, (1, -1))
+        own, others = tf.where(same, away, 0.0), tf.where(same, 9.0, away)
+        return tf.nn.relu(tf.reduce_max(own, axis=1) - tf.reduce_min(others, axis=1) + 0.5)
+
+    assert np.isnan(_known(_net(4), nearest, THREE))
+
+    def away(y: Any, p: Any) -> Any:  # of each for itself
+        return tf.reduce_sum((p - tf.one_hot(tf.cast(tf.reshape(y, (-1,)), "int32"), 4)) ** 2, axis=-1)
+
+    expected = np.var(np.eye(4)[THREE], axis=0).sum()
+    assert _known(_net(4), away, THREE) == pytest.approx(expected, rel=1e-3)
+
+
 def test_several_outputs_are_left_out() -> None:
     inputs = Input((3,))
     model = keras.Model(inputs, [Dense(1)(inputs), Dense(1)(inputs)])
