@@ -63,7 +63,7 @@ def photographs(seed: int, what: str = "which", scale: float = 1.0, centred: boo
     return split(shown, pieces.astype(np.float32), 750, seed)
 
 
-def films(seed: int, scale: float = 1.0) -> Data:
+def films(seed: int) -> Data:
     """Eight frames of a spot that goes up, down, left or right, through noise."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 4, 800)
@@ -74,11 +74,11 @@ def films(seed: int, scale: float = 1.0) -> Data:
     rows, columns = np.mgrid[:10, :10]
     away = (rows - at[..., 0, None, None]) ** 2 + (columns - at[..., 1, None, None]) ** 2
     x = np.exp(-away / 1.5) + 0.15 * rng.random((800, 8, 10, 10))
-    return split(x[..., None] * scale, y, 600, seed)
+    return split(x[..., None], y, 600, seed)
 
 
 # -- sequences -----------------------------------------------------------------------------------------------------
-def names(seed: int, train: int = 1400, wrong: float = 0.0, shuffled: bool = False) -> Data:
+def names(seed: int, train: int = 1400, wrong: float = 0.0) -> Data:
     """Names of 5 to 12 letters from one of four languages, then zeros."""
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(23)
     follow = fixed.dirichlet(np.full(20, 0.08), (4, 20)).cumsum(-1)
@@ -91,7 +91,7 @@ def names(seed: int, train: int = 1400, wrong: float = 0.0, shuffled: bool = Fal
     x[np.arange(12) >= rng.integers(5, 13, (len(y), 1))] = 0
     changed = rng.random(len(y)) < wrong
     y[changed] = rng.integers(0, 4, int(changed.sum()))
-    return split(x, (rng.permutation(y) if shuffled else y).astype(np.int64), train, seed)
+    return split(x, y.astype(np.int64), train, seed)
 
 
 def opinions(seed: int) -> Data:
@@ -113,9 +113,9 @@ def turned(seed: int) -> Any:
     return [x[:1800], so_far[:1800]], y[:1800], [x[1800:], so_far[1800:]], y[1800:]
 
 
-def first(seed: int, length: int = 60) -> Data:
+def first(seed: int) -> Data:
     """Long rows of numbers; all that matters is whether the first one, marked by nothing, is above zero."""
-    x = np.random.default_rng(seed).normal(size=(900, length, 1))
+    x = np.random.default_rng(seed).normal(size=(900, 60, 1))
     return split(x, (x[:, 0, 0] > 0).astype(np.int64), 700, seed)
 
 
@@ -159,15 +159,13 @@ def chirps(seed: int) -> Data:
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
-def houses(
-    seed: int, unit: float = 1e5, scaled: bool = False, constant: bool = False, date: bool = False
-) -> Data:
+def houses(seed: int, unit: float = 1e5, constant: bool = False, date: bool = False) -> Data:
     """Area, rooms, age, way to town and income, in their own units: the price, in units of as many dollars."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(1500, 5))
     price = 2.4 + 0.7 * z[:, 0] + 0.3 * z[:, 4] - 0.25 * np.abs(z[:, 3]) + 0.2 * z[:, 0] * z[:, 1]
     price = np.maximum(price + 0.15 * rng.normal(size=1500), 0.2) * 1e5 / unit
-    x = z if scaled else z * (40, 1.2, 18, 6, 21e3) + (120, 4, 40, 15, 62e3)
+    x = z * (40, 1.2, 18, 6, 21e3) + (120, 4, 40, 15, 62e3)
     if date:
         x = np.hstack([x, 1.7e9 + 1e7 * rng.normal(size=(1500, 1))])
     if constant:
@@ -216,15 +214,6 @@ def spectra(seed: int, scaled: bool = True) -> Data:
     peaks = np.random.default_rng(29).uniform(2, 30, (5, 3))
     x = 9 * np.exp(-(((bands - peaks[y][..., None]) / 2) ** 2)).sum(1) + 5 * rng.normal(size=(1400, 32))
     return split(x / 6 - 0.5 if scaled else x - 75, y, 1050, seed)
-
-
-def claims(seed: int) -> Data:
-    """What insured people claim in a year: mostly nothing."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(3000, 6))
-    often = rng.poisson(np.exp(-1.2 + 0.8 * x[:, 0] - 0.5 * x[:, 1]))
-    y = rng.gamma(2.0 * np.maximum(often, 1e-9), 0.5 * np.exp(0.3 * x[:, 2])) * (often > 0)
-    return split(x, y[:, None].astype(np.float32), 2300, seed)
 
 
 def curve(seed: int, power: int = 0) -> Data:

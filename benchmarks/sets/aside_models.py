@@ -77,20 +77,14 @@ class Past(layers.Layer):
         return x + self.share * self.inner(x)
 
 
-def judge(
-    seed: int, width: int = 24, vectors: Any = "uniform", norm: bool = True, depth: int = 1, **more: Any
-) -> tuple[Any, Data]:
-    """Words and their places, attention, and what the first place makes of it."""
+def judge(seed: int, width: int = 24, **more: Any) -> tuple[Any, Data]:
+    """Words and their places, attention, and the mean of what is made of them."""
     inputs = keras.Input((14,), dtype="int32")
-    x = layers.Embedding(40, width, embeddings_initializer=vectors)(inputs)
-    x = x + layers.Embedding(14, width)(ops.arange(14))
-    for _ in range(depth):
-        y = layers.Add()([x, layers.MultiHeadAttention(3, width // 3)(x, x)])
-        y = layers.LayerNormalization()(y) if norm else y
-        x = layers.Add()([y, layers.Dense(width)(layers.Dense(2 * width, "gelu")(y))])
-        x = layers.LayerNormalization()(x) if norm else x
-    x = layers.Dense(1, "sigmoid")(layers.GlobalAveragePooling1D()(x))
-    return built(inputs, x, "binary_crossentropy", **more), opinions(seed)
+    x = layers.Embedding(40, width)(inputs) + layers.Embedding(14, width)(ops.arange(14))
+    x = layers.LayerNormalization()(layers.Add()([x, layers.MultiHeadAttention(3, width // 3)(x, x)]))
+    y = layers.Dense(width)(layers.Dense(2 * width, "gelu")(x))
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(layers.Add()([x, y])))
+    return built(inputs, layers.Dense(1, "sigmoid")(x), "binary_crossentropy", **more), opinions(seed)
 
 
 def turner(seed: int, units: int = 48, **more: Any) -> tuple[Any, Any]:
@@ -118,15 +112,13 @@ class Cooling(keras.Model):
         return {"loss": self.metrics[0].result()}
 
 
-def cooled(
-    seed: int, kernel: Any = "glorot_uniform", optimizer: str = "Adam", rate: Any = 5e-3
-) -> tuple[Any, Data]:
+def cooled(seed: int) -> tuple[Any, Data]:
     """A net of one number, trained by its derivative."""
     x = inputs = keras.Input((1,))
     for _ in range(2):
-        x = layers.Dense(32, "tanh", kernel_initializer=kernel)(x)
+        x = layers.Dense(32, "tanh")(x)
     model = Cooling(inputs, layers.Dense(1)(x))
-    model.compile(optimizer_of(optimizer, rate), "mse")
+    model.compile(keras.optimizers.Adam(5e-3), "mse")
     return model, cooling(seed)
 
 
@@ -145,11 +137,6 @@ class OnlyLast(keras.Model):
 
 
 # -- losses and measures -------------------------------------------------------------------------------------------
-def claimed(y: Any, mean: Any) -> Any:
-    """Tweedie's deviance, of power 1.5."""
-    return 2 * (y / ops.sqrt(mean) + ops.sqrt(mean))
-
-
 def _likely(y: Any, told: Any, spread: Any) -> Any:
     mean, share = told[:, :4], ops.log_softmax(told[:, 8:12])
     return ops.logsumexp(share - ops.log(spread) - 0.5 * ops.square((y - mean) / spread) - 0.919, -1)
@@ -167,13 +154,6 @@ def unlikely_by_relu(y: Any, told: Any) -> Any:
 
 def likely(y: Any, told: Any) -> Any:
     return _likely(y, told, ops.exp(told[:, 4:8]))
-
-
-def log_of_shares(y: Any, scores: Any) -> Any:
-    """Softmax by hand, with nothing taken off before the exponential."""
-    shares = ops.exp(scores) / ops.sum(ops.exp(scores), -1, keepdims=True)
-    chosen = ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), ops.shape(scores)[-1])
-    return -ops.sum(chosen * ops.log(shares), -1)
 
 
 # -- feeds and callbacks -------------------------------------------------------------------------------------------
