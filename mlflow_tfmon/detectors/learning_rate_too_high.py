@@ -20,18 +20,20 @@ def detect(history: History) -> Iterator[Problem]:
     About a thousandth a step is usual. A single step counts where it changed them by twice their norm (Ftrl's first one
     makes them anew, and does no harm). A loss that diverged counts as well where it had risen threefold over several
     steps (not in a loop whose targets nobody knows: what is learned from its own predictions may rise), or where the
-    rate is outside of the optimizer's usual band. Source: LeCun et al., 1998 (steps beyond the curvature's limit grow
-    geometrically). Can't see a rate that is only somewhat too high.
+    rate is above the optimizer's usual band; such a rate counts as well where little was learned by half. Source: LeCun
+    et al., 1998 (steps beyond the curvature's limit grow geometrically). Can't see a rate that is only somewhat too
+    high.
     """
     state = learning(history)
     gone = diverged(history)
     bad = history.nonfinite.get("loss")
-    if not gone and not state.nothing(0.15):
+    lr, optimizer = rate(history), history.premises.optimizer if history.premises is not None else ""
+    unusual = bool(optimizer) and lr > band(optimizer)[1]
+    if not gone and not state.nothing(0.15) and not (unusual and state.little(0.5)):
         return
     if bad is not None and bad.first == 1:
         return  # no step had been made
     usual, most = update_ratio(history)
-    lr, optimizer = rate(history), history.premises.optimizer if history.premises is not None else ""
     curve = losses(history)
     rose = float(curve.most.max() / state.begun) if len(curve) and state.begun > 0 else 0.0
     reasons = []
@@ -43,11 +45,12 @@ def detect(history: History) -> Iterator[Problem]:
         reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
     if gone and rose >= _ROSE and (supervised(history) or broken(history)):
         reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
-    if optimizer and lr > band(optimizer)[1]:
+    if unusual:
         reasons.append(f"a learning rate of {lr:.3g} is far above what {optimizer} is used with")
     if not reasons:
         return
-    became = "is not finite any more" if broken(history) else "has diverged" if gone else "does not fall"
+    little = f"has made {max(state.learned, 0):.0%} of the way from a constant prediction to zero"
+    became = "is not finite any more" if broken(history) else "has diverged" if gone else little
     high = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else curve.first[:0]
     yield Problem(
         "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),

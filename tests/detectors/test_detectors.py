@@ -60,6 +60,7 @@ BAD = {
         # of a small validation set, in which the class that is always named is frequent
         history(CHANCE * 1.2, update=0.5, accuracy=(0.25, 0.33), val_loss=np.full(EPOCHS, CHANCE * 1.2)),
         history(CHANCE * np.exp(_T / 40)),
+        history(np.where(_T < 50, CHANCE, 0.8 * CHANCE), columns={"learning_rate": np.full(STEPS, 1.0)}),
     ],
     "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
