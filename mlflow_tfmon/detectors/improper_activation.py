@@ -22,6 +22,7 @@ _RANGES = {
 }
 _NEITHER = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "softsign")
 _OUTSIDE = 0.01
+_SHARE = 0.1
 _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2D")
 
 
@@ -81,7 +82,8 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
     if data.loss in (*REGRESSIONS, COSINE) and y is not None and y.std > 0:
         # A few targets out of reach do no harm.
         least, most = (y.quantiles[0], y.quantiles[-1]) if y.quantiles else (y.least, y.most)
-        if max(low - least, most - high) / y.std > _OUTSIDE:
+        few = data.loss == COSINE and y.negative < _SHARE  # whose lengths, and small numbers, do not matter
+        if max(low - least, most - high) / y.std > _OUTSIDE and not few:
             yield Problem(
                 "improper_activation", "critical", min(1, history.step), (out.name,),
                 f"The output activation {out.activation} gives {low:g} to {high:g}, but the targets go from "

@@ -34,21 +34,21 @@ def detect(history: History) -> Iterator[Problem]:
     if len(held_out) < _EPOCHS + 1 or len(train) != len(held_out) or not state.reference > 0:
         return
     alike = history.premises is None or not history.premises.weighted  # validation has no weights of classes
-    if (
-        alike
-        and len(held_out) > _EPOCHS
-        and _holds_for_nothing(state, train.mean[-1, 0], held_out.mean[:, 0].min())
-    ):
+    # What regularizers add is in the epochs' losses, and in no constant prediction's.
+    added = history.steps.column("regularization_loss")
+    penalty = float(added.mean[-1, 0]) if len(added) else 0.0
+    low, now = float(held_out.mean[:, 0].min()) - penalty, float(train.mean[-1, 0]) - penalty
+    if alike and _holds_for_nothing(state, now, low):
         yield Problem(
             "overfitting", "warning", int(held_out.first[0]), (),
-            f"The validation loss was never better than {held_out.mean[:, 0].min():.3g}, a constant prediction's is "
-            f"{state.reference:.3g} (5% better counts); meanwhile the training loss fell to {train.mean[-1, 0]:.3g}.",
+            f"The validation loss was never better than {low:.3g}, a constant prediction's is {state.reference:.3g} "
+            f"(5% better counts); meanwhile the training loss fell to {now:.3g}.",
             "Look at whether inputs and labels belong together (shuffled apart?) and whether the validation data are "
             "made as the training data are; then take a smaller model, or more data.",
             history.step, 0.8,
         )  # fmt: skip
         return
-    if len(held_out) > _EPOCHS and state.known and state.share >= _HALF:
+    if state.known and state.share >= _HALF:
         yield from _apart(history, state, train, held_out)
     values, best = held_out.mean[:, 0], int(held_out.mean[:, 0].argmin())
     last = values[-max(3, len(values) // 4) :]

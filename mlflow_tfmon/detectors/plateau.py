@@ -24,7 +24,7 @@ def detect(history: History) -> Iterator[Problem]:
             "plateau", "warning", int(history.at(0.5)), (),
             f"Since step {history.at(0.5):.0f} the loss stands at {state.now:.3g}, {state.learned:.0%} of the way "
             f"from a "
-            f"constant prediction ({state.reference:.3g}) to zero ({_FEW:.0%} are much).",
+            f"constant prediction ({state.reference:.3g}) to zero (less than {_FEW:.0%} counts).",
             "Try another learning rate (ten times larger and smaller) or keras.callbacks.ReduceLROnPlateau, a larger "
             "model, and look at whether inputs and targets belong together.",
             history.step, 0.6,

@@ -1,15 +1,13 @@
 """The loss of the best constant prediction by calling the loss itself, where there is no formula for it.
 
-A loss of the user's own may do more than compute: it is called, once and while a graph of it is made, only if it holds
-no model, no variables and no count of its calls; and the graph is run only if it draws no random numbers and changes
-nothing. Whatever it raises is its own affair: then the constant prediction's loss is not known.
+A loss of the user's own may do more than compute: it is called, once and while a graph of it is made, only if it is
+seen to keep nothing (`purity`); and the graph is run only if it draws no random numbers and changes nothing. Whatever
+it raises is its own affair: then the constant prediction's loss is not known.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
-import functools
 import random
 import warnings
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.facts.purity import leaves_nothing
 
 UNKNOWN = (float("nan"), float("nan"))
 _KERAS = ("keras", "tf_keras")
@@ -30,7 +29,6 @@ _QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _MOST_COLUMNS = 8  # whose best number is looked for one by one
 _SOFTER = (1.0, 0.7, 0.5, 0.3)  # a focal loss is least for shares that are nearer to each other
 _SURE = 20.0  # a logit
-_COUNTS = {"STORE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "STORE_DEREF"}  # what leaves something behind
 _HARMLESS = {"Assert"}  # of the operations that TensorFlow calls stateful
 _SEEDS = "global_seed_generator"  # Keras's own
 
@@ -53,16 +51,18 @@ def least_losses(model: Any, targets: Any, weights: Any = None, classes: Any = N
         shape = getattr(model, "output_shape", None)
         if not isinstance(shape, tuple) or len(shape) < 2 or isinstance(shape[0], (tuple, list)):
             return UNKNOWN
-        if _masked(model, shape) or (own and (_keeps(loss) or model.run_eagerly)):
+        eager = model.run_eagerly or tf.config.functions_run_eagerly()
+        if own and (eager or not leaves_nothing(loss)):
             return UNKNOWN
         if tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
             return UNKNOWN  # there Keras divides each loss by the replicas
         y = np.asarray(targets)
         y = y[:, None] if y.ndim == 1 and kerases.of(model) is not kerases.imported()[0] else y
         shape = tuple(n or (*y.shape, 0)[k] for k, n in enumerate(shape) if k)
-        most = min(_MOST_OF_OWN if own else _MOST, max(_FEWEST, _FEW_NUMBERS // max(1, int(np.prod(shape)))))
+        numbers = max(int(np.prod(shape)), y[:1].size)  # an example's
+        most = min(_MOST_OF_OWN if own else _MOST, max(_FEWEST, _FEW_NUMBERS // max(1, numbers)))
         chosen = np.linspace(0, len(y) - 1, min(len(y), most)).astype(int)
-        if 0 in shape or y.dtype.kind not in "biuf" or len(chosen) * np.prod(shape) > _MOST_NUMBERS:
+        if 0 in shape or y.dtype.kind not in "biuf" or len(chosen) * numbers > _MOST_NUMBERS:
             return UNKNOWN
         y = y[chosen].astype("float32") if y.dtype == "float64" else y[chosen]
         w = _weights(y, None if weights is None else np.asarray(weights)[chosen], classes)
@@ -100,29 +100,14 @@ def _loss(model: Any) -> tuple[Any, bool]:
     return found if isinstance(found, losses.Loss) else wrapper(found), own
 
 
-def _masked(model: Any, shape: tuple[Any, ...]) -> bool:
-    """Whether some of the positions may not count."""
-    masks = (getattr(one, "mask_zero", False) or type(one).__name__ == "Masking" for one in model.layers)
-    return len(shape) > 2 and any(masks)
-
-
-def _keeps(loss: Any) -> bool:
-    """Whether a loss of the user's keeps something between its calls, or uses what does, such as a model."""
-    function = getattr(loss, "fn", None) or type(loss).call
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = getattr(function, "python_function", function)  # of a tf.function
-    function = getattr(function, "__func__", function)
-    code = getattr(function, "__code__", None) or type(function).__call__.__code__
-    around = getattr(function, "__globals__", {})
-    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    held += [around[name] for name in code.co_names if name in around]
-    for owner in (loss, function, getattr(getattr(loss, "fn", None), "__self__", None)):
-        held += list(getattr(owner, "__dict__", {}).values())
-    stateful = (
-        hasattr(one, "trainable_variables") or hasattr(one, "assign") for one in tf.nest.flatten(held)
+def masked(model: Any) -> bool:
+    """Whether some of the positions of a model's output may not count."""
+    shape = getattr(model, "output_shape", None)
+    if not isinstance(shape, tuple) or len(shape) < 3:
+        return False
+    return any(
+        getattr(one, "mask_zero", False) or type(one).__name__ == "Masking" for one in model._flatten_layers()
     )
-    return any(stateful) or any(step.opname in _COUNTS for step in dis.get_instructions(code))
 
 
 def _weights(y: np.ndarray, weights: Any, classes: Any) -> np.ndarray | None:

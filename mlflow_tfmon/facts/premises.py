@@ -69,6 +69,7 @@ def premises_of(
     goal = _goal(model)
     optimizer = getattr(model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # within what scales the loss
+    hidden = constants.masked(model)
     found = Premises(
         layers=layers_of(model),
         loss=goal.name,
@@ -83,10 +84,11 @@ def premises_of(
         graph=is_graph(model),
         inputs=_sample(inputs, labels=False),
         targets=None if goal.ignores else _sample(targets),
-        weighted=weighted or not goal.plain or goal.ignores,
+        weighted=weighted or not goal.plain or goal.ignores or hidden,
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
     )
-    known = weighted == (weights is not None or bool(classes)) and goal.plain and not goal.ignores
+    plain = goal.plain and not goal.ignores and not hidden
+    known = plain and weighted == (weights is not None or bool(classes))
     y = found.targets
     if not known or y is None or not y.count or y.nonfinite or np.isfinite(found.constant_loss()):
         return found

@@ -200,6 +200,20 @@ HEALTHY = {
     "a large loss with a good accuracy": history(
         np.where(_T < 100, CHANCE, 5 * CHANCE), accuracy=(0.95, 0.95), update=0.5
     ),
+    "a penalty that validation data have as well": history(
+        0.3 + np.full(STEPS, 0.8),
+        columns={"regularization_loss": np.full(STEPS, 0.8)},
+        val_loss=np.full(EPOCHS, 1.4),
+        accuracy=(0.9, 0.85),
+    ),
+    "a direction with few numbers below zero": history(
+        -0.5,
+        known=_regression(
+            layers=(*premises().layers[:2], _with_layer(2, activation="relu").layers[2]),
+            loss="cosine_similarity",
+            targets=Sample.of(np.abs(np.random.default_rng(0).normal(size=(400, 8))) - 0.01),
+        ),
+    ),
     "linear layers that learn all there is": history(
         known=premises(
             layers=tuple(

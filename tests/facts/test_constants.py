@@ -199,9 +199,41 @@ def _assigns(y: Any, p: Any) -> Any:
     return own_mse(y, p)
 
 
+class _Anneals(losses.Loss):
+    times = 0
+
+    def factor(self) -> float:
+        self.times += 1
+        CALLS[0] += 1
+        return 1.0 / self.times
+
+    def call(self, y: Any, p: Any) -> Any:
+        return self.factor() * own_mse(y, p)
+
+
+def _helped(y: Any, p: Any) -> Any:
+    _count()
+    return own_mse(y, p)
+
+
+def _count() -> None:
+    CALLS[0] += 1
+
+
+SEEN: list[int] = []
+
+
+def _remembers(y: Any, p: Any) -> Any:
+    SEEN.append(1)
+    return own_mse(y, p)
+
+
 @pytest.mark.parametrize(
     ("loss", "units", "more"),
     [
+        (_Anneals(), 1, {}),
+        (_helped, 1, {}),
+        (_remembers, 1, {}),
         (_raises, 1, {}),
         (lambda y, p: own_mse(y, p) * float("nan"), 1, {}),
         (lambda y, p: own_mse(y, p) - 1e3, 1, {}),
@@ -218,6 +250,7 @@ def _assigns(y: Any, p: Any) -> Any:
 def test_what_can_not_be_known_is_not_said(loss: Any, units: int, more: Any) -> None:
     assert np.isnan(_known(_net(units), loss, NUMBERS[:, None], **more))
     assert CALLS == [0]
+    assert SEEN == []
     assert float(COUNTER) == 0.0
 
 
@@ -237,6 +270,14 @@ def test_a_loss_that_compares_examples_is_another_for_each_batch() -> None:
 
     expected = np.var(np.eye(4)[THREE], axis=0).sum()
     assert _known(_net(4), away, THREE) == pytest.approx(expected, rel=1e-3)
+
+
+def test_positions_that_are_masked_do_not_count() -> None:
+    inner = Sequential([Input((6, 2)), keras.layers.Masking(), keras.layers.LSTM(4, return_sequences=True)])
+    model = Sequential([Input((6, 2)), inner, Dense(1)])
+    for loss in ("mse", own_mse):
+        model.compile("adam", loss)
+        assert np.isnan(premises_of(model, np.zeros((N, 6, 2)), PROFILE).constant_loss())
 
 
 def test_several_outputs_are_left_out() -> None:
