@@ -151,10 +151,10 @@ def with_a_hole(seed: int) -> Any:
 
 
 def bowl(seed: int) -> Any:
-    """A square and, a fourth of it, a straight line."""
+    """A square and, a tenth of it, a straight line."""
     random = np.random.default_rng(seed)
     x = random.uniform(-1, 1, (1200, 2)).astype("float32")
-    y = 3 * x[:, 0] ** 2 + 0.77 * x[:, 1] + 0.1 * random.normal(size=1200)
+    y = 3 * x[:, 0] ** 2 + 0.52 * x[:, 1] + 0.1 * random.normal(size=1200)
     y = (y - y.mean()).astype("float32")
     return x[:900], y[:900], x[900:], y[900:]
 
@@ -222,7 +222,7 @@ CASES: dict[str, Case] = {
     "saturated_activation": Case(
         by_layer("saturated_fraction"), "share of saturated outputs of each layer",
         always={"activation": "tanh", "hidden": (32,) * 6, "optimizer": "SGD", "rate": 0.05},
-        broken={"kernel": normal(stddev=3.0)},
+        broken={"kernel": normal(stddev=5.0)},
     ),
     "oscillating_loss": Case(
         losses, "loss", epochs=20,

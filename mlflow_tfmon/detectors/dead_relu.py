@@ -32,9 +32,14 @@ def detect(history: History) -> Iterator[Problem]:
     least = _DEAD if state.nothing(0.1) else _NEARLY_ALL
     table, what = history.activations.get("dead_fraction"), "units that are zero for a whole batch"
     names = [n for n, kind in history.activation_names.items() if kind in _ZERO_AT]
-    if table is None or not len(table) or not names:
+    if table is None or not np.isfinite(table.mean).any() or not names:
         table, what = history.deep.get("grad_zero_fraction"), "zeros in the gradient"
-        if history.activation_names or table is None or not len(table) or not _rectifies(history):
+        if (
+            (history.activation_names and not names)
+            or table is None
+            or not len(table)
+            or not _rectifies(history)
+        ):
             return
         names = [name for name in history.dense(history.kernels) if name in table]
     table = table.only([name for name in names if name in table])

@@ -58,10 +58,9 @@ class Replay:
             for gatherer in self._of(record.prefix):
                 gatherer.epoch(record.epoch, record.step, record.metrics)
         elif isinstance(record, records.Activations):
-            if record.examples < _FEW:
-                return
+            told = [name for name in ACTIVATIONS if name != "dead_fraction" or record.examples >= _FEW]
             layers = {
-                one.layer: (one.activation, {name: getattr(one, name) for name in ACTIVATIONS})
+                one.layer: (one.activation, {name: getattr(one, name) for name in told})
                 for one in record.layers
                 if not one.output  # which may well be saturated, or zero
             }

@@ -66,7 +66,7 @@ BAD = {
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
     "plateau": [history(np.where(_T < 50, CHANCE, 0.9 * CHANCE))],
     "underfitting": [history(CHANCE)],
-    "slow_convergence": [history(CHANCE * (1 - 0.1 * _T / STEPS))],
+    "slow_convergence": [history(CHANCE * (1 - 0.25 * (_T / STEPS) ** 1.5))],
     "overfitting": [
         history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)]),
         # labels of other examples, slowly learned by heart
@@ -237,6 +237,7 @@ HEALTHY = {
         0.05 + 0.1 * _T / STEPS, known=premises(loss="", targets=None, inputs=None)
     ),
     "a little that may be all there is": history(np.where(_T < 50, CHANCE, 0.8 * CHANCE)),
+    "a little, ever more slowly": history(CHANCE * (1 - 0.25 * (1 - np.exp(-3 * _T / STEPS)))),
     "a zero-initialized layer": history(known=_with_layer(0, std=0.0)),
     "directions whose lengths can't be reached": history(
         -0.5,
