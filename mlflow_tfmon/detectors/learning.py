@@ -35,9 +35,9 @@ class Learning:
         now: mean loss of the last tenth of the steps.
         low: loss that three quarters of the last tenth of the steps (of eight of them at least) are above.
         best: smallest mean loss of any tenth.
-        learned: how much of the way from `reference` to zero loss has been made now, at most 1; negative where the loss
-            is above it. By the accuracy, or the loss of the validation data (which has no dropout, no augmentation, and
-            maybe no outliers) where that says much. NaN if unknown.
+        learned: how much of the way from `reference` to a perfect prediction's loss (zero, as a rule) has been made
+            now, at most 1; negative where the loss is above it. By the accuracy, or the loss of the validation data
+            (which has no dropout, no augmentation, and maybe no outliers) where that says much. NaN if unknown.
         share: how much of the training is over, 0 to 1; an estimate where its length is not known and it goes on.
     """
 
