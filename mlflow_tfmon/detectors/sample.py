@@ -60,12 +60,12 @@ class Sample:
     quantiles: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, values: Any, labels: bool = True) -> Sample:
+    def of(cls, values: Any, targets: bool = True) -> Sample:
         """Looks at some of an array, spread evenly over it.
 
         Args:
             values: examples along the first axis.
-            labels: whether these may be labels, to be counted: a vocabulary's inputs are many.
+            targets: whether what a constant prediction of them would lose is looked at as well; inputs are many.
         """
         array = np.asarray(values)
         if array.dtype == object or array.dtype.kind not in "biuf" or not array.size:
@@ -81,9 +81,11 @@ class Sample:
         if not len(finite):
             return cls(count=len(array), nonfinite=lost, nonfinite_at=lost_at, columns=flat.shape[1])
         std, mean = finite.std(axis=0), finite.mean(axis=0)
-        variance, spread = _deviations(finite)
-        if array.ndim > 2 and len(finite) == len(flat):
+        variance = spread = float("nan")
+        if targets and array.ndim > 2 and len(finite) == len(flat):
             variance, spread = _deviations(array.reshape(len(array), -1), len(array))
+        elif targets:
+            variance, spread = _deviations(finite)
         # How far an indicator varies tells how rare it is, not its scale.
         varies = (std > 0) & ~((finite == 0) | (finite == 1)).all(axis=0)
         whole = bool((finite == np.round(finite)).all())
@@ -95,7 +97,7 @@ class Sample:
         classes: tuple[int, ...] = ()
         if one_hot:
             classes = tuple(int(n) for n in finite.sum(axis=0))
-        elif labels and whole and finite.min() >= 0 and finite.max() < 100_000:
+        elif targets and whole and finite.min() >= 0 and finite.max() < 100_000:
             classes = tuple(int(n) for n in np.bincount(finite.ravel().astype(np.int64)))
         return cls(
             count=len(array), nonfinite=lost, nonfinite_at=lost_at, least=float(finite.min()), most=float(finite.max()),
@@ -104,8 +106,9 @@ class Sample:
             feature_std=(float(std[varies].min()), float(std[varies].max())) if varies.any() else (0.0, 0.0),
             feature_offset=float((np.abs(mean[varies]) / std[varies]).max()) if varies.any() else 0.0,
             variance=variance, spread=spread,
-            class_counts=classes, binary=_binary(finite), one_hot=one_hot, negative=float((finite < 0).mean()),
-            quantiles=_quantiles(finite) if flat.shape[1] == 1 else (),
+            class_counts=classes, binary=_binary(finite) if targets else (), one_hot=one_hot,
+            negative=float((finite < 0).mean()),
+            quantiles=_quantiles(finite) if targets and flat.shape[1] == 1 else (),
         )  # fmt: skip
 
 

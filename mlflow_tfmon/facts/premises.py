@@ -82,7 +82,7 @@ def premises_of(
         ),
         normalizes=normalizes(model),
         graph=is_graph(model),
-        inputs=_sample(inputs, labels=False),
+        inputs=_sample(inputs, targets=False),
         targets=None if goal.ignores else _sample(targets),
         weighted=weighted or not goal.plain or goal.ignores or hidden,
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
@@ -141,11 +141,11 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def _sample(values: Any, labels: bool = True) -> Sample | None:
+def _sample(values: Any, targets: bool = True) -> Sample | None:
     if isinstance(values, (pd.DataFrame, pd.Series)):
         values = values.to_numpy()
     known = isinstance(values, np.ndarray) or (tf.is_tensor(values) and hasattr(values, "numpy"))
-    return Sample.of(values, labels) if known else None
+    return Sample.of(values, targets) if known else None
 
 
 def _data(arguments: FitArguments | None) -> dict[str, Any]:
