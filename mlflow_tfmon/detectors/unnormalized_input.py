@@ -18,8 +18,8 @@ def detect(history: History) -> Iterator[Problem]:
     """Sees inputs of a standard deviation above 20, or 1/20 of their mean, or with features a hundredfold apart.
 
     Said where the loss diverges or little is learned: many nets cope. Inputs that are all within 0.05 are seen where
-    nothing is learned. Models that begin with Normalization, Rescaling,
-    BatchNormalization or an Embedding are left out. Source: LeCun et al., 1998.
+    nothing is learned. Models that begin with Normalization, Rescaling, BatchNormalization or an Embedding are left
+    out. Source: LeCun et al., 1998.
     """
     data = history.premises
     if data is None or data.inputs is None or data.normalizes or not data.inputs.count:

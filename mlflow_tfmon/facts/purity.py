@@ -19,7 +19,19 @@ import tensorflow as tf
 _KNOWN = ("keras", "tf_keras", "tensorflow", "numpy", "math", "builtins", "operator", "functools")
 _PLAIN = (int, float, str, bool, complex, type(None), np.generic, np.ndarray, tf.DType, tf.TensorShape)
 _STORES = {"STORE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "STORE_DEREF", "DELETE_SUBSCR", "DELETE_ATTR"}
-_ACTS = {"setattr", "exec", "eval", "open", "input", "next", "print", "globals", "vars", "__import__"}
+_ACTS = {
+    "getattr",
+    "setattr",
+    "exec",
+    "eval",
+    "open",
+    "input",
+    "next",
+    "print",
+    "globals",
+    "vars",
+    "__import__",
+}
 
 
 def leaves_nothing(function: Any) -> bool:
@@ -48,17 +60,16 @@ def _plain(value: Any, seen: set[int]) -> bool:
     if isinstance(value, types.MethodType):
         return _plain(value.__func__, seen) and _plain(value.__self__, seen)
     if isinstance(value, types.FunctionType) and not _of(value.__module__):
-        return _plain_function(value, type(None), seen)
+        return _plain_function(value, None, seen)
     if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, np.ufunc)):
         return _of(getattr(value, "__module__", None) or "builtins") and value.__name__ not in _ACTS
     if callable(getattr(type(value), "call", None)) and not hasattr(value, "trainable_variables"):
-        held = [one for name, one in vars(value).items() if not _of(type(one).__module__) or name in _ACTS]
-        return all(_plain(one, seen) for one in held) and _plain_function(type(value).call, type(value), seen)
+        return _plain_function(type(value).call, value, seen)
     return False
 
 
-def _plain_function(function: Any, owner: type, seen: set[int]) -> bool:
-    """A function, with all that it names: of its module, of what is around it, of the class that it belongs to."""
+def _plain_function(function: Any, owner: Any, seen: set[int]) -> bool:
+    """A function, with all that it names: of its module, of what is around it, of the object that it belongs to."""
     if not isinstance(function, types.FunctionType) or _of(function.__module__):
         return isinstance(function, types.FunctionType)
     codes = list(_codes(function.__code__))
@@ -68,10 +79,15 @@ def _plain_function(function: Any, owner: type, seen: set[int]) -> bool:
     held = [cell.cell_contents for cell in function.__closure__ or ()]
     held += [function.__globals__[name] for name in names if name in function.__globals__]
     held += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for name in names:
-        own = inspect.getattr_static(owner, name, None)
-        held.append(own.fget if isinstance(own, property) else getattr(own, "__func__", own))
-    return not names & _ACTS and all(_plain(one, seen) for one in held)
+    of_owner = [inspect.getattr_static(owner, name, None) for name in names]
+    of_owner = [one.fget if isinstance(one, property) else getattr(one, "__func__", one) for one in of_owner]
+    methods = [one for one in of_owner if isinstance(one, types.FunctionType) and id(one) not in seen]
+    seen |= {id(one) for one in methods}  # which may name each other, and what their object holds
+    return (
+        not names & _ACTS
+        and all(_plain(one, seen) for one in (*held, *of_owner))
+        and all(_plain_function(one, owner, seen) for one in methods)
+    )
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

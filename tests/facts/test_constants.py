@@ -199,7 +199,10 @@ def _assigns(y: Any, p: Any) -> Any:
     return own_mse(y, p)
 
 
-class _Anneals(losses.Loss):
+SEEN: list[int] = []
+
+
+class Anneals(losses.Loss):
     times = 0
 
     def factor(self) -> float:
@@ -211,6 +214,19 @@ class _Anneals(losses.Loss):
         return self.factor() * own_mse(y, p)
 
 
+class Remembers(losses.Loss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = SEEN
+
+    def call(self, y: Any, p: Any) -> Any:
+        self.note()
+        return own_mse(y, p)
+
+    def note(self) -> None:
+        self.seen.append(1)
+
+
 def _helped(y: Any, p: Any) -> Any:
     _count()
     return own_mse(y, p)
@@ -218,9 +234,6 @@ def _helped(y: Any, p: Any) -> Any:
 
 def _count() -> None:
     CALLS[0] += 1
-
-
-SEEN: list[int] = []
 
 
 def _remembers(y: Any, p: Any) -> Any:
@@ -231,7 +244,8 @@ def _remembers(y: Any, p: Any) -> Any:
 @pytest.mark.parametrize(
     ("loss", "units", "more"),
     [
-        (_Anneals(), 1, {}),
+        (Anneals(), 1, {}),
+        (Remembers(), 1, {}),
         (_helped, 1, {}),
         (_remembers, 1, {}),
         (_raises, 1, {}),
