@@ -8,27 +8,25 @@ is deleted from the journal, and what is left is read from there on (`moment`).
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from mlflow_tfmon.delivery.live import Live, Pace
 from mlflow_tfmon.delivery.moment import Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
+from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.patience import give_more_time
 from mlflow_tfmon.tracking.points import Point
-from mlflow_tfmon.tracking.store import AwayError, fcntl
+from mlflow_tfmon.tracking.store import AwayError
 from mlflow_tfmon.translation.translation import Translation
 from mlflow_tfmon.uris import in_a_line
 
-_NOWHERE = Path(os.devnull)
 _BACK_OFF = (0.5, 15.0)  # s
 _SLICE_SECONDS = 2.0
 _BATCH = 1000
@@ -57,7 +55,7 @@ class Deliverer:
         self._ledger = Ledger(folder)
         self._outbox = Outbox(folder, (tracking_uri, registry_uri), self._ledger)
         self._reader = JournalReader(folder)
-        self._lock: IO[str] | None = None
+        self._has = False  # the delivery of it
         self._started: RunStarted | None = None
         self._translation: Translation | None = None
         self._live = Live(self._outbox.show)
@@ -81,7 +79,7 @@ class Deliverer:
     @property
     def claimed(self) -> bool:
         """Whether this is the one that delivers it."""
-        return self._lock is not None
+        return self._has
 
     @property
     def progressed(self) -> float:
@@ -130,32 +128,27 @@ class Deliverer:
     def close(self) -> None:
         """Lets the recording go, so that another delivery may take it."""
         self._reader.close()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._has:
+            life.disclaim(self.folder)
+            self._has = False
 
     def _claimed(self) -> bool:
         """Takes the recording, unless another process delivers it."""
-        if self._lock is not None:
+        if self._has:
             return True
         try:
-            file = (self.folder / "lock").open("a")
+            self._has = life.claim(self.folder)
         except FileNotFoundError:
             if not self._begins:
                 self.done = True  # another delivery has completed it
                 return False
-            self._lock, self._gone = _NOWHERE.open(), True  # nobody else can find it
+            self._has, self._gone = True, True  # nobody else can find it
             self._rest, self._ledger.status = [*self._begins, *self._rest], Status()
             return True
         except OSError:
             return False
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+        if not self._has:
             return False
-        self._lock = file
         self._ledger.reload()
         self._resumed = self.status.delivered
         if self.status.complete:

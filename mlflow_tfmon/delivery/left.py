@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from pathlib import Path
 
 from mlflow_tfmon.delivery.status import read_status
@@ -32,7 +31,9 @@ def left_behind() -> int:
         >>> left_behind()
         0
     """
-    return sum(not (_is_taken(one) or read_status(one).complete) for one in _folders())
+    return sum(
+        not (life.is_written(one) or life.is_claimed(one) or read_status(one).complete) for one in _folders()
+    )
 
 
 def _folders() -> list[Path]:
@@ -41,19 +42,3 @@ def _folders() -> list[Path]:
         with contextlib.suppress(OSError):
             found += (home / "recordings").iterdir()
     return found
-
-
-def _is_taken(folder: Path) -> bool:
-    if life.fcntl is None or life.is_written(folder):
-        return True
-    try:
-        handle = os.open(folder / "lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        life.fcntl.flock(handle, life.fcntl.LOCK_EX | life.fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)

@@ -1,56 +1,55 @@
-"""Whether the trainer that writes a recording lives: it holds a lock for as long as it does, however it ends."""
+"""Whether a recording's trainer lives, and whether somebody delivers it: each holds a lock as long as it does."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: no recording is known to be written, so none but its own delivery may end it
-    fcntl = None  # type: ignore[assignment]
+from mlflow_tfmon import locks
 
-_FILE = "trainer"
-_held: dict[Path, tuple[int, int]] = {}  # the recordings of this process: process id and file descriptor
+_TRAINER, _DELIVERY = "trainer", "lock"
 
 
 def hold(folder: Path) -> None:
-    """Says that this process writes a recording, until `release` or its death.
-
-    A POSIX lock, not `flock`: a forked child, which may outlive the trainer, does not have it.
+    """Says that this process writes a recording, until `release` or its death, however it ends.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written or locked.
     """
-    handle = os.open(folder / _FILE, os.O_CREAT | os.O_RDWR, 0o600)
-    _held[folder] = os.getpid(), handle
-    if fcntl is not None:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locks.hold(folder / _TRAINER)
 
 
 def release(folder: Path) -> None:
     """Says that this process writes a recording no longer."""
-    pid, handle = _held.pop(folder, (0, -1))
-    if pid == os.getpid():
-        with contextlib.suppress(OSError):
-            os.close(handle)
+    locks.release(folder / _TRAINER)
 
 
 def is_written(folder: Path) -> bool:
     """Whether a living process writes a recording."""
-    if fcntl is None:
-        return True
-    if folder in _held and _held[folder][0] == os.getpid():
-        return True  # and opening the file here would let the lock go, when it is closed
-    try:
-        handle = os.open(folder / _FILE, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
+    return locks.is_held(folder / _TRAINER)
+
+
+def claim(folder: Path) -> bool:
+    """Takes the delivery of a recording, until `disclaim` or this process's death.
+
+    Returns:
+        Whether it was taken: False if it is being delivered.
+
+    Raises:
+        OSError: the folder is gone, or cannot be written or locked.
+    """
+    return locks.hold(folder / _DELIVERY)
+
+
+def disclaim(folder: Path) -> None:
+    """Gives the delivery of a recording back."""
+    locks.release(folder / _DELIVERY)
+
+
+def is_delivered_here(folder: Path) -> bool:
+    """Whether this process delivers a recording."""
+    return locks.is_mine(folder / _DELIVERY)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a living process delivers a recording."""
+    return locks.is_held(folder / _DELIVERY)

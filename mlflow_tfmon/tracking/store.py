@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,17 +18,13 @@ from mlflow.utils.validation import (
     path_not_unique,
 )
 
+from mlflow_tfmon import locks
 from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.uris import in_a_line, sqlite_path
-
-try:
-    import fcntl
-except ImportError:  # Windows: processes that open a fresh store at once only try again
-    fcntl = None  # type: ignore[assignment]
 
 DESCRIPTION = "mlflow.note.content"
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
@@ -77,7 +72,7 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
         return MlflowClient(tracking_uri, registry_uri)
     give_up = time.monotonic() + _OPEN_SECONDS
     tried = ""
-    with _only_one(Path(path).parent), hushed(_MIGRATION, below=logging.WARNING):
+    with locks.one_at_a_time(Path(path).parent), hushed(_MIGRATION, below=logging.WARNING):
         while True:
             try:
                 client = MlflowClient(tracking_uri, registry_uri)
@@ -89,29 +84,6 @@ def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClie
                     raise
                 tried = str(error)
                 time.sleep(2.0 if "out-of-date" in tried else 0.25)
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """One process at a time, of all on this machine that make a database in a folder.
-
-    What is locked is the folder itself: whoever can make the database sees it, whatever their home or user, and no
-    file of ours is left there.
-    """
-    handle: int | None = None
-    with contextlib.suppress(OSError):  # where it cannot be made or locked, one only tries again
-        folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is not None:
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            with contextlib.suppress(OSError):
-                # Closing leaves it locked where a forked child has it open too.
-                fcntl.flock(handle, fcntl.LOCK_UN)
-            os.close(handle)
 
 
 class RunStore:
