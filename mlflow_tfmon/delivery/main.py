@@ -1,4 +1,4 @@
-"""The delivery process: `python -m mlflow_tfmon.delivery.main [PID of the trainer]`.
+"""What the delivery process does, once it was started (`daemon`).
 
 Reads commands from stdin, a JSON object a line:
 
@@ -8,6 +8,7 @@ Reads commands from stdin, a JSON object a line:
     {"wake": true}                                                                     look for new records now
 
 The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
+SIGTERM means that there is little time: what there is is delivered, as far as it can be in `TERMINATE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from mlflow_tfmon.stream.coding import decode
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 PAUSE_SECONDS = 1.0
 GIVE_UP_SECONDS = 60.0
+TERMINATE_SECONDS = 20  # SLURM and Kubernetes kill after 30, systemd after 90
 
 
 class Delivery:
@@ -50,6 +54,7 @@ class Delivery:
         self._wake = threading.Event()
         self._hurry = False
         self._closed = False
+        self._terminated = False
 
     def listen(self, lines: Iterable[str | bytes]) -> None:
         """Takes commands until there are no more; meant for a thread of its own."""
@@ -82,13 +87,22 @@ class Delivery:
         self._closed = True
         self._wake.set()
 
+    def terminate(self) -> None:
+        """Delivers what there is at once, and ends in `TERMINATE_SECONDS` at the latest, with what is left on the disk.
+
+        Until then it goes on: who ends this process may well be about to end the trainer.
+        """
+        if not self._terminated:
+            self._terminated = True
+            signal.alarm(TERMINATE_SECONDS)  # whatever it waits for by then
+
     def run(self) -> int:
         """Delivers; returns the number of recordings that had to be left on the disk."""
         gone_at: float | None = None
         while True:
             self._wake.clear()
             gone = self._closed
-            hurry, self._hurry = self._hurry, False
+            hurry, self._hurry = self._hurry or self._terminated, False
             if gone and gone_at is None:
                 gone_at, hurry = time.monotonic(), True
             for one in self._watched():
@@ -127,22 +141,22 @@ class Delivery:
         return len(left)
 
 
-def commands(stdin: int, trainer: int | None) -> Iterator[bytes]:
+def commands(stdin: int, trainer: Trainer | None) -> Iterator[bytes]:
     """The lines that come from stdin, until it ends or the trainer does.
 
-    A child that the trainer forked holds the pipe open after the trainer's death, so its end alone is no sure sign.
+    A child that the trainer forked may hold the pipe open after the trainer's death, so its end alone is no sure sign.
 
     Args:
         stdin: file descriptor.
-        trainer: process id of the parent; None if stdin alone tells of its end.
+        trainer: None if stdin alone tells of its end.
     """
     rest = b""
     while True:
-        if trainer is not None and os.name == "posix":
+        if trainer is not None:
             # What is in the pipe is read before the trainer's death counts.
             ready, _, _ = select.select([stdin], [], [], PAUSE_SECONDS / 4)
             if not ready:
-                if os.getppid() != trainer:
+                if trainer.is_gone():
                     return
                 continue
         chunk = os.read(stdin, 65536)
@@ -152,34 +166,66 @@ def commands(stdin: int, trainer: int | None) -> Iterator[bytes]:
         yield from lines
 
 
-def _give_way() -> None:
-    """Lets the training have the processor where both want it."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.nice(10)
-    # Linux gives each session as much of the processor as the next, whatever its processes' nice values: this process
-    # has a session of its own, whose own value counts (`man 7 sched`, autogroup).
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("10")
+class Trainer:
+    """Who has started the delivery process, which is none of its children.
+
+    Args:
+        pid: its process id.
+        pidfd: what tells of its end, or -1 where the system has no such thing.
+    """
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self._pidfd = pidfd
+        self._process: psutil.Process | None = None
+        if pidfd < 0:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process = psutil.Process(pid)
+
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        if self._pidfd >= 0:
+            return bool(select.select([self._pidfd], [], [], 0)[0])
+        try:
+            return (
+                self._process is None
+                or not self._process.is_running()
+                or self._process.status() == psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return True
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the delivery process; exit status 1 if something had to be left on the disk."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the training, not the delivery of what it did
-    _give_way()
+def start(trainer: int, pidfd: int) -> None:
+    """Runs the delivery process, and ends it: with exit status 1 if something had to be left on the disk.
+
+    Args:
+        trainer: process id of who has started it.
+        pidfd: as for `Trainer`.
+    """
+    _say_that_it_lives()
+    delivery = Delivery()
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, or the terminal's end, stops the training alone
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: delivery.terminate())
     from mlflow_tfmon.tracking.patience import be_quick  # only now: MLflow takes seconds of the processor
 
     be_quick()
     warnings.simplefilter("ignore")
     for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    delivery = Delivery()
-    lines = commands(sys.stdin.fileno(), int(arguments[0]) if arguments else None)
+    lines = commands(sys.stdin.fileno(), Trainer(trainer, pidfd))
     threading.Thread(target=delivery.listen, args=(lines,), daemon=True).start()
-    return 1 if delivery.run() else 0
+    status = 1 if delivery.run() else 0
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        sys.stderr.flush()
+    os._exit(status)  # the thread that reads stdin may be blocked in it for ever
 
 
-if __name__ == "__main__":
-    # The thread that reads stdin may be blocked in it for ever: leave without waiting for it.
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)
+def _say_that_it_lives() -> None:
+    """Says so to the trainer for as long as it does, by a pipe that nothing else has."""
+    handle = os.dup(1)  # which no program that is called inherits
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    with contextlib.suppress(OSError):  # it has gone already
+        os.write(handle, b"%d\n" % os.getpid())

@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from mlflow_tfmon.delivery.daemon import Daemon
 from mlflow_tfmon.delivery.status import Status, read_status
 from mlflow_tfmon.journal.journal import coded, plain
 from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.uris import absolute
 
 _POLL_SECONDS = 0.02
-# Keeps modules in the user's working directory ("http.py") from taking the place of the standard library's.
-_SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 _MAX_STARTS = 5
 _STEADY_SECONDS = 60.0  # a process that has lived this long did not die of how it was started
 
@@ -28,7 +25,7 @@ _STEADY_SECONDS = 60.0  # a process that has lived this long did not die of how 
 class DeliveryProcess:
     """One delivery process for all recordings of this process.
 
-    It runs in a session of its own and is told to end by the end of its stdin: it outlives a trainer that is killed.
+    It is nobody's child (`Daemon`) and is told to end by the end of its stdin: it outlives a trainer that is killed.
 
     Example:
         >>> delivery = DeliveryProcess.shared()
@@ -43,7 +40,7 @@ class DeliveryProcess:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Daemon | None = None
         self._starts = 0
         self._started_at = 0.0
         self._watched: dict[Path, dict[str, str | bool | None]] = {}
@@ -149,14 +146,27 @@ class DeliveryProcess:
     def close(self) -> None:
         """Tells the process that no more records come: it delivers what is left and ends by itself."""
         with self._lock:
-            if self._process is not None and self._process.stdin is not None and os.getpid() == self._pid:
-                with contextlib.suppress(OSError):
-                    self._process.stdin.close()
+            if self._process is not None and os.getpid() == self._pid:
+                self._process.close()
             self._process = None  # who is watched from now on gets another
             self._watched.clear()
 
+    def finish(self, timeout: float) -> bool:
+        """As `close`, and waits until all that can be delivered is, the reports too, and the process has ended.
+
+        Args:
+            timeout: seconds.
+
+        Returns:
+            Whether it has ended.
+        """
+        with self._lock:
+            process = self._process
+        self.close()
+        return process is None or process.wait(timeout)
+
     def _alive(self) -> bool:
-        return self._process is not None and os.getpid() == self._pid and self._process.poll() is None
+        return self._process is not None and os.getpid() == self._pid and self._process.is_alive()
 
     def _started(self) -> bool:
         """Starts the process if none runs; returns whether it was started now."""
@@ -169,24 +179,19 @@ class DeliveryProcess:
         ours = dict(os.environ)
         self._starts += 1
         self._started_at = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, *_SAFE_PATH, "-m", "mlflow_tfmon.delivery.main", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=_environment(ours),
-            start_new_session=True,
-        )
+        if self._process is not None:
+            self._process.close()
+        self._process = Daemon(ours)
         self._environment = ours
         for command in self._watched.values():
             self._tell(command)
         return True
 
     def _tell(self, command: Mapping[str, object]) -> None:
-        if self._alive() and self._process is not None and self._process.stdin is not None:
+        if self._alive() and self._process is not None:
             # If it died just now, `ensure_alive` tells its successor.
             with contextlib.suppress(OSError, ValueError):
-                self._process.stdin.write(json.dumps(command, default=plain).encode() + b"\n")
-                self._process.stdin.flush()
+                self._process.tell(json.dumps(command, default=plain).encode() + b"\n")
 
     def _tell_environment(self) -> None:
         """Tells what has changed in it: a token that was set or renewed, say, counts for delivery too."""
@@ -210,27 +215,11 @@ def _watch(folder: Path, tracking_uri: str, registry_uri: str | None) -> dict[st
     }
 
 
-def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """The trainer's environment, without its devices and with a way to import this package."""
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in ours.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if package not in paths and Path(package).name not in ("site-packages", "dist-packages"):
-        paths.append(package)
-    return {
-        **ours,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "CUDA_VISIBLE_DEVICES": "",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    }
-
-
 def _forked() -> None:
-    """In a forked child: lets go of the parent's pipe, which would keep delivery waiting for the child's end."""
+    """In a forked child: lets go of the parent's delivery process."""
     shared = DeliveryProcess._shared
-    if shared is not None and shared._process is not None and shared._process.stdin is not None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.close(shared._process.stdin.fileno())
+    if shared is not None and shared._process is not None:
+        shared._process.let_go()
     DeliveryProcess._shared = None
     DeliveryProcess._shared_lock = threading.Lock()
 
