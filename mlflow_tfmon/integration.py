@@ -114,6 +114,7 @@ def autolog(
     max_variables: int = 50,
     journal_gb: float = 4.0,
     delivery_wait: float = 15.0,
+    exit_wait: float | None = None,
     report: bool = True,
     tensorboard: bool = False,
     on_problem: str | Callable[[Problem], Any] = "warn",
@@ -160,6 +161,8 @@ def autolog(
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         journal_gb: how many gigabytes of records may wait for delivery on this machine's disk.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+        exit_wait: for how many seconds the script's end waits for it; default 600 where that end ends all processes
+            (in a container, say, or under Kubernetes, SLURM or Ray), else 0.
         report: whether a run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.

@@ -53,6 +53,9 @@ class Settings:
         max_variables: how many variables (the largest kernels) get series of their own in MLflow.
         journal_gb: how many gigabytes of records may wait for delivery on this machine's disk.
         delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
+        exit_wait: for how many seconds the script's end (with Ray each training's) waits until all that can be
+            delivered is, the report too. None: 600 where that end ends all processes (the first process of a container,
+            Kubernetes, SLURM, SageMaker, Ray, CI, …), else 0, since delivery goes on by itself.
         report: whether the run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether the run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
         silent: whether nothing is said, neither log lines nor warnings.
@@ -85,6 +88,7 @@ class Settings:
     max_variables: int = 50
     journal_gb: float = 4.0
     delivery_wait: float = 15.0
+    exit_wait: float | None = None
     report: bool = True
     tensorboard: bool = False
     silent: bool = False
@@ -104,11 +108,14 @@ class Settings:
                 raise self._error(name, f"must be a whole number, at least {least}")
         numbers = (
             ("delivery_wait", "a number of seconds, 0 or more", 0),
+            ("exit_wait", "a number of seconds, 0 or more, or None", 0),
             ("min_delta", "a number, 0 or more", 0),
             ("journal_gb", "a number of gigabytes, at least 0.001", 0.001),
         )
         for name, what, smallest in numbers:
             value = getattr(self, name)
+            if name == "exit_wait" and value is None:
+                continue
             if (
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))

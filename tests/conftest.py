@@ -18,6 +18,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ["MLFLOW_TFMON_RAISE_ERRORS"] = "1"  # an error of ours fails the test it occurs in
 os.environ["MLFLOW_AUTOLOGGING_TESTING"] = "true"  # and MLflow checks how we behave
 os.environ["MLFLOW_TFMON_DELIVERY_WAIT"] = "60"  # a busy machine is no outage
+os.environ["MLFLOW_TFMON_EXIT_WAIT"] = "0"  # though the tests may run in a container
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"

@@ -459,7 +459,7 @@ def test_of_many_in_short_order_none_is_left_behind_in_mlflow() -> None:
         run_id = str(monitor.run_id)
         for epoch, metrics in losses(*(1 / (1 + n) for n in range(12))):
             monitor.log_epoch(epoch, metrics)
-            monitor._pipeline.keeper("").finish(60)
+            monitor._pipeline.keeper("").finish()
             if epoch == 0:
                 while "tfmon.best_model" not in tags(run_id):
                     time.sleep(0.1)
@@ -491,7 +491,7 @@ def test_the_writer_rests_by_what_it_took_the_processor_for(monkeypatch: pytest.
         1.9 <= queue._rest_until - ended[0] < 7.6
     )  # 19 times 0.1; with what is done once it would be 4 times that
     queue.put(2, 0.0, frozenset([1, 2]))
-    assert queue.finish(60) and len(ended) == 2
+    assert queue.finish() and len(ended) == 2
 
 
 def test_a_full_disk_leaves_the_best_before_whole() -> None:
@@ -507,7 +507,7 @@ def test_a_full_disk_leaves_the_best_before_whole() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
         try:
             monitor.log_epoch(1, {"val_loss": 0.4})
-            monitor._pipeline.keeper("").finish(60)
+            monitor._pipeline.keeper("").finish()
             folders = list((monitor.folder / "checkpoints").iterdir())
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -134,10 +134,10 @@ class Keeper:
             with contained("the checkpoint", "the model of this epoch is not kept"):
                 self._keep(now, directions)
 
-    def finish(self, timeout: float) -> None:
-        """Has all that waits written at once, and waits for it, so many seconds at most."""
-        if not self._queue.finish(timeout):
-            logger.warning("mlflow_tfmon: the last checkpoints are not written (after %.0f s).", timeout)
+    def finish(self) -> None:
+        """Has all that waits written at once, and waits for it: after this the recording may be closed."""
+        if not self._queue.finish():
+            logger.warning("mlflow_tfmon: the last checkpoints are not written.")
 
     def _keep(self, now: Moment, directions: Mapping[str, str]) -> None:
         if not self._due(now):
@@ -175,7 +175,7 @@ class Keeper:
         if (
             snapshot.live
         ):  # the training waits for the writing too: no more often than that may take of its time
-            self._queue.finish(None)
+            self._queue.finish()
             ended = time.monotonic()
             self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
 

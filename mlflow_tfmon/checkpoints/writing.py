@@ -51,22 +51,21 @@ class Queue(Generic[Job]):
             self._stuck.clear()
             self._go_on()
 
-    def finish(self, timeout: float | None) -> bool:
-        """Does at once all that waits.
-
-        Args:
-            timeout: seconds to wait for it; None for as long as it takes.
+    def finish(self) -> bool:
+        """Does at once all that waits, and waits for it; not within a job, which would wait for itself.
 
         Returns:
-            Whether all of it is done.
+            Whether all of it is done: what a disk does not take is not.
         """
         with self._changed:
+            if self._thread is threading.current_thread():
+                return True
             self._hurry += 1
             self._stuck.clear()
             self._go_on()
-            self._changed.wait_for(lambda: self._thread is None, timeout)
+            self._changed.wait_for(lambda: self._thread is None)
             self._hurry -= 1
-            return not self._jobs and self._thread is None
+            return not self._jobs
 
     def _go_on(self) -> None:
         self._changed.notify_all()

@@ -17,10 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# `os` is there before any path is searched; of what is imported next nothing is, so it comes from where it should.
+# These are there before any path is searched. A signal to all processes finds this one deaf until it knows what to do.
 _BOOT = """
-import os, sys
-if getattr(os, "fork", int)():
+import _signal, os, sys
+for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGTERM):
+    _signal.signal(number, _signal.SIG_IGN)
+if os.fork():
     os._exit(0)
 sys.path[:] = sys.argv[3:]
 from mlflow_tfmon.delivery import main

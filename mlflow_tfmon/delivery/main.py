@@ -202,11 +202,11 @@ def start(trainer: int, pidfd: int) -> None:
         trainer: process id of who has started it.
         pidfd: as for `Trainer`.
     """
-    _say_that_it_lives()
     delivery = Delivery()
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, or the terminal's end, stops the training alone
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: delivery.terminate())
+    _say_that_it_lives()
     from mlflow_tfmon.tracking.patience import be_quick  # only now: MLflow takes seconds of the processor
 
     be_quick()

@@ -41,6 +41,7 @@ class DeliveryProcess:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._process: Daemon | None = None
+        self._last: Daemon | None = None  # whose end was asked for, while it has something to deliver
         self._starts = 0
         self._started_at = 0.0
         self._watched: dict[Path, dict[str, str | bool | None]] = {}
@@ -151,19 +152,28 @@ class DeliveryProcess:
             self._process = None  # who is watched from now on gets another
             self._watched.clear()
 
-    def finish(self, timeout: float) -> bool:
-        """As `close`, and waits until all that can be delivered is, the reports too, and the process has ended.
+    @classmethod
+    def finish(cls, timeout: float) -> bool:
+        """Closes this process's own, and waits until all that can be delivered is, the reports too, and it has ended.
 
         Args:
             timeout: seconds.
 
         Returns:
-            Whether it has ended.
+            Whether it has ended, or there is nothing to wait for.
         """
-        with self._lock:
-            process = self._process
-        self.close()
-        return process is None or process.wait(timeout)
+        shared = cls._shared
+        if shared is None or shared._pid != os.getpid():
+            return True
+        with shared._lock:
+            shared._forget_complete()
+            if shared._watched:
+                with contextlib.suppress(OSError):
+                    shared._started()  # if it has died since
+                shared._last = shared._process
+            last = shared._last
+        shared.close()
+        return last is None or last.wait(timeout)
 
     def _alive(self) -> bool:
         return self._process is not None and os.getpid() == self._pid and self._process.is_alive()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import util
 from typing import Any
 
 from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.keeper import Keeper
+from mlflow_tfmon.delivery import ending
 from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
@@ -74,6 +77,8 @@ class Pipeline:
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
         with contained("starting delivery", f"what is recorded waits in {self.folder}"):
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
+        global _exit_wait
+        _exit_wait = settings.exit_wait
 
     @classmethod
     def of(cls, run: runs.Run, settings: Settings, journal: Journal | None = None) -> tuple[Pipeline, bool]:
@@ -98,7 +103,7 @@ class Pipeline:
     def finish_checkpoints(self) -> None:
         """Has the checkpoints that wait written, so that they come before the end."""
         for keeper in self._keepers.values():
-            keeper.finish(self.settings.delivery_wait)
+            keeper.finish()
 
     def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
@@ -157,6 +162,8 @@ class Pipeline:
                 self.folder, rest, self.run.tracking_uri, self.run.registry_uri, [self._started, written]
             )
         self._sum_up(self._wait())
+        if who := ending.of_training():
+            ending.wait(self.settings.exit_wait, who)
 
     def show(self) -> None:
         """Shows a progress bar from now on, where one can be seen."""
@@ -285,6 +292,7 @@ on_run_end: list[
 on_exit: list[Callable[[], None]] = []  # called when the script is over
 DRAIN = Drain(on_idle=_look)
 _pid = os.getpid()
+_exit_wait: float | None = None  # of the run that was begun last
 
 
 @atexit.register
@@ -309,3 +317,9 @@ def _close_all() -> None:
     with contained("telling the chief of the last steps", "their loss is not recorded"):
         DRAIN.flush()
     DRAIN.stop()
+    with contained("waiting for delivery", "what is left is delivered by `mlflow-tfmon sync`"):
+        ending.wait(_exit_wait, ending.of_script())
+
+
+if multiprocessing.parent_process() is not None:  # it ends without what `atexit` has, unless it was spawned
+    util.Finalize(None, _close_all, exitpriority=0)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
@@ -17,7 +17,9 @@ import psutil
 import pytest
 from recordings import BEGUN, blocks, layout, started, values
 
+from mlflow_tfmon.delivery import ending
 from mlflow_tfmon.delivery.process import DeliveryProcess
+from mlflow_tfmon.delivery.waiting import deliver, find_waiting
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import Flushed, RunEnded
@@ -93,29 +95,121 @@ TRAINER = """
     journal = Journal.create()
     DeliveryProcess.shared().watch(journal.folder, uri)
     if os.fork() == 0:  # a data worker that outlives the trainer and holds its pipes
+        os.setsid()
         time.sleep(60)
         os._exit(0)
     journal.append([started(uri, None, run_name=sys.argv[2]), layout(), *blocks(values(200))])
-    print(journal.folder, flush=True)
+    print(journal.folder, DeliveryProcess.shared()._process.pid(), flush=True)
     {end}
 """
 
 
-def trainer(uri: str, name: str, end: str) -> subprocess.Popen[str]:
+def trainer(
+    uri: str, name: str, end: str, within: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
     script = textwrap.dedent(TRAINER).format(tests=str(Path(__file__).parent), end=end)
-    return subprocess.Popen([sys.executable, "-c", script, uri, name], stdout=subprocess.PIPE, text=True)
+    command = [*within, sys.executable, "-c", script, uri, name]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}, start_new_session=True
+    )
 
 
-def test_a_killed_trainer_leaves_a_failed_run_with_all_its_rows(store: str, home: Path) -> None:
-    process = trainer(store, "killed", "os.kill(os.getpid(), signal.SIGKILL)")
+def told(process: subprocess.Popen[str]) -> tuple[Path, int]:
+    """Where it records, and the process that delivers it."""
     assert process.stdout is not None
-    folder = Path(process.stdout.readline().strip())
-    assert process.wait(PATIENCE) == -signal.SIGKILL
-    until(lambda: not folder.exists())
+    folder, pid = process.stdout.readline().split()
+    return Path(folder), int(pid)
+
+
+ENDS = {
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", signal.SIGKILL),
+    "its group killed": ("os.killpg(0, signal.SIGKILL)", signal.SIGKILL),
+    "its children killed": (
+        "import psutil\n[one.kill() for one in psutil.Process().children(recursive=True)]; os.abort()",
+        signal.SIGABRT,
+    ),
+    "its terminal gone": ("os.killpg(0, signal.SIGHUP)", signal.SIGHUP),
+    "all told to end": (  # by systemd or SLURM; nobody has to come back for what was recorded
+        "os.kill(DeliveryProcess.shared()._process.pid(), signal.SIGTERM); os.kill(0, signal.SIGTERM)",
+        signal.SIGTERM,
+    ),
+}
+
+
+def test_a_trainer_that_is_ended_leaves_a_failed_run_with_all_its_rows(store: str, home: Path) -> None:
+    processes = {name: trainer(store, name, end) for name, (end, _) in ENDS.items()}
+    said = {name: told(process) for name, process in processes.items()}
+    for name, process in processes.items():
+        assert process.wait(PATIENCE) == -ENDS[name][1]
+    until(lambda: not any(psutil.pid_exists(pid) for _, pid in said.values()))
+    for waiting in find_waiting():  # on a busy machine, there was too little time
+        assert waiting.folder == said["all told to end"][0] and deliver(waiting) is None
+    assert not any(folder.exists() for folder, _ in said.values())
+    runs = {run.info.run_name: run for run in mlflow.MlflowClient(store).search_runs(["0"])}
+    assert runs.keys() == ENDS.keys()
+    for run in runs.values():
+        assert run.info.status == "FAILED"
+        assert "step 200" in run.data.tags["mlflow.note.content"]
+        assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 201))
+
+
+def test_one_that_is_told_to_end_delivers_what_there_is_and_has_a_successor(
+    store: str, home: Path, delivery: DeliveryProcess
+) -> None:
+    rows = values(200)
+    journal = Journal.create()
+    delivery.watch(journal.folder, store, store)
+    first = delivery._process
+    assert first is not None
+    os.kill(first.pid(), signal.SIGTERM)  # while it loads MLflow
+    flushed = journal.append([started(store, None), layout(), *blocks(rows[:100]), Flushed(BEGUN)])
+    until(lambda: delivery.status(journal.folder).flushed >= flushed)
+    until(lambda: not first.is_alive())
+    assert delivery.ensure_alive() and delivery._process is not first
+    last = journal.append([*blocks(rows[100:]), RunEnded(BEGUN, "FINISHED", True)])
+    assert delivery.wait(journal.folder, last, PATIENCE)
+    journal.close()
+    until(lambda: not journal.folder.exists())
     (run,) = mlflow.MlflowClient(store).search_runs(["0"])
-    assert (run.info.run_name, run.info.status) == ("killed", "FAILED")
-    assert "step 200" in run.data.tags["mlflow.note.content"]
     assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 201))
+
+
+NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc"]
+
+
+def has_namespaces() -> bool:
+    try:
+        return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="a process cannot be the first one here")
+@pytest.mark.parametrize("within", [(), ("sh", "-c", '"$@"; exit 0', "sh")], ids=["python", "a shell"])
+def test_the_first_process_of_a_container_waits_until_all_is_delivered(
+    within: tuple[str, ...], store: str, home: Path
+) -> None:
+    """The report too: with the first process all others are gone."""
+    end = (
+        "journal.append([RunEnded(BEGUN, 'FINISHED', True)]); journal.close()\n"
+        "    from mlflow_tfmon.delivery import ending; ending.wait(None, ending.of_script())"
+    )
+    process = trainer(store, "contained", end, [*NAMESPACE, *within])
+    folder, _ = told(process)
+    assert process.wait(PATIENCE) == 0
+    assert not folder.exists()
+    (run,) = mlflow.MlflowClient(store).search_runs(["0"])
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    found = [item.path for item in mlflow.MlflowClient(store).list_artifacts(run.info.run_id, "tfmon")]
+    assert "tfmon/report.html" in found
+
+
+def test_who_ends_all_processes_with_the_script() -> None:
+    assert ending.of_script({"SLURM_JOB_ID": "7"}) == "SLURM"
+    assert ending.of_script({"SYSTEMD_EXEC_PID": str(os.getpid())}) == "systemd"
+    worker = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": "7"}
+    assert ending.of_training(worker) == ending.of_script(worker) == "Ray"
+    assert ending.of_training({"RAY_JOB_ID": "01000000", "SLURM_JOB_ID": "7"}) is None
 
 
 @pytest.mark.thorough
@@ -125,8 +219,7 @@ def test_four_scripts_on_one_fresh_store_at_once(tmp_path: Path, home: Path) -> 
     processes = [trainer(uri, f"script {n}", end) for n in range(4)]
     folders = []
     for process in processes:
-        assert process.stdout is not None
-        folders.append(Path(process.stdout.readline().strip()))
+        folders.append(told(process)[0])
         assert process.wait(PATIENCE) == 0
     until(lambda: not any(folder.exists() for folder in folders))
     runs = mlflow.MlflowClient(uri).search_runs(["0"])
