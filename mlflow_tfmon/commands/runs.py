@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
 from mlflow_tfmon.tables import table
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
@@ -25,8 +26,13 @@ _ID = 8  # characters of an id: enough to tell some ten thousand runs apart
 @store_option
 def command(experiment: str | None, limit: int, tracking_uri: str | None) -> None:
     """List the watched runs, those that were begun last first: state, best value and problems of each."""
-    found = itertools.islice(watched(open_client(tracking_uri), experiment), limit)
+    client = open_client(tracking_uri)
+    found = list(itertools.islice(watched(client, experiment), limit))
     rows = [_row(run) for run in found]
+    if experiment is None:
+        known = {run.info.run_id for run in found}
+        left = here.recordings(here.of_store(client.tracking_uri))
+        rows += [_row_of_one_here(one) for one in left if one.due and one.run_id not in known]
     if rows:
         click.echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
@@ -39,6 +45,12 @@ def _row(run: Run) -> tuple[str, ...]:
     state = run.info.status.lower() + ("" if delivery == "complete" else f", {delivery}")
     problems = run.data.tags.get(PROBLEMS, "").replace(",", ", ")
     return run.info.run_id[:_ID], run.info.run_name or "", begun, state, _best(run.data.metrics), problems
+
+
+def _row_of_one_here(one: here.Here) -> tuple[str, ...]:
+    """Of a recording that has not arrived, not even as far as to be known as a watched run."""
+    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
+    return (one.run_id or "")[:_ID], one.run_name or "", begun, "waits on this machine", "", ""
 
 
 def _best(metrics: dict[str, float]) -> str:

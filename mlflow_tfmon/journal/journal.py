@@ -28,6 +28,7 @@ FORMAT = 2  # 1 had all records, always
 DATABASE = "journal.sqlite"
 _READ_BYTES = 16 * 2**20
 _WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
+_NEAR_ROWS = 1000  # a journal may have gigabytes
 _TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
 
 
@@ -196,6 +197,17 @@ class JournalReader:
         """Number of the last record that is there, 0 if there is none."""
         try:
             for (last,) in self._execute("SELECT coalesce(max(seq), 0) FROM records", ()):
+                return int(last)
+        except (sqlite3.Error, OSError, ValueError):
+            pass
+        return 0
+
+    def ends(self) -> int:
+        """Number of the last record up to which all was to be delivered, 0 if there is none or it has been."""
+        near = "SELECT seq, kind FROM records ORDER BY seq DESC LIMIT ?"
+        query = f"SELECT coalesce(max(seq), 0) FROM ({near}) WHERE kind IN ('Flushed', 'RunEnded')"
+        try:
+            for (last,) in self._execute(query, (_NEAR_ROWS,)):
                 return int(last)
         except (sqlite3.Error, OSError, ValueError):
             pass

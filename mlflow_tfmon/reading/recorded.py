@@ -17,12 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.errors import logger
+from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import frames, joined
 from mlflow_tfmon.stream.past import SEAMS_TAG
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
 _TRIES = 5
+_PAUSE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     """Loads everything that was recorded of a watched run.
 
-    A training that goes on is seen up to a few seconds ago; load it again to see more.
+    A training that goes on is seen up to a few seconds ago; load it again to see more. What was recorded on this
+    machine and is on its way to MLflow is waited for, for a minute at most.
 
     Args:
         run_id: the MLflow run.
@@ -197,19 +201,21 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
 
     client = mlflow.MlflowClient(tracking_uri)
     run = client.get_run(run_id)
+    left = here.wait(here.of_run(run_id), f"run {run_id}")
+    until = time.monotonic() + here.PATIENCE_SECONDS
+    while not client.list_artifacts(run_id, TELEMETRY):
+        left = here.recordings(here.of_run(run_id))
+        if not any(one.comes for one in left) or time.monotonic() > until:
+            raise ValueError(_nothing(run_id, client.get_run(run_id).data.tags.get(DELIVERY_TAG), left))
+        time.sleep(_PAUSE_SECONDS)
+    if left:
+        logger.warning(
+            "mlflow_tfmon: run %s: not all of it is in MLflow, and so in what is loaded: %s. `mlflow-tfmon sync` "
+            "delivers it.",
+            run_id, "; ".join(map(str, left)),
+        )  # fmt: skip
+    run = client.get_run(run_id)
     state = run.data.tags.get(DELIVERY_TAG)
-    if not client.list_artifacts(run_id, TELEMETRY):
-        if state is None:
-            raise ValueError(
-                f"run {run_id} has no recording: it was not watched (call mlflow_tfmon.autolog() before the training, "
-                "or train within mlflow_tfmon.Monitor(model)), or nothing of it has arrived yet (what waits on the "
-                "machine that trained is delivered by `mlflow-tfmon sync`)."
-            )
-        raise ValueError(
-            f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
-            "a running training's first steps come within some seconds, so load it again; what a crash or an outage "
-            "left behind is delivered by `mlflow-tfmon sync`."
-        )
     # The files live as long as the object: they are read when a table is asked for.
     holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
     folder = _download(client, run_id, holder.name, final=state == "complete")
@@ -229,6 +235,26 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
 
     recorded._fetch_histograms = histograms
     return recorded
+
+
+def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> str:
+    """Why there is nothing of a run to be loaded."""
+    if left:
+        return (
+            f"run {run_id} was recorded on this machine, and no telemetry file of it has arrived in MLflow yet: "
+            f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers what waits."
+        )
+    if state is None:
+        return (
+            f"run {run_id} has no recording: it was not watched (call mlflow_tfmon.autolog() before the training, "
+            "or train within mlflow_tfmon.Monitor(model)), or on another machine, where all of it waits "
+            "(`mlflow-tfmon sync` there delivers it)."
+        )
+    return (
+        f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
+        "a running training's first steps come within some seconds, so load it again; what a crash or an outage "
+        "left behind is delivered by `mlflow-tfmon sync` on the machine that trained."
+    )
 
 
 def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str = TELEMETRY) -> Path:

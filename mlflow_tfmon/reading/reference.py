@@ -132,7 +132,18 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
         raise click.ClickException(
             f"the server {without_secrets(uri)} does not answer. {remedy} Is it running?"
         )
+    _wait_for_what_is_here(uri)
     return mlflow.MlflowClient(uri)
+
+
+def _wait_for_what_is_here(tracking_uri: str) -> None:
+    """Waits for what this machine is delivering to a store, and says what has not arrived there."""
+    from mlflow_tfmon.journal import here
+
+    left = here.wait(here.of_store(tracking_uri), "what was recorded on this machine")
+    if left:
+        said = "; ".join(map(str, left[:_SHOWN])) + ("; …" if len(left) > _SHOWN else "")
+        click.echo(f"mlflow-tfmon: not in MLflow yet: {said}. `mlflow-tfmon sync` delivers it.", err=True)
 
 
 def _search(

@@ -153,6 +153,7 @@ def test_a_trainer_that_is_ended_leaves_a_failed_run_with_all_its_rows(store: st
         assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 201))
 
 
+@pytest.mark.thorough
 def test_one_that_is_told_to_end_delivers_what_there_is_and_has_a_successor(
     store: str, home: Path, delivery: DeliveryProcess
 ) -> None:
@@ -192,7 +193,7 @@ def test_the_first_process_of_a_container_waits_until_all_is_delivered(
     """The report too: with the first process all others are gone."""
     end = (
         "journal.append([RunEnded(BEGUN, 'FINISHED', True)]); journal.close()\n"
-        "    from mlflow_tfmon.delivery import ending; ending.wait(None, ending.of_script())"
+        "from mlflow_tfmon.delivery import ending; ending.wait(None, ending.of_script())"
     )
     process = trainer(store, "contained", end, [*NAMESPACE, *within])
     folder, _ = told(process)
