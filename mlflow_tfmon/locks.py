@@ -38,23 +38,34 @@ def hold(path: Path) -> bool:
     with _lock:
         if is_mine(path):
             return False
-        handle = os.open(path, os.O_CREAT | os.O_RDWR | _SAFELY, 0o600)
-        try:
-            taken = _take(handle)
-        except BaseException:
+        while True:
+            handle = os.open(path, os.O_CREAT | os.O_RDWR | _SAFELY, 0o600)
+            try:
+                taken = _take(handle)
+                there = taken and _is_at(path, handle)
+            except BaseException:
+                os.close(handle)
+                raise
+            if there:
+                _held[path.resolve()] = os.getpid(), handle
+                return True
             os.close(handle)
-            raise
-        if taken:
-            _held[path.resolve()] = os.getpid(), handle
-        else:
-            os.close(handle)
-        return taken
+            if not taken:
+                return False  # else its last holder has just deleted the file
 
 
-def release(path: Path) -> None:
-    """Gives a lock back; nothing happens if this process does not hold it."""
+def release(path: Path, delete: bool = False) -> None:
+    """Gives a lock back; nothing happens if this process does not hold it.
+
+    Args:
+        path: of the file.
+        delete: whether the file goes too.
+    """
     with _lock:
         if is_mine(path):
+            if delete:
+                with contextlib.suppress(OSError):
+                    path.unlink()
             with contextlib.suppress(OSError):
                 os.close(_held.pop(path.resolve())[1])
 
@@ -104,6 +115,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
                 # Closing leaves it locked where a forked child has it open too.
                 fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether an open file is the one that has a name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _take(handle: int, shared: bool = False) -> bool:

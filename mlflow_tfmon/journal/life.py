@@ -1,4 +1,4 @@
-"""Whether a recording's trainer lives, and whether somebody delivers it: each holds a lock as long as it does."""
+"""Who lives that has to do with a recording: each holds a lock for as long as it does, however it ends."""
 
 from __future__ import annotations
 
@@ -53,3 +53,29 @@ def is_delivered_here(folder: Path) -> bool:
 def is_claimed(folder: Path) -> bool:
     """Whether a living process delivers a recording."""
     return locks.is_held(folder / _DELIVERY)
+
+
+def claim_run(folder: Path, run_id: str) -> bool:
+    """Says that this process records a run, in a recording, until `disclaim_run` or its death.
+
+    Returns:
+        Whether no other process of those that share this home does: of two, both would number their steps from 1.
+    """
+    path = _of_run(folder, run_id)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        for one in path.parent.iterdir():  # left by those that were killed
+            if one != path and not locks.is_held(one):
+                one.unlink(missing_ok=True)
+        return locks.is_mine(path) or locks.hold(path)
+    except OSError:
+        return True  # nobody can tell
+
+
+def disclaim_run(folder: Path, run_id: str) -> None:
+    """Says that this process records a run no longer."""
+    locks.release(_of_run(folder, run_id), delete=True)
+
+
+def _of_run(folder: Path, run_id: str) -> Path:
+    return folder.parent.parent / "runs" / run_id

@@ -142,6 +142,10 @@ class Drain:
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
+    def forked(self) -> None:
+        """In a forked child: nothing of its parent's is its own, neither rings nor the thread."""
+        self.__init__(self._on_idle)  # type: ignore[misc]
+
     def keep_running(self) -> None:
         """Starts the thread unless it runs."""
         if self._thread is None or not self._thread.is_alive():

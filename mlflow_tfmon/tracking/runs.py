@@ -32,6 +32,7 @@ class Run:
         active: whether it is (or was made) the active run of the training's thread.
         experiment_name: name of the experiment where its id could not be asked for, or None.
         past: how far earlier recordings of it had come, as far as that is known.
+        beside: id of the run that it stands beside, which another process is recording, or None.
     """
 
     run_id: str | None
@@ -45,6 +46,12 @@ class Run:
     tags: Mapping[str, str]
     experiment_name: str | None = None
     past: Past = NOTHING
+    beside: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nobody but the recording ends it."""
+        return self.owned or self.beside is not None
 
 
 def of_id(run_id: str) -> Run:
@@ -141,6 +148,33 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
         with contextlib.suppress(Exception):
             fluent._active_run_stack.get().pop()
     return _known(run, owned=True, active=stay_active, tags=tags)
+
+
+def beside(run: Run) -> Run:
+    """A run below one that another process is recording: of two in one, both would number their steps from 1.
+
+    It ends when that one ends in this process, or with the script.
+    """
+    from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_PARENT_RUN_ID
+
+    name = f"{run.name or run.run_id}, process {os.getpid()}"
+    tags = {**run.tags, MLFLOW_PARENT_RUN_ID: str(run.run_id), MLFLOW_AUTOLOGGING: INTEGRATION}
+    made = replace(
+        run, run_id=None, name=name, owned=False, active=True, tags=tags, past=NOTHING, beside=run.run_id
+    )
+    if not _away(run.tracking_uri):
+        import mlflow
+
+        with contextlib.suppress(mlflow.MlflowException):  # else delivery makes it
+            client = mlflow.MlflowClient(run.tracking_uri)
+            known = client.create_run(run.experiment_id, int(1e3 * run.start_time), tags, name)
+            made = replace(made, run_id=known.info.run_id)
+    logger.warning(
+        "mlflow_tfmon: run %s is being recorded by another process of this machine, so this training is recorded in a "
+        "run below it: %s.",
+        run.run_id, made.run_id or "one that is made when the server is back",
+    )  # fmt: skip
+    return made
 
 
 def leave(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -42,3 +43,7 @@ def trained(ring: Ring) -> str:
     if len(heads) == 1:
         return heads.pop()
     return models.name_of(ring.layout.keys) or (f"{sorted(heads)[0]}_etc" if heads else "model")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=active.clear)  # they are the parent's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -190,3 +191,15 @@ def _end(thread: int) -> None:
     loop = _loops.pop(thread, None)
     if loop is not None:
         loop.end()
+
+
+def _forked() -> None:
+    """In a forked child: the loops are its parent's."""
+    global _lock
+    _lock = threading.RLock()
+    _loops.clear()
+    _adopting.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

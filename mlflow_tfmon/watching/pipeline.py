@@ -20,6 +20,7 @@ from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
+from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
 from mlflow_tfmon.probes import batches, inputs
@@ -48,10 +49,10 @@ class Pipeline:
     Args:
         run: the run that takes them.
         settings: how they are watched.
-        journal: where they are recorded; default: one that is made now.
+        journal: where they are recorded.
     """
 
-    def __init__(self, run: runs.Run, settings: Settings, journal: Journal | None = None) -> None:
+    def __init__(self, run: runs.Run, settings: Settings, journal: Journal) -> None:
         self.run = run
         self.settings = settings
         self._rings: list[Ring] = []
@@ -60,7 +61,6 @@ class Pipeline:
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
-        journal = journal or Journal.create()
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
@@ -91,6 +91,9 @@ class Pipeline:
                     journal.close()  # nothing is in it: whoever looks for what waits deletes it
                 return pipeline, False
             say_what_waits()
+            journal = journal or Journal.create()
+            if run.run_id and not life.claim_run(journal.folder, run.run_id):
+                run = runs.beside(run)
             pipeline = _open[key] = cls(run, settings, journal)
             return pipeline, True
 
@@ -155,8 +158,13 @@ class Pipeline:
             runs.leave(self.run)
         self.recording.settle()
         self.watch.finish(ended=status == "FINISHED" and not self.interrupted)
-        self.recording.append(records.RunEnded(time.time(), status, self.run.owned, without_secrets(reason)))
-        if rest := self._spool.close():
+        self.recording.append(
+            records.RunEnded(time.time(), status, self.run.is_ours, without_secrets(reason))
+        )
+        rest = self._spool.close()
+        if self.run.run_id:
+            life.disclaim_run(self.folder, self.run.run_id)
+        if rest:
             written = records.LeftOut(dict(self._spool.written), self._spool.why)
             self._delivery.rest(
                 self.folder, rest, self.run.tracking_uri, self.run.registry_uri, [self._started, written]
@@ -291,15 +299,12 @@ on_run_end: list[
 ] = []  # called with the id of a run that is being ended, on the user's thread
 on_exit: list[Callable[[], None]] = []  # called when the script is over
 DRAIN = Drain(on_idle=_look)
-_pid = os.getpid()
 _exit_wait: float | None = None  # of the run that was begun last
 
 
 @atexit.register
 def _close_all() -> None:
     """The script is over: ends what is still being recorded, as failed if an exception ended the script."""
-    if os.getpid() != _pid:
-        return  # a forked child: all of this is its parent's
     # Interactively, it is the last error of any cell.
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
     error = None if interactive else getattr(sys, "last_value", None)
@@ -321,5 +326,21 @@ def _close_all() -> None:
         ending.wait(_exit_wait, ending.of_script())
 
 
-if multiprocessing.parent_process() is not None:  # it ends without what `atexit` has, unless it was spawned
+def _forked() -> None:
+    """In a forked child: what its parent records is none of its own; what it trains itself is."""
+    global _lock
+    _lock = threading.RLock()
+    _open.clear()
+    DRAIN.forked()
+
+
+def _close_with_worker(_: object = None) -> None:
+    """Has all closed at the end of one of multiprocessing's processes, which leaves without what `atexit` has."""
     util.Finalize(None, _close_all, exitpriority=0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+util.register_after_fork(DRAIN, _close_with_worker)  # where it begins after this is imported
+if multiprocessing.parent_process() is not None:
+    _close_with_worker()
