@@ -23,6 +23,7 @@ from mlflow_tfmon.delivery.waiting import deliver, find_waiting
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import Flushed, RunEnded
+from tests.daily import thorough
 
 PATIENCE = 150.0  # s; how long these take says nothing about the code, only about the machine
 
@@ -98,7 +99,8 @@ TRAINER = """
         os.setsid()
         time.sleep(60)
         os._exit(0)
-    journal.append([started(uri, None, run_name=sys.argv[2]), layout(), *blocks(values(200))])
+    begins = started(uri, None, run_name=sys.argv[2], report="REPORT" in os.environ)
+    journal.append([begins, layout(), *blocks(values(200))])
     print(journal.folder, DeliveryProcess.shared()._process.pid(), flush=True)
     {end}
 """
@@ -186,16 +188,17 @@ def has_namespaces() -> bool:
 
 
 @pytest.mark.skipif(not has_namespaces(), reason="a process cannot be the first one here")
-@pytest.mark.parametrize("within", [(), ("sh", "-c", '"$@"; exit 0', "sh")], ids=["python", "a shell"])
+@pytest.mark.parametrize("first", thorough(["python", "sh"], rare=["sh"]))
 def test_the_first_process_of_a_container_waits_until_all_is_delivered(
-    within: tuple[str, ...], store: str, home: Path
+    first: str, store: str, home: Path
 ) -> None:
     """The report too: with the first process all others are gone."""
     end = (
         "journal.append([RunEnded(BEGUN, 'FINISHED', True)]); journal.close()\n"
         "from mlflow_tfmon.delivery import ending; ending.wait(None, ending.of_script())"
     )
-    process = trainer(store, "contained", end, [*NAMESPACE, *within])
+    shell = ["sh", "-c", '"$@"; exit 0', "sh"] if first == "sh" else []
+    process = trainer(store, "contained", end, [*NAMESPACE, *shell], REPORT="1")
     folder, _ = told(process)
     assert process.wait(PATIENCE) == 0
     assert not folder.exists()
