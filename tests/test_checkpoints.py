@@ -24,6 +24,7 @@ import mlflow_tfmon
 from mlflow_tfmon.checkpoints.folder import WEIGHTS, Writer
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, variables_of
 from mlflow_tfmon.checkpoints.writing import Queue
+from mlflow_tfmon.errors import logger
 from tests import trainings
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -464,6 +465,42 @@ def test_of_many_in_short_order_none_is_left_behind_in_mlflow() -> None:
                 while "tfmon.best_model" not in tags(run_id):
                     time.sleep(0.1)
     assert [one.tags["tfmon.epoch"] for one in checkpoints(run_id)] == ["11"]
+
+
+def test_what_is_being_written_at_the_end_is_waited_for_whatever_the_network_may_take(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, gate, begun = Writer.write, threading.Event(), threading.Event()
+
+    def held_up(self: Writer, *what: Any) -> None:
+        begun.set()
+        assert gate.wait(60)
+        write(self, *what)
+
+    monkeypatch.setattr(Writer, "write", held_up)
+    monkeypatch.setattr(logger, "propagate", True)
+    with mlflow_tfmon.Monitor(net(), delivery_wait=0) as monitor:
+        run_id = str(monitor.run_id)
+        monitor.log_epoch(0, {"val_loss": 0.5})
+        assert begun.wait(60)
+        threading.Timer(2.0, gate.set).start()  # by then the training has come to its end
+    assert "not written" not in caplog.text and "failed" not in caplog.text
+    while tags(run_id).get("tfmon.delivery") != "complete":
+        time.sleep(0.1)
+    assert [one.tags["tfmon.epoch"] for one in checkpoints(run_id)] == ["0"]
+
+
+def test_a_job_that_ends_the_training_does_not_wait_for_itself() -> None:
+    """As where a problem that it was told of has the user's function end the run."""
+    found: list[bool] = []
+
+    def do(number: int, job: int) -> bool:
+        found.append(queue.finish())
+        return True
+
+    queue = Queue(do)
+    queue.put(1, 1, frozenset([1]))
+    assert queue.finish() and found == [True]
 
 
 def test_the_writer_rests_by_what_it_took_the_processor_for(monkeypatch: pytest.MonkeyPatch) -> None:

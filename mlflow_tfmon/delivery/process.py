@@ -166,10 +166,11 @@ class DeliveryProcess:
         if shared is None or shared._pid != os.getpid():
             return True
         with shared._lock:
-            shared._forget_complete()
             if shared._watched:
-                with contextlib.suppress(OSError):
-                    shared._started()  # if it has died since
+                shared._forget_complete()
+                if shared._watched:
+                    with contextlib.suppress(OSError):
+                        shared._started()  # if it has died since
                 shared._last = shared._process
             last = shared._last
         shared.close()
