@@ -152,8 +152,8 @@ def search_path(given: Sequence[object], here: str | None = None) -> list[str]:
 
 
 def _flags() -> list[str]:
-    """How the trainer was started, as far as it changes what is imported and how files are named."""
-    flags = [f"-Xutf8={sys.flags.utf8_mode}"]
+    """How the trainer was started, as far as it changes what is imported."""
+    flags = ["-Xutf8"]  # whatever the locale: libraries take a path's text for UTF-8
     flags += ["-P"] * (sys.version_info >= (3, 11))
     flags += ["-E"] * sys.flags.ignore_environment + ["-s"] * sys.flags.no_user_site
     return flags
@@ -173,6 +173,11 @@ def _environment(ours: Mapping[str, str]) -> dict[str, str]:
         one for one in paths if os.path.realpath(one) != os.path.realpath(os.curdir)
     )
     return changed
+
+
+def as_it_reads(text: str) -> str:
+    """The name of a file, or what is in the environment, as the delivery process reads it: as UTF-8."""
+    return os.fsencode(text).decode("utf-8", "surrogateescape")
 
 
 def _pidfd() -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from mlflow_tfmon.delivery.daemon import Daemon
+from mlflow_tfmon.delivery.daemon import Daemon, as_it_reads
 from mlflow_tfmon.delivery.status import Status, read_status
 from mlflow_tfmon.journal.journal import coded, plain
 from mlflow_tfmon.stream.records import Record
@@ -210,7 +210,7 @@ class DeliveryProcess:
             before, now = self._environment, dict(os.environ)
             if before != now and self._alive():
                 changed = {name: now.get(name) for name in before | now if before.get(name) != now.get(name)}
-                self._tell({"environment": changed})
+                self._tell({"environment": {name: one and as_it_reads(one) for name, one in changed.items()}})
                 self._environment = now
 
     def _forget_complete(self) -> None:
@@ -220,7 +220,7 @@ class DeliveryProcess:
 
 def _watch(folder: Path, tracking_uri: str, registry_uri: str | None) -> dict[str, str | bool | None]:
     return {
-        "watch": str(folder),
+        "watch": as_it_reads(str(folder)),
         "tracking_uri": absolute(tracking_uri),
         "registry_uri": absolute(registry_uri) if registry_uri else None,
     }

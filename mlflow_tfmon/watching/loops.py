@@ -27,6 +27,7 @@ _adopting: set[int] = set()  # threads that are just making a run for a loop
 _waiting: weakref.WeakKeyDictionary[Ring, float] = (
     weakref.WeakKeyDictionary()
 )  # since when steps wait for a run
+_inherited: weakref.WeakSet[Ring] = weakref.WeakSet()  # of a parent that forked, which takes what is in them
 _PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment before it takes its last steps
 
 
@@ -92,7 +93,7 @@ def _run_ends(run_id: str) -> None:
     if runs.last_active_id() == run_id:
         _look_for_old_rings(ended_run=run_id)
     for thread, loop in list(_loops.items()):
-        if loop.run_id == run_id:
+        if loop.for_run == run_id:
             _end(thread)
 
 
@@ -133,7 +134,7 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
 def _goes_on(loop: Monitor, ring: Ring, active: str | None) -> bool:
     """Whether a ring belongs to the loop that is on, rather than to another training."""
     if not loop.owns_run:
-        return active == loop.run_id
+        return active == loop.for_run
     if active is not None:
         return False
     # A GAN's second optimizer comes in the first steps; the same variables under a new optimizer are fine-tuning.
@@ -175,6 +176,9 @@ def _unheard() -> list[Ring]:
     """The rings with steps that nobody records."""
     found = []
     for ring in probes.all_rings():
+        if ring in _inherited:  # not when it forked: to ask TensorFlow then may hang
+            _inherited.discard(ring)
+            ring.taken = ring.written()
         if _is_heard(ring):
             _waiting.pop(ring, None)
         else:
@@ -199,6 +203,7 @@ def _forked() -> None:
     _lock = threading.RLock()
     _loops.clear()
     _adopting.clear()
+    _inherited.update(probes.all_rings())
 
 
 if hasattr(os, "register_at_fork"):

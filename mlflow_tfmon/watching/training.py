@@ -67,6 +67,11 @@ class Training:
         return None if self._pipeline is None else self._pipeline.run.run_id
 
     @property
+    def for_run(self) -> str | None:
+        """As `run_id`, but where another process records the run that was meant, the id of that one."""
+        return None if self._pipeline is None else self._pipeline.run.beside or self.run_id
+
+    @property
     def first_epoch(self) -> int:
         """The epoch with which the training begins: 0, or with `resume` the one after the checkpoint's."""
         return 0 if self._checkpoint is None else self._checkpoint.first_epoch
