@@ -15,6 +15,8 @@ from mlflow_tfmon.uris import in_a_line
 logger = logging.getLogger("mlflow_tfmon")
 _said: set[str] = set()
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
 
 
 class SettingError(ValueError):

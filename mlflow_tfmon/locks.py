@@ -24,6 +24,8 @@ except ImportError:  # Windows: nothing is known of other processes
 _SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 _held: dict[Path, tuple[int, int]] = {}  # those of this process: process id and file descriptor
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
 
 
 def hold(path: Path) -> bool:
@@ -134,12 +136,3 @@ def _take(handle: int, shared: bool = False) -> bool:
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another has it
             return False
     return True
-
-
-def _forked() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, las
 
 _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # other threads look at it while this one trains
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
 OnRing = Callable[[Ring, Any], None]
 
 

@@ -199,8 +199,7 @@ def _end(thread: int) -> None:
 
 def _forked() -> None:
     """In a forked child: the loops are its parent's."""
-    global _lock
-    _lock = threading.RLock()
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]  # Python 3.9 to 3.13
     _loops.clear()
     _adopting.clear()
     _inherited.update(probes.all_rings())

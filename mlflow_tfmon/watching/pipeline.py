@@ -328,8 +328,7 @@ def _close_all() -> None:
 
 def _forked() -> None:
     """In a forked child: what its parent records is none of its own; what it trains itself is."""
-    global _lock
-    _lock = threading.RLock()
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]  # Python 3.9 to 3.13
     _open.clear()
     DRAIN.forked()
 
