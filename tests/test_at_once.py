@@ -205,3 +205,51 @@ def test_a_cell_that_is_run_again(fresh: None) -> None:
         1
     ].info.status != "RUNNING"
     assert {run.data.tags["tfmon.delivery"] for run in runs} == {"complete"}
+
+
+IN_CHILDREN = """
+import multiprocessing, sys
+import keras, numpy as np, tensorflow as tf
+import mlflow, mlflow_tfmon
+
+def train(name, auto):
+    if auto:
+        mlflow_tfmon.autolog(log_models=False)
+    fitted = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    fitted.compile("sgd", "mse")
+    fitted.fit(np.ones((80, 4)), np.ones((80, 1)), epochs=2, batch_size=8, verbose=0)
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    optimizer = keras.optimizers.SGD(0.01)
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(net(x) ** 2)
+        optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+
+    for _ in range(30):
+        step(tf.ones((8, 4)))  # its run ends with the process
+
+if __name__ == "__main__":
+    how = sys.argv[1]
+    if how == "fork":
+        mlflow_tfmon.autolog(log_models=False)  # threads and a delivery process are there when it forks
+    child = multiprocessing.get_context(how).Process(target=train, args=(how, how != "fork"))
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver", "spawn"])
+def test_what_a_child_trains_is_the_childs(how: str, store: str, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "children.py"
+    path.write_text(IN_CHILDREN)
+    process = start(path, store, how)
+    _, said = process.communicate()
+    assert process.returncode == 0 and "failed" not in said, said
+    runs = mlflow.MlflowClient(store).search_runs(["0"])
+    counts = {run.info.run_id: len(mlflow_tfmon.load_run(run.info.run_id, store).steps) for run in runs}
+    assert sorted(counts.values()) == [20, 30]
+    assert {run.info.status for run in mlflow.MlflowClient(store).search_runs(["0"])} == {"FINISHED"}
+    assert find_waiting() == []
