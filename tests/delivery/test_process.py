@@ -18,6 +18,7 @@ import pytest
 from recordings import BEGUN, blocks, layout, started, values
 
 from mlflow_tfmon.delivery import ending
+from mlflow_tfmon.delivery.main import Trainer
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.delivery.waiting import deliver, find_waiting
 from mlflow_tfmon.journal.journal import Journal
@@ -206,6 +207,16 @@ def test_the_first_process_of_a_container_waits_until_all_is_delivered(
     assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
     found = [item.path for item in mlflow.MlflowClient(store).list_artifacts(run.info.run_id, "tfmon")]
     assert "tfmon/report.html" in found
+
+
+def test_the_trainers_end_is_seen_on_systems_without_a_handle_for_it() -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    known = Trainer(process.pid, -1)
+    assert not known.is_gone()
+    process.kill()
+    until(known.is_gone)  # nobody has asked for its exit status yet
+    process.wait()
+    assert known.is_gone() and Trainer(process.pid, -1).is_gone()
 
 
 def test_who_ends_all_processes_with_the_script() -> None:
