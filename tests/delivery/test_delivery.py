@@ -125,7 +125,7 @@ def test_delivery_that_is_interrupted_anywhere_delivers_everything_once(
         return done
 
     monkeypatch.setattr(RunStore, "points", failing)
-    monkeypatch.setattr("mlflow_tfmon.delivery.deliverer._BATCH", 7)
+    monkeypatch.setattr("mlflow_tfmon.delivery.attempt._BATCH", 7)
     folder = write(home, started(store, runs[1]), *body)
     for attempt in range(60):  # each time a new process, as far as delivery can tell
         calls["left"] = attempt % 4
