@@ -135,9 +135,9 @@ class AnyOrder:
         """
         first: AwayError | None = None
         until = time.monotonic() + _FAILING_SECONDS
-        for call in sorted(self._waiting, key=lambda one: one.tries):
-            if self._is_held(call):
-                continue
+        tried: set[Call] = set()
+        while call := self._next(tried):
+            tried.add(call)
             try:
                 call.attempt()
             except AwayError as away:
@@ -151,6 +151,10 @@ class AnyOrder:
                 self.sent = time.monotonic()
         if first is not None:
             raise first
+
+    def _next(self, tried: set[Call]) -> Call | None:
+        ready = (call for call in self._waiting if call not in tried and not self._is_held(call))
+        return min(ready, key=lambda one: one.tries, default=None)
 
     def _is_held(self, call: Call) -> bool:
         if call.needs is None:

@@ -97,7 +97,7 @@ class Tally:
         """
         run = client.get_run(run_id)
         inputs = run.inputs.dataset_inputs if run.inputs else []
-        folders = {path.rpartition("/")[0] for path in self.texts}
+        folders = {path.rpartition("/")[0] for path in self.texts.difference(refused)}
         there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder or None)}
         return [
             f"{what} {name}: not there"

@@ -67,7 +67,10 @@ def deliver_model(
                 )
                 model_id = model.model_id
             else:
-                model = _known(client, model_id)
+                found = _known(client, model_id)
+                if found is None:  # it was there, and another has taken its place, or somebody has deleted it
+                    return {}
+                model = found
             remember(model_id)
             if model.status != LoggedModelStatus.READY:  # an earlier attempt may have got as far as that
                 _sign(folder, model_id, run.run_id, model.artifact_location)
@@ -86,12 +89,13 @@ def deliver_model(
     return rejected
 
 
-def _known(client: MlflowClient, model_id: str) -> LoggedModel:
+def _known(client: MlflowClient, model_id: str) -> LoggedModel | None:
+    """A logged model that was there; None if it is deleted."""
     try:
         return client.get_logged_model(model_id)
     except MlflowException as error:
         if is_refusal(error, _GONE):
-            raise RefusedError(f"model {model_id} was deleted") from error
+            return None
         raise
 
 
@@ -172,7 +176,7 @@ def drop_model(run: RunStore, model_id: str) -> None:
     client = run.client
     with contextlib.suppress(RefusedError), store_errors():
         model = _known(client, model_id)
-        if registered_as(model) or _has_versions(client, model_id):
+        if model is None or registered_as(model) or _has_versions(client, model_id):
             return
         client.delete_logged_model(model_id)
         # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.

@@ -101,10 +101,11 @@ def test_a_moment_of_another_version_is_left_alone(
     one.advance(hurry=True)
     one.close()
     with monkeypatch.context() as patch:
-        patch.setattr("mlflow_tfmon.__version__", "99.0")
+        patch.setattr("mlflow_tfmon.delivery.moment.FORMAT", 99)
         other = Deliverer(journal.folder)
         other.advance(hurry=True)
         assert "mlflow-tfmon==" in str(other.status.error) and not other.done
+        assert str(journal.folder / moment.FILE) in str(other.status.error)
         other.close()
     journal.append([ENDED])
     journal.close()
