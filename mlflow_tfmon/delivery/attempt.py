@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tfmon.delivery.live import Live, Pace
-from mlflow_tfmon.delivery.moment import Moment, load_moment, save_moment
+from mlflow_tfmon.delivery.moment import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.journal.journal import JournalReader
@@ -138,6 +138,7 @@ class Attempt:
         """Goes on from the moment that an earlier delivery has written down, if there is one."""
         moment = load_moment(self._folder, self._telemetry_folder)
         if moment is None:
+            self._look_for_a_gap()
             return
         self._resumed = max(self._resumed, moment.seq)
         self.moment = self._seq = moment.seq
@@ -145,6 +146,15 @@ class Attempt:
         self.outbox.muted = True
         self.outbox.begin(moment.started)
         self.outbox.so_far = moment.sent
+
+    def _look_for_a_gap(self) -> None:
+        """Raises an error where records are missing that only a moment can stand for."""
+        first = self.reader.read(1, limit=1)
+        if first and first[0][0] > 2:
+            path = self._folder / FILE
+            raise ValueError(
+                f"{path} is missing: records 2 to {first[0][0] - 1} were delivered, and it says how"
+            )
 
     def _trim(self, translation: Translation) -> None:
         """Deletes what has arrived from the journal, once it is much and was counted in the store."""

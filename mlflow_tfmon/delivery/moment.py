@@ -22,6 +22,8 @@ from mlflow_tfmon.translation.translation import Translation
 FILE = "moment.json"
 FORMAT = 1  # another one where what is made of the same records becomes different
 _MOST_BYTES = 2**30
+# What Python says to values of another type or size than they must have.
+_OF_DATA = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,12 @@ class Moment:
             StateError: it is none.
         """
         started: RunStarted = state.record("started", RunStarted)
-        translation = Translation.restored(started, folder(), state.part("translation"))
-        sent = Sent.restored(state.part("sent"))
+        where = folder()
+        try:
+            translation = Translation.restored(started, where, state.part("translation"))
+            sent = Sent.restored(state.part("sent"))
+        except _OF_DATA as error:
+            raise StateError(f"{type(error).__name__}: {error}") from error
         return cls(state.integer("seq", 1), started, translation, sent, state.number("time", finite=True))
 
 

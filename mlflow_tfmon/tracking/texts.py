@@ -133,7 +133,7 @@ def _figures(record: Record, told: dict[str, str]) -> Record:
         return record
     figures: Mapping[str, Any] = getattr(record, name)
     step = record.epoch if isinstance(record, EpochEnded) else record.step  # type: ignore[union-attr]
-    if not _is_step(next(iter(figures), ""), step, told):
+    if figures and not _is_step(next(iter(figures)), step, told):
         figures = dict.fromkeys(figures)  # none of them has a place
     found = {key: value for key, value in figures.items() if _is_figure(key, value, told)}
     return record if found == getattr(record, name) else dataclasses.replace(record, **{name: found})  # type: ignore[arg-type]

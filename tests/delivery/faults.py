@@ -29,6 +29,7 @@ import mlflow_tfmon.uris
 
 # The trainer's side of it, and commands: they run in other processes.
 ELSEWHERE = {"delivery.process", "delivery.main", "delivery.waiting", "delivery.left", "tracking.runs"}
+WRITING = tuple(f"journal.journal.{name}" for name in ("Journal.", "coded", "_row", "plain"))  # the trainer's
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "MemoryError": MemoryError,
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -67,7 +68,7 @@ def functions() -> dict[str, types.FunctionType]:
                     _add(found, f"{short}.{name}.{method}", function, module)
             else:
                 _add(found, f"{short}.{name}", value, module)
-    return {name: function for name, function in found.items() if "Journal." not in name}  # the trainer's
+    return {name: found[name] for name in found if not name.startswith(WRITING)}
 
 
 def _add(found: dict[str, types.FunctionType], name: str, value: Any, module: types.ModuleType) -> None:
