@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import requests
@@ -135,3 +136,55 @@ def pass_on(source: socket.socket, sink: socket.socket, half: bool) -> None:
             sink.sendall(data)
         for one in (source, sink):
             one.shutdown(socket.SHUT_RDWR)
+
+
+class Proxy:
+    """A proxy before a server, which answers some requests itself.
+
+    Attributes:
+        answers: part of a path -> status, content type and body of its own answer.
+        asked: method and path of each of these.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.answers: dict[str, tuple[int, str, bytes]] = {}
+        self.asked: list[tuple[str, str]] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                own = next((answer for part, answer in proxy.answers.items() if part in self.path), None)
+                if own is not None:
+                    proxy.asked.append((self.command, self.path))
+                    self.answer(*own)
+                    return
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                there = requests.request(
+                    self.command, uri + self.path, data=body, headers=headers, timeout=60
+                )
+                self.answer(there.status_code, there.headers.get("Content-Type", ""), there.content)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_GET
+
+            def answer(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None:
+                """Says nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

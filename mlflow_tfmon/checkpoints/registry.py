@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.checkpoints.names import DATASET, EPOCH, METRIC, MODE, REGISTERED, STEP, VALUE, judged_on
 from mlflow_tfmon.tracking.models import current_store, datasets_of, note_version
-from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
+from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_refusal, store_errors
 
 ALIAS = "best"
 RUN = "tfmon.run"
@@ -226,7 +226,6 @@ def registry_errors(client: Any) -> Iterator[None]:
         with store_errors(), current_store(client.tracking_uri):
             yield
     except AwayError as error:
-        cause = error.__cause__
-        if isinstance(cause, MlflowException) and cause.error_code in _REFUSALS:
-            raise RefusedError(str(error)) from cause
+        if is_refusal(error.__cause__, _REFUSALS):
+            raise RefusedError(str(error)) from error.__cause__
         raise

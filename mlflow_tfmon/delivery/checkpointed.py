@@ -8,6 +8,9 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+
 from mlflow_tfmon.checkpoints.names import MODELS
 from mlflow_tfmon.checkpoints.registry import register_pointed
 from mlflow_tfmon.delivery.earlier import Earlier
@@ -16,9 +19,10 @@ from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models, unheard
 from mlflow_tfmon.tracking.points import Point
-from mlflow_tfmon.tracking.store import RunStore, store_errors
+from mlflow_tfmon.tracking.store import RunStore, is_refusal, store_errors
+from mlflow_tfmon.tracking.texts import milliseconds
 
-Call = Callable[[RunStore], "dict[str, str] | None"]
+Asked = Callable[[RunStore], "dict[str, str] | None"]
 
 
 def saved_model(
@@ -29,7 +33,7 @@ def saved_model(
     ledger: Ledger,
     earlier: Callable[[], Earlier],
     names: Callable[[str], str],
-) -> tuple[str, Call, Callable[[], None]]:
+) -> tuple[str, Asked, Callable[[], None]]:
     """How a saved model gets to the run.
 
     Args:
@@ -49,7 +53,7 @@ def saved_model(
     for key, value in ((names(key), value) for key, value in saved.metrics.items() if isfinite(value)):
         known = sent.linkable.get((key, saved.step))
         same = known is not None and known.value == value
-        points.append(known if known and same else Point(key, value, saved.step, int(when * 1e3)))
+        points.append(known if known and same else Point(key, value, saved.step, milliseconds(when)))
     sent.models[saved.path] = saved.step
     for path in saved.drops:
         sent.models.pop(path, None)
@@ -61,7 +65,7 @@ def saved_model(
 
     def deliver(run: RunStore) -> dict[str, str]:
         known = ledger.status.models
-        if files.with_name(f"{files.name}.gone").exists():  # another took its place before it was delivered
+        if _is_gone(files):  # another took its place before it was delivered
             if saved.path in known:
                 _drop(run, known, saved.path)
             return {}
@@ -79,6 +83,39 @@ def saved_model(
     return name, deliver, partial(shutil.rmtree, files, ignore_errors=True)
 
 
+def _is_gone(files: Path) -> bool:
+    return files.with_name(f"{files.name}.gone").exists()
+
+
+def models_not_there(run: RunStore, sent: Sent, ledger: Ledger, folder: Path) -> list[str]:
+    """Tells which of the models that are kept the store does not have whole, a line each.
+
+    One that it says it has no more was there: somebody has deleted it.
+
+    Args:
+        run: the run.
+        sent: what has been handed over.
+        ledger: of the recording.
+        folder: of the recording.
+    """
+    found = []
+    for path in sent.models:
+        model_id = ledger.status.models.get(path)
+        if not model_id:
+            if not _is_gone(folder / path):
+                found.append(f"model of {path}: not there")
+            continue
+        try:
+            status = run.client.get_logged_model(model_id).status
+        except MlflowException as error:
+            if not is_refusal(error, ("RESOURCE_DOES_NOT_EXIST",)):
+                raise
+            continue
+        if status != LoggedModelStatus.READY:
+            found.append(f"model {model_id}: {status}")
+    return found
+
+
 def _drop(run: RunStore, known: Mapping[str, str], path: str) -> None:
     with store_errors():
         found = known.get(path, path.removeprefix(MODELS)) or unheard(run, path)
@@ -86,14 +123,14 @@ def _drop(run: RunStore, known: Mapping[str, str], path: str) -> None:
         drop_model(run, found)
 
 
-def settled(sent: Sent, ledger: Ledger) -> list[tuple[str, Call]]:
+def settled(sent: Sent, ledger: Ledger) -> list[tuple[str, Asked]]:
     """The calls that link the models that are kept to the run, and register those that are to be: of many the best."""
 
     def link(run: RunStore) -> None:
         known = ledger.status.models
         link_models(run, {known[path]: step for path, step in sent.models.items() if known.get(path)})
 
-    calls: list[tuple[str, Call]] = [("outputs", link)] if sent.models else []
+    calls: list[tuple[str, Asked]] = [("outputs", link)] if sent.models else []
     for tag, name in sent.to_register.items():
         calls.append((f"registered model {name}", partial(register_pointed, tag=tag, name=name)))
     sent.to_register.clear()

@@ -1,37 +1,30 @@
-"""Delivery of one recording: reads its journal and brings MLflow up to it.
+"""Delivery of one recording: reads its journal and brings MLflow up to it, whatever goes wrong.
 
-The journal says what is to be delivered. After a restart it is read again from the start: what was delivered is
-translated (so that thinning and files go on exactly as they were) but not sent again. Once much has been delivered, it
-is deleted from the journal, and what is left is read from there on (`moment`).
+The journal says what is to be delivered, and what delivery holds beside it (`attempt`) can be made again from it at any
+time. So nothing has to be right after a fault: the attempt is given up, and another begins from what was committed
+last. A recording is deleted when all of it was counted in the store, and else kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow_tfmon.delivery.live import Live, Pace
-from mlflow_tfmon.delivery.moment import Moment, load_moment, save_moment
-from mlflow_tfmon.delivery.outbox import Outbox
+from mlflow_tfmon.delivery.attempt import Attempt
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
 from mlflow_tfmon.journal import life
-from mlflow_tfmon.journal.journal import JournalReader
-from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
+from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.tracking.patience import give_more_time
-from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError
-from mlflow_tfmon.translation.translation import Translation
+from mlflow_tfmon.tracking.texts import sayable
 from mlflow_tfmon.uris import in_a_line
 
 _BACK_OFF = (0.5, 15.0)  # s
-_SLICE_SECONDS = 2.0
-_BATCH = 1000
-_PROGRESS_SECONDS = 2.0
-_TRIM_BYTES = 64 * 2**20  # of records that have arrived: so much more than what waits is on the disk
+_TRIES = 3  # of a record that cannot be translated, and of a journal that cannot be read
+_PASSING = (MemoryError, RecursionError, OSError, sqlite3.Error)  # what a record is not to blame for
 
 
 class Deliverer:
@@ -39,7 +32,7 @@ class Deliverer:
 
     Attributes:
         folder: of the recording.
-        done: whether nothing is left to do here.
+        done: whether nothing is left to do here; `status.error` says why, where not all has arrived.
 
     Args:
         folder: of the recording.
@@ -52,22 +45,18 @@ class Deliverer:
     ) -> None:
         self.folder = folder
         self.done = False
+        self._uris = (tracking_uri, registry_uri)
         self._ledger = Ledger(folder)
-        self._outbox = Outbox(folder, (tracking_uri, registry_uri), self._ledger)
-        self._reader = JournalReader(folder)
+        self._attempt: Attempt | None = None
         self._has = False  # the delivery of it
-        self._started: RunStarted | None = None
-        self._translation: Translation | None = None
-        self._live = Live(self._outbox.show)
-        self._progress = Pace(_PROGRESS_SECONDS)
-        self._resumed = 0  # last record that an earlier delivery has delivered
-        self._seq = 0  # last record that was read
-        self._time = 0.0  # of the last record that says it
-        self._ended = False
-        self._trimmed = 0  # bytes that had been read by then
+        self._where = "MLflow"
         self._rest: list[Record] = []
         self._begins: Sequence[Record] = ()
         self._gone = False  # there was no journal
+        self._unread: dict[int, str] = {}  # records that could not be translated: number -> why
+        self._faults: dict[int, int] = {}  # how often, by the record's number
+        self._damaged = 0  # how often, one after the other, the journal looked so
+        self._sent = time.monotonic()
         self._waits = 0.0
         self._next_try = 0.0
 
@@ -84,36 +73,86 @@ class Deliverer:
     @property
     def progressed(self) -> float:
         """When something was delivered last, monotonic seconds."""
-        return self._outbox.sent
+        return self._sent
 
     @property
     def where(self) -> str:
         """The store, for messages: without credentials."""
-        return self._started.tracking_uri if self._started else "MLflow"
+        return self._where
 
     def advance(self, trainer_gone: bool = False, hurry: bool = False) -> None:
-        """Delivers what there is, for a few seconds at most; never raises.
+        """Delivers what there is, for a few seconds at most; never raises what is not meant to stop the process.
 
         Args:
             trainer_gone: whether no more records can come: then a recording that was not ended is ended.
             hurry: try now, even if the store was away a moment ago.
         """
-        if self.done or (time.monotonic() < self._next_try and not hurry) or not self._claimed():
+        if self.done or (time.monotonic() < self._next_try and not hurry):
             return
-        try:
-            self._deliver(trainer_gone)
-            error = self._reader.error
-        except AwayError as away:
-            error = str(away)
-            give_more_time(error)
-        except Exception as unexpected:  # a fault of ours: said in the status, and tried again
-            error = f"{type(unexpected).__name__}: {in_a_line(unexpected)}"
+        error: str | None = None
+        tries = 0
+        while tries < _TRIES and not self.done:
+            try:
+                if not self._claimed():
+                    return
+                error = self._deliver(trainer_gone)
+                break
+            except AwayError as away:  # the calls that are left wait in the attempt
+                error = str(away)
+                give_more_time(error)
+                break
+            except BaseException as fault:  # a fault of ours: tried again, and said in the status
+                known = len(self._unread)
+                error = self._give_up(fault)
+                if not isinstance(fault, Exception):
+                    raise
+                tries = 0 if len(self._unread) > known else tries + 1
         if not self.done:
             self._waits = min(_BACK_OFF[1], max(_BACK_OFF[0], 2 * self._waits)) if error else 0.0
             self._next_try = time.monotonic() + self._waits
-            waiting = max(0, self._reader.last() - self.status.delivered)
-            tried = time.time() if error else self.status.tried
+            with contextlib.suppress(Exception):
+                self._note(error)
+
+    def _note(self, error: str | None) -> None:
+        tried = time.time() if error else self.status.tried
+        attempt = self._attempt
+        if attempt is not None:
+            self._sent = max(self._sent, attempt.outbox.sent)
+            waiting = max(0, attempt.reader.last() + len(self._rest) - self.status.delivered)
             self._ledger.note(error=error, tried=tried, waiting=waiting)
+        else:
+            self._ledger.note(error=error, tried=tried)
+
+    def _deliver(self, trainer_gone: bool) -> str | None:
+        """Goes on with an attempt, or begins one; returns why it does not get on, if so."""
+        if self._attempt is None:
+            self._attempt = Attempt(self.folder, self._uris, self._ledger, self._rest, self._unread)
+        attempt = self._attempt
+        while True:
+            attempt.go_on(trainer_gone, self._damaged >= _TRIES, self._gone)
+            self._damaged = self._damaged + 1 if attempt.reader.damaged else 0
+            if not 0 < self._damaged <= _TRIES or attempt.over:
+                break
+        if attempt.started is not None:
+            self._where = attempt.started.tracking_uri
+        if attempt.over:
+            self._finish(attempt)
+            return self.status.error
+        return attempt.reader.error or attempt.error
+
+    def _give_up(self, fault: BaseException) -> str:
+        """Lets an attempt go; a record that is to blame for it, again and again, is left out of the next."""
+        attempt, self._attempt = self._attempt, None
+        error = f"{type(fault).__name__}: {sayable(in_a_line(fault))}"  # type: ignore[arg-type]
+        if attempt is not None:
+            number = attempt.reading
+            if number and isinstance(fault, Exception) and not isinstance(fault, _PASSING):
+                self._faults[number] = self._faults.get(number, 0) + 1
+                if self._faults[number] >= _TRIES:
+                    self._unread[number] = error
+            with contextlib.suppress(Exception):
+                attempt.close()
+        return error
 
     def rest(self, records: Sequence[Record], begins: Sequence[Record]) -> None:
         """Takes what the trainer could not write to the journal, now that it has closed it: it comes after the rest.
@@ -127,7 +166,9 @@ class Deliverer:
 
     def close(self) -> None:
         """Lets the recording go, so that another delivery may take it."""
-        self._reader.close()
+        if self._attempt is not None:
+            self._attempt.close()
+            self._attempt = None
         if self._has:
             life.disclaim(self.folder)
             self._has = False
@@ -150,163 +191,28 @@ class Deliverer:
         if not self._has:
             return False
         self._ledger.reload()
-        self._resumed = self.status.delivered
         if self.status.complete:
-            self._finish()
+            self._put_away()
         return not self.done
 
-    def _deliver(self, trainer_gone: bool) -> None:
-        if self._seq == 0:
-            self._take_over()
-        until = time.monotonic() + _SLICE_SECONDS
-        files_away: AwayError | None = None
-        more = True
-        while more:
-            self._outbox.send()
-            if files_away is None:
-                try:
-                    self._outbox.send_files()
-                except AwayError as away:
-                    files_away = away  # the curves go on meanwhile
-            if self._outbox.empty and self._seq > self.status.delivered:
-                self._ledger.note(delivered=self._seq)
-            more = not self._ended and time.monotonic() < until and self._read(trainer_gone)
-        if files_away is not None:
-            raise files_away
-        if self._outbox.empty and self._ended:
-            self._finish()
-        elif self._outbox.empty and self._translation is not None and self._seq >= self._resumed:
-            # What is read again, up to there, is less than what an earlier delivery has shown.
-            self._live.publish(self._translation.telemetry.unfinished)
-            self._trim()
-
-    def _take_over(self) -> None:
-        """Goes on from the moment that an earlier delivery has written down, if there is one."""
-        moment = load_moment(self.folder)
-        if moment is None:
+    def _finish(self, attempt: Attempt) -> None:
+        """Deletes a recording of which all is in the store; another is kept, to be sent again."""
+        if attempt.nothing or attempt.outbox.confirmed:
+            self._ledger.note(complete=True, waiting=0, error=None)
+            self._put_away()
             return
-        self._resumed = max(self._resumed, moment.seq)
-        self._seq, self._time, self._started = moment.seq, moment.time, moment.started
-        self._translation = moment.translation
-        self._translation.telemetry.move(self._telemetry_folder())
-        self._outbox.muted = True
-        self._outbox.begin(moment.started)
-        self._outbox.so_far = moment.sent
-
-    def _trim(self) -> None:
-        """Deletes what has arrived from the journal, once it is much."""
-        if (
-            self._reader.bytes - self._trimmed < _TRIM_BYTES
-            or self._started is None
-            or self._translation is None
-        ):
-            return
-        self._trimmed = self._reader.bytes
-        moment = Moment(self._seq, self._started, self._translation, self._outbox.so_far, self._time)
-        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk, or a busy one: later
-            save_moment(self.folder, moment)
-            self._reader.trim(self._seq)
-
-    def _read(self, trainer_gone: bool) -> bool:
-        """Reads and translates what comes next; returns whether there was anything."""
-        # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
-        sent = self._resumed - self._seq
-        batch = self._reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
-        over = not batch and (not self._reader.error or self._reader.damaged or self._gone)
-        if over and self._rest:
-            batch, self._rest = list(enumerate(self._rest, self._seq + 1)), []
-        if batch:
-            self._translate(batch)
-        elif trainer_gone and over:
-            self._end_abandoned()
-        else:
-            return False
-        return True
-
-    def _translate(self, batch: list[tuple[int, Record]]) -> None:
-        points: list[Point] = []
-        for seq, record in batch:
-            self._seq = seq
-            self._outbox.muted = seq <= self._resumed
-            self._time = max(self._time, *(getattr(record, name, 0.0) for name in ("seen", "time", "end")))
-            if isinstance(record, RunStarted):
-                self._start(record)
-            if self._translation is None:
-                continue
-            if not isinstance(record, (RunStarted, Flushed, RunEnded)):
-                self._outbox.streaming()
-            try:
-                found = self._translation.take(record)
-            except Exception as error:  # one bad record must not hold up all that follow
-                self._ledger.reject({type(record).__name__: f"record {seq}: {type(error).__name__}: {error}"})
-                continue
-            points += found
-            if isinstance(record, EpochEnded):
-                self._outbox.linkable(found)
-            elif isinstance(record, Flushed):
-                self._flush(points)
-                points = []
-            elif isinstance(record, RunEnded):
-                self._flush(points, record)
-                self._ended = True
-                return
-            self._outbox.record(record, self._time, self._translation.names)
-        if self._translation is not None:
-            self._outbox.points(points + self._translation.settle())
-            self._outbox.files(self._translation.telemetry.finished())
-            if self._progress.due:
-                with self._progress.turn():
-                    self._outbox.progress(self._translation.progress.text(), self._translation.reached())
-
-    def _start(self, started: RunStarted) -> None:
-        self._started = started
-        self._translation = Translation(started, self._telemetry_folder())
-        self._outbox.begin(started)
-
-    def _telemetry_folder(self) -> Path:
-        """Where files wait for their upload; what another delivery has left there is made again."""
-        folder = self.folder / "telemetry"
-        shutil.rmtree(folder, ignore_errors=True)
-        return folder
-
-    def _flush(self, points: list[Point], ended: RunEnded | None = None, end_run: bool = True) -> None:
-        translation = self._translation
-        assert translation is not None
-        self._outbox.points(points + translation.flush(final=ended is not None))
-        self._outbox.files(translation.telemetry.finished())
-        self._outbox.progress(translation.progress.text(), translation.reached())
-        self._outbox.settle_models()
-        if ended is not None and end_run:
-            self._outbox.end(ended)  # before it is called delivered: the trainer waits for that
-        self._outbox.flushed(self._seq, translation)
-        if ended is not None and self._started is not None and translation.last_step:
-            self._outbox.show_all(self._started)  # nobody waits for it
-
-    def _end_abandoned(self) -> None:
-        """Ends a recording whose trainer is gone without a word."""
-        self._ended = True
-        if self._translation is None or self._started is None:
-            return  # nothing was ever recorded
-        self._outbox.muted = False
-        when = self._time or time.time()
-        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
-        reason = (
-            "mlflow_tfmon: the training process ended without notice, killed or crashed. "
-            f"Last recorded: step {self._translation.last_step}, {moment}."
+        left = attempt.outbox.left
+        lacks = f"the store lacks {'; '.join(attempt.outbox.lacks)}" if attempt.outbox.lacks else ""
+        error = sayable(
+            lacks or "; ".join(f"{name}: {why}" for name, why in left.items()) or "it was not counted"
         )
-        if self._reader.error:
-            reason += f" The rest could not be read: {self._reader.error}."
-        # Another run is its owner's to end.
-        end_run = self._started.owned or self._started.active
-        self._flush([], RunEnded(when, "FAILED", True, reason), end_run=end_run)
-
-    def _finish(self) -> None:
-        self.done = True
-        if self._outbox.lacks and load_moment(self.folder) is None:  # all of it is here: it can be sent again
-            error = f"the store lacks {'; '.join(self._outbox.lacks)[:300]}"
-            self._ledger.note(delivered=0, waiting=self._reader.last(), error=error)
-            self.close()
-            return
-        self._ledger.note(complete=True, waiting=0, error=None)
+        if attempt.moment and lacks:
+            error += f" (some of it was deleted here when the store had it; {self.folder} has the rest)"
+        self._ledger.note(delivered=0, waiting=attempt.reader.last() + len(self._rest), error=error[:400])
         self.close()
-        put_away(self.folder, self._reader.damaged)
+        self.done = True
+
+    def _put_away(self) -> None:
+        self.close()
+        put_away(self.folder, self._damaged >= _TRIES)
+        self.done = True

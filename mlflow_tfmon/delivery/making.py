@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from mlflow_tfmon.stream.records import RunStarted
+from mlflow_tfmon.tracking.names import clean
+from mlflow_tfmon.tracking.texts import cut, milliseconds
 
 RECORDING_TAG = "tfmon.recording"
 
@@ -28,5 +31,6 @@ def made_run(client: MlflowClient, started: RunStarted, mark: str) -> str:
     if found := client.search_runs([experiment], query, max_results=1):
         return str(found[0].info.run_id)
     tags = {**started.tags, RECORDING_TAG: mark}
-    run = client.create_run(experiment, int(started.start_time * 1e3), tags, started.run_name)
+    tags = {clean(key): cut(value, MAX_TAG_VAL_LENGTH) for key, value in tags.items()}
+    run = client.create_run(experiment, milliseconds(started.start_time), tags, started.run_name)
     return str(run.info.run_id)

@@ -1,22 +1,29 @@
 """How far the delivery of a recording has come, in full: so that it can go on without the records up to there.
 
-Written to the recording's folder before they are deleted from its journal. It is Python's own format (pickle), for the
-same version of this package: read from a folder that is this user's alone, as the rest of what is written there.
+Written to the recording's folder before they are deleted from its journal, as JSON. What is read of it is looked at as
+if anybody had written it (`translation.state`).
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow_tfmon
 from mlflow_tfmon.delivery.sent import Sent
 from mlflow_tfmon.stream.records import RunStarted
+from mlflow_tfmon.translation.state import State, StateError, of_record
 from mlflow_tfmon.translation.translation import Translation
 
-FILE = "moment.pickle"
+FILE = "moment.json"
+FORMAT = 1  # another one where what is made of the same records becomes different
+_MOST_BYTES = 2**30
+# What Python says to values of another type or size than they must have.
+_OF_DATA = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -37,17 +44,46 @@ class Moment:
     sent: Sent
     time: float
 
+    def state(self) -> dict[str, Any]:
+        """As it is written down."""
+        return {
+            "format": FORMAT, "version": mlflow_tfmon.__version__, "seq": self.seq, "time": self.time,
+            "started": of_record(self.started), "translation": self.translation.state(), "sent": self.sent.state(),
+        }  # fmt: skip
+
+    @classmethod
+    def restored(cls, state: State, folder: Callable[[], Path]) -> Moment:
+        """What was written down.
+
+        Args:
+            state: what was read.
+            folder: gives the folder where telemetry files are to be written.
+
+        Raises:
+            StateError: it is none.
+        """
+        started: RunStarted = state.record("started", RunStarted)
+        where = folder()
+        try:
+            translation = Translation.restored(started, where, state.part("translation"))
+            sent = Sent.restored(state.part("sent"))
+        except _OF_DATA as error:
+            raise StateError(f"{type(error).__name__}: {error}") from error
+        return cls(state.integer("seq", 1), started, translation, sent, state.number("time", finite=True))
+
 
 def save_moment(folder: Path, moment: Moment) -> None:
     """Writes it, so that it is there after a loss of power too.
 
     Raises:
         OSError: it could not be written; the one before is still there.
+        StateError: it could not be read again; the same holds.
     """
+    text = json.dumps(moment.state())
+    Moment.restored(State(json.loads(text), "the moment"), lambda: folder)
     draft = folder / (FILE + ".new")
-    with open(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(mlflow_tfmon.__version__.encode() + b"\n")
-        pickle.dump(moment, file)
+    with open(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, folder / FILE)
@@ -59,22 +95,34 @@ def save_moment(folder: Path, moment: Moment) -> None:
             os.close(handle)
 
 
-def load_moment(folder: Path) -> Moment | None:
+def load_moment(folder: Path, telemetry: Callable[[], Path]) -> Moment | None:
     """Reads it; None if there is none.
 
+    Args:
+        folder: of the recording.
+        telemetry: gives the folder where telemetry files are to be written.
+
     Raises:
-        ValueError: it is of another version, which the message names.
+        StateError: it is of another version, or not what was written; the message names the file.
     """
+    path = folder / FILE
     try:
-        file = (folder / FILE).open("rb")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         return None
-    with file:
-        version = file.readline().decode("utf-8", "replace").strip()
-        if version != mlflow_tfmon.__version__:
-            raise ValueError(
-                f"its delivery was begun by mlflow_tfmon {version}, and this is {mlflow_tfmon.__version__}: "
-                f"pip install 'mlflow-tfmon=={version}' delivers the rest"
-            )
-        moment: Moment = pickle.load(file)
-        return moment
+    except UnicodeDecodeError as error:
+        raise StateError(f"{path} cannot be read: {error}") from error
+    try:
+        if len(text) > _MOST_BYTES:
+            raise StateError("it is larger than 1 GiB")
+        state = State(json.loads(text), "it")
+        made, version = state.integer("format"), state.text("version")
+        if made == FORMAT:
+            return Moment.restored(state, telemetry)
+    except (StateError, ValueError, RecursionError) as error:
+        raise StateError(f"{path} cannot be read: {error}") from error
+    raise StateError(
+        f"{path} was written by mlflow_tfmon {version[:40]!r} in format {made}, and this is "
+        f"{mlflow_tfmon.__version__} with format {FORMAT}: pip install 'mlflow-tfmon=={version[:40]}' delivers the rest"
+    )

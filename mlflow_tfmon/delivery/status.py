@@ -13,7 +13,6 @@ from pathlib import Path
 from mlflow_tfmon.journal.homes import is_private, second_home
 
 FILE = "status.json"
-_MAX_REJECTED = 100
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Ledger:
                 write_status(self._folder, changed)
 
     def reject(self, rejected: dict[str, str]) -> None:
-        """Adds what MLflow refuses, up to a hundred things."""
+        """Adds what MLflow refuses."""
         new = {name: reason for name, reason in rejected.items() if name not in self.status.rejected}
-        if new and len(self.status.rejected) < _MAX_REJECTED:
+        if new:
             self.note(rejected={**self.status.rejected, **new})

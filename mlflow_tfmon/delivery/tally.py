@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.translation.state import State, of_array
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "tfmon/delivery.json"  # artifact of the run
 FORMAT = 1
+_NAMES = ("texts", "params", "tags", "datasets")
 
 
 @dataclass
@@ -29,11 +33,19 @@ class Tally:
         steps: of each metric, the steps at which it has a point.
         rows: of each Parquet file, by its path among the run's artifacts, how many rows it has.
         sizes: of those that were uploaded whole, how many bytes.
+        texts: paths of the other artifacts.
+        params: names of params.
+        tags: names of tags.
+        datasets: names of datasets.
     """
 
     steps: dict[str, set[int]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    texts: set[str] = field(default_factory=set)
+    params: set[str] = field(default_factory=set)
+    tags: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
 
     def points(self, points: Iterable[Point]) -> None:
         """Counts points; one that is sent again counts once."""
@@ -53,6 +65,51 @@ class Tally:
                 series[key] = series.get(key, 0) + sum(not earlier.has(key, step) for step in steps)
         files = earlier.files | {name: rows for name, rows in self.rows.items() if name not in refused}
         return json.dumps({"format": FORMAT, "series": series, "files": files}, indent=1)
+
+    def state(self) -> dict[str, Any]:
+        """As it is written down."""
+        steps = {key: of_array(np.array(sorted(steps), np.int64)) for key, steps in self.steps.items()}
+        names = {name: sorted(getattr(self, name)) for name in _NAMES}
+        return {"steps": steps, "rows": self.rows, "sizes": self.sizes, **names}
+
+    @classmethod
+    def restored(cls, state: State) -> Tally:
+        """What was written down.
+
+        Raises:
+            StateError: it is none.
+        """
+        steps = state.part("steps")
+        return cls(
+            {key: set(steps.array(key, "<i8").tolist()) for key in steps.names()},
+            state.integers("rows"),
+            state.integers("sizes"),
+            *(set(state.list_of_texts(name)) for name in _NAMES),
+        )
+
+    def not_there(self, client: MlflowClient, run_id: str, refused: Collection[str]) -> list[str]:
+        """Tells which params, tags, datasets and texts a run does not have, a line each.
+
+        Args:
+            client: of the store.
+            run_id: the run.
+            refused: names of what the store does not take.
+        """
+        run = client.get_run(run_id)
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        folders = {path.rpartition("/")[0] for path in self.texts.difference(refused)}
+        there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder or None)}
+        return [
+            f"{what} {name}: not there"
+            for what, wanted, has in (
+                ("param", self.params, run.data.params.keys()),
+                ("tag", self.tags, run.data.tags.keys()),
+                ("dataset", self.datasets, {one.dataset.name for one in inputs}),
+                ("file", self.texts, there),
+            )
+            for name in sorted(wanted - has)
+            if not {"file": {name}, "dataset": {"dataset"}}.get(what, {f"{what} {name}"}) & set(refused)
+        ]
 
 
 def missing(

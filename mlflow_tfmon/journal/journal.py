@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import uuid
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,16 @@ class _NewerError(ValueError):
     """A newer version wrote it."""
 
 
+class UnreadableError(ValueError):
+    """A record that this version cannot read."""
+
+
 class JournalReader:
     """Reads a journal, also while it is written; a journal that is missing or damaged gives what is readable.
 
     Attributes:
         error: why less than everything could be read, in a line, or None.
-        damaged: whether that is for good: the file is not what was written.
+        damaged: whether the file does not look like what was written.
         bytes: how much has been read.
     """
 
@@ -163,9 +168,12 @@ class JournalReader:
         self.bytes = 0
         self._connection: sqlite3.Connection | None = None
 
-    def read(self, after: int, limit: int = 1000) -> list[tuple[int, Record]]:
-        """The records that follow record number `after`: at most `limit`, and not many megabytes, at a time."""
-        found: list[tuple[int, Record]] = []
+    def read(self, after: int, limit: int = 1000) -> list[tuple[int, Record | UnreadableError]]:
+        """The records that follow record number `after`: at most `limit`, and not many megabytes, at a time.
+
+        In the place of a record that cannot be read is the error that says so.
+        """
+        found: list[tuple[int, Record | UnreadableError]] = []
         size = 0
         try:
             rows = self._execute(
@@ -173,7 +181,7 @@ class JournalReader:
                 (after, limit),
             )
             for seq, kind, body, block in rows:
-                found.append((seq, decode(kind, json.loads(body), block)))
+                found.append((seq, self._decoded(seq, kind, body, block)))
                 size += len(body) + len(block or b"")
                 if size > _READ_BYTES:
                     break
@@ -182,16 +190,20 @@ class JournalReader:
             passes = ("locked", "unable to open", "memory")
             self.damaged = isinstance(error, sqlite3.Error) and not any(word in str(error) for word in passes)
             self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
+            self.close()  # the next look is at what is on the disk then
         except _NewerError as error:
             self.error = f"journal {self.folder / DATABASE} cannot be read: {error}"
-        except (KeyError, TypeError, ValueError) as error:
-            self.damaged = True
-            self.error = (
-                f"journal {self.folder / DATABASE} has a record that this version cannot read: {error!r}"
-            )
         else:
             self.error, self.damaged = None, False
         return found
+
+    def _decoded(self, seq: int, kind: str, body: str, block: bytes | None) -> Record | UnreadableError:
+        try:
+            return decode(kind, json.loads(body), block)
+        except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
+            return UnreadableError(
+                f"record {seq} of journal {self.folder / DATABASE} cannot be read by this version: {error!r}"
+            )
 
     def last(self) -> int:
         """Number of the last record that is there, 0 if there is none."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
@@ -16,10 +17,11 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
-from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
+from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_refusal, store_errors
 
 DatasetOf = Callable[[str], "tuple[str, str] | None"]
 _VERSIONS = "mlflow.modelVersions"  # MLflow's tag of a logged model that is registered (3.1 to 3.17)
+_GONE = frozenset({"RESOURCE_DOES_NOT_EXIST"})
 _PATH = "tfmon.recorded_as"  # tag of a logged model: path of its record
 
 
@@ -38,8 +40,8 @@ def deliver_model(
         saved: the record.
         folder: where the model's files are.
         metrics: points to link; a point that is in the run already, with the same time, is not doubled there.
-        known: the logged model's id, if an earlier attempt got as far as that; "" if that heard nothing.
-        remember: is told the id as soon as there is one, and before that "".
+        known: the logged model's id, if an earlier attempt got as far as that and heard it.
+        remember: is told the id as soon as there is one.
 
     Returns:
         What was refused: name -> reason.
@@ -53,10 +55,9 @@ def deliver_model(
     try:
         with store_errors():
             source = client.get_run(run.run_id)
-            model_id = known or (unheard(run, saved.path) if known == "" else None)
+            model_id = known or unheard(run, saved.path)
             dataset_of = datasets_of(source, saved.datasets)
             if model_id is None:
-                remember("")
                 model = client.create_logged_model(
                     source.info.experiment_id,
                     saved.name,
@@ -66,12 +67,16 @@ def deliver_model(
                 )
                 model_id = model.model_id
             else:
-                model = client.get_logged_model(model_id)
+                found = _known(client, model_id)
+                if found is None:  # it was there, and another has taken its place, or somebody has deleted it
+                    return {}
+                model = found
             remember(model_id)
             if model.status != LoggedModelStatus.READY:  # an earlier attempt may have got as far as that
                 _sign(folder, model_id, run.run_id, model.artifact_location)
                 with patient_uploads():
                     client.log_model_artifacts(model_id, str(folder))
+                _compare(client, model_id, folder)
                 client.finalize_logged_model(model_id, LoggedModelStatus.READY)
         rejected |= run.points(metrics, model_id, dataset_of)
         rejected |= run.tags(dict.fromkeys(saved.pointers, model_id))
@@ -82,6 +87,36 @@ def deliver_model(
                 if client.get_logged_model(model_id).status != LoggedModelStatus.READY:
                     client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
     return rejected
+
+
+def _known(client: MlflowClient, model_id: str) -> LoggedModel | None:
+    """A logged model that was there; None if it is deleted."""
+    try:
+        return client.get_logged_model(model_id)
+    except MlflowException as error:
+        if is_refusal(error, _GONE):
+            return None
+        raise
+
+
+def _compare(client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Looks whether the store has each file of a model, and as long as it is.
+
+    Raises:
+        AwayError: it does not.
+    """
+    there: dict[str, int | None] = {}
+    below: list[str | None] = [None]
+    while below:
+        for item in client.list_logged_model_artifacts(model_id, below.pop()):
+            if item.is_dir:
+                below.append(item.path)
+            else:
+                there[item.path] = item.file_size
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and (name not in there or there[name] not in (None, path.stat().st_size)):
+            raise AwayError(f"model {model_id}: the store lacks {name}, or has something else")
 
 
 def unheard(run: RunStore, path: str) -> str | None:
@@ -140,8 +175,8 @@ def drop_model(run: RunStore, model_id: str) -> None:
     """
     client = run.client
     with contextlib.suppress(RefusedError), store_errors():
-        model = client.get_logged_model(model_id)
-        if registered_as(model) or _has_versions(client, model_id):
+        model = _known(client, model_id)
+        if model is None or registered_as(model) or _has_versions(client, model_id):
             return
         client.delete_logged_model(model_id)
         # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 
 DELIVERY_TAG = "tfmon.delivery"
 REACHED_TAG = (
@@ -49,6 +50,15 @@ class Names:
     def __init__(self) -> None:
         self._given: dict[str, str] = {}
         self._taken: set[str] = set()
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The forms that were given: name -> form."""
+        return self._given
+
+    def restore(self, given: Mapping[str, str]) -> None:
+        """Goes on as those that gave these forms would have."""
+        self._given, self._taken = dict(given), set(given.values())
 
     def __call__(self, name: str) -> str:
         given = self._given.get(name)

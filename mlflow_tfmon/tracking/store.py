@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import (
     MAX_METRICS_PER_BATCH,
     MAX_PARAM_VAL_LENGTH,
     MAX_PARAMS_TAGS_PER_BATCH,
+    MAX_TAG_VAL_LENGTH,
     path_not_unique,
 )
 
@@ -24,10 +25,12 @@ from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.tracking.texts import cut, milliseconds, sayable
 from mlflow_tfmon.uris import in_a_line, sqlite_path
 
 DESCRIPTION = "mlflow.note.content"
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
+_HTTP_CLIENT = "mlflow.utils.rest_utils"  # where MLflow reads a server's answers (3.1 to 3.17)
 _OPEN_SECONDS = 60.0
 _MIGRATION = "alembic.runtime.migration"  # a line for each of forty steps, with MLflow 3.1
 
@@ -48,10 +51,26 @@ def store_errors() -> Iterator[None]:
     except (AwayError, RefusedError):
         raise
     except Exception as error:
-        text = in_a_line(error)
-        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+        text = sayable(in_a_line(error))
+        if is_refusal(error, _REFUSALS):
             raise RefusedError(text) from error
         raise AwayError(text) from error
+
+
+def is_refusal(error: BaseException | None, codes: Container[str]) -> bool:
+    """Whether MLflow itself has answered with one of some error codes.
+
+    Not so where what lies between has answered (a proxy, with a page of HTML or a JSON of its own): MLflow's client
+    makes an error code of the bare HTTP status then, of 400 the one for a value that is never taken.
+    """
+    if isinstance(error, RestException):
+        return error.json.get("error_code") in codes
+    if not isinstance(error, MlflowException) or error.error_code not in codes:
+        return False
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is None or frame.tb_frame.f_globals.get("__name__") != _HTTP_CLIENT
 
 
 def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
@@ -135,8 +154,11 @@ class RunStore:
 
     def params(self, params: dict[str, str]) -> dict[str, str]:
         """Logs params; one that has another value already keeps it."""
-        entries = [Param(clean(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in params.items()]
         rejected: dict[str, str] = {}
+        entries = [
+            Param(clean(key), _fitting(f"param {key}", value, MAX_PARAM_VAL_LENGTH, rejected))
+            for key, value in params.items()
+        ]
         for at in range(0, len(entries), MAX_PARAMS_TAGS_PER_BATCH):
             part = entries[at : at + MAX_PARAMS_TAGS_PER_BATCH]
             try:
@@ -154,7 +176,7 @@ class RunStore:
                 self.client.log_batch(self.run_id, params=[param], synchronous=True)
         except RefusedError as error:
             if param.key not in self._run().data.params:
-                rejected[param.key] = str(error)
+                rejected[f"param {param.key}"] = str(error)
 
     def tags(self, tags: dict[str, str]) -> dict[str, str]:
         """Sets tags."""
@@ -163,11 +185,15 @@ class RunStore:
             try:
                 with store_errors():
                     self.client.log_batch(
-                        self.run_id, tags=[RunTag(clean(key), str(value))], synchronous=True
+                        self.run_id,
+                        tags=[
+                            RunTag(clean(key), _fitting(f"tag {key}", value, MAX_TAG_VAL_LENGTH, rejected))
+                        ],
+                        synchronous=True,
                     )
             except RefusedError as error:
                 self._check_active()
-                rejected[key] = str(error)
+                rejected[f"tag {clean(key)}"] = str(error)
         return rejected
 
     def untag(self, key: str) -> None:
@@ -184,7 +210,8 @@ class RunStore:
     def explain(self, text: str) -> dict[str, str]:
         """Sets our own part of the run's description, below what the user wrote there; "" takes it away."""
         description = self._run().data.tags.get(DESCRIPTION, "")
-        changed = findings.with_part(description, text)
+        room = MAX_TAG_VAL_LENGTH - len(findings.with_part(findings.with_part(description, ""), "-"))
+        changed = findings.with_part(description, cut(text, room) if text and room > 0 else "")
         return {} if changed == description else self.tags({DESCRIPTION: changed})
 
     def text(self, path: str, text: str) -> None:
@@ -192,7 +219,7 @@ class RunStore:
         if path_not_unique(path):
             raise RefusedError(f"artifact path {path!r} is not one that MLflow takes")
         with store_errors(), patient_uploads():
-            self.client.log_text(self.run_id, text, path)
+            self.client.log_text(self.run_id, sayable(text), path)
 
     def file(self, path: Path, folder: str, patient: bool = True) -> None:
         """Uploads a file into a folder of the run's artifacts, over the one that is there.
@@ -209,9 +236,11 @@ class RunStore:
         """Logs a dataset input."""
         with store_errors():
             names = ("name", "digest", "source_type", "source", "schema", "profile")
-            entity = Dataset(**{name: dataset.get(name) for name in names})
+            found = {name: dataset.get(name) for name in names}
+            entity = Dataset(**{name: value and sayable(str(value)) for name, value in found.items()})
             labels = [
-                InputTag(key, str(value)) for key, value in {"mlflow.data.context": context, **tags}.items()
+                InputTag(sayable(key), sayable(str(value)))
+                for key, value in {"mlflow.data.context": context, **tags}.items()
             ]
             self.client.log_inputs(self.run_id, [DatasetInput(entity, labels)])
 
@@ -224,8 +253,12 @@ class RunStore:
         rejected = self.describe(reason) if reason and known != RunStatus.FINISHED else {}
         if not RunStatus.is_terminated(known):
             with store_errors():
-                self.client.set_terminated(self.run_id, status, int(end_time * 1e3))
+                self.client.set_terminated(self.run_id, status, milliseconds(end_time))
         return rejected
+
+    def ended(self) -> bool:
+        """Whether the run has an end state."""
+        return bool(RunStatus.is_terminated(RunStatus.from_string(self._run().info.status)))
 
     def _run(self) -> Run:
         with store_errors():
@@ -235,3 +268,13 @@ class RunStore:
         """A deleted run refuses everything, but can be restored: nothing of it is dropped."""
         if self._run().info.lifecycle_stage != "active":
             raise AwayError(f"run {self.run_id} is deleted; restore it to have the rest delivered")
+
+
+def _fitting(name: str, value: object, length: int, told: dict[str, str]) -> str:
+    """A value as every store takes it; `told` gets what had to be changed in it."""
+    text = str(value)
+    fits = cut(sayable(text), length)
+    if fits != text:
+        cut_off = len(fits) < len(sayable(text))
+        told[sayable(name)] = f"is cut at {length} characters" if cut_off else "is written with escapes"
+    return fits

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mlflow_tfmon.tracking.names import Names
 from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.tracking.texts import milliseconds
 from mlflow_tfmon.translation.series import Rows
+from mlflow_tfmon.translation.state import State, StateError, integers
 from mlflow_tfmon.translation.thinning import Thinner
 
 MAX_NONFINITE = 100
@@ -98,7 +101,7 @@ class Curves:
         """A point that is never thinned."""
         if not math.isfinite(value):
             return self._not_finite(key, step, time)
-        return [Point(self._names(key), float(value), int(step), int(time * 1e3))]
+        return [Point(self._names(key), float(value), int(step), milliseconds(time))]
 
     def flush(self, final: bool = False) -> list[Point]:
         """Brings every series up to its last row."""
@@ -107,11 +110,37 @@ class Curves:
             found += self._points(group, group.thinner.flush(final))
         return found
 
+    def state(self) -> dict[str, Any]:
+        """All that they go on from, once what was taken is settled."""
+        groups = [
+            {"of": list(of) if isinstance(of, tuple) else of, "columns": list(group.columns),
+             "current": list(group.current), "thinner": group.thinner.state()}
+            for of, group in self._groups.items()
+        ]  # fmt: skip
+        return {"groups": groups, "nonfinite": self._nonfinite}
+
+    def restore(self, state: State) -> None:
+        """Goes on as those that wrote `state` would have.
+
+        Raises:
+            StateError: it is none.
+        """
+        self._nonfinite = state.integers("nonfinite")
+        self._groups = {}
+        for one in state.parts("groups"):
+            names = one.list_of_texts("columns")
+            columns = {name: at for at, name in enumerate(names)}
+            thinner = Thinner.restored(one.part("thinner"))
+            current = integers(one.items("current"), "current", 0, len(names) - 1)
+            if thinner.width != len(names) or len(columns) != len(names):
+                raise StateError(f"a group of {len(names)} series has {thinner.width}")
+            self._groups[_group(one)] = _Group(thinner, columns, current)
+
     def _points(self, group: _Group, points: tuple[np.ndarray, ...]) -> list[Point]:
         keys = [self._names(key) for key in group.columns]
         series, steps, times, values = (array.tolist() for array in points)
         return [
-            Point(keys[one], value, step, int(time * 1e3))
+            Point(keys[one], value, step, milliseconds(time))
             for one, step, time, value in zip(series, steps, times, values, strict=True)
         ]
 
@@ -119,4 +148,14 @@ class Curves:
         count = self._nonfinite[key] = self._nonfinite.get(key, 0) + 1
         if count > MAX_NONFINITE:
             return []
-        return [Point(self._names(f"nonfinite/{key}"), float(step), step, int(time * 1e3))]
+        return [Point(self._names(f"nonfinite/{key}"), float(step), step, milliseconds(time))]
+
+
+def _group(state: State) -> object:
+    try:
+        kind, stream = state.items("of")
+    except ValueError:  # the only series of its group
+        return state.text("of")
+    if kind not in ("steps", "deep"):
+        raise StateError(f"there is no group {kind!r}")
+    return kind, *integers([stream], "a group's stream")

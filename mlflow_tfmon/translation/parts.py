@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_tfmon.tracking.names import HISTOGRAMS, TELEMETRY
+from mlflow_tfmon.translation.state import State, of_batches
 
 _PART_BYTES = 8 * 2**20  # of rows in memory; written in some 50 ms, as half of that
 
@@ -108,6 +110,19 @@ class File:
     def so_far(self, rows: list[pa.RecordBatch]) -> Part:
         """The part that is open, with these rows after those that it has."""
         return Part(self._path(), [*self._batches, *rows])
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from, once the finished parts were taken."""
+        return {"number": self._number, "bytes": self._bytes, "batches": of_batches(self._batches)}
+
+    def restore(self, state: State) -> None:
+        """Goes on as that which wrote `state` would have.
+
+        Raises:
+            StateError: it is none.
+        """
+        self._number, self._bytes = state.integer("number", 0, 10**6), state.integer("bytes", 0)
+        self._batches = state.batches("batches")
 
     def _path(self) -> Path:
         return self.folder / f"{self._stem}-{self._number:05d}.parquet"

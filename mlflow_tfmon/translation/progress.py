@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import isfinite, nan
+from typing import Any
 
 import numpy as np
 
 from mlflow_tfmon.stream.records import EpochEnded, Steps
 from mlflow_tfmon.translation.series import StreamSeries
+from mlflow_tfmon.translation.state import State, StateError
 
 _SHOWN = ("loss", "learning_rate", "grad_norm")
 _STREAMS = 4  # a line of more is none that is read
@@ -24,6 +26,25 @@ class Progress:
     def __init__(self) -> None:
         self._rows: dict[int, tuple[str, dict[str, float]]] = {}  # the stream that moved last comes last
         self.epochs: dict[str, int] = {}  # how many are done, by prefix
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from."""
+        rows = [{"stream": of, "prefix": prefix, "row": row} for of, (prefix, row) in self._rows.items()]
+        return {"rows": rows, "epochs": self.epochs}
+
+    def restore(self, state: State) -> None:
+        """Goes on as that which wrote `state` would have.
+
+        Raises:
+            StateError: it is none.
+        """
+        self.epochs = state.integers("epochs")
+        self._rows = {
+            one.integer("stream", 0): (one.text("prefix"), one.numbers("row")) for one in state.parts("rows")
+        }
+        for _, row in self._rows.values():
+            if not isfinite(row.get("step", nan)):
+                raise StateError("a stream's last row has no step")
 
     def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
         """Takes a block and the measures that were computed from it."""

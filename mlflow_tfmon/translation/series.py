@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mlflow_tfmon.stream.records import DeepSteps, Paused, Steps, StreamOpened, Variable
+from mlflow_tfmon.translation.state import State, StateError
 
 MEASURES = ("step_time_ms", "examples_per_second", "input_wait_share")
 _NO_SERIES = frozenset({"step", "time", "input_time", "input_wait", "examples", "applied", "traces"})
@@ -80,6 +82,23 @@ class StepClock:
             self._time, self._step = float(times[-1]), int(steps[-1])
             self._ends = [end for end in self._ends if end > self._time]
         return np.where(np.isfinite(spans) & (spans > 0), spans, np.nan)
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from."""
+        return {"ends": self._ends, "time": self._time, "step": self._step, "column": self._column}
+
+    def restore(self, state: State) -> None:
+        """Goes on as that which wrote `state` would have.
+
+        Raises:
+            StateError: it is none.
+        """
+        ends = state.items("ends")
+        if not all(isinstance(end, (int, float)) for end in ends):
+            raise StateError("a clock has a pause without an end")
+        self._ends = sorted(map(float, ends))
+        self._time, self._step = state.number("time"), state.integer("step")
+        self._column = state.text("column")
 
 
 class StreamSeries:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ from mlflow_tfmon.stream.records import (
 )
 from mlflow_tfmon.translation.parts import File, Part
 from mlflow_tfmon.translation.series import StreamSeries
+from mlflow_tfmon.translation.state import State, StateError, by_number, number_of, of_batches
 
 FORMAT = 1
 METADATA_KEY = b"tfmon"
 _ROWS = 10_000
+_STEM = re.compile(r"(steps|deep|histograms|logged)-\d{1,9}|epochs|activations")
 _LISTS = "variables."
 _LOGGED = pa.schema(
     {
@@ -86,12 +89,6 @@ class Telemetry:
         self._schemas: dict[str, pa.Schema] = {}
         self._prefixes: dict[int, str] = {}
         self._columns: dict[str, dict[str, bool]] = {}  # each file's columns, and whether they hold lists
-
-    def move(self, folder: Path) -> None:
-        """Has what is written from now on written to another folder."""
-        self._folder = folder
-        for file in self._files.values():
-            file.folder = folder
 
     def opened(self, layout: StreamOpened) -> None:
         """Takes a stream's layout, before its first block."""
@@ -177,6 +174,39 @@ class Telemetry:
         parts = [file.so_far(self._batches(stem)) for stem, file in self._files.items()]
         return [part for part in parts if part.rows]
 
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from, once the finished parts were taken."""
+        return {
+            "files": {stem: file.state() for stem, file in self._files.items()},
+            "rows": {stem: of_batches(self._batches(stem)) for stem in self._rows},
+            "columns": {
+                stem: {name: int(is_list) for name, is_list in of.items()}
+                for stem, of in self._columns.items()
+            },
+            "prefixes": by_number(self._prefixes),
+        }
+
+    def restore(self, state: State) -> None:
+        """Goes on as that which wrote `state` would have.
+
+        Raises:
+            StateError: it is none.
+        """
+        self._prefixes = {number_of(name): prefix for name, prefix in state.texts("prefixes").items()}
+        files, rows, columns = (state.part(name) for name in ("files", "rows", "columns"))
+        for stem in files.names():
+            if not _STEM.fullmatch(stem):
+                raise StateError(f"there is no telemetry file {stem!r}")
+            self._file(stem).restore(files.part(stem))
+        for stem in rows.names():
+            if stem not in self._files:
+                raise StateError(f"there are rows of a file {stem!r} that there is not")
+            self._rows[stem] = []
+            for batch in rows.batches(stem):  # as they were added: they are still to be parted
+                self._schemas[stem] = batch.schema
+                self._rows[stem] += zip(*batch.to_pydict().values(), strict=True)
+        self._columns = {stem: _flags(columns, stem) for stem in columns.names()}
+
     def _add(self, stem: str, row: tuple[Any, ...]) -> None:
         self._file(stem)
         rows = self._rows.setdefault(stem, [])
@@ -223,6 +253,10 @@ class Telemetry:
             begun = self._about["recording"]
             self._files[stem] = File(self._folder, f"{stem}-{begun}")
         return self._files[stem]
+
+
+def _flags(state: State, stem: str) -> dict[str, bool]:
+    return {name: bool(flag) for name, flag in state.integers(stem).items()}
 
 
 def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: int) -> dict[str, pa.Array]:

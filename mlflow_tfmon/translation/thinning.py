@@ -23,13 +23,16 @@ how rows were cut into blocks: the same recording always gives the same points.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from mlflow_tfmon.translation.state import State, StateError, of_array
 
 UNKNOWN_HORIZON = 2_000
 LIVE_SECONDS = 2.0
 _RESERVE = 4  # points kept for the last flush: smallest, largest, last, and one for rounding
+_MOST_SERIES = 10_000_000
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -74,6 +77,11 @@ class Thinner:
         self._rows = 0
         self._time = 0.0  # of the last row
         self._closed = -np.inf  # time of the last row of the last bucket that was closed
+
+    @property
+    def width(self) -> int:
+        """How many series it thins."""
+        return len(self._sent)
 
     def widen(self, count: int) -> None:
         """Adds series, from here on."""
@@ -134,6 +142,35 @@ class Thinner:
             self._sent[missing] = self._last.steps[missing]
             self._spent += 1
         return _join(found)
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from, as `restored` takes it."""
+        return {
+            "max_points": self._max_points, "spent": self._spent, "origin": self._origin, "done": self._done,
+            "step": self._step, "total": self._total, "decades": self._decades, "rows": self._rows,
+            "time": self._time, "closed": self._closed, "width": len(self._sent), "sent": of_array(self._sent),
+            "low": self._low.state(), "high": self._high.state(), "last": self._last.state(),
+        }  # fmt: skip
+
+    @classmethod
+    def restored(cls, state: State) -> Thinner:
+        """One that goes on as that which wrote `state` would have.
+
+        Raises:
+            StateError: it is none.
+        """
+        width = state.integer("width", 0, _MOST_SERIES)
+        made = cls(width, state.integer("max_points", 16, 10**9), state.optional("total"))
+        made._spent, made._rows = state.integer("spent", 0), state.integer("rows", 0)
+        made._origin, made._done = state.optional("origin"), state.integer("done")
+        made._step, made._decades = state.integer("step"), state.integer("decades", 0, 20)
+        made._time, made._closed = state.number("time"), state.number("closed")
+        if made._origin is None and (made._spent or made._rows):
+            raise StateError("a thinner has rows and no first step")
+        made._sent = state.array("sent", "<i8", width)
+        for kept, name in ((made._low, "low"), (made._high, "high"), (made._last, "last")):
+            kept.restore(state.part(name))
+        return made
 
     @property
     def _known(self) -> int:
@@ -198,6 +235,18 @@ class _Kept:
         self.steps = np.zeros(width, np.int64)
         self.times = np.zeros(width)
         self.values = np.full(width, np.inf)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "steps": of_array(self.steps),
+            "times": of_array(self.times),
+            "values": of_array(self.values),
+        }
+
+    def restore(self, state: State) -> None:
+        width = len(self.steps)
+        self.steps = state.array("steps", "<i8", width)
+        self.times, self.values = (state.array(name, "<f8", width) for name in ("times", "values"))
 
     @property
     def present(self) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.records import (
@@ -30,7 +31,14 @@ from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.curves import Curves
 from mlflow_tfmon.translation.progress import Progress
 from mlflow_tfmon.translation.series import StepClock, StreamSeries
+from mlflow_tfmon.translation.state import State, StateError, by_number, number_of, of_record
 from mlflow_tfmon.translation.telemetry import Telemetry
+
+_OF_STREAM = (Steps, DeepSteps, Histograms)
+
+
+class UnopenedError(ValueError):
+    """A block of a stream whose layout is not known."""
 
 
 @dataclass
@@ -83,10 +91,16 @@ class Translation:
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
-        """The points that a record gives; none if it holds no data, or its stream has no name yet."""
+        """The points that a record gives; none if it holds no data, or its stream has no name yet.
+
+        Raises:
+            UnopenedError: nothing tells what its numbers are; it changes nothing.
+        """
         if isinstance(record, StreamOpened) and record.stream not in self._streams:
             self._beginnings.setdefault(record.stream, _Beginning())
         beginning = self._beginnings.get(getattr(record, "stream", -1))
+        if isinstance(record, _OF_STREAM) and beginning is None and record.stream not in self._streams:
+            raise UnopenedError(f"stream {record.stream} was never opened")
         if beginning is None:
             return self._read(record)
         beginning.records.append(record)
@@ -99,6 +113,60 @@ class Translation:
         if beginning.steps > BEGINNING:
             del self._beginnings[record.stream]  # type: ignore[union-attr]
         return self._read(record)
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from, between two batches of records."""
+        return {
+            "telemetry": self.telemetry.state(), "progress": self.progress.state(), "curves": self._curves.state(),
+            "names": self.names.given, "last_step": self.last_step, "lost": dict(self.lost),
+            "left_out": self.left_out, "why": self.why, "seams": list(self._seams),
+            "layouts": [of_record(series.layout) for series in self._streams.values()],
+            "clocks": by_number({stream: clock.state() for stream, clock in self._clocks.items()}),
+            "pause": of_record(self._pause) if self._pause else None,
+            "beginnings": by_number({stream: {
+                "records": [of_record(record) for record in one.records], "steps": one.steps, "prefix": one.prefix,
+            } for stream, one in self._beginnings.items()}),
+        }  # fmt: skip
+
+    @classmethod
+    def restored(cls, started: RunStarted, folder: Path, state: State) -> Translation:
+        """One that goes on as that which wrote `state` would have.
+
+        Args:
+            started: the recording's first record.
+            folder: where to write telemetry files.
+            state: what was written down.
+
+        Raises:
+            StateError: it is none.
+        """
+        made = cls(started, folder)
+        made.names.restore(state.texts("names"))
+        made.telemetry.restore(state.part("telemetry"))
+        made.progress.restore(state.part("progress"))
+        made._curves.restore(state.part("curves"))
+        made.last_step, made.why = state.integer("last_step", 0), state.text("why")
+        made.lost = Counter(state.integers("lost"))
+        made.left_out = state.integers("left_out")
+        made._seams = tuple(state.list_of_texts("seams"))
+        if state.has("pause"):
+            made._pause = state.record("pause", Paused)
+        clocks, beginnings = state.part("clocks"), state.part("beginnings")
+        for name in clocks.names():
+            made._clocks[number_of(name)] = clock = StepClock()
+            clock.restore(clocks.part(name))
+        for layout in state.records("layouts"):
+            if not isinstance(layout, StreamOpened) or layout.stream not in made._clocks:
+                raise StateError("a stream has no layout or no clock")
+            clock = made._clocks[layout.stream]
+            made._streams[layout.stream] = StreamSeries(layout, made._max_variables, clock)
+        for name in beginnings.names():
+            one = beginnings.part(name)
+            prefix = one.text("prefix") if one.has("prefix") else None
+            made._beginnings[number_of(name)] = _Beginning(
+                one.records("records"), one.integer("steps", 0), prefix
+            )
+        return made
 
     def _read(self, record: Record) -> list[Point]:
         reader = self._readers.get(type(record))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from recordings import blocks, layout, started, values
 
-from mlflow_tfmon.delivery import deliverer as deliverers
+from mlflow_tfmon.delivery import attempt
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.stream.records import EpochEnded, Logged
@@ -64,7 +64,7 @@ def deliver(folder: Path, store: str, gone: bool) -> None:
         time.sleep(0.01)
 
 
-deliverers._TRIM_BYTES = 50_000  # what has arrived is deleted, again and again
+attempt._TRIM_BYTES = 50_000  # what has arrived is deleted, again and again
 
 
 def main(store: str, home: Path, seed: int, runs: list[str]) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from recordings import BEGUN, blocks, deep, deliver, layout, started, values
 
-from mlflow_tfmon.delivery import deliverer as deliverers
-from mlflow_tfmon.delivery import moment
+from mlflow_tfmon.delivery import attempt, moment
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.waiting import find_waiting
 from mlflow_tfmon.journal.journal import DATABASE, Journal
@@ -68,7 +67,7 @@ def test_what_has_arrived_is_deleted_and_nothing_comes_out_differently(
     reference.close()
     assert deliver(reference.folder).done
 
-    monkeypatch.setattr(deliverers, "_TRIM_BYTES", 50_000)
+    monkeypatch.setattr(attempt, "_TRIM_BYTES", 50_000)
     journal = Journal.create(home)
     journal.append([started(store, runs[1])])
     one, largest, last = Deliverer(journal.folder), 0, 0
@@ -95,17 +94,18 @@ def test_what_has_arrived_is_deleted_and_nothing_comes_out_differently(
 def test_a_moment_of_another_version_is_left_alone(
     store: str, run_id: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliverers, "_TRIM_BYTES", 10_000)
+    monkeypatch.setattr(attempt, "_TRIM_BYTES", 10_000)
     journal = Journal.create(home)
     journal.append([started(store, run_id), layout(), *blocks(values(2000))])
     one = Deliverer(journal.folder)
     one.advance(hurry=True)
     one.close()
     with monkeypatch.context() as patch:
-        patch.setattr("mlflow_tfmon.__version__", "99.0")
+        patch.setattr("mlflow_tfmon.delivery.moment.FORMAT", 99)
         other = Deliverer(journal.folder)
         other.advance(hurry=True)
         assert "mlflow-tfmon==" in str(other.status.error) and not other.done
+        assert str(journal.folder / moment.FILE) in str(other.status.error)
         other.close()
     journal.append([ENDED])
     journal.close()

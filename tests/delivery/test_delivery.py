@@ -125,7 +125,7 @@ def test_delivery_that_is_interrupted_anywhere_delivers_everything_once(
         return done
 
     monkeypatch.setattr(RunStore, "points", failing)
-    monkeypatch.setattr("mlflow_tfmon.delivery.deliverer._BATCH", 7)
+    monkeypatch.setattr("mlflow_tfmon.delivery.attempt._BATCH", 7)
     folder = write(home, started(store, runs[1]), *body)
     for attempt in range(60):  # each time a new process, as far as delivery can tell
         calls["left"] = attempt % 4
@@ -261,7 +261,7 @@ def test_params_keep_their_first_value(
     deliverer = deliver(write(home, started(store, run_id), facts, Facts(params={"opt@name": "adam"}), ENDED))
     params = client.get_run(run_id).data.params
     assert (params["epochs"], params["opt_name"], len(params["long"])) == ("3", "sgd", 6000)
-    assert deliverer.status.rejected == {}
+    assert deliverer.status.rejected == {"param long": "is cut at 6000 characters"}
 
 
 def test_one_refused_metric_costs_no_other(store: str, client: mlflow.MlflowClient, run_id: str) -> None:
@@ -294,11 +294,14 @@ def test_refused_and_broken_records_hold_nothing_up(
     )  # fmt: skip
     deliverer = deliver(folder)
     assert deliverer.done
-    assert "Steps" in deliverer.status.rejected
     assert "../out" in deliverer.status.rejected
     run = client.get_run(run_id)
     assert (run.data.metrics["loss"], run.data.tags["ok"], run.info.status) == (1.0, "yes", "FINISHED")
     assert "../out: artifact path" in run.data.tags["tfmon.refused"]  # and the user is told
+    # What nobody can make anything of is kept: a later version may.
+    assert "record 2: stream 7 was never opened" in run.data.tags["tfmon.refused"]
+    assert run.data.tags["tfmon.delivery"] == "incomplete"
+    assert folder.exists() and "record 2" in str(deliverer.status.error)
 
 
 def test_a_model_is_linked_to_its_own_metric_where_two_names_become_one(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from recordings import BEGAN, BEGUN, blocks, deep, deliver, layout, started, values, write
 
-from mlflow_tfmon.delivery import deliverer as deliverer_module
+from mlflow_tfmon.delivery import attempt as attempt_module
 from mlflow_tfmon.delivery import live
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.journal.journal import Journal
@@ -92,9 +92,9 @@ def test_a_delivery_killed_while_it_publishes_loses_and_doubles_nothing(
 ) -> None:
     monkeypatch.setattr("mlflow_tfmon.translation.parts._PART_BYTES", 20_000)
     monkeypatch.setattr(telemetry, "_ROWS", 70)
-    monkeypatch.setattr(deliverer_module, "_BATCH", 60)
+    monkeypatch.setattr(attempt_module, "_BATCH", 60)
     monkeypatch.setattr(
-        deliverer_module, "_SLICE_SECONDS", 0.02
+        attempt_module, "_SLICE_SECONDS", 0.02
     )  # what was read once is read again in several goes
     rows = values(1200)
     body: list[list[Record]] = [

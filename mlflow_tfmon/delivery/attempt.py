@@ -1,0 +1,286 @@
+"""An attempt at the delivery of a recording: all that delivery knows and does not write down.
+
+It begins at what was committed last: a moment that was written down, else the recording's beginning. What an earlier
+one has delivered is translated again, so that thinning and files go on exactly as they were, and not sent again. So a
+fault may happen anywhere in it: what it holds is let go, and the next attempt comes out the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mlflow_tfmon.delivery.live import Live, Pace
+from mlflow_tfmon.delivery.moment import FILE, Moment, load_moment, save_moment
+from mlflow_tfmon.delivery.outbox import Outbox
+from mlflow_tfmon.delivery.status import Ledger
+from mlflow_tfmon.journal.journal import JournalReader
+from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
+from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.tracking.store import AwayError
+from mlflow_tfmon.tracking.texts import said
+from mlflow_tfmon.translation.translation import Translation, UnopenedError
+
+_SLICE_SECONDS = 2.0
+_BATCH = 1000
+_PROGRESS_SECONDS = 2.0
+_TRIM_BYTES = 64 * 2**20  # of records that have arrived: so much more than what waits is on the disk
+
+
+class Attempt:
+    """Delivers one recording, a bit at each call of `go_on`.
+
+    Attributes:
+        reader: of its journal.
+        outbox: the calls that wait.
+        started: its first record, once that was read.
+        error: why nothing of it can be delivered, or None.
+        reading: number of the record that is being translated, 0 for none.
+        moment: number of the last record without which it has begun, 0 if all were there.
+
+    Args:
+        folder: of the recording.
+        uris: tracking and registry URI, None for what the recording says.
+        ledger: of the recording.
+        rest: what follows the records of its journal.
+        unread: records that could not be translated: number -> why; they are left out.
+
+    Raises:
+        ValueError: what an earlier delivery has written down cannot be read; the message names the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        uris: tuple[str | None, str | None],
+        ledger: Ledger,
+        rest: Sequence[Record],
+        unread: dict[int, str],
+    ) -> None:
+        self.reader = JournalReader(folder)
+        self.started: RunStarted | None = None
+        self.error: str | None = None
+        self.reading = 0
+        self.moment = 0
+        self._folder = folder
+        self._ledger = ledger
+        self._rest = rest
+        self._rest_at: int | None = None  # number of the record before it
+        self._unread = unread
+        self.outbox = Outbox(folder, uris, ledger, unread)
+        self._translation: Translation | None = None
+        self._live = Live(self.outbox.show)
+        self._progress = Pace(_PROGRESS_SECONDS)
+        self._resumed = ledger.status.delivered  # last record that an earlier delivery has delivered
+        self._seq = 0  # last record that was handed over
+        self._time = 0.0  # of the last record that says it
+        self._ended = False
+        self._trimmed = 0  # bytes that had been read by then
+        try:
+            self._take_over()
+        except BaseException:
+            self.reader.close()
+            raise
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it was handed over, and no call waits."""
+        return self._ended and self.outbox.empty
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is nothing in it to be delivered."""
+        return self._translation is None and not self._unread
+
+    def go_on(self, trainer_gone: bool, damaged: bool, alone: bool) -> None:
+        """Delivers what there is, for a few seconds at most.
+
+        Args:
+            trainer_gone: whether no more records can come: then a recording that was not ended is ended.
+            damaged: whether what the reader cannot read is known to be lost.
+            alone: whether the rest is all there is, since there is no journal.
+
+        Raises:
+            AwayError: the store does not answer, or not to all; the calls that are left still wait.
+            Exception: anything else; then this attempt is over.
+        """
+        until = time.monotonic() + _SLICE_SECONDS
+        files_away: AwayError | None = None
+        more = True
+        while more:
+            self.outbox.send()
+            if files_away is None:
+                try:
+                    self.outbox.send_files()
+                except AwayError as away:
+                    files_away = away  # the curves go on meanwhile
+            if self.outbox.empty and not self.outbox.left and self._seq > self._ledger.status.delivered:
+                self._ledger.note(delivered=self._seq)
+            more = not self._ended and time.monotonic() < until and self._read(trainer_gone, damaged, alone)
+        if files_away is not None:
+            raise files_away
+        if self._ended or not self.outbox.empty or self._translation is None or self._seq < self._resumed:
+            return
+        # What is read again, up to there, is less than what an earlier delivery has shown.
+        self._live.publish(self._translation.telemetry.unfinished)
+        self._trim(self._translation)
+
+    def close(self) -> None:
+        """Lets the journal go."""
+        self.reader.close()
+
+    def _take_over(self) -> None:
+        """Goes on from the moment that an earlier delivery has written down, if there is one."""
+        moment = load_moment(self._folder, self._telemetry_folder)
+        if moment is None:
+            self._look_for_a_gap()
+            return
+        self._resumed = max(self._resumed, moment.seq)
+        self.moment = self._seq = moment.seq
+        self._time, self.started, self._translation = moment.time, moment.started, moment.translation
+        self.outbox.muted = True
+        self.outbox.begin(moment.started)
+        self.outbox.so_far = moment.sent
+
+    def _look_for_a_gap(self) -> None:
+        """Raises an error where records are missing that only a moment can stand for."""
+        first = self.reader.read(1, limit=1)
+        if first and first[0][0] > 2:
+            path = self._folder / FILE
+            raise ValueError(
+                f"{path} is missing: records 2 to {first[0][0] - 1} were delivered, and it says how"
+            )
+
+    def _trim(self, translation: Translation) -> None:
+        """Deletes what has arrived from the journal, once it is much and was counted in the store."""
+        if self.reader.bytes - self._trimmed < _TRIM_BYTES or self.started is None or self.outbox.left:
+            return
+        self._trimmed = self.reader.bytes
+        self.outbox.count()
+        if self.outbox.lacks:  # it will be sent again
+            return
+        moment = Moment(self._seq, self.started, translation, self.outbox.so_far, self._time)
+        with contextlib.suppress(OSError, sqlite3.Error):  # a full disk, or a busy one: later
+            save_moment(self._folder, moment)
+            self.reader.trim(self._seq)
+
+    def _read(self, trainer_gone: bool, damaged: bool, alone: bool) -> bool:
+        """Reads and translates what comes next; returns whether there was anything."""
+        # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
+        sent = self._resumed - self._seq
+        batch: Sequence[tuple[int, Record | Exception]] = []
+        if self._rest_at is None:
+            batch = self.reader.read(self._seq, min(_BATCH, sent) if sent > 0 else _BATCH)
+        over = not batch and (not self.reader.error or damaged or alone)
+        if over:
+            if self._rest_at is None and self._rest:
+                self._rest_at = self._seq
+            if self._rest_at is not None:
+                batch = list(enumerate(self._rest, self._rest_at + 1))[self._seq - self._rest_at :]
+        if batch:
+            self._translate(batch)
+        elif trainer_gone and over:
+            self._end_abandoned()
+        else:
+            return False
+        return True
+
+    def _translate(self, batch: Sequence[tuple[int, Record | Exception]]) -> None:
+        """Reads records and hands over what they give; `_seq` follows when all of that is done."""
+        points: list[Point] = []
+        for seq, record in batch:
+            self.outbox.muted = seq <= self._resumed
+            if seq in self._unread:
+                continue
+            self.reading = seq
+            if isinstance(record, Exception):
+                raise record
+            record, changed = said(record)
+            self.outbox.changed(changed)
+            try:
+                found = self._take(record)
+            except UnopenedError as error:  # it has changed nothing
+                self._unread[seq], found = str(error), []
+            self.reading = 0
+            points += found
+            if self._translation is None:
+                continue
+            if isinstance(record, (Flushed, RunEnded)):
+                self._flush(seq, points, record if isinstance(record, RunEnded) else None)
+                points = []
+                if isinstance(record, RunEnded):
+                    self._seq, self._ended = seq, True
+                    return
+        if self._translation is not None:
+            self.outbox.points(points + self._translation.settle())
+            self.outbox.files(self._translation.telemetry.finished())
+            if self._progress.due:
+                with self._progress.turn():
+                    self.outbox.progress(self._translation.progress.text(), self._translation.reached())
+        self._seq = batch[-1][0]
+
+    def _take(self, record: Record) -> list[Point]:
+        """The points that a record gives; what it asks for beside them is handed over."""
+        times = (getattr(record, name, 0.0) for name in ("seen", "time", "end"))
+        self._time = max(self._time, *times)
+        if isinstance(record, RunStarted):
+            self.started = record
+            self._translation = Translation(record, self._telemetry_folder())
+            self.outbox.begin(record)
+        if self._translation is None:
+            return []
+        if not isinstance(record, (RunStarted, Flushed, RunEnded)):
+            self.outbox.streaming()
+        found = self._translation.take(record)
+        if isinstance(record, EpochEnded):
+            self.outbox.linkable(found)
+        self.outbox.record(record, self._time, self._translation.names)
+        return found
+
+    def _telemetry_folder(self) -> Path:
+        """Where files wait for their upload; what another delivery has left there is made again."""
+        folder = self._folder / "telemetry"
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def _flush(
+        self, seq: int, points: list[Point], ended: RunEnded | None = None, end_run: bool = True
+    ) -> None:
+        translation = self._translation
+        assert translation is not None
+        self.outbox.points(points + translation.flush(final=ended is not None))
+        self.outbox.files(translation.telemetry.finished())
+        self.outbox.progress(translation.progress.text(), translation.reached())
+        self.outbox.settle_models()
+        if ended is not None and end_run:
+            self.outbox.end(ended)
+        self.outbox.flushed(
+            seq, translation, ended if end_run else ended and replace(ended, set_status=False)
+        )
+        if ended is not None and self.started is not None and translation.last_step:
+            self.outbox.show_all(self.started)  # nobody waits for it
+
+    def _end_abandoned(self) -> None:
+        """Ends a recording whose trainer is gone without a word."""
+        if self._translation is None or self.started is None:
+            self._ended = not self._unread  # nothing was ever recorded
+            self.error = next(iter(self._unread.values()), None)
+            return
+        self.outbox.muted = False
+        when = self._time or time.time()
+        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
+        reason = (
+            "mlflow_tfmon: the training process ended without notice, killed or crashed. "
+            f"Last recorded: step {self._translation.last_step}, {moment}."
+        )
+        if self.reader.error:
+            reason += f" The rest could not be read: {self.reader.error}."
+        # Another run is its owner's to end.
+        end_run = self.started.owned or self.started.active
+        self._flush(self._seq, [], RunEnded(when, "FAILED", True, reason), end_run=end_run)
+        self._ended = True
