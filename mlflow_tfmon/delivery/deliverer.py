@@ -20,6 +20,7 @@ from mlflow_tfmon.delivery.live import Live, Pace
 from mlflow_tfmon.delivery.moment import Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
+from mlflow_tfmon.journal import private
 from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.patience import give_more_time
@@ -139,7 +140,8 @@ class Deliverer:
         if self._lock is not None:
             return True
         try:
-            file = (self.folder / "lock").open("a")
+            private.check_recording(self.folder)
+            file = os.fdopen(private.opened(self.folder / "lock", os.O_CREAT | os.O_RDWR), "a")
         except FileNotFoundError:
             if not self._begins:
                 self.done = True  # another delivery has completed it
@@ -147,6 +149,9 @@ class Deliverer:
             self._lock, self._gone = _NOWHERE.open(), True  # nobody else can find it
             self._rest, self._ledger.status = [*self._begins, *self._rest], Status()
             return True
+        except private.NotOursError as error:
+            self._ledger.status = Status(error=str(error))  # nothing is written there
+            return False
         except OSError:
             return False
         try:

@@ -15,6 +15,7 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.delivery.tally import load_manifest
+from mlflow_tfmon.journal import private
 from mlflow_tfmon.stream.records import Problems
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import REACHED_TAG
@@ -53,12 +54,12 @@ class Earlier:
         """
         path = folder / _FILE
         if path.exists():
-            values = json.loads(path.read_text("utf-8"))
+            values = json.loads(private.read_text(path))
             return cls(**{**values, "problems": tuple(values["problems"])})
         found = cls._look(client, run_id)
         with contextlib.suppress(OSError):  # a full disk: what is asked again is only what has arrived since
             draft = path.with_suffix(".new")
-            draft.write_text(json.dumps(dataclasses.asdict(found)), "utf-8")
+            private.write_text(draft, json.dumps(dataclasses.asdict(found)))
             os.replace(draft, path)
         return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlflow_tfmon.delivery.status import read_status
 from mlflow_tfmon.errors import contained, logger
-from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal import life, private
 from mlflow_tfmon.journal.homes import all_homes
 
 
@@ -47,7 +47,7 @@ def _is_taken(folder: Path) -> bool:
     if life.fcntl is None or life.is_written(folder):
         return True
     try:
-        handle = os.open(folder / "lock", os.O_RDONLY)
+        handle = private.opened(folder / "lock", os.O_RDONLY)
     except OSError:
         return False
     try:

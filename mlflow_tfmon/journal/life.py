@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from mlflow_tfmon.journal import private
+
 try:
     import fcntl
 except ImportError:  # Windows: no recording is known to be written, so none but its own delivery may end it
@@ -23,7 +25,7 @@ def hold(folder: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    handle = os.open(folder / _FILE, os.O_CREAT | os.O_RDWR, 0o600)
+    handle = private.opened(folder / _FILE, os.O_CREAT | os.O_RDWR)
     _held[folder] = os.getpid(), handle
     if fcntl is not None:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,7 +46,7 @@ def is_written(folder: Path) -> bool:
     if folder in _held and _held[folder][0] == os.getpid():
         return True  # and opening the file here would let the lock go, when it is closed
     try:
-        handle = os.open(folder / _FILE, os.O_RDWR)
+        handle = private.opened(folder / _FILE, os.O_RDWR)
     except OSError:
         return False
     try:
