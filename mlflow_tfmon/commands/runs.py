@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
-from mlflow_tfmon.tables import table
+from mlflow_tfmon.tables import echo, table
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG
 
@@ -28,9 +28,9 @@ def command(experiment: str | None, limit: int, tracking_uri: str | None) -> Non
     found = itertools.islice(watched(open_client(tracking_uri), experiment), limit)
     rows = [_row(run) for run in found]
     if rows:
-        click.echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
+        echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
-        click.echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
+        echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
 
 
 def _row(run: Run) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlflow_tfmon.journal import private
 from mlflow_tfmon.journal.homes import is_private, second_home
+from mlflow_tfmon.uris import without_secrets
 
 FILE = "status.json"
 _MAX_REJECTED = 100
@@ -118,6 +119,10 @@ class Ledger:
 
     def reject(self, rejected: dict[str, str]) -> None:
         """Adds what MLflow refuses, up to a hundred things."""
-        new = {name: reason for name, reason in rejected.items() if name not in self.status.rejected}
+        new = {
+            name: without_secrets(reason)
+            for name, reason in rejected.items()
+            if name not in self.status.rejected
+        }
         if new and len(self.status.rejected) < _MAX_REJECTED:
             self.note(rejected={**self.status.rejected, **new})

@@ -21,13 +21,23 @@ from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.journal import life, private
 from mlflow_tfmon.journal.homes import home_folder, is_private, second_home
 from mlflow_tfmon.stream.coding import decode, encode
-from mlflow_tfmon.stream.records import Record, RunStarted
-from mlflow_tfmon.uris import absolute, without_secrets
+from mlflow_tfmon.stream.records import (
+    DatasetUsed,
+    Facts,
+    LeftOut,
+    ModelSaved,
+    Problems,
+    Record,
+    RunEnded,
+    RunStarted,
+)
+from mlflow_tfmon.uris import address, without_secrets_in
 
 FORMAT = 2  # 1 had all records, always
 DATABASE = "journal.sqlite"
 _READ_BYTES = 16 * 2**20
 _WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
+_TEXTS = (RunStarted, Facts, DatasetUsed, ModelSaved, Problems, LeftOut, RunEnded)  # with texts of others
 _TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
 
 
@@ -247,10 +257,13 @@ def coded(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
     if isinstance(record, RunStarted):
         record = dataclasses.replace(
             record,
-            tracking_uri=without_secrets(absolute(record.tracking_uri)),
-            registry_uri=without_secrets(absolute(record.registry_uri)),
+            tracking_uri=address(record.tracking_uri),
+            registry_uri=address(record.registry_uri),
         )
-    return encode(record)
+    kind, body, block = encode(record)
+    if isinstance(record, _TEXTS):
+        body = {name: without_secrets_in(value) for name, value in body.items()}
+    return kind, body, block
 
 
 def plain(value: object) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from mlflow_tfmon.uris import absolute, without_secrets
+from mlflow_tfmon.uris import address
 
 _DATABASES = ("postgresql", "mysql", "mssql", "oracle")
 _OF_DATABASES = ("PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MYSQL_PWD")
@@ -58,9 +58,9 @@ def _configured(uri: str, mine: str, setting: str) -> str | None:
         return mine
     found = _sent_to(uri)
     if found:
-        shown = without_secrets(uri)
+        shown = address(uri)
         raise WithheldError(
-            f"it is of {shown}, and {setting} is {without_secrets(mine)}: the credentials that are set ({found}) are "
+            f"it is of {shown}, and {setting} is {address(mine)}: the credentials that are set ({found}) are "
             f"not sent to another store; if they are for this one, set {setting}={shown}"
             + (", or give --tracking-uri" if setting == "MLFLOW_TRACKING_URI" else "")
         )
@@ -68,7 +68,7 @@ def _configured(uri: str, mine: str, setting: str) -> str | None:
 
 
 def _plain(uri: str) -> str:
-    uri = without_secrets(absolute(uri)).rstrip("/")
+    uri = address(uri).rstrip("/")
     scheme, mark, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme.lower()}{mark}{host.lower()}{slash}{path}" if mark else uri

@@ -19,7 +19,7 @@ from mlflow_tfmon.delivery.waiting import deliver, find_waiting
 from mlflow_tfmon.journal import private
 from mlflow_tfmon.journal.journal import DATABASE, Journal, JournalReader
 from mlflow_tfmon.journal.life import is_written
-from mlflow_tfmon.stream.records import RunEnded
+from mlflow_tfmon.stream.records import DatasetUsed, Facts, Problems, RunEnded
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
 ENDED = RunEnded(BEGUN + 10, "FINISHED", True)
@@ -219,3 +219,37 @@ def test_a_credential_goes_to_the_store_that_is_named_for_it(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/")  # the same, written in another way
     assert main(["sync", *(["--tracking-uri", uri] if said == "option" else [])]) == 1
     assert "Bearer T0KEN" in seen
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://mlflow:S3CRET/QQ@127.0.0.1:1/db", "postgresql://mlflow:S3CRET QQ?@127.0.0.1:1/db",
+        "http://S3CRETQQ@127.0.0.1:1", "http://127.0.0.1:1/?sig=S3CRETQQ", "mysql+pymysql://a:S3#CRET@QQ@127.0.0.1:1/db",
+    ],
+)  # fmt: skip
+def test_no_secret_is_on_the_disk_or_shown(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tags = {"from": f"read from {uri}", "header": "Authorization: Bearer S3CRETQQ"}
+    journal = Journal.create(home)
+    journal.append(
+        [
+            started(uri, None, tags=tags),
+            Facts(params={"data": uri}, tags=tags),
+            DatasetUsed({"name": "x", "source": f'{{"url": "{uri}"}}'}, "train", {}),
+            Problems(1, BEGUN, ({"kind": "x", "evidence": uri},)),
+            RunEnded(BEGUN, "FAILED", True, f"OSError: {uri}"),
+        ]
+    )
+    journal.close()
+    assert main(["sync", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    if uri.startswith("http"):
+        assert main(["sync"]) == 1
+        out, err = map("".join, zip((out, err), capsys.readouterr(), strict=True))
+    held = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert b"127.0.0.1:1" in held and "127.0.0.1:1" in out
+    for part in ("S3", "CRET", "QQ"):
+        assert part.encode() not in held and part not in out + err
