@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.delivery.tally import load_manifest
 from mlflow_tfmon.journal import private
 from mlflow_tfmon.stream.records import Problems
@@ -106,6 +106,6 @@ class Earlier:
 def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
     if not any(item.path == findings.FILE for item in client.list_artifacts(run_id, "tfmon")):
         return ()
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         path = Path(client.download_artifacts(run_id, findings.FILE, folder))
         return tuple(json.loads(path.read_text("utf-8")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.delivery import showing
 from mlflow_tfmon.delivery.checkpointed import Call, saved_model, settled
 from mlflow_tfmon.delivery.earlier import Earlier
@@ -294,7 +294,7 @@ def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, in
         try:
             path = part.save()
         except OSError:  # the journal's disk is full: another may have room for a moment
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlflow_tfmon-"))
+            folder = stack.enter_context(temporary.Folder())
             path = Path(folder, part.path.name)
             part.write(path)
         run.file(path, part.folder, patient)

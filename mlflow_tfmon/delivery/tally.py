@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.tracking.points import Point
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def missing(
 def _rows(client: MlflowClient, run_id: str, name: str) -> int:
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         try:
             return int(pq.read_metadata(client.download_artifacts(run_id, name, folder)).num_rows)
         except (OSError, ValueError):
@@ -106,5 +106,5 @@ def load_manifest(client: MlflowClient, run_id: str) -> str | None:
     """What the store must hold of a run; None if its delivery has not come to an end."""
     if not any(item.path == MANIFEST for item in client.list_artifacts(run_id, "tfmon")):
         return None
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         return Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text("utf-8")

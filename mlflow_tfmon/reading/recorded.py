@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.reading import frames, joined
 from mlflow_tfmon.stream.past import SEAMS_TAG
@@ -211,7 +211,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
             "left behind is delivered by `mlflow-tfmon sync`."
         )
     # The files live as long as the object: they are read when a table is asked for.
-    holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
+    holder = temporary.Folder()
     folder = _download(client, run_id, holder.name, final=state == "complete")
     later = joined.cuts(folder)
     joined.join(folder, later)
