@@ -103,6 +103,8 @@ def interrupted(tmp_path: Path) -> tuple[str, Path]:
     with pytest.raises(Interrupted):
         model().fit(X, Y, epochs=4, verbose=0, callbacks=[Counter()])
     (run,) = mlflow.MlflowClient().search_runs(["0"])
+    mlflow_tfmon.autolog(resume=run.info.run_id)  # waits for delivery
+    mlflow_tfmon.autolog(disable=True)
     (folder,) = {
         path.parent.parent for path in tmp_path.rglob("tfmon/resume.json") if "home" not in path.parts
     }
