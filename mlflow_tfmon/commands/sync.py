@@ -11,6 +11,7 @@ import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, Named, choose, find_run, open_client
 from mlflow_tfmon.tables import echo, table
+from mlflow_tfmon.uris import visible
 
 if TYPE_CHECKING:
     from mlflow_tfmon.delivery.waiting import Waiting
@@ -101,7 +102,7 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     left = 0
     for one in found:
-        with click.progressbar(length=max(1, one.records), label=one.name, file=sys.stderr) as bar:
+        with click.progressbar(length=max(1, one.records), label=visible(one.name), file=sys.stderr) as bar:
 
             def told(waiting: int, bar: object = bar, records: int = one.records) -> None:
                 bar.update(max(0, records - waiting - bar.pos))  # type: ignore[attr-defined]
