@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from mlflow_tfmon import __version__, commands
-from mlflow_tfmon.uris import without_secrets
+from mlflow_tfmon.uris import visible, without_secrets
 
 _NAME = "mlflow-tfmon"
 
@@ -70,7 +70,7 @@ def _told(error: Exception) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"{_NAME}: {' '.join(without_secrets(message).split())}", file=sys.stderr)
+    print(f"{_NAME}: {visible(' '.join(without_secrets(message).split()))}", file=sys.stderr)
     return status
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-from mlflow_tfmon.uris import in_a_line
+from mlflow_tfmon.uris import in_a_line, visible, without_secrets
 
 logger = logging.getLogger("mlflow_tfmon")
 _said: set[str] = set()
@@ -27,7 +27,7 @@ class SettingError(ValueError):
     """
 
     def __init__(self, message: str, setting: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.setting = setting
 
 
@@ -86,8 +86,18 @@ class _ToStderr(logging.StreamHandler):
         """What the class sets at the beginning does not count."""
 
 
+class _Clean(logging.Filter):
+    """Leaves secrets out of all that is logged, and shows control characters: some of it comes from stores."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = visible(without_secrets(record.getMessage())), None
+        return True
+
+
 def _set_up_handler() -> None:
     """Shows our lines even where the application configures no logging, as MLflow does with its own."""
+    if not any(isinstance(one, _Clean) for one in logger.filters):
+        logger.addFilter(_Clean())
     if logger.handlers:
         return
     handler = _ToStderr()

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from mlflow_tfmon import private
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing is known of other processes
     fcntl = None  # type: ignore[assignment]
 
-# POSIX: a pipe of that name must not keep the opening waiting, nor a link lead elsewhere.
-_SAFELY = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 _held: dict[Path, tuple[int, int]] = {}  # those of this process: process id and file descriptor
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -41,7 +40,7 @@ def hold(path: Path) -> bool:
         if is_mine(path):
             return False
         while True:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR | _SAFELY, 0o600)
+            handle = private.opened(path, os.O_CREAT | os.O_RDWR)
             try:
                 taken = _take(handle)
                 there = taken and _is_at(path, handle)
@@ -85,7 +84,7 @@ def is_held(path: Path) -> bool:
         if is_mine(path):
             return True
         try:
-            handle = os.open(path, os.O_RDONLY | _SAFELY)
+            handle = private.opened(path, os.O_RDONLY)
         except OSError:
             return False
         try:
@@ -128,8 +127,6 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def _take(handle: int, shared: bool = False) -> bool:
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        raise OSError("it is not a file")
     if fcntl is not None:
         try:
             fcntl.lockf(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

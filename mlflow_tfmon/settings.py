@@ -153,7 +153,8 @@ class Settings:
             )
 
     def _error(self, name: str, remedy: str) -> SettingError:
-        return SettingError(f"{name}={getattr(self, name)!r}: {name} {remedy}.", name)
+        value = "…" if name == "alert_url" else repr(getattr(self, name))  # its path may be a secret too
+        return SettingError(f"{name}={value}: {name} {remedy}.", name)
 
     @classmethod
     def make(cls, **values: Any) -> Settings:

@@ -1,15 +1,64 @@
-"""Store addresses as they may be written down: absolute, and without a secret in them."""
+"""Texts and store addresses as they may be written down or shown: without a secret, and without control characters.
+
+Whatever goes to a disk, a log, a tag or a terminal passes here. Where a text can be read in two ways, what may be a
+secret is left out.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import re
 from pathlib import Path
 from urllib.request import url2pathname
 
-_USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
-_SECRET_QUERY = re.compile(
-    r"(?<=[?&])([^=&#\s]*(?:password|passwd|secret|token|key)[^=&#\s]*)=[^&#\s]*", re.IGNORECASE
+# A word of an address ends at white space, at the quote before the next part of JSON or Python, or at another address.
+_CHARACTER = r"(?![\"'](?:[,;:)\]}]|$))[^\s]"
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]{0,30}://"
+_ADDRESS = re.compile(rf"(?<![A-Za-z0-9])({_SCHEME})((?:(?!{_SCHEME}){_CHARACTER})+)", re.MULTILINE)
+# What is left of one with white space in its password: SQLAlchemy takes it.
+_PORT = r"\d*(?:[/?#\s\"'<>)\]},;.]|$)"
+_SPACED = re.compile(
+    rf"({_SCHEME})[^\s:/?#@\[]*:(?!{_PORT})[^@\n]{{0,200}}@(?:{_CHARACTER}*@)?", re.MULTILINE
+)
+_WEB = frozenset(
+    ("http", "https", "ws", "wss", "ftp", "git+http", "git+https", "mlflow-artifacts", "s3", "gs")
+)
+_AUTHORITY = re.compile(r"[^/?#]*")
+_HOST = re.compile(r"(?:\[[^\]]*\]|[^:@\[\]]*)(?::\d*)?")
+
+_PASSWORD = r"password|passwd|passphrase|pwd|secret|(?:access|account|api|private)[_\-]?key"
+_WORD = r"[^=&;#?\s]{0,64}"  # bounded, as all that repeats: a text may be made to take for ever
+_QUERY = re.compile(
+    rf"([?&;#](?:{_WORD}(?:{_PASSWORD}|token|key|auth|signature|credential){_WORD}|sig|code|jwt|pass)=)"
+    rf"(?:(?!&){_CHARACTER})*",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Of other texts: `password: …`, `api_key=…`, `"token": "…"`, `--token …`; but people write of a token: and of a key=.
+_NAME = rf"(?:{_PASSWORD}|sharedaccesssignature"
+_NAMED = re.compile(
+    rf"({_NAME}|token|credential)[\"']?\s*=\s*|{_NAME})\s*:\s+|[\"'][\w.\-]{{0,64}}{_NAME}|token|credential)[\"']\s*:\s*"
+    rf"|(?<![\w\-])--?[\w\-]{{0,64}}{_NAME}|token)\s+)(?:\"[^\"]*\"|'[^']*'|(?!\*\*\*|[=:]){_CHARACTER}+)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_KINDS = r"(?:bearer|basic|digest|token|negotiate|apikey|aws4-hmac-sha256) +"
+_HEADER = re.compile(
+    rf"(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:{_KINDS})?|\bbearer\s+){_CHARACTER}+",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BASIC = re.compile(r"(\bbasic\s+)([A-Za-z0-9+/_\-]{4,}={0,2})", re.IGNORECASE)
+_AWS = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")
+# What the environment says that is secret, should some library quote it.
+_ENVIRONMENT = (
+    "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "DATABRICKS_TOKEN", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING", "PGPASSWORD", "MYSQL_PWD",
+)  # fmt: skip
+_SHORTEST = 12  # characters of one that is looked for: shorter ones are words
+
+# C0 but line breaks and tabs, DEL, C1, what turns the direction of writing, further line breaks, halves of characters.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
 
@@ -20,13 +69,80 @@ _CONNECTION = re.compile(r"^[\"']?(?:(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*
 
 
 def without_secrets(text: str) -> str:
-    """Removes user names, passwords and tokens from the addresses in a text.
+    """A text without the user names, passwords, tokens and keys that it names.
 
     Example:
         >>> without_secrets("https://ann:secret@example.org/mlflow")
         'https://example.org/mlflow'
+        >>> without_secrets("Authorization: Bearer abc")
+        'Authorization: ***'
     """
-    return _SECRET_QUERY.sub(r"\1=", _USERINFO.sub("", text))
+    text = _ADDRESS.sub(lambda found: apart(found[0])[0], text)
+    text = _SPACED.sub(r"\1", text)
+    for name in _ENVIRONMENT:
+        secret = os.environ.get(name, "")
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, "***")
+    return _without_named(text)
+
+
+def address(uri: str) -> str:
+    """The address of a store, without secrets, absolute: as `absolute`, and as a whole, with white space in it."""
+    return _without_named(apart(absolute(uri))[0])
+
+
+def apart(uri: str) -> tuple[str, str]:
+    """An address without its user name and password, and these.
+
+    SQLAlchemy takes any password that has no `@`, and people write those that have one; of servers the user name ends
+    with the first `/`, `?` or `#`, unless what comes before is no host and port.
+
+    Example:
+        >>> apart("postgresql://ann:s/ecret@db/mlflow")
+        ('postgresql://db/mlflow', 'ann:s/ecret')
+    """
+    scheme, mark, rest = uri.partition("://")
+    authority = _AUTHORITY.match(rest)[0]  # type: ignore[index]
+    user, at, host = authority.rpartition("@")
+    if not (at and ":" not in user.split("@")[0] and _HOST.fullmatch(host)):
+        is_host = _HOST.fullmatch(authority) and (":" not in authority or scheme.lower() in _WEB)
+        user, at, _ = ("", "", "") if is_host else rest.rpartition("@")
+    return scheme + mark + rest[len(user) + len(at) :], user
+
+
+def _without_named(text: str) -> str:
+    text = _QUERY.sub(r"\1***", text)
+    text = _HEADER.sub(r"\1***", text)
+    text = _NAMED.sub(r"\1***", text)
+    text = _BASIC.sub(lambda found: found[1] + "***" if _is_user(found[2]) else found[0], text)
+    text = _AWS.sub("***", text)
+    return text
+
+
+def _is_user(encoded: str) -> bool:
+    try:
+        return b":" in base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return False
+
+
+def visible(text: str) -> str:
+    r"""A text whose control characters are seen, and do nothing: what a terminal shows may come from anybody.
+
+    Example:
+        >>> visible("a\x1b[2Jb")
+        'a\\x1b[2Jb'
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def without_secrets_in(value: object) -> object:
+    """JSON without a secret in any of its texts; names are left."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {name: without_secrets_in(one) for name, one in value.items()}
+    return [without_secrets_in(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def in_a_line(error: Exception) -> str:
@@ -43,7 +159,7 @@ def in_a_line(error: Exception) -> str:
         text = f"no answer from {found[1]}: {_CONNECTION.sub('', inner[1] if inner else found[2])}".rstrip(
             "\"'"
         )
-    return " ".join(without_secrets(text).split())[:400] or type(error).__name__
+    return " ".join(visible(without_secrets(text)).split())[:400] or type(error).__name__
 
 
 def sqlite_path(uri: str) -> str | None:

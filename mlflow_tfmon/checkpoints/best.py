@@ -79,7 +79,8 @@ class Best:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from where another stood, if that went by a metric that this one may go by."""
         if state["metric"] in (self._settings.monitor, "loss"):
-            vars(self).update(state)
+            self.metric, self.value = state["metric"], state["value"]
+            self.epoch, self.more = state["epoch"], state["more"]
 
     def _choose(self, metrics: Mapping[str, float], validated: bool) -> str | None:
         wanted = self._settings.monitor

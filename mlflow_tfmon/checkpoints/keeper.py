@@ -213,7 +213,7 @@ class Keeper:
         assert self._writer is not None
         path = job.saved.path
         try:
-            (self._folder / path).parent.mkdir(exist_ok=True)
+            (self._folder / path).parent.mkdir(mode=0o700, exist_ok=True)
             self._writer.write(job.snapshot, self._folder / path, job.state)
         except Exception as error:
             self._tell(job.saved, error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 
 import keras
 
+from mlflow_tfmon import temporary
+from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
 from mlflow_tfmon.checkpoints.state import State
@@ -20,8 +24,11 @@ from mlflow_tfmon.facts import order, underway
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.tracking import runs
+from mlflow_tfmon.uris import in_a_line
 
 RESUMED_TAG = "tfmon.resumed"
+_WIDEST = 8  # bytes of a number
+_ROOM = 64 * 2**20  # bytes for what such a file has beside numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +128,7 @@ class Checkpoint:
                     f"the training had {len(about['optimizers'])} optimizers of its own, {len(optimizers)} are given; "
                     "name them: Monitor(model, optimizer=...), several as a list"
                 )
-            model.load_weights(str(self._file()))
+            self._load_weights(model)
             for at, variable in enumerate(states.seeds(model)):
                 if f"seed/{at}" in self.state.arrays:
                     states.assign(variable, self.state.arrays[f"seed/{at}"])
@@ -166,6 +173,20 @@ class Checkpoint:
             )
         return found[0]
 
+    def _load_weights(self, model: Any) -> None:
+        file = self._file()
+        optimizer = getattr(model, "optimizer", None)
+        variables = [*model.variables, *(optimizer.variables if optimizer is not None else ())]
+        room = _ROOM + 2 * sum(math.prod(one.shape) * _WIDEST for one in variables)
+        with temporary.Folder() as holder:
+            try:
+                file = reading.weights_file(file, Path(holder), room)
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                raise self._error(
+                    f"its file of weights is none ({in_a_line(error)}); train anew without resume"
+                ) from error
+            model.load_weights(str(file))
+
     def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:
         now = states.shapes(variables)
         for (name, shape), (path, size) in zip(saved, now, strict=False):
@@ -186,7 +207,7 @@ class Checkpoint:
 
 def _attributes(model: Any, told: Sequence[dict[str, Any]]) -> list[Any]:
     """The optimizers that are attributes of a model, as those that were saved had been."""
-    found = [getattr(model, str(one.get("name")), None) for one in told]
+    found = [vars(model).get(str(one.get("name"))) for one in told]
     return [one for one in found if isinstance(one, keras.optimizers.Optimizer)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
+from mlflow_tfmon.errors import logger
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
+# What Keras's own callbacks count and compare with (3.7 to 3.15): none of it is a path or an option.
+_OF_KERAS = frozenset(
+    ("wait", "stopped_epoch", "best", "best_epoch", "best_weights", "cooldown_counter", "_current_epoch",
+     "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen",
+     "_global_train_batch", "_global_test_batch", "_ema_weights_in_model")
+)  # fmt: skip
 _Shapes = list[tuple[str, tuple[int, ...]]]
 
 
@@ -54,10 +63,13 @@ class State:
 
         Raises:
             OSError: the checkpoint has none (it was made by an earlier version).
+            ValueError: it is not what `write` writes.
         """
-        about = json.loads((folder / FOLDER / _FILE).read_text("utf-8"))
-        with np.load(folder / FOLDER / _ARRAYS, allow_pickle=False) as arrays:
-            return cls(about, dict(arrays))
+        about = reading.read_json(folder / FOLDER / _FILE)
+        reading.check(about)
+        arrays = reading.read_arrays(folder / FOLDER / _ARRAYS)
+        reading.check_numpy(arrays["random/numpy"])
+        return cls(about, arrays)
 
 
 def of_snapshot(snapshot: Snapshot) -> State:
@@ -139,8 +151,8 @@ def _keras_generator() -> Any:
 class Callbacks:
     """What a training changes in its callbacks: how long `EarlyStopping` has waited, what was best, and so on.
 
-    What is a number or a list of arrays, and is no longer what it was when the training began, is part of its state;
-    what the user has set, by an argument of that name, is not.
+    Of Keras's own callbacks it is what `_OF_KERAS` names; of the user's, what is a number or a list of arrays, and is
+    no longer what it was when the training began, but for what the user has set, by an argument of that name.
 
     Args:
         callbacks: the user's, at the training's begin.
@@ -155,35 +167,46 @@ class Callbacks:
         about: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         for at, (callback, begin) in enumerate(zip(self._callbacks, self._begin, strict=True)):
-            set_ = inspect.signature(type(callback).__init__).parameters
             changed = {
-                name: value for name, value in vars(callback).items()
-                if value is not begin.get(name) and name not in set_
+                name: _number(value) for name, value in vars(callback).items()
+                if value is not begin.get(name) and _may_change(callback, name)
             }  # fmt: skip
-            numbers = {name: _number(value) for name, value in changed.items() if _is_number(value)}
+            numbers = {name: value for name, value in changed.items() if reading.is_number(value)}
             about.append({"class": type(callback).__name__, "numbers": numbers})
             for name, value in changed.items():
-                if isinstance(value, list) and value and all(isinstance(one, np.ndarray) for one in value):
+                if isinstance(value, list) and value and _is_arrays(value):
                     arrays |= {f"callback/{at}/{name}/{n}": one for n, one in enumerate(value)}
         return about, arrays
 
     def restore(self, state: State) -> None:
-        """Puts back what had changed: into the first callback of a class what the first of it had, and so on."""
+        """Puts back what had changed: into the first callback of a class what the first of it had, and so on.
+
+        A number takes the place of a number, and arrays that of arrays: nothing else is changed by what a store says.
+        """
         waiting = {id(one): one for one in self._callbacks}
         for at, told in enumerate(state.about["callbacks"]):
             callback = next((one for one in waiting.values() if type(one).__name__ == told["class"]), None)
             if callback is None:  # it is not among them any more; others may be
                 continue
             del waiting[id(callback)]
-            vars(callback).update(told["numbers"])
-            lists: dict[str, dict[int, np.ndarray]] = {}
-            for key, array in state.arrays.items():
-                kind, _, rest = key.partition("/")
-                if kind == "callback" and rest.split("/")[0] == str(at):
-                    _, name, number = rest.split("/")
-                    lists.setdefault(name, {})[int(number)] = array
-            for name, found in lists.items():
-                setattr(callback, name, [found[number] for number in sorted(found)])
+            left = []
+            for name, value in told["numbers"].items():
+                if _may_change(callback, name) and _is_alike(_now(callback, name), value):
+                    vars(callback)[name] = value
+                else:
+                    left.append(name)
+            for name, arrays in _lists(state.arrays, at).items():
+                now = _now(callback, name)
+                if _may_change(callback, name) and (now is None or _is_arrays(now)):
+                    vars(callback)[name] = arrays
+                else:
+                    left.append(name)
+            if left:
+                logger.warning(
+                    "mlflow_tfmon: of the callback %s what the checkpoint says of %s is left out: there it is no such "
+                    "number.",
+                    type(callback).__name__, ", ".join(map(repr, left))[:200],
+                )  # fmt: skip
 
     @property
     def ended(self) -> bool:
@@ -192,8 +215,40 @@ class Callbacks:
         return any(one.stopped_epoch > 0 and one.wait >= one.patience for one in stopping)
 
 
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, float, np.bool_, np.number))
+def _may_change(callback: Any, name: str) -> bool:
+    """Whether an attribute is what a training changes, as far as its name and its class tell."""
+    if type(callback).__module__.split(".")[0] == "keras":
+        return name in _OF_KERAS
+    known = name in vars(callback) or hasattr(type(callback), name)
+    known &= name not in vars(keras.callbacks.Callback())
+    return known and name not in inspect.signature(type(callback).__init__).parameters
+
+
+def _now(callback: Any, name: str) -> object:
+    """What an attribute is, of the callback or of its class, without a call of the user's code."""
+    return vars(callback).get(name, inspect.getattr_static(type(callback), name, None))
+
+
+def _is_alike(now: object, then: object) -> bool:
+    """Whether a value may take another's place: a number that of a number, a truth value that of one."""
+    now = _number(now)
+    if now is None or then is None:
+        return reading.is_number(now)
+    return reading.is_number(now) and isinstance(now, bool) == isinstance(then, bool)
+
+
+def _is_arrays(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, np.ndarray) for one in value)
+
+
+def _lists(arrays: Mapping[str, np.ndarray], at: int) -> dict[str, list[np.ndarray]]:
+    """The lists of arrays of a callback, by the names of its attributes."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for key, array in arrays.items():
+        match = re.fullmatch(rf"callback/{at}/(\w+)/(\d{{1,9}})", key)
+        if match:
+            found.setdefault(match[1], {})[int(match[2])] = array
+    return {name: [numbered[number] for number in sorted(numbered)] for name, numbered in found.items()}
 
 
 def _number(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.tables import echo
 
 _ARTIFACT = "tfmon/comparison.html"
 
@@ -36,4 +37,4 @@ def command(references: tuple[str, ...], output: Path, log_to: str | None, track
     output.write_text(page, "utf-8")
     if takes_it:
         mlflow.MlflowClient(tracking_uri).log_text(takes_it, page, _ARTIFACT)
-    click.echo(str(output))
+    echo(str(output))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.tables import echo
 
 
 @click.command(epilog=RUN_IS, short_help="Judge a run again.")
@@ -32,15 +33,15 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
     except (MlflowException, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if not run.complete:
-        click.echo(
+        echo(
             "Not all that was recorded of this run has arrived: it is judged by what has. Judge it again when the tag "
             "tfmon.delivery is `complete`; what a crash or an outage left behind is delivered by `mlflow-tfmon sync`.",
             err=True,
         )
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(one) for one in problems], indent=1))
+        echo(json.dumps([dataclasses.asdict(one) for one in problems], indent=1))
         return
     for one in problems:
-        click.echo(f"{one.severity}: {one.line()}")
+        echo(f"{one.severity}: {one.line()}")
     if not problems:
-        click.echo("none")
+        echo("none")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.tables import echo
 
 
 @click.command("export-tensorboard", epilog=RUN_IS, short_help="Write TensorBoard's event files of a run.")
@@ -18,4 +19,4 @@ def command(reference: str, folder: Path, tracking_uri: str | None) -> None:
     from mlflow_tfmon.tensorboard.export import export
 
     for written in export(find_run(reference, tracking_uri), folder, tracking_uri):
-        click.echo(str(written))
+        echo(str(written))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon.tables import echo
+
 
 @click.command("import-tensorboard", short_help="Make runs of TensorBoard's event files.")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -24,4 +26,4 @@ def command(folder: Path, experiment: str | None, tracking_uri: str | None) -> N
     known = client.get_experiment_by_name(name)
     experiment_id = known.experiment_id if known else client.create_experiment(name)
     for training in import_logs(folder, experiment_id, tracking_uri):
-        click.echo(f"{training.run_id}  {training.name}: {training.points} points")
+        echo(f"{training.run_id}  {training.name}: {training.points} points")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.tables import echo
 
 
 @click.command("promote", epilog=RUN_IS, short_help="Give a run's best model an alias.")
@@ -28,6 +29,6 @@ def command(
 
     run = find_run(reference, tracking_uri)
     try:
-        click.echo(promote(run, alias, name, dry_run=dry_run, force=force, tracking_uri=tracking_uri))
+        echo(str(promote(run, alias, name, dry_run=dry_run, force=force, tracking_uri=tracking_uri)))
     except PromotionError as error:
         raise click.ClickException(str(error)) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
+from mlflow_tfmon.tables import echo
 
 
 @click.command("report", epilog=RUN_IS, short_help="Write a run's report as one HTML file.")
@@ -25,4 +26,4 @@ def command(reference: str, output: Path | None, tracking_uri: str | None) -> No
     page = make(run_id, tracking_uri)
     path = output or Path(f"report-{run_id}.html")
     path.write_text(page, "utf-8")
-    click.echo(str(path))
+    echo(str(path))

@@ -10,7 +10,7 @@ import click
 
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
-from mlflow_tfmon.tables import table
+from mlflow_tfmon.tables import echo, table
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG
 
@@ -34,9 +34,9 @@ def command(experiment: str | None, limit: int, tracking_uri: str | None) -> Non
         left = here.recordings(here.of_store(client.tracking_uri))
         rows += [_row_of_one_here(one) for one in left if one.due and one.run_id not in known]
     if rows:
-        click.echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
+        echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
-        click.echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
+        echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
 
 
 def _row(run: Run) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, Named, choose, find_run, open_client
-from mlflow_tfmon.tables import table
+from mlflow_tfmon.tables import echo, table
+from mlflow_tfmon.uris import visible
 
 if TYPE_CHECKING:
     from mlflow_tfmon.delivery.waiting import Waiting
@@ -38,7 +39,7 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
         return
     found = _chosen(find_waiting(), runs)
     if not found:
-        click.echo("Nothing waits for delivery.")
+        echo("Nothing waits for delivery.")
         return
     _show(found)
     if not dry_run:
@@ -70,7 +71,7 @@ def _check(references: Sequence[str], tracking_uri: str | None) -> None:
         lacking += len(lacks)
         wanted = json.loads(manifest)
         points, rows = (sum(wanted[what].values()) for what in ("series", "files"))
-        click.echo(
+        echo(
             "\n".join([f"{run}: not all is there:", *lacks])
             if lacks
             else f"{run}: all is there: {points} points of {len(wanted['series'])} metrics, {rows} rows in "
@@ -87,7 +88,7 @@ def _show(found: Sequence[Waiting]) -> None:
         run = one.run_id or f"{one.folder.name} (run not made yet)"
         state = "training goes on" if one.written else one.error or "waits"
         rows.append((run, begun, str(one.records), f"{one.bytes / 2**20:.1f} MB", one.store, state))
-    click.echo(table(rows))
+    echo(table(rows))
 
 
 def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
@@ -101,7 +102,7 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     left = 0
     for one in found:
-        with click.progressbar(length=max(1, one.records), label=one.name, file=sys.stderr) as bar:
+        with click.progressbar(length=max(1, one.records), label=visible(one.name), file=sys.stderr) as bar:
 
             def told(waiting: int, bar: object = bar, records: int = one.records) -> None:
                 bar.update(max(0, records - waiting - bar.pos))  # type: ignore[attr-defined]
@@ -115,10 +116,10 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
                 if one.damaged
                 else ""
             )
-            click.echo(f"{one.name}: delivered{how}.")
+            echo(f"{one.name}: delivered{how}.")
         else:
             left += 1
-            click.echo(f"{one.name}: not delivered: {error}")
+            echo(f"{one.name}: not delivered: {error}")
     if left:
         raise click.ClickException(
             f"{left} of {len(found)} recordings still wait; they are kept. Call `mlflow-tfmon sync` again when their "

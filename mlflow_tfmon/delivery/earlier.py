@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon import private, temporary
 from mlflow_tfmon.delivery.tally import load_manifest
 from mlflow_tfmon.stream.records import Problems
 from mlflow_tfmon.tracking import findings
@@ -53,12 +53,12 @@ class Earlier:
         """
         path = folder / _FILE
         if path.exists():
-            values = json.loads(path.read_text("utf-8"))
+            values = json.loads(private.read_text(path))
             return cls(**{**values, "problems": tuple(values["problems"])})
         found = cls._look(client, run_id)
         with contextlib.suppress(OSError):  # a full disk: what is asked again is only what has arrived since
             draft = path.with_suffix(".new")
-            draft.write_text(json.dumps(dataclasses.asdict(found)), "utf-8")
+            private.write_text(draft, json.dumps(dataclasses.asdict(found)))
             os.replace(draft, path)
         return found
 
@@ -105,6 +105,6 @@ class Earlier:
 def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
     if not any(item.path == findings.FILE for item in client.list_artifacts(run_id, "tfmon")):
         return ()
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         path = Path(client.download_artifacts(run_id, findings.FILE, folder))
         return tuple(json.loads(path.read_text("utf-8")))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.delivery import showing
 from mlflow_tfmon.delivery.calls import AnyOrder, Call, InOrder
 from mlflow_tfmon.delivery.checkpointed import Asked, models_not_there, saved_model, settled
@@ -420,7 +420,7 @@ def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, in
         try:
             path = part.save()
         except OSError:  # the journal's disk is full: another may have room for a moment
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlflow_tfmon-"))
+            folder = stack.enter_context(temporary.Folder())
             path = Path(folder, part.path.name)
             part.write(path)
         run.file(path, part.folder, patient)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT
 from mlflow_tfmon.tracking.store import RunStore, store_errors
 
@@ -28,7 +28,7 @@ def event_files(run: RunStore) -> dict[str, str]:
     """Makes TensorBoard's event files; returns why not, if so."""
     from mlflow_tfmon.tensorboard.export import export
 
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         try:
             export(run.run_id, Path(folder), run.client.tracking_uri)
         except Exception as error:  # as above: `mlflow-tfmon export-tensorboard` tries again

@@ -10,7 +10,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlflow_tfmon import private
 from mlflow_tfmon.journal.homes import is_private, second_home
+from mlflow_tfmon.uris import without_secrets
 
 FILE = "status.json"
 
@@ -50,7 +52,7 @@ def read_status(folder: Path) -> Status:
     if is_private(second_home()) and _mark(folder).exists():
         return Status(complete=True)
     try:
-        values = json.loads((folder / FILE).read_text("utf-8"))
+        values = json.loads(private.read_text(folder / FILE))
         names = {item.name for item in dataclasses.fields(Status)}
         return Status(**{name: value for name, value in values.items() if name in names})
     except (OSError, ValueError, AttributeError):
@@ -60,7 +62,7 @@ def read_status(folder: Path) -> Status:
 def write_status(folder: Path, status: Status) -> None:
     """Writes a recording's status; a reader sees the old one or the new one, never half of it."""
     draft = folder / (FILE + ".new")
-    draft.write_text(json.dumps(dataclasses.asdict(status)), "utf-8")
+    private.write_text(draft, json.dumps(dataclasses.asdict(status)))
     os.replace(draft, folder / FILE)
 
 
@@ -72,7 +74,7 @@ def put_away(folder: Path, damaged: bool) -> None:
     if damaged:
         aside = folder.parent.parent / "damaged"
         with contextlib.suppress(OSError):
-            aside.mkdir(mode=0o700, exist_ok=True)
+            private.make_folder(aside)
             folder.rename(aside / folder.name)
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +82,7 @@ def put_away(folder: Path, damaged: bool) -> None:
         if not folder.exists():
             _mark(folder).unlink(missing_ok=True)
         else:
-            second_home().mkdir(mode=0o700, exist_ok=True)
+            private.make_folder(second_home())
             _mark(folder).touch()
 
 
@@ -116,6 +118,10 @@ class Ledger:
 
     def reject(self, rejected: dict[str, str]) -> None:
         """Adds what MLflow refuses."""
-        new = {name: reason for name, reason in rejected.items() if name not in self.status.rejected}
+        new = {
+            name: without_secrets(reason)
+            for name, reason in rejected.items()
+            if name not in self.status.rejected
+        }
         if new:
             self.note(rejected={**self.status.rejected, **new})

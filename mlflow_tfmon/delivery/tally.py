@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.state import State, of_array
 
@@ -152,7 +152,7 @@ def missing(
 def _rows(client: MlflowClient, run_id: str, name: str) -> int:
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         try:
             return int(pq.read_metadata(client.download_artifacts(run_id, name, folder)).num_rows)
         except (OSError, ValueError):
@@ -163,5 +163,5 @@ def load_manifest(client: MlflowClient, run_id: str) -> str | None:
     """What the store must hold of a run; None if its delivery has not come to an end."""
     if not any(item.path == MANIFEST for item in client.list_artifacts(run_id, "tfmon")):
         return None
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as folder:
+    with temporary.Folder() as folder:
         return Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text("utf-8")

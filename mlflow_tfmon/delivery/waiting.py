@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_tfmon import private
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.status import put_away, read_status
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.homes import all_homes
 from mlflow_tfmon.journal.journal import DATABASE, JournalReader
 from mlflow_tfmon.stream.records import RunStarted
-from mlflow_tfmon.uris import without_secrets
+from mlflow_tfmon.tracking import credentials
 
 _PAUSE = 0.1  # s
 _MAKING = 60.0  # s; a journal is made in milliseconds
@@ -30,24 +31,28 @@ class Waiting:
         run_id: its run, or None if it could not be made yet.
         run_name: name of a run that is to be made, or None.
         store: the tracking URI, without secrets.
+        registry: the registry's, the same way.
         begun: Unix time, seconds.
         records: how many records wait; there may be none, and files yet.
         bytes: what it takes on the disk.
         written: whether its training goes on.
         damaged: whether its journal is not what was written: what can be read of it is delivered, and it is put aside.
         error: why it could not be delivered, as far as that is known.
+        unread: whether it is not even read, since others can write it.
     """
 
     folder: Path
     run_id: str | None
     run_name: str | None
     store: str
+    registry: str
     begun: float
     records: int
     bytes: int
     written: bool
     damaged: bool
     error: str | None
+    unread: bool = False
 
     @property
     def name(self) -> str:
@@ -65,15 +70,28 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
         >>> for recording in find_waiting():
         ...     print(recording.name, recording.records)
     """
-    homes = [home] if home is not None else all_homes()
-    folders = [one / "recordings" for one in homes]
-    found = [_look(one) for folder in folders if folder.is_dir() for one in folder.iterdir()]
+    found: list[Waiting | None] = []
+    for one in [home] if home is not None else all_homes():
+        try:
+            private.check_home(one)
+            found += [_look(folder) for folder in (one / "recordings").iterdir()]
+        except private.NotOursError as error:
+            found.append(_unread(one, error))
+        except OSError:  # nothing was recorded
+            continue
     return sorted((one for one in found if one is not None), key=lambda one: one.begun)
 
 
+def _unread(folder: Path, error: private.NotOursError) -> Waiting:
+    """What is not read, since others can write it: it is shown, and stays where it is."""
+    return Waiting(folder, None, None, "", "", folder.lstat().st_mtime, 0, 0, False, False, str(error), True)
+
+
 def _look(folder: Path) -> Waiting | None:
-    if not folder.is_dir():
-        return None
+    try:
+        private.check_recording(folder)
+    except private.NotOursError as error:
+        return _unread(folder, error)
     reader = JournalReader(folder)
     try:
         first = reader.read(0, limit=1)
@@ -100,6 +118,7 @@ def _look(folder: Path) -> Waiting | None:
         status.run_id or (known.run_id if known else None),
         known.run_name if known else None,
         known.tracking_uri if known else "",
+        known.registry_uri if known else "",
         known.start_time if known else begun,
         max(0, last - status.delivered),
         _size(folder),
@@ -125,17 +144,20 @@ def deliver(
 
     Args:
         waiting: the recording.
-        tracking_uri: the store, with its credentials. Default: as recorded; MLFLOW_TRACKING_URI, which may have
+        tracking_uri: the store, with its credentials. Default: as recorded; MLflow's own setting, which may have
             credentials, if it is the same store.
         told: is told how many records are left.
 
     Returns:
         None if it has arrived, else why not.
     """
-    mine = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if tracking_uri is None and mine and without_secrets(mine) == waiting.store:
-        tracking_uri = mine
-    deliverer = Deliverer(waiting.folder, tracking_uri)
+    if waiting.unread:
+        return waiting.error
+    try:
+        uris = credentials.addresses(waiting.store, waiting.registry, tracking_uri)
+    except credentials.WithheldError as error:
+        return str(error)
+    deliverer = Deliverer(waiting.folder, *uris)
     gone = not waiting.written
     try:
         while True:

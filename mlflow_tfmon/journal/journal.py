@@ -18,18 +18,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow_tfmon import private
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.homes import home_folder, is_private, second_home
 from mlflow_tfmon.stream.coding import decode, encode
-from mlflow_tfmon.stream.records import Record, RunStarted
-from mlflow_tfmon.uris import absolute, without_secrets
+from mlflow_tfmon.stream.records import (
+    DatasetUsed,
+    Facts,
+    LeftOut,
+    ModelSaved,
+    Problems,
+    Record,
+    RunEnded,
+    RunStarted,
+)
+from mlflow_tfmon.uris import address, without_secrets_in
 
 FORMAT = 2  # 1 had all records, always
 DATABASE = "journal.sqlite"
 _READ_BYTES = 16 * 2**20
 _WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
 _NEAR_ROWS = 1000  # a journal may have gigabytes
+_TEXTS = (RunStarted, Facts, DatasetUsed, ModelSaved, Problems, LeftOut, RunEnded)  # with texts of others
 _TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
 
 
@@ -50,7 +61,7 @@ class Journal:
         life.hold(folder)
         path = self._path = folder / DATABASE
         # SQLite gives its side files the database's mode: made private here, all of them are.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        os.close(private.opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
         self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # what is deleted makes the file smaller
         self._connection.execute("PRAGMA journal_mode=WAL")
@@ -80,23 +91,26 @@ class Journal:
             return cls._create(home_folder())
         except (OSError, sqlite3.Error) as error:
             home = second_home()
-            home.mkdir(mode=0o700, exist_ok=True)
+            private.make_folder(home)
             if not is_private(home):
                 raise
             journal = cls._create(home)
             say_once(
                 f"home {home}",
-                f"mlflow_tfmon: {home_folder()} cannot be written ({error}); what is recorded waits in {home}, which a "
-                "restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
+                f"mlflow_tfmon: {home_folder()} cannot be used ({str(error).rstrip('.')}); what is recorded waits in "
+                f"{home}, which a restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
             )
             return journal
 
     @classmethod
     def _create(cls, home: Path) -> Journal:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(home)
+        private.check_home(home)
         folder = home / "recordings" / uuid.uuid4().hex
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        private.make_folder(folder.parent)
         folder.mkdir(mode=0o700)
+        folder.chmod(0o700)  # whatever the umask
+        private.check_recording(folder)  # there are file systems on which anybody can write anything
         return cls(folder)
 
     def append(self, records: Sequence[Record]) -> int:
@@ -244,6 +258,7 @@ class JournalReader:
 
     def _execute(self, query: str, values: tuple[int, ...]) -> sqlite3.Cursor:
         if self._connection is None:
+            private.check_recording(self.folder)
             uri = (self.folder / DATABASE).as_uri() + "?mode=rw"  # never makes a file where there is none
             connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None)
             try:
@@ -267,10 +282,13 @@ def coded(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
     if isinstance(record, RunStarted):
         record = dataclasses.replace(
             record,
-            tracking_uri=without_secrets(absolute(record.tracking_uri)),
-            registry_uri=without_secrets(absolute(record.registry_uri)),
+            tracking_uri=address(record.tracking_uri),
+            registry_uri=address(record.registry_uri),
         )
-    return encode(record)
+    kind, body, block = encode(record)
+    if isinstance(record, _TEXTS):
+        body = {name: without_secrets_in(value) for name, value in body.items()}
+    return kind, body, block
 
 
 def plain(value: object) -> object:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.problems.others import others
 from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.problems.standing import Standing
+from mlflow_tfmon.reading import files
 from mlflow_tfmon.stream import records
 
 if TYPE_CHECKING:
@@ -61,9 +60,9 @@ def replayed(run: RecordedRun, ended: bool = False) -> tuple[Replay, Standing]:
 
 def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
     """The records of a run, each with its step and its place among those of one step."""
-    deep = {about["stream"]: _layout(pq.read_table(path), about) for path, about in run.parts("deep-*")}
+    deep = {about["stream"]: _layout(files.table(path), about) for path, about in run.parts("deep-*")}
     for path, about in run.parts("steps-*"):
-        table = pq.read_table(path)
+        table = files.table(path)
         layout = _layout(table, about)
         if layout.stream in deep:
             layout = dataclasses.replace(layout, deep_columns=deep[layout.stream].deep_columns)
@@ -76,7 +75,7 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         for at in range(0, len(steps), size):
             yield float(steps[at]), 2, records.Steps(layout.stream, 0.0, values[at : at + size])
     for path, about in run.parts("deep-*"):
-        table = pq.read_table(path)
+        table = files.table(path)
         layout = _layout(table, about)
         values = np.column_stack(
             [table["step"].to_numpy(), *_lists(table, layout.deep_columns, len(layout.variables))]
@@ -84,13 +83,11 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         for row in values:
             yield float(row[0]), 3, records.DeepSteps(layout.stream, 0.0, row[None])
     for path, _ in run.parts("epochs-*"):
-        for (epoch, step, prefix), rows in (
-            pq.read_table(path).to_pandas().groupby(["epoch", "step", "prefix"])
-        ):
+        for (epoch, step, prefix), rows in files.table(path).to_pandas().groupby(["epoch", "step", "prefix"]):
             metrics = dict(zip(rows["name"].astype(str), rows["value"].astype(float), strict=True))
             yield step + 0.5, 4, records.EpochEnded(int(epoch), int(step), 0.0, metrics, str(prefix))
     for path, _ in run.parts("activations-*"):
-        table = pq.read_table(path).to_pandas()
+        table = files.table(path).to_pandas()
         for (epoch, step, examples, prefix), rows in table.groupby(["epoch", "step", "examples", "prefix"]):
             layers = tuple(
                 records.LayerActivations(
@@ -112,7 +109,7 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
                 records.Activations(int(epoch), int(step), 0.0, int(examples), layers, str(prefix)),
             )
     for path in run.files("premises-*.json"):
-        about = json.loads(path.read_text("utf-8"))
+        about = files.read_json(path)
         step = about.get("step", 0)
         yield step + 0.5 if step else 0.0, 6, records.Premises(about["about"], about["prefix"], step)
 

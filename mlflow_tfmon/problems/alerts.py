@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.uris import apart
 
 _TIMEOUT = 10.0  # s for an answer
 _PAUSES = (0.0, 2.0, 8.0)  # s before each try
@@ -37,20 +39,49 @@ def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Cal
 
 
 def post(url: str, about: dict[str, Any]) -> bool:
-    """Posts JSON, three times at most; returns whether it was taken. A failure is said once."""
-    body = json.dumps(_finite(about)).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+    """Posts JSON, three times at most; returns whether it was taken. A failure is said once, without the address.
+
+    A user name and a password in the address are sent as the header that they stand for. Its path and its query may be
+    secret as well.
+    """
+    import requests
+
+    plain, user = apart(url)
+    user, _, password = user.partition(":")
+    pair = base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
+
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Basic {pair}"
+        return request
+
+    body, host = json.dumps(_finite(about)).encode(), urlsplit(plain).netloc
+    headers, auth = {"Content-Type": "application/json"}, sign if user or password else None
     reason = ""
     for pause in _PAUSES:
         time.sleep(pause)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT):
+            answer = requests.post(plain, body, headers=headers, auth=auth, timeout=_TIMEOUT)
+            if answer.ok:
                 return True
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-    host = url.split("/")[2].rpartition("@")[2]  # the rest may be a secret
+            reason = f"it answers {answer.status_code}"
+        except Exception as error:  # whose text has the address
+            reason = f"{type(error).__name__}{_cause(error)}"
     say_once(f"alert {host}", f"mlflow_tfmon: {host} took no alert ({reason}); see that alert_url is right.")
     return False
+
+
+def _cause(error: BaseException) -> str:
+    """What the operating system says of a failed call, which holds no address: `: Connection refused`."""
+    found: BaseException | None = error
+    for _ in range(8):  # requests has urllib3's, which has the socket's
+        if found is None:
+            break
+        if isinstance(found, OSError) and found.errno and found.strerror:
+            return f": {found.strerror}"
+        reason = getattr(found, "reason", None)
+        inner = [one for one in (reason, *found.args) if isinstance(one, BaseException)]
+        found = inner[0] if inner else found.__cause__ or found.__context__
+    return ""
 
 
 def _finite(value: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mlflow_tfmon.reading import files
 from mlflow_tfmon.stream import bins
 
 _LISTS = "variables."
@@ -21,12 +21,12 @@ def steps(parts: Parts, logged_parts: Parts) -> pd.DataFrame:
     """A row per step, the columns of several streams beside one another; the user's own figures are columns too."""
     tables: dict[str, list[pd.DataFrame]] = {}
     for path, about in parts:
-        columns = [name for name in pq.read_schema(path).names if not name.startswith(_LISTS)]
-        frame = pq.read_table(path, columns=columns).to_pandas().set_index("step")
+        columns = [name for name in files.names_of(path) if not name.startswith(_LISTS)]
+        frame = files.table(path, columns).to_pandas().set_index("step")
         tables.setdefault(about["prefix"], []).append(frame)
     logged: dict[str, list[pd.DataFrame]] = {}
     for path, about in logged_parts:
-        logged.setdefault(about["prefix"], []).append(pq.read_table(path).to_pandas())
+        logged.setdefault(about["prefix"], []).append(files.table(path).to_pandas())
     frames = []
     for prefix in dict.fromkeys([*tables, *logged]):
         frame = (
@@ -42,7 +42,7 @@ def layers(kinds: Iterable[Parts]) -> pd.DataFrame:
     """A row per step and variable, what kinds of files tell of it side by side."""
     frames = []
     for parts in kinds:
-        found = [_long(pq.read_table(path), about) for path, about in parts]
+        found = [_long(files.table(path), about) for path, about in parts]
         found = [part for part in found if len(part.columns) > 2]
         if found:
             frames.append(pd.concat(found, ignore_index=True))
@@ -61,7 +61,7 @@ def histograms(parts: Parts) -> pd.DataFrame:
     """A row per histogram, with its edges and quantiles."""
     frames = []
     for path, about in parts:
-        frame = pq.read_table(path).to_pandas()
+        frame = files.table(path).to_pandas()
         frame["variable"] = about["prefix"] + frame["variable"].astype(str)
         frames.append(frame)
     columns = ["step", "variable", "kind", "edges", "counts", "zeros", "nonfinite", "min", "max"]
@@ -116,8 +116,8 @@ def _distributed(
 def wide_block(path: Path, about: dict[str, Any]) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
     """What a file tells of the variables: their names, the steps, and each quantity as (steps, variables)."""
     names = [about["prefix"] + name for name, _, _ in about["variables"]]
-    lists = [name for name in pq.read_schema(path).names if name.startswith(_LISTS)]
-    table = pq.read_table(path, columns=["step", *lists])
+    lists = [name for name in files.names_of(path) if name.startswith(_LISTS)]
+    table = files.table(path, ["step", *lists])
     found = {name.removeprefix(_LISTS): _flat(table[name]).reshape(-1, len(names)) for name in lists}
     return names, table["step"].to_numpy(), found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_METADATA_KEY = b"tfmon"
+from mlflow_tfmon.reading import files
+
 _END = "~"  # after any recording
 Cuts = Sequence[tuple[str, Mapping[str, int]]]
-
-
-def about(path: Path) -> dict[str, Any]:
-    """What a telemetry file's metadata tell of it."""
-    found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA_KEY, b"{}"))
-    return found
 
 
 def cuts(folder: Path) -> Cuts:
@@ -28,7 +22,7 @@ def cuts(folder: Path) -> Cuts:
     Args:
         folder: with the run's telemetry files.
     """
-    found = [about(path) for path in sorted(folder.glob("*.parquet"))]
+    found = [files.about(path) for path in sorted(folder.glob("*.parquet"))]
     return sorted({one["recording"]: one["after"] for one in found if one.get("after")}.items())
 
 
@@ -40,14 +34,14 @@ def join(folder: Path, later: Cuts) -> None:
         later: from `cuts`.
     """
     for path in sorted(folder.glob("*.parquet")) if later else ():
-        told = about(path)
+        told = files.about(path)
         after: dict[str, int] = {}
         for begun, steps in later:
             if begun > told.get("recording", ""):
                 for prefix, last in steps.items():
                     after[prefix] = min(last, after.get(prefix, last))
         if after:
-            table = pq.read_table(path)
+            table = files.table(path)
             keeps = _kept(table, told, after)
             if not keeps.any():
                 path.unlink()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.journal import here
-from mlflow_tfmon.reading import frames, joined
+from mlflow_tfmon.reading import files, frames, joined
 from mlflow_tfmon.stream.past import SEAMS_TAG
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
@@ -91,7 +88,7 @@ class RecordedRun:
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """A row per epoch, index "epoch" (0, 1, …): the epoch's metrics as Keras names them."""
-        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
+        parts = [files.table(path).to_pandas() for path, _ in self.parts("epochs-*")]
         if not parts:
             return pd.DataFrame(index=pd.Index([], name="epoch"))
         table = pd.concat(parts, ignore_index=True)
@@ -101,7 +98,7 @@ class RecordedRun:
     @cached_property
     def epoch_ends(self) -> pd.DataFrame:
         """When the epochs ended: epoch, prefix (of the stream), step, time (Unix seconds)."""
-        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("epochs-*")]
+        parts = [files.table(path).to_pandas() for path, _ in self.parts("epochs-*")]
         columns = ["epoch", "prefix", "step", "time"]
         if not parts:
             return pd.DataFrame(columns=columns)
@@ -135,7 +132,7 @@ class RecordedRun:
         model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
         saturated_fraction (of elements with less than 5% of a sigmoid's or tanh's largest slope; NaN for others).
         """
-        parts = [pq.read_table(path).to_pandas() for path, _ in self.parts("activations-*")]
+        parts = [files.table(path).to_pandas() for path, _ in self.parts("activations-*")]
         if not parts:
             return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
         table = pd.concat(parts, ignore_index=True)
@@ -176,7 +173,7 @@ class RecordedRun:
 
 def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob(f"{pattern}.parquet")):
-        yield path, joined.about(path)
+        yield path, files.about(path)
 
 
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
@@ -190,7 +187,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
         tracking_uri: where the run is; default MLflow's current tracking URI.
 
     Raises:
-        ValueError: the run was not watched, or nothing of it has arrived yet.
+        ValueError: the run was not watched, nothing of it has arrived yet, or a file of it is damaged, which it names.
         mlflow.MlflowException: there is no such run.
 
     Example:
@@ -217,7 +214,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     run = client.get_run(run_id)
     state = run.data.tags.get(DELIVERY_TAG)
     # The files live as long as the object: they are read when a table is asked for.
-    holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
+    holder = temporary.Folder()
     folder = _download(client, run_id, holder.name, final=state == "complete")
     later = joined.cuts(folder)
     joined.join(folder, later)
@@ -272,9 +269,9 @@ def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str
                 # A file's older parts do not change any more.
                 last = {path.name.rpartition("-")[0]: path for path in sorted(found.glob("*.parquet"))}
                 for path in last.values():
-                    pq.read_table(path)
+                    files.table(path)
             return found
-        except (MlflowException, pa.ArrowException, OSError):
+        except (MlflowException, files.UnreadableError, OSError):
             # MLflow 3.1 overwrites a local artifact in place, so that half of it may be read; 3.17 replaces it.
             if final or tries == _TRIES:
                 raise
@@ -293,5 +290,6 @@ def _seams(tag: str, later: joined.Cuts) -> list[Seam]:
 def _problems(client: Any, run_id: str, folder: Path) -> list[Problem]:
     if not any(item.path == PROBLEMS for item in client.list_artifacts(run_id, "tfmon")):
         return []
-    found = json.loads(Path(client.download_artifacts(run_id, PROBLEMS, str(folder))).read_text("utf-8"))
-    return [Problem.from_dict(one) for one in found]
+    path = Path(client.download_artifacts(run_id, PROBLEMS, str(folder)))
+    with files.named(path):
+        return [Problem.from_dict(one) for one in files.read_json(path)]

@@ -1,11 +1,13 @@
 """The page: one self-contained HTML file, with the charting library (Apache ECharts) in it.
 
 All text goes through Jinja's escaping, all data as JSON in which no `<` is left, and the script writes text only: a
-run or a variable named `<script>` is a name like any other.
+run or a variable named `<script>` is a name like any other. A browser runs no script but the page's own.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,13 +102,15 @@ def render(page: Page) -> str:
     }
     loader = jinja2.FileSystemLoader(_HERE / "page")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    library, script = _raw("vendor/echarts.min.js"), _raw("page/report.js")
     return environment.get_template("report.html").render(
         page=page,
+        policy=_policy(library, script),
         seams=", ".join(seams),
         panels=panels,
         style=_raw("page/report.css"),
-        script=_raw("page/report.js"),
-        library=_raw("vendor/echarts.min.js"),
+        script=script,
+        library=library,
         data=Markup(as_json(data)),
     )
 
@@ -120,6 +124,19 @@ def as_json(data: Any) -> str:
     """
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True, default=vars)
     return text.replace("<", "\\u003c")
+
+
+def _policy(*scripts: str) -> str:
+    """What a browser may do with the page: run these scripts, and load nothing from anywhere.
+
+    Styles are free: the library writes some into what it shows at the pointer (ECharts 6.1), and they can load nothing.
+    """
+    hashes = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
 
 
 def _raw(name: str) -> Markup:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mlflow_tfmon import temporary
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import largest
 from mlflow_tfmon.report.thin import thin
@@ -124,5 +124,5 @@ def _text(client: Any, run_id: str, path: str) -> str:
     folder, _, _ = path.rpartition("/")
     if not any(item.path == path for item in client.list_artifacts(run_id, folder)):
         return ""
-    with tempfile.TemporaryDirectory(prefix="mlflow_tfmon-") as temporary:
-        return Path(client.download_artifacts(run_id, path, temporary)).read_text("utf-8")
+    with temporary.Folder() as holder:
+        return Path(client.download_artifacts(run_id, path, holder)).read_text("utf-8")

@@ -120,7 +120,7 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
     from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING
 
     # As delivery writes them: a number, say, is refused, and with it the run.
-    tags = {clean(str(name)): str(value) for name, value in (extra_tags or {}).items()}
+    tags = {clean(str(name)): without_secrets(str(value)) for name, value in (extra_tags or {}).items()}
     tags[MLFLOW_AUTOLOGGING] = INTEGRATION
     uri = mlflow.get_tracking_uri()
     experiment = fluent._active_experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.tracking import fluent
 
-from mlflow_tfmon import probes
+from mlflow_tfmon import probes, temporary
 from mlflow_tfmon.checkpoints.names import (
     BEST,
     EPOCH,
@@ -46,6 +46,7 @@ from mlflow_tfmon.watching.pipeline import Pipeline
 LATEST = "latest"
 _PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
 _PAUSE = 0.2  # s
+_ID = re.compile(r"[\w\-]+")  # of a logged model: nothing that reads as another address
 _WHICH = (
     "they are kept of Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with a "
     "Monitor(model); of one model a run"
@@ -136,10 +137,12 @@ def _find(run_id: str) -> Checkpoint:
     _wait_for_delivery(run_id)
     tags = client.get_run(run_id).data.tags
     of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
-    if len(of) != 1:
-        why = "no checkpoint to go on from" if not of else f"checkpoints of {len(of)} models"
+    if len(of) != 1 or not _ID.fullmatch(next(iter(of))):
+        why = {0: "no checkpoint to go on from", 1: "a tag that names no checkpoint"}.get(
+            len(of), f"checkpoints of {len(of)} models"
+        )
         raise SettingError(f"resume={run_id!r}: the run has {why}; train anew without resume ({_WHICH}).")
-    holder = tempfile.TemporaryDirectory(prefix="mlflow_tfmon-")
+    holder = temporary.Folder()
     try:
         folder = Path(
             mlflow.artifacts.download_artifacts(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.uris import absolute, without_secrets
+from mlflow_tfmon.uris import address
 
 _MOST_PROBLEMS = 6
 
@@ -78,7 +78,7 @@ def where(tracking_uri: str, experiment_id: str, run_id: str | None) -> str:
         >>> where("http://localhost:5000", "0", "8f3a")
         'http://localhost:5000/#/experiments/0/runs/8f3a'
     """
-    store = without_secrets(absolute(tracking_uri))
+    store = address(tracking_uri)
     page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "")
     if store.startswith(("http://", "https://")):
         return store.rstrip("/") + page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import re
@@ -27,6 +28,7 @@ from mlflow_tfmon.cli import main
 from mlflow_tfmon.detectors import History
 from mlflow_tfmon.problems import alerts, others
 from mlflow_tfmon.problems.again import diagnose
+from mlflow_tfmon.settings import Settings
 from tests.daily import thorough
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -290,6 +292,47 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         thread.join()
     assert [body["problem"]["kind"] for body in handler.bodies] == ["poor_initialization"] * 2
     assert handler.bodies[0]["run_id"] == run_id
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "pair"),
+    [("ann:s3cret", "ann:s3cret"), ("ann:s%2F3cret", "ann:s/3cret"), ("ann:s/3#c?ret", "ann:s/3#c?ret"),
+     ("T0KEN", "T0KEN:"), ("änn:ü", "änn:ü")],
+)  # fmt: skip
+def test_an_alert_has_the_credentials_of_its_address_as_a_header(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, userinfo: str, pair: str
+) -> None:
+    monkeypatch.setattr(alerts, "_PAUSES", (0.0,))
+    seen: list[tuple[str, str | None]] = []
+
+    class Handler(_Listener):
+        answers, bodies = [200, 403], []
+
+        def do_POST(self) -> None:
+            seen.append((self.path, self.headers.get("Authorization")))
+            super().do_POST()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://{userinfo}@127.0.0.1:{server.server_port}/services/T00/höök here?token=QQQ"
+        Settings.make(alert_url=url)
+        told = [alerts.post(url, {"a": 1}), alerts.post(url, {"a": 1})]
+        server.shutdown()
+        thread.join()
+    assert told == [True, False]
+    header = "Basic " + base64.b64encode(pair.encode()).decode()
+    assert seen == [("/services/T00/h%C3%B6%C3%B6k%20here?token=QQQ", header)] * 2
+    (line,) = [one.message for one in caplog.records if "took no alert" in one.message]
+    assert "it answers 403" in line
+    assert not any(part in line for part in ("s3cret", "3cret", "T0KEN", "QQQ", "T00", header, "ü"))
+
+
+@pytest.mark.parametrize("url", ["httpx://ann:s3cret@h/x", "https//hooks.example.org/services/s3cret"])
+def test_an_address_that_is_none_is_not_shown(url: str) -> None:
+    with pytest.raises(mlflow_tfmon.SettingError, match="alert_url") as raised:
+        Settings.make(alert_url=url)
+    assert "s3cret" not in str(raised.value)
 
 
 def test_an_alert_that_nobody_answers_is_given_up(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -21,7 +23,7 @@ from mlflow_tfmon.reading.recorded import Problem, Seam, load_run
 from mlflow_tfmon.report import making
 from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.report.histograms import over_time, rebinned
-from mlflow_tfmon.report.page import as_json, render
+from mlflow_tfmon.report.page import Page, as_json, render
 from mlflow_tfmon.report.thin import Buckets, thin
 from mlflow_tfmon.stream.records import Facts
 from tests.report import recordings
@@ -36,6 +38,18 @@ def data_of(page: str) -> Any:
 def curve(page: str, panel: str, name: str) -> np.ndarray:
     curves = {one["name"]: one["points"] for one in data_of(page)["panels"][panel]["curves"]}
     return np.array(curves[name])
+
+
+def test_a_browser_runs_the_pages_own_scripts_alone() -> None:
+    page = render(Page("<script>alert(1)</script>", ["a"], "b", None, [], [], [], []))
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    rules = dict(rule.split(" ", 1) for rule in html.unescape(policy).split("; "))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    scripts = [one.encode() for one in re.findall(r"<script>(.*?)</script>", page, re.S)]
+    hashes = [base64.b64encode(hashlib.sha256(one).digest()).decode() for one in scripts]
+    assert len(scripts) == 2 and rules["script-src"].split() == [f"'sha256-{one}'" for one in hashes]
+    assert "Content-Security-Policy" in page[:200]  # before whatever it is to hold for
+    assert not re.search(r"<[^>]* on\w+=", page.split("<script")[0])
 
 
 def test_thinned_curves_keep_their_extremes() -> None:

@@ -153,6 +153,35 @@ def test_from_disk_every_chart_is_drawn_and_nothing_is_asked_for(
 
 
 @pytest.mark.thorough
+def test_what_gets_into_the_page_runs_nothing_and_loads_nothing(
+    browser: Any, store: str, home: Path, tmp_path: Path
+) -> None:
+    from mlflow_tfmon.report.making import make
+
+    hostile = """<script>alert(1)</script><img src=x onerror="alert(2)"><img src="http://127.0.0.1:9/a.png">
+        <iframe src="http://127.0.0.1:9/b"></iframe><link rel=stylesheet href="http://127.0.0.1:9/c.css">
+        <script src="http://127.0.0.1:9/d.js"></script><a id=e href="javascript:alert(3)">e</a>
+        <style>h1 { background: url("http://127.0.0.1:9/f.png") }</style>"""
+    path = tmp_path / "report.html"
+    made = make(recordings.delivered(store, home, *recordings.training(50)))
+    path.write_text(made.replace("</main>", f"{hostile}</main>"), "utf-8")
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    answered, said = [], []
+    page.on("response", lambda response: answered.append(response.url))
+    page.on("requestfinished", lambda request: answered.append(request.url))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    blocked: list[str] = []
+    page.on("console", lambda message: blocked.append(message.text))
+    page.goto(path.as_uri())
+    page.evaluate("document.getElementById('e').click()")
+    page.wait_for_timeout(500)
+    assert min(page.evaluate(_DRAWN)) > 4
+    assert set(answered) <= {path.as_uri()} and not said
+    assert sum("Content Security Policy" in text for text in blocked) >= 7
+    page.close()
+
+
+@pytest.mark.thorough
 def test_a_comparison_is_drawn_with_its_seams_and_asks_for_nothing(
     browser: Any, store: str, home: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,210 @@
+"""Reading a checkpoint's files: they come from a store, so that anybody may have made them.
+
+What is not as this package writes it is refused before anything is done with it: nothing in it names a class, a module,
+an attribute or a path that is then used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_tfmon.stream.past import Past
+
+_JSON_BYTES = 64 * 2**20
+_WHOLE = 2**53  # that JSON's numbers hold exactly
+_MERSENNE = 624  # words of the state of MT19937, which Python's and NumPy's random numbers come from
+_WEIGHTS = "model.weights.h5"  # within a .keras file (Keras 3.7 to 3.15)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file of a bounded size.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or too long.
+    """
+    if path.stat().st_size > _JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deep") from None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a file of NumPy's: no objects, and none that take more memory than their file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not such a file.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(one.compress_type != zipfile.ZIP_STORED or one.file_size > size for one in members):
+        raise ValueError(f"{path.name} is compressed")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def check(about: Any) -> None:
+    """Checks that what JSON tells of a checkpoint is what `state.State.about` says.
+
+    Raises:
+        ValueError: it is not; the message names what.
+    """
+    try:
+        for name, is_right in _FIELDS.items():
+            if not is_right(about[name]):
+                raise ValueError(f"{name!r} is {json.dumps(about[name])[:80]}")
+        for name, is_right in _MAYBE.items():
+            if name in about and not is_right(about[name]):
+                raise ValueError(f"{name!r} is {json.dumps(about[name])[:80]}")
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"it lacks {error}" if isinstance(error, KeyError) else "it is no checkpoint's"
+        ) from None
+
+
+def check_numpy(keys: np.ndarray) -> None:
+    """Checks an array of the state of NumPy's random numbers, which NumPy itself reads unchecked (1.26 to 2.3)."""
+    if keys.shape != (_MERSENNE,) or keys.dtype.kind not in "ui":
+        raise ValueError("the state of NumPy's random numbers is none")
+
+
+def weights_file(path: Path, holder: Path, limit: int) -> Path:
+    """A file from which Keras may load weights: they are in it, rather than in another file that it names.
+
+    Args:
+        path: a `.keras` or `.weights.h5` file.
+        holder: folder for what is taken out of it.
+        limit: bytes that weights may take.
+
+    Raises:
+        ValueError: it is not such a file.
+    """
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(_WEIGHTS)
+            if member.file_size > limit:
+                raise ValueError(
+                    f"its weights take {member.file_size:,} bytes, and the model's {limit:,} at most"
+                )
+            path = holder / _WEIGHTS
+            with archive.open(member) as packed, path.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(path, "r") as file:
+        size = sum(_sizes(file, h5py))
+    if size > limit:
+        raise ValueError(f"its weights take {size:,} bytes, and the model's {limit:,} at most")
+    return path
+
+
+def _sizes(group: Any, h5py: Any) -> Iterator[int]:
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is a link to another place")
+        one = group[name]
+        if isinstance(one, h5py.Group):
+            yield from _sizes(one, h5py)
+        elif one.external or one.is_virtual:
+            raise ValueError(f"{name} is in another file")
+        else:
+            yield int(one.nbytes)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number, a truth value or None."""
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _WHOLE
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_shapes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        len(one) == 2 and _is_text(one[0]) and _are_whole(one[1]) for one in value if isinstance(one, list)
+    )
+
+
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_whole(one) and one >= 0 for one in value)
+
+
+def _is_streams(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        number.isdecimal() and _are_whole(of) for number, of in value.items()
+    )
+
+
+def _is_best(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"metric", "value", "epoch", "more"}
+        and (value["metric"] is None or _is_text(value["metric"]))
+        and is_number(value["value"])
+        and _is_whole(value["epoch"])
+        and isinstance(value["more"], bool)
+    )
+
+
+def _is_callbacks(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        _is_text(one["class"]) and all(is_number(number) for number in one["numbers"].values())
+        for one in value
+    )
+
+
+def _is_optimizers(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        _are_whole(one["of"])
+        and _is_shapes(one["shapes"])
+        and (one.get("name") is None or _is_text(one["name"]))
+        for one in value
+    )
+
+
+def _is_past(value: Any) -> bool:
+    past = Past.from_dict(value)
+    return all(
+        _is_whole(one.number) and _is_whole(one.steps)
+        and all(_is_text(text) for text in (one.prefix, one.name, one.model, one.variables))
+        for one in past.streams
+    ) and all(_is_text(name) and _is_whole(epochs) for name, epochs in past.epochs.items())  # fmt: skip
+
+
+def _is_random(value: Any) -> bool:
+    version, inner, gauss = value["python"]
+    kind, position, has_gauss, more = value["numpy"]
+    random.Random().setstate((version, tuple(inner), gauss))  # refuses what is none
+    return bool(
+        (gauss is None or math.isfinite(gauss))
+        and kind == "MT19937"
+        and 0 <= position <= _MERSENNE
+        and has_gauss in (0, 1)
+        and math.isfinite(more)
+    )
+
+
+_FIELDS = {
+    "epoch": _is_whole, "step": _is_whole, "first_epoch": _is_whole, "within": lambda value: isinstance(value, bool),
+    "past": _is_past, "streams": _is_streams, "prefix": _is_text, "best": _is_best, "callbacks": _is_callbacks,
+    "random": _is_random, "weights": _is_shapes, "optimizer": _is_shapes, "optimizers": _is_optimizers,
+}  # fmt: skip
+_MAYBE = {"began_with": _is_whole, "fits": _is_whole, "place": _is_whole, "process": _is_text}
