@@ -31,7 +31,7 @@ def told(folder: Path, kind: str, store: str, keras: str, cases: tuple[str, ...]
     """What each process tells of its trainings."""
     given = ports(2)
     places: list[list[str]] = [["0", *given], ["1", *given]] if kind == "workers" else [[]]
-    finish(*(start(store, str(folder), keras, kind, ",".join(cases), *place) for place in places))
+    finish(*(start(store, str(folder), keras, kind, ",".join(cases), *place) for place in places), seconds=900)
     return [json.loads((folder / f"{kind}{at}.json").read_text()) for at in range(len(places))]
 
 
