@@ -66,17 +66,19 @@ def layers() -> list[Any]:
     return [made.Dense(8, "relu"), made.BatchNormalization(), made.Dropout(0.2), made.Dense(2)]
 
 
-def model(own: bool = False) -> Any:
+def model(own: bool = False, rate: float = 0.01) -> Any:
     tf.keras.utils.set_random_seed(1)
     net = Own() if own else tf.keras.Sequential([tf.keras.Input((FEATURES,)), *layers()])
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile(tf.keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    net.compile(tf.keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
     return net
 
 
-def fit(of: tf.distribute.Strategy, own: bool = False, inside: bool = False, **settings: Any) -> Losses:
+def fit(
+    of: tf.distribute.Strategy, own: bool = False, inside: bool = False, rate: float = 0.01, **settings: Any
+) -> Losses:
     with of.scope():
-        net = model(own)
+        net = model(own, rate)
     with of.scope() if inside else contextlib.nullcontext():
         if own:
             with of.scope():
@@ -86,10 +88,10 @@ def fit(of: tf.distribute.Strategy, own: bool = False, inside: bool = False, **s
     return [*seen.history["loss"], *seen.history["accuracy"]]
 
 
-def loop(of: tf.distribute.Strategy, inside: bool = False, **settings: Any) -> Losses:
+def loop(of: tf.distribute.Strategy, inside: bool = False, rate: float = 0.01, **settings: Any) -> Losses:
     """Where watched, by a Monitor that keeps checkpoints."""
     with of.scope():
-        net = model()
+        net = model(rate=rate)
         net.seen = tf.keras.metrics.Mean()
         net.optimizer.build(net.trainable_variables)
     loss_of = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
@@ -115,6 +117,8 @@ def loop(of: tf.distribute.Strategy, inside: bool = False, **settings: Any) -> L
             found += [*losses, float(net.seen.result())]
             if monitor is not None:
                 monitor.log_epoch(epoch, {"val_loss": losses[-1]})
+                if monitor.should_stop:
+                    break
     look_at(net)
     return found
 
@@ -130,7 +134,9 @@ CALLS: dict[str, Callable[..., Losses]] = {
     "fit": fit,
     "fit inside the scope": lambda of, **settings: fit(of, inside=True, **settings),
     "fit of a class of one's own": lambda of, **settings: fit(of, own=True, **settings),
+    "fit that diverges": lambda of, **settings: fit(of, rate=float("inf"), **settings),
     "loop": loop,
+    "loop that diverges": lambda of, **settings: loop(of, rate=float("inf"), **settings),
     "loop inside the scope": lambda of, **settings: loop(of, inside=True, **settings),
 }
 
@@ -156,8 +162,9 @@ def main() -> None:
         train = CALLS[name]
         told[name] = {"unwatched": train(of)}
         for log_models in (True, False):
-            mlflow_tfmon.autolog(log_models=log_models)
-            told[name][f"log_models={log_models}"] = train(of, log_models=log_models)
+            settings: dict[str, Any] = {"log_models": log_models, "on_problem": "stop"}
+            mlflow_tfmon.autolog(**settings)
+            told[name][f"log_models={log_models}"] = train(of, **settings)
             mlflow_tfmon.end_run()
             mlflow_tfmon.autolog(disable=True)
             if log_models and INDEX == 0:

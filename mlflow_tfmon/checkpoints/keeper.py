@@ -196,9 +196,7 @@ class Keeper:
         self._due_from = (now.step // every + 1) * every
         return True
 
-    def _described(
-        self, now: Moment, metric: str, value: float | None, is_best: bool
-    ) -> records.ModelSaved:
+    def _described(self, now: Moment, metric: str, value: float | None, is_best: bool) -> records.ModelSaved:
         place = f"{self._prefix}checkpoint/" if now.within else self._prefix
         tags = names.tags_of(now.epoch, now.step, metric, value, self._best_kept.more)
         return records.ModelSaved(

@@ -1,7 +1,7 @@
 """What one process of several does by itself: nothing in it may wait for the others, who do not join.
 
-Under a strategy a variable whose replicas differ until it is read (the state of metrics; of Keras 2 also the averages of
-batch normalization) is summed over all processes by reading it, and a new variable is sent from the chief to all
+Under a strategy a variable whose replicas differ until it is read (the state of metrics; of Keras 2 also the averages
+of batch normalization) is summed over all processes by reading it, and a new variable is sent from the chief to all
 others. Where the others do not do the same at the same place, that ends the training.
 """
 
@@ -36,7 +36,11 @@ def alone() -> Iterator[None]:
         setattr(SyncOnReadVariable, _READ, _read)
     before, _here.alone = getattr(_here, "alone", False), True
     try:
-        with tf.variable_creator_scope(_made_here) if tf.distribute.has_strategy() else contextlib.nullcontext():
+        with (
+            tf.variable_creator_scope(_made_here)
+            if tf.distribute.has_strategy()
+            else contextlib.nullcontext()
+        ):
             yield
     finally:
         _here.alone = before

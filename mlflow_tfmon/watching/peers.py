@@ -53,7 +53,9 @@ def _say(integration: str) -> None:
 def say_of_callbacks(callbacks: list[Any]) -> None:
     """Says, once, that MLflow's own callback in a fit records it a second time, in the same run."""
     for one in callbacks:
-        made = [cls for cls in type(one).__mro__ if cls.__name__ == "MlflowCallback"]  # MLflow has two (3.0 to 3.17)
+        made = [
+            cls for cls in type(one).__mro__ if cls.__name__ == "MlflowCallback"
+        ]  # MLflow has two (3.0 to 3.17)
         if any(cls.__module__.startswith("mlflow.") for cls in made):
             say_once(
                 "MlflowCallback",
