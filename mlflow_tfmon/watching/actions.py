@@ -155,8 +155,8 @@ def may_act(monitor: Monitor) -> bool:
     if place.index == 0:
         say_once(
             "several workers",
-            f"mlflow_tfmon: on_problem={wanted!r} does nothing but say what is wrong where several workers train, which "
-            "must stop together; stop by what all of them see, such as EarlyStopping.",
+            f"mlflow_tfmon: on_problem={wanted!r} does nothing but say what is wrong where several workers train: "
+            "they must stop together. Stop by what all of them see, such as EarlyStopping.",
         )
     return False
 
