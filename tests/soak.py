@@ -127,7 +127,9 @@ class Soak:
         command = [str(Path(sys.executable).with_name("mlflow-tfmon")), "sync"]
         for _ in range(_AGAIN):
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-            print("\n".join(f"  {line}" for line in done.stdout.splitlines()[-3:]), flush=True)
+            print(
+                f"  sync: {done.stdout.splitlines()[-1] if done.stdout else done.stderr[-200:]}", flush=True
+            )
             if "Nothing waits" in done.stdout:
                 return
             time.sleep(2)
@@ -151,7 +153,7 @@ class Soak:
         """Kills one of them, if it is there; returns how many intervals to wait for the next."""
         kind = self.chance.choice(KINDS)
         if kind == "trainer":
-            begun = [one for one in alive if one.begun]
+            begun = [one for one in alive if one.begun and not one.killed]
             if not begun:
                 return 0
             one = self.chance.choice(begun)

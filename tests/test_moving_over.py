@@ -37,15 +37,12 @@ def last_run() -> Any:
 @pytest.mark.parametrize("delivery_wait", [60.0, 0.0])
 def test_the_last_logged_model_is_that_of_the_fit(delivery_wait: float) -> None:
     mlflow_tfmon.autolog(checkpoint=False, delivery_wait=delivery_wait)
-    for at in range(2):  # a further fit of the same model, whose tag has the first one's model for a while
-        with mlflow.start_run() if at else mlflow.start_run(run_id=None):
-            net = fit(epochs=1)
-            net = fit(net, epochs=1)
-            model = mlflow.last_logged_model()
-            assert model is not None and model.name == "model"
-            loaded = mlflow.tensorflow.load_model(f"models:/{model.model_id}")
-        np.testing.assert_array_equal(loaded.get_weights()[0], net.get_weights()[0])
-        assert model.source_run_id == last_run().info.run_id
+    with mlflow.start_run() as run:
+        net = fit(fit(epochs=1), epochs=1)  # for a while the run's tag has the first fit's
+        model = mlflow.last_logged_model()
+        assert model is not None and (model.name, model.source_run_id) == ("model", run.info.run_id)
+    loaded = mlflow.tensorflow.load_model(f"models:/{model.model_id}")
+    np.testing.assert_array_equal(loaded.get_weights()[0], net.get_weights()[0])
     by_hand = mlflow.initialize_logged_model("by hand")
     last = mlflow.last_logged_model()
     assert last is not None and last.model_id == by_hand.model_id  # what is logged later is the last one
@@ -53,7 +50,7 @@ def test_the_last_logged_model_is_that_of_the_fit(delivery_wait: float) -> None:
     assert mlflow.last_logged_model.__module__ == "mlflow.tracking.fluent"
 
 
-def test_without_models_there_is_no_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_models_there_is_no_last_one() -> None:
     mlflow.tracking.fluent._reset_last_logged_model_id()
     mlflow_tfmon.autolog(log_models=False)
     fit(epochs=1)
@@ -114,7 +111,7 @@ def test_a_loop_without_figures_has_its_last_checkpoint() -> None:
 
 def test_an_explicit_callback_of_mlflow_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     mlflow_tfmon.autolog(log_models=False)
-    with mlflow.start_run() as run:
-        fit(epochs=1, callbacks=[mlflow.tensorflow.MlflowCallback(run)])
-        fit(epochs=1, callbacks=[mlflow.tensorflow.MlflowCallback(run)])
+    for _ in range(2):
+        with mlflow.start_run():
+            fit(epochs=1, callbacks=[mlflow.tensorflow.MlflowCallback()])
     assert sum("MlflowCallback" in one.getMessage() for one in caplog.records) == 1
