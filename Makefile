@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs test test-demos test-thorough test-oldest bench gallery ui clean
+.PHONY: demo docs soak test test-demos test-thorough test-oldest bench gallery ui clean
 .PHONY: bench-fixed bench-scale bench-sustained bench-lag bench-checkpoints
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
@@ -31,6 +31,9 @@ test-demos: $(VENV)/test.stamp  ## Each demo, in its quick form, by `mlflow run`
 
 test-thorough: $(VENV)/test.stamp  ## The tests that take long: outages, kills, Keras 2, several replicas, a browser.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m thorough
+
+soak: $(VENV)/test.stamp  ## An hour of trainings with 200 random kills, then every row is looked for; SOAK=--help shows how to choose.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m tests.soak $(SOAK)
 
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
 	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)

@@ -23,7 +23,7 @@ from mlflow_tfmon.errors import SettingError, contained, logger, quiet
 from mlflow_tfmon.probes import compiled
 from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.runs import INTEGRATION
-from mlflow_tfmon.watching import claims, fitting, loops, peers, pipeline, resuming
+from mlflow_tfmon.watching import claims, fitting, logged, loops, peers, pipeline, resuming
 
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _in_fit: list[Any] = []
@@ -216,6 +216,7 @@ def _enable(settings: Settings) -> None:
     probes.also(
         mlflow.MlflowClient, "set_terminated", pipeline.watch_run_end, "a run's last steps may be missing"
     )
+    probes.also(mlflow, "last_logged_model", logged.watch_last, "it does not know the models of watched fits")
     loops.begin()
     with contained("starting the delivery process", "what is recorded waits on this machine"):
         DeliveryProcess.shared()  # by the time that a training starts, it has loaded MLflow

@@ -47,9 +47,9 @@ def start(store: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(*processes: subprocess.Popen[str]) -> list[str]:
+def finish(*processes: subprocess.Popen[str], seconds: float = 240) -> list[str]:
     try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
+        output = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -18,6 +18,7 @@ from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.facts import parts, saving, specs
 from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.settings import Settings
 
 WEIGHTS = "model.weights.h5"
@@ -79,11 +80,11 @@ class Writer:
         try:
             variables = tuple(id(variable) for variable in snapshot.variables)
             if self._save is None or variables != self._known:
-                with self._once():
+                with self._once(), alone():
                     self._save = self._make_form(model)
                 self._known = variables
             shutil.copytree(self._form, draft)
-            with warnings.catch_warnings(), snapshot.in_force():
+            with warnings.catch_warnings(), alone(), snapshot.in_force():
                 warnings.simplefilter("ignore")
                 self._save(model, draft)
             if state is not None:

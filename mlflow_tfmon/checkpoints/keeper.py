@@ -165,7 +165,7 @@ class Keeper:
             if self._writer is None:
                 form = self._folder / "form" / uuid.uuid4().hex
                 self._writer = Writer(form, self._settings, now.arguments, self._queue.once)
-            saved = self._described(now, metric, value)
+            saved = self._described(now, metric, value, is_best)
             job = _Job(snapshot, is_best, saved, state, resumes)
             if is_best:
                 self._bars[self._number] = best.state()
@@ -196,12 +196,12 @@ class Keeper:
         self._due_from = (now.step // every + 1) * every
         return True
 
-    def _described(self, now: Moment, metric: str, value: float | None) -> records.ModelSaved:
+    def _described(self, now: Moment, metric: str, value: float | None, is_best: bool) -> records.ModelSaved:
         place = f"{self._prefix}checkpoint/" if now.within else self._prefix
         tags = names.tags_of(now.epoch, now.step, metric, value, self._best_kept.more)
         return records.ModelSaved(
             path=f"checkpoints/{uuid.uuid4().hex}",
-            name=names.name_of(self._prefix),
+            name=names.name_of(self._prefix, is_best),
             step=now.step if now.within else now.epoch,
             metrics={f"{place}{name}": number for name, number in now.metrics.items()},
             tags=tags | names.judged_on(metric, datasets_among(now.datasets)),

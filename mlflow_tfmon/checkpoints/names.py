@@ -35,14 +35,16 @@ def judged_on(metric: str, dataset_of: Callable[[str], tuple[str, str] | None]) 
     return {DATASET: data[1]} if data else {}
 
 
-def name_of(prefix: str = "") -> str:
-    """What the checkpoints of a model are called in MLflow.
+def name_of(prefix: str = "", best: bool = False) -> str:
+    """What the checkpoints of a model are called in MLflow: those that were the best when they were made, and others.
+
+    The newest with a name is what `runs:/<run>/<name>` is, and so what `mlflow.tensorflow.load_checkpoint` finds.
 
     Example:
-        >>> name_of("generator.")
-        'generator-checkpoint'
+        >>> name_of("generator."), name_of(best=True)
+        ('generator-checkpoint', 'best-checkpoint')
     """
-    return f"{prefix}checkpoint".replace(".", "-")
+    return f"{prefix}{'best-' if best else ''}checkpoint".replace(".", "-")
 
 
 def tags_of(epoch: int, step: int, metric: str, value: float | None, more: bool) -> dict[str, str]:

@@ -8,10 +8,11 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelInput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import LATEST_CHECKPOINT_ARTIFACT_TAG_KEY
 
-from mlflow_tfmon.checkpoints.names import MODELS
+from mlflow_tfmon.checkpoints.names import BEST, FINAL, LAST, MODELS
 from mlflow_tfmon.checkpoints.registry import register_pointed
 from mlflow_tfmon.delivery.earlier import Earlier
 from mlflow_tfmon.delivery.sent import Sent
@@ -19,7 +20,7 @@ from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models, unheard
 from mlflow_tfmon.tracking.points import Point
-from mlflow_tfmon.tracking.store import RunStore, is_refusal, store_errors
+from mlflow_tfmon.tracking.store import RefusedError, RunStore, is_refusal, store_errors
 from mlflow_tfmon.tracking.texts import milliseconds
 
 Asked = Callable[[RunStore], "dict[str, str] | None"]
@@ -75,6 +76,7 @@ def saved_model(
         if name in rejected:
             sent.models.pop(saved.path, None)
         else:
+            rejected |= as_autologged(run, saved, files)
             for path in saved.drops:
                 if path in known or path.startswith(MODELS):
                     _drop(run, known, path)
@@ -114,6 +116,36 @@ def models_not_there(run: RunStore, sent: Sent, ledger: Ledger, folder: Path) ->
         if status != LoggedModelStatus.READY:
             found.append(f"model {model_id}: {status}")
     return found
+
+
+def as_autologged(run: RunStore, saved: ModelSaved, files: Path) -> dict[str, str]:
+    """Has MLflow's own functions find a delivered model where its autologging of TensorFlow puts one.
+
+    That is the model at the end of a fit among the run's inputs, beside its datasets, and for
+    `mlflow.tensorflow.load_checkpoint` the file of the best model, or while there is none that of the last.
+
+    Args:
+        run: the run.
+        saved: the record.
+        files: the model's folder.
+
+    Returns:
+        What was refused: name -> reason.
+    """
+    kinds = {tag.rpartition(".")[2]: tag for tag in saved.pointers}
+    try:
+        with store_errors():
+            tags = run.client.get_run(run.run_id).data.tags
+            if FINAL in kinds and saved.datasets:
+                run.client.log_inputs(run.run_id, models=[LoggedModelInput(tags[kinds[FINAL]])])
+    except RefusedError as error:
+        return {f"datasets of model {saved.name}": str(error)}
+    found = [*files.glob("data/model.*"), *files.glob("model.weights.h5")]
+    latest = BEST in kinds or (LAST in kinds and LATEST_CHECKPOINT_ARTIFACT_TAG_KEY not in tags)
+    if not latest or not found:
+        return {}
+    place = found[0].relative_to(files).as_posix()
+    return run.tags({LATEST_CHECKPOINT_ARTIFACT_TAG_KEY: f"{saved.name}/{place}"})
 
 
 def _drop(run: RunStore, known: Mapping[str, str], path: str) -> None:

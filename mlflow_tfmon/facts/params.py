@@ -8,6 +8,7 @@ from typing import Any
 from mlflow_tfmon import kerases
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.geometry import batch_size
+from mlflow_tfmon.probes.alone import alone
 
 _logger = logging.getLogger(__name__)
 # These are data or wiring; the data are described as dataset inputs.
@@ -43,7 +44,8 @@ def optimizer_params(model: Any) -> dict[str, str]:
     if optimizer is None:
         return {}
     try:
-        return {f"opt_{name}": str(value) for name, value in optimizer.get_config().items()}
+        with alone():
+            return {f"opt_{name}": str(value) for name, value in optimizer.get_config().items()}
     except Exception:
         # A user's optimizer need not have a configuration.
         _logger.debug("The optimizer %s has no configuration.", type(optimizer).__name__, exc_info=True)

@@ -18,6 +18,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts import constants, pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, normalizes
+from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.stream import records
 
 _KERAS = ("keras", "tf_keras")
@@ -194,7 +195,7 @@ class Telling:
             or (not tf.distribute.in_cross_replica_context() and tf.distribute.has_strategy())
         ):
             return ()
-        with contained("looking at model and data", "some problems are found later, or not at all"):
+        with alone(), contained("looking at model and data", "some problems are found later, or not at all"):
             self._told = True
             found = premises_of(self._model, **_data(self.arguments))
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.stream.records import Facts
 
 CHANGED = "learning_rate_changed"
@@ -45,4 +46,7 @@ def _value(optimizer: Any) -> float | None:
     """The rate, None where it is a schedule (which has a configuration; Keras 2 and 3 keep it in the same place)."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     rate = getattr(inner, "_learning_rate", None)
-    return None if rate is None or hasattr(rate, "get_config") else float(rate.numpy())
+    if rate is None or hasattr(rate, "get_config"):
+        return None
+    with alone():
+        return float(rate.numpy())

@@ -19,6 +19,7 @@ from mlflow_tfmon.facts import parts, specs
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes.alone import alone
 
 _logger = logging.getLogger(__name__)
 _REMEDY = (
@@ -31,6 +32,7 @@ _REMEDY_OF_KERAS = {
 }
 
 
+@alone()
 def save_model(
     model: Any,
     folder: str | Path,

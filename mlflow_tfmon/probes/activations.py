@@ -18,6 +18,7 @@ from tensorflow.python.framework import op_def_registry
 from mlflow_tfmon import kerases
 from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.stream.records import LayerActivations
 
 # Share of the elements where less than 5% of an activation's largest slope is left.
@@ -78,7 +79,7 @@ class ActivationProbe:
                 rows.append(_figures_of(name)(values))
             return tf.stack(rows) if rows else tf.zeros([0, 5])
 
-        with same_random_numbers():
+        with same_random_numbers(), alone():
             traced = tf.compat.v1.wrap_function(run, [tf.TensorSpec(t.shape, t.dtype) for t in leaves])
         self._run = traced.prune(traced.inputs[: len(leaves)], traced.outputs[0])
         culprit = _changes(self._run.graph)

@@ -15,6 +15,8 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model.save_context import in_save_context
 
+from mlflow_tfmon.probes.alone import alone
+
 
 def tracing() -> Any | None:
     """The `FuncGraph` that is being traced, or None when executing eagerly."""
@@ -147,7 +149,8 @@ class Reader:
             self._variables = list(variables)
             function = tf.function(self._read_all, autograph=False, jit_compile=False)
             # Called directly it would warn, after some models, of being traced for each.
-            self._read = function.get_concrete_function()
+            with alone():
+                self._read = function.get_concrete_function()
         return tuple(self._read()) if self._variables else ()
 
     def _read_all(self) -> list[tf.Tensor]:

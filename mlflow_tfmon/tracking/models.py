@@ -15,6 +15,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import ModelSaved
+from mlflow_tfmon.tracking.names import RECORDED_AS
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_refusal, store_errors
@@ -22,7 +23,7 @@ from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_re
 DatasetOf = Callable[[str], "tuple[str, str] | None"]
 _VERSIONS = "mlflow.modelVersions"  # MLflow's tag of a logged model that is registered (3.1 to 3.17)
 _GONE = frozenset({"RESOURCE_DOES_NOT_EXIST"})
-_PATH = "tfmon.recorded_as"  # tag of a logged model: path of its record
+_PATH = RECORDED_AS
 
 
 def deliver_model(

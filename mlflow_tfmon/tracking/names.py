@@ -14,6 +14,7 @@ TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the 
 REPORT = "tfmon/report.html"  # artifact of the run
 # With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
 MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tensorboard"
+RECORDED_AS = "tfmon.recorded_as"  # tag of a logged model: path of its record
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 

@@ -97,6 +97,21 @@ def last_active_id() -> str | None:
     return run_id
 
 
+def last_model_id() -> str | None:
+    """Id of the logged model that MLflow knows as this thread's last."""
+    from mlflow.tracking import fluent
+
+    model_id: str | None = fluent._last_logged_model_id.get()  # MLflow 3.0 to 3.17
+    return model_id
+
+
+def set_last_model_id(model_id: str) -> None:
+    """Has MLflow know a logged model as this thread's last."""
+    from mlflow.tracking import fluent
+
+    fluent._last_logged_model_id.set(model_id)
+
+
 def _active_run(thread: int | None) -> Any:
     from mlflow.tracking import fluent
 

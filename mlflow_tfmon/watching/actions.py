@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.detectors.learning import LITTLE
@@ -75,12 +76,16 @@ class Actions:
     def of(cls, monitor: Monitor, model: Any) -> Actions | None:
         """What acts on the problems of a fit, if the settings want anything done."""
         wanted = monitor.settings.on_problem
+        if not may_act(monitor):
+            return None
         return cls(monitor, model, wanted == "stop") if wanted in ("stop", "rescue") else None
 
     @classmethod
     def of_loop(cls, monitor: Monitor) -> Actions | None:
         """What puts a loop's best weights back when it is to stop; the loop itself asks `Monitor.should_stop`."""
         if monitor.watch is None or monitor.model is None or monitor.settings.on_problem != "stop":
+            return None
+        if not may_act(monitor):
             return None
         return cls(monitor, monitor.model, True)
 
@@ -140,6 +145,20 @@ class Actions:
     def _say(self, tag: str, text: str) -> None:
         logger.warning("mlflow_tfmon: %s: %s", tag.removeprefix("tfmon."), text)
         self._monitor.record(records.Facts(tags={tag: text}, time=time.time()))
+
+
+def may_act(monitor: Monitor) -> bool:
+    """Whether a problem may have consequences: among several workers the others would wait for one that stops."""
+    place, wanted = cluster.place(), monitor.settings.on_problem
+    if place is None or place.count == 1 or wanted not in ("stop", "rescue"):
+        return True
+    if place.index == 0:
+        say_once(
+            "several workers",
+            f"mlflow_tfmon: on_problem={wanted!r} does nothing but say what is wrong where several workers train: "
+            "they must stop together. Stop by what all of them see, such as EarlyStopping.",
+        )
+    return False
 
 
 def sure(monitor: Monitor) -> list[Problem]:

@@ -22,7 +22,8 @@ from mlflow_tfmon.facts.summary import can_summarize, model_summary
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tracking.names import MODEL
-from mlflow_tfmon.watching import loops, resuming
+from mlflow_tfmon.watching import logged, loops, peers, resuming
+from mlflow_tfmon.watching import pipeline as pipelines
 from mlflow_tfmon.watching.callback import CompleteLogs, MonitorCallback, PassOver
 from mlflow_tfmon.watching.monitor import Monitor, watching
 
@@ -111,6 +112,7 @@ class _Fit:
         ):
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments
+        peers.say_of_callbacks(self.arguments.callback_list)
         if self._own:
             self.monitor.start(in_fit=True)
         self.monitor.arguments = self.arguments
@@ -183,3 +185,6 @@ class _Fit:
                     datasets=self.monitor.datasets,
                 )
             )
+            tag, pipeline = pointer(FINAL, self.monitor.prefix), pipelines.of_run(self.monitor.run_id)
+            if pipeline is not None:
+                logged.expect(pipeline.run, folder, path, tag)

@@ -207,7 +207,7 @@ class Monitor(Training):
                 break
             ```
         """
-        return self.settings.on_problem == "stop" and bool(actions.sure(self))
+        return self.settings.on_problem == "stop" and bool(actions.sure(self)) and actions.may_act(self)
 
     def measured(self) -> dict[str, float]:
         """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""

@@ -50,6 +50,20 @@ def _say(integration: str) -> None:
     )
 
 
+def say_of_callbacks(callbacks: list[Any]) -> None:
+    """Says, once, that MLflow's own callback in a fit records it a second time, in the same run."""
+    for one in callbacks:
+        made = [
+            cls for cls in type(one).__mro__ if cls.__name__ == "MlflowCallback"
+        ]  # MLflow has two (3.0 to 3.17)
+        if any(cls.__module__.startswith("mlflow.") for cls in made):
+            say_once(
+                "MlflowCallback",
+                "mlflow_tfmon: an MlflowCallback in fit(callbacks=...) logs the same metrics a second time, into the "
+                "same run if that is the active one; leave it out: autolog() records all that it does.",
+            )
+
+
 def bring_back() -> None:
     """Undoes `set_aside`; a peer that is enabled watches `fit` again."""
     for integration, module_name in _PEERS.items():

@@ -183,7 +183,10 @@ def _kept(
             kinds[model_id] = (*kinds.get(model_id, ()), kind)
     found = []
     for model in _logged_models(client, experiment, run_id) if kinds else ():
-        if model.name != name_of(prefix) or model.status != LoggedModelStatus.READY:
+        if (
+            model.name not in (name_of(prefix), name_of(prefix, best=True))
+            or model.status != LoggedModelStatus.READY
+        ):
             continue
         value = float(model.tags[VALUE]) if VALUE in model.tags else None
         epoch, step = (int(model.tags.get(tag, -1)) for tag in (EPOCH, STEP))
