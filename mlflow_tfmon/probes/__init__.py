@@ -42,9 +42,10 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     from tensorflow.python.data.ops.iterator_ops import OwnedIterator
     from tensorflow.python.distribute.input_lib import DistributedIteratorBase
     from tensorflow.python.distribute.mirrored_run import _MirroredReplicaThread
+    from tensorflow.python.eager.polymorphic_function.atomic_function import AtomicFunction
 
     from mlflow_tfmon import kerases
-    from mlflow_tfmon.probes import compiled, inputs, keras2, losses, optimizer, replicas, tape
+    from mlflow_tfmon.probes import compiled, graph, inputs, keras2, losses, optimizer, replicas, tape
 
     watch_gradients = functools.partial(optimizer.watch_gradients, on_ring=on_ring)
     watch_scaled = functools.partial(optimizer.watch_scaled, on_ring=on_ring)
@@ -82,6 +83,7 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (CompileLoss, "call", losses.watch_compiled, parts),
         (Layer, "_get_own_losses", losses.watch_additional, parts),
         (Layer, "_get_regularization_losses", losses.watch_additional, parts),
+        (AtomicFunction, "__init__", graph.watch_function, "memory is not given back after a training"),
         (OwnedIterator, "_next_internal", inputs.watch_next, "the wait for input is not recorded"),
         (DistributedIteratorBase, "get_next", inputs.watch_next, "the wait for input is not recorded"),
     ):

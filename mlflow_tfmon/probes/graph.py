@@ -15,6 +15,8 @@ from tensorflow.python.framework.config import is_op_determinism_enabled
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model.save_context import in_save_context
 
+from mlflow_tfmon.errors import contained
+
 
 def tracing() -> Any | None:
     """The `FuncGraph` that is being traced, or None when executing eagerly."""
@@ -69,17 +71,61 @@ def in_pfor() -> bool:
     )
 
 
+class _Kept(list[Any]):
+    """Things that a traced function needs; a list that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+_KEPT, _HANDED_OVER, _NOTES = "_mlflow_tfmon_kept", "_mlflow_tfmon_handed_over", "_mlflow_tfmon_notes"
+
+
 def keep_alive(thing: object) -> None:
     """Ties the life of a thing to that of the function being traced.
 
     A `FuncGraph` holds its variables weakly; a traced function whose ring was gone would fail in the user's training.
     """
-    graph = tracing()
-    for outer in enclosing(graph):
-        kept = getattr(outer, "_mlflow_tfmon_kept", None)
+    for outer in enclosing(tracing()):
+        kept = getattr(outer, _KEPT, None)
         if kept is None:
-            kept = outer._mlflow_tfmon_kept = []
+            kept = _Kept()
+            setattr(outer, _KEPT, kept)
         kept.append(thing)
+
+
+def notes(function: Any) -> dict[str, Any]:
+    """What the probes want to remember of a graph for as long as it is being traced."""
+    found: dict[str, Any] | None = getattr(function, _NOTES, None)
+    if found is None:
+        found = {}
+        setattr(function, _NOTES, found)
+    return found
+
+
+def watch_function(original: Callable[..., None]) -> Callable[..., None]:
+    """Wraps the making of a function that can be run: what its graph has kept is the function's from then on.
+
+    TensorFlow's registry of gradients holds a graph with a custom gradient in it for ever, Keras's train step among
+    them (2.16 to 2.21). What can be run goes with its last user.
+    """
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        with contained("handing over what a function needs", "memory is not given back after a training"):
+            _hand_over(self._cached_graph, self)
+
+    return __init__
+
+
+def _hand_over(graph: Any, function: Any) -> None:
+    attributes = {} if graph is None else vars(graph)
+    attributes.pop(_NOTES, None)
+    kept = attributes.pop(_KEPT, None)
+    if kept is None and _HANDED_OVER in attributes:  # a further function of one graph: one with a gradient
+        kept = attributes[_HANDED_OVER]()
+    if kept is not None:
+        attributes[_HANDED_OVER] = weakref.ref(kept)
+        setattr(function, _KEPT, kept)
 
 
 def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:

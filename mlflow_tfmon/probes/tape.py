@@ -111,9 +111,7 @@ def _slot(variables: list[Any], parts: tuple[str, ...]) -> origin.Slot:
 
 def _of(function: Any) -> list[origin.Call]:
     """The calls that were traced into a function."""
-    if not hasattr(function, "_mlflow_tfmon_calls"):
-        function._mlflow_tfmon_calls = []
-    calls: list[origin.Call] = function._mlflow_tfmon_calls
+    calls: list[origin.Call] = graph.notes(function).setdefault("calls", [])
     return calls
 
 
