@@ -118,13 +118,15 @@ def watch_function(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hand_over(graph: Any, function: Any) -> None:
-    attributes = {} if graph is None else vars(graph)
-    attributes.pop(_NOTES, None)
-    kept = attributes.pop(_KEPT, None)
-    if kept is None and _HANDED_OVER in attributes:  # a further function of one graph: one with a gradient
-        kept = attributes[_HANDED_OVER]()
+    if hasattr(graph, _NOTES):
+        delattr(graph, _NOTES)
+    kept = getattr(graph, _KEPT, None)
     if kept is not None:
-        attributes[_HANDED_OVER] = weakref.ref(kept)
+        delattr(graph, _KEPT)
+        setattr(graph, _HANDED_OVER, weakref.ref(kept))
+    elif hasattr(graph, _HANDED_OVER):  # a further function of one graph: one with a gradient
+        kept = getattr(graph, _HANDED_OVER)()
+    if kept is not None:
         setattr(function, _KEPT, kept)
 
 
