@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon.chance import python_and_numpy, restore
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
@@ -108,8 +108,8 @@ def _bytes(value: tf.Tensor) -> np.ndarray:
 
 def chance() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The state of Python's, NumPy's and Keras's own random numbers, of which none is taken."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    about = {"python": random.getstate(), "numpy": [kind, position, has_gauss, gauss]}
+    python, (kind, keys, position, has_gauss, gauss) = python_and_numpy()
+    about = {"python": python, "numpy": [kind, position, has_gauss, gauss]}
     arrays = {"random/numpy": np.asarray(keys)}
     generator = _keras_generator()
     if generator is not None:
@@ -120,9 +120,8 @@ def chance() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def set_chance(state: State) -> None:
     """Puts the random numbers back to where they were."""
     version, inner, gauss_next = state.about["random"]["python"]
-    random.setstate((version, tuple(inner), gauss_next))
     kind, *rest = state.about["random"]["numpy"]
-    np.random.set_state((kind, state.arrays["random/numpy"], *rest))
+    restore((version, tuple(inner), gauss_next), (kind, state.arrays["random/numpy"], *rest))
     if "random/keras" in state.arrays:
         from keras.src.random.seed_generator import global_seed_generator
 

@@ -8,7 +8,6 @@ it raises is its own affair: then the constant prediction's loss is not known.
 from __future__ import annotations
 
 import contextlib
-import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.facts.purity import leaves_nothing
 
 UNKNOWN = (float("nan"), float("nan"))
@@ -224,11 +224,9 @@ def _randomness_kept() -> Iterator[None]:
     """What draws random numbers as its graph is made takes none from the training."""
     from keras.src.backend.common import global_state  # not public: without it no loss is called
 
-    python, arrays = random.getstate(), np.random.get_state()
     seeds = global_state.get_global_attribute(_SEEDS)
     try:
-        yield
+        with same_random_numbers():
+            yield
     finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
         global_state.set_global_attribute(_SEEDS, seeds)
