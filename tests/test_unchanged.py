@@ -19,7 +19,6 @@ from mlflow_tfmon.detectors.problem import Problem
 from tests import trainings
 from tests.global_state import changed, shared_state
 
-
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
@@ -30,7 +29,11 @@ def fit(model: Any, **kwargs: Any) -> None:
 
 def fresh_model() -> Any:
     """Built by its fit, as in most tutorials, with a layer that draws."""
-    layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dropout(0.5), keras.layers.Dense(trainings.CLASSES)]
+    layers = [
+        keras.layers.Dense(8, activation="relu"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(trainings.CLASSES),
+    ]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.Adam(0.01), trainings.loss())
     return model
@@ -73,7 +76,11 @@ def monitored() -> None:
 
 
 def by_callback() -> None:
-    fit(fresh_model(), epochs=2, callbacks=[mlflow_tfmon.MonitorCallback(monitor="loss", registered_model_name="m")])
+    fit(
+        fresh_model(),
+        epochs=2,
+        callbacks=[mlflow_tfmon.MonitorCallback(monitor="loss", registered_model_name="m")],
+    )
 
 
 def with_problems() -> None:
@@ -81,7 +88,9 @@ def with_problems() -> None:
     model = trainings.model()
     model.compile(keras.optimizers.SGD(1e9), trainings.loss())
     x, y = trainings.data()
-    model.fit(x * 1e4, y, epochs=2, verbose=0, callbacks=[mlflow_tfmon.MonitorCallback(on_problem=told.append)])
+    model.fit(
+        x * 1e4, y, epochs=2, verbose=0, callbacks=[mlflow_tfmon.MonitorCallback(on_problem=told.append)]
+    )
 
 
 def unwatched_twin(train: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

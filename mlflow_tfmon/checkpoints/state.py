@@ -15,9 +15,11 @@ import tensorflow as tf
 
 from mlflow_tfmon.chance import python_and_numpy, restore
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
+from mlflow_tfmon.internals import internal
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
+_NO_SEEDS = "Keras's own random numbers are not part of checkpoints"
 _Shapes = list[tuple[str, tuple[int, ...]]]
 
 
@@ -123,16 +125,17 @@ def set_chance(state: State) -> None:
     kind, *rest = state.about["random"]["numpy"]
     restore((version, tuple(inner), gauss_next), (kind, state.arrays["random/numpy"], *rest))
     if "random/keras" in state.arrays:
-        from keras.src.random.seed_generator import global_seed_generator
-
-        global_seed_generator().state.assign(state.arrays["random/keras"])
+        generator = internal("keras.src.random.seed_generator.global_seed_generator", None, _NO_SEEDS)
+        if generator is not None:
+            generator().state.assign(state.arrays["random/keras"])
 
 
 def _keras_generator() -> Any:
     """Keras's generator for random numbers without a seed, if it has been made (3.7 to 3.15)."""
-    from keras.src.backend.common import global_state
-
-    return global_state.get_global_attribute("global_seed_generator")
+    attribute = internal(
+        "keras.src.backend.common.global_state.get_global_attribute", lambda _: None, _NO_SEEDS
+    )
+    return attribute("global_seed_generator")
 
 
 class Callbacks:

@@ -9,13 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.eager import record
-from tensorflow.python.framework.config import is_op_determinism_enabled
-from tensorflow.python.ops import control_flow_util
-from tensorflow.python.saved_model.save_context import in_save_context
 
 from mlflow_tfmon.errors import contained
+from mlflow_tfmon.internals import internal
 
 
 def tracing() -> Any | None:
@@ -31,7 +27,12 @@ def can_record() -> bool:
 
     A function that is traced to be saved (TensorFlow traces each anew for that) is not watched.
     """
-    return not in_save_context() and (tf.executing_eagerly() or tracing() is not None)
+    saves = internal(
+        "tensorflow.python.saved_model.save_context.in_save_context",
+        bool,
+        "a function that is saved is traced with the probes in it",
+    )
+    return not saves() and (tf.executing_eagerly() or tracing() is not None)
 
 
 def enclosing(graph: Any | None) -> Iterator[Any]:
@@ -53,12 +54,22 @@ def as_text(graph: Any) -> str:
 
 def in_xla() -> bool:
     """Whether what is traced will be compiled by XLA as a whole (`jit_compile=True`), where some ops do not exist."""
-    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+    compiled = internal(
+        "tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext",
+        lambda _: True,
+        "neither the time of each step nor its wait for input is recorded",
+    )
+    return bool(compiled(tf.compat.v1.get_default_graph()))
 
 
 def has_clock() -> bool:
     """Whether what is traced can ask for the time: not in XLA, nor under `enable_op_determinism` (TF 2.16 to 2.21)."""
-    return not in_xla() and not is_op_determinism_enabled()
+    deterministic = internal(
+        "tensorflow.python.framework.config.is_op_determinism_enabled",
+        lambda: True,
+        "neither the time of each step nor its wait for input is recorded",
+    )
+    return not in_xla() and not deterministic()
 
 
 def in_pfor() -> bool:
@@ -141,8 +152,25 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
     result = tf.cond(condition, do, otherwise)
     for op in graph.get_operations()[before:]:
         if op.type in ("If", "StatelessIf"):
-            op._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
+            with contained("leaving a branch whole", "each step costs a little more"):
+                value = internal(
+                    "tensorflow.core.framework.attr_value_pb2.AttrValue",
+                    None,
+                    "each step costs a little more",
+                )
+                if value is not None:
+                    op._set_attr("_lower_using_switch_merge", value(b=False))
     return result
+
+
+def stop_recording() -> contextlib.AbstractContextManager[None]:
+    """Keeps the user's tapes from what is done within."""
+    stop = internal(
+        "tensorflow.python.eager.record.stop_recording",
+        contextlib.nullcontext,
+        "a tape that is recording follows the probes as well",
+    )
+    return stop()  # type: ignore[no-any-return]
 
 
 class Once:
@@ -161,7 +189,7 @@ class Once:
 
     def __call__(self, *tensors: tf.Tensor) -> Any:
         dtypes = tuple(tensor.dtype for tensor in tensors)
-        with record.stop_recording():  # of the user's tapes, which would have a gradient of it traced
+        with stop_recording():  # of the user's tapes, which would have a gradient of it traced
             if dtypes not in self._traced:
                 with tf.init_scope():  # so that it belongs to no function of the user's
                     # Inlined into its caller, it would be optimized anew for each variable.

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
 from mlflow_tfmon.stream.records import Variable
 
@@ -62,7 +62,9 @@ def lasting_variable(
     give_back()
     with tf.init_scope():
         value = _filled(shape, dtype, fill)
-        variable = ResourceVariable(value, trainable=False, shape=tf.TensorShape(None) if any_shape else None)
+        variable = _variable_class()(
+            value, trainable=False, shape=tf.TensorShape(None) if any_shape else None
+        )
     # What `tf.saved_model.save` asks of a capture that it has to replace (TF 2.16 to 2.21): a user's module that holds
     # a watched step can be saved, though nobody tracks our variable.
     variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill, any_shape)
@@ -80,6 +82,14 @@ def give_back() -> None:
         handle, dtype = _unused.popleft()
         with tf.init_scope(), tf.device(handle.device):
             tf.raw_ops.AssignVariableOp(resource=handle, value=tf.zeros([0], dtype))
+
+
+def _variable_class() -> Any:
+    return internal(
+        "tensorflow.python.ops.resource_variable_ops.ResourceVariable",
+        tf.Variable,
+        "a step that was traced unwatched may fail to be traced anew",
+    )
 
 
 @dataclass(frozen=True)
