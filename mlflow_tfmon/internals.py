@@ -1,9 +1,10 @@
-"""Names of other libraries that are not public: each is looked up when it is needed, and may be gone in a new version."""
+"""Names of other libraries that are not public: each is looked up when needed, since a new version may lack it."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+from types import ModuleType
 from typing import Any
 
 from mlflow_tfmon.errors import say_once
@@ -19,14 +20,20 @@ def find(path: str) -> Any:
     parts = path.split(".")
     found: Any = importlib.import_module(parts[0])
     for at, name in enumerate(parts[1:], 2):
-        if not hasattr(found, name) and not isinstance(found, type):
-            try:
-                importlib.import_module(".".join(parts[:at]))
-            except ModuleNotFoundError as error:
-                if error.name != ".".join(parts[:at]):
-                    raise
-        found = getattr(found, name)
+        if isinstance(found, ModuleType) and not hasattr(found, name):  # `tensorflow` hides its own `python`
+            found = _module(".".join(parts[:at])) or getattr(found, name)
+        else:
+            found = getattr(found, name)
     return found
+
+
+def _module(path: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        return None
 
 
 def internal(path: str, otherwise: Any, consequence: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a process shares with all that runs in it: compared before and after something, to see that nothing of it changed."""
+"""What all that runs in a process shares, to be compared before and after something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is patched in other libraries while trainings are watched: a table a library, put in and taken out in one place."""
+"""What is patched in other libraries while trainings are watched: a table a library, and one installer."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def put_in(hooks: Iterable[Hook]) -> None:
     for hook in hooks:
         with contained(f"putting a probe into {hook.target}", hook.consequence):
             path, _, name = hook.target.rpartition(".")
-            owner = find(path)
-            original = getattr(owner, name)
+            owner, original = find(path), find(hook.target)
             if hook.wrap is None or any((owner, name) == (known, method) for known, method, _ in _in):
                 continue
             wrapped = functools.wraps(original)(hook.wrap(original))
