@@ -73,5 +73,13 @@ def shared_state() -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What differs: by name, what it was and what it is."""
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    """What differs: by name, what is gone and what is new."""
+    return {name: _parted(before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def _parted(before: Any, after: Any) -> Any:
+    if isinstance(before, dict):
+        before, after = list(before.items()), list(after.items())
+    if isinstance(before, list):
+        return [one for one in before if one not in after], [one for one in after if one not in before]
+    return before, after

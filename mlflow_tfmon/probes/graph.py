@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -141,6 +141,12 @@ def _hand_over(graph: Any, function: Any) -> None:
         setattr(function, _KEPT, kept)
 
 
+def _drop(graph: Callable[[], Any], functions: Iterable[str]) -> None:
+    found = graph()
+    for name in functions if found is not None else ():
+        found._functions.pop(name, None)
+
+
 def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
     """`tf.cond` for a branch that is seldom taken.
 
@@ -149,7 +155,12 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
     """
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
+    functions = getattr(graph, "_functions", {})
+    known = set(functions)
     result = tf.cond(condition, do, otherwise)
+    kept = getattr(graph, _KEPT, None)
+    if kept is not None:  # the branches are not to stay where a graph does, see `watch_function`
+        weakref.finalize(kept, _drop, weakref.ref(graph), functions.keys() - known).atexit = False
     for op in graph.get_operations()[before:]:
         if op.type in ("If", "StatelessIf"):
             with contained("leaving a branch whole", "each step costs a little more"):
