@@ -35,7 +35,7 @@ def hushed(name: str, below: int) -> Iterator[None]:
 
 
 class _OnThread:
-    """Stands in a warnings filter for the pattern of a message: matches all that is said on one thread, and no other."""
+    """Stands in a warnings filter for a message's pattern: matches all that is said on one thread, and no other."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()

@@ -141,10 +141,16 @@ def _hand_over(graph: Any, function: Any) -> None:
         setattr(function, _KEPT, kept)
 
 
-def _drop(graph: Callable[[], Any], functions: Iterable[str]) -> None:
+def _drop(graph: Callable[[], Any], functions: Iterable[str], branching: Iterable[str]) -> None:
+    """Lets go of what a graph holds of the branches of ours, once nothing that was made of it can be run."""
     found = graph()
-    for name in functions if found is not None else ():
+    if found is None:
+        return
+    for name in functions:
         found._functions.pop(name, None)
+    for name in branching:
+        op = found.get_operation_by_name(name)
+        op._true_graph = op._false_graph = None  # which the gradient of the op would be made of
 
 
 def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -158,9 +164,11 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
     functions = getattr(graph, "_functions", {})
     known = set(functions)
     result = tf.cond(condition, do, otherwise)
+    branching = [op.name for op in graph.get_operations()[before:] if op.type in ("If", "StatelessIf")]
     kept = getattr(graph, _KEPT, None)
     if kept is not None:  # the branches are not to stay where a graph does, see `watch_function`
-        weakref.finalize(kept, _drop, weakref.ref(graph), functions.keys() - known).atexit = False
+        new = functions.keys() - known
+        weakref.finalize(kept, _drop, weakref.ref(graph), new, branching).atexit = False
     for op in graph.get_operations()[before:]:
         if op.type in ("If", "StatelessIf"):
             with contained("leaving a branch whole", "each step costs a little more"):
