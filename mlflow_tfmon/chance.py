@@ -1,25 +1,59 @@
-"""Random numbers that a training shares with what is done beside it."""
+"""Random numbers, and numbers in names: they are the training's, and what is done beside it takes none of them."""
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 
+def python_and_numpy() -> tuple[Any, Any]:
+    """The state of Python's and of NumPy's shared generator."""
+    return random.getstate(), np.random.get_state(legacy=True)
+
+
+def restore(python: Any, numpy: Any) -> None:
+    """Puts the shared generators back to where they were."""
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Gives back what is taken of Python's and NumPy's random numbers meanwhile.
+    """Gives back what is taken meanwhile of Python's and NumPy's random numbers, and of the numbers in Keras's names.
+
+    Libraries draw from them unasked: MLflow for the name of a run that has none, and for how long it waits before it
+    asks a server again (3.1 to 3.17). Where none were taken nothing is put back: what another thread draws is its own.
+    A model that is made beside the training would have the next one of the user's called `sequential_2`.
 
     Example:
         >>> with same_random_numbers():
         ...     sample = np.random.normal(size=100)
     """
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = python_and_numpy()
+    names = dict(_keras_names())
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        if random.getstate() != python:
+            random.setstate(python)
+        if not _same(np.random.get_state(legacy=True), numpy):
+            np.random.set_state(numpy)
+        if (now := _keras_names()) != names:
+            now.clear()
+            now.update(names)
+
+
+def _same(now: Any, before: Any) -> bool:
+    return all(np.array_equal(one, other) for one, other in zip(now, before, strict=True))
+
+
+def _keras_names() -> dict[str, int]:
+    """How many layers and the like of each class Keras 3 has named on this thread (3.7 to 3.15)."""
+    state = sys.modules.get("keras.src.backend.common.global_state")
+    attribute = getattr(state, "get_global_attribute", None)
+    return (attribute("object_name_uids") if attribute is not None else None) or {}

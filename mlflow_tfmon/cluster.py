@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.distribute import multi_worker_util
-from tensorflow.python.eager import context as eager_context
+
+from mlflow_tfmon.internals import internal
 
 _KEY = "mlflow_tfmon/"
+_WORKERS = "tensorflow.python.distribute.multi_worker_util"
+_ALONE = "each worker of a MultiWorkerMirroredStrategy is recorded as if it trained alone"
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,23 @@ class Place:
 
 def place() -> Place | None:
     """The place of this process in its cluster; None if it is in none, or its strategy was not made yet."""
-    context = eager_context.context()
-    server = context._collective_ops_server_def  # TF 2.16 to 2.21
-    if server is None or context.coordination_service is None:
+    context, workers = _context(), internal(_WORKERS, None, _ALONE)
+    server = getattr(context, "_collective_ops_server_def", None)  # TF 2.16 to 2.21
+    if workers is None or server is None or context.coordination_service is None:
         return None
     task = (server.cluster, server.job_name, server.task_index)
-    return Place(multi_worker_util.id_in_cluster(*task), multi_worker_util.worker_count(*task[:2]))
+    return Place(workers.id_in_cluster(*task), workers.worker_count(*task[:2]))
+
+
+def _context() -> Any:
+    context = internal("tensorflow.python.eager.context.context", None, _ALONE)
+    return None if context is None else context()
 
 
 def send(key: str, data: bytes) -> bool:
     """Leaves a message for whoever asks for it, and tells whether that went well."""
     try:
-        eager_context.context().set_config_key_value(_KEY + key, base64.b64encode(data).decode())
+        _context().set_config_key_value(_KEY + key, base64.b64encode(data).decode())
     except tf.errors.OpError:  # the chief is gone
         return False
     return True
@@ -51,7 +59,7 @@ def send(key: str, data: bytes) -> bool:
 def receive(key: str, seconds: float) -> bytes | None:
     """A message, or None if it does not come in time (waits without the interpreter's lock)."""
     try:
-        return base64.b64decode(eager_context.context().get_config_key_value(_KEY + key, int(1e3 * seconds)))
+        return base64.b64decode(_context().get_config_key_value(_KEY + key, int(1e3 * seconds)))
     except tf.errors.OpError:
         return None
 
@@ -59,6 +67,6 @@ def receive(key: str, seconds: float) -> bytes | None:
 def forget(key: str) -> None:
     """Deletes a message that was received."""
     try:
-        eager_context.context().delete_config_key_value(_KEY + key)
+        _context().delete_config_key_value(_KEY + key)
     except tf.errors.OpError:
         return

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import keras
-import mlflow
 from mlflow.utils.autologging_utils import (
     autologging_integration,
     autologging_is_disabled,
@@ -20,7 +19,8 @@ from mlflow_tfmon import kerases, probes, versions
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet
-from mlflow_tfmon.probes import compiled
+from mlflow_tfmon.probes import compiled, hooks
+from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.runs import INTEGRATION
 from mlflow_tfmon.watching import claims, fitting, logged, loops, peers, pipeline, resuming
@@ -63,8 +63,11 @@ def _switch(given: dict[str, Any]) -> None:
     quiet(settings.silent)
     if not given.get("log_every_epoch", True) or given.get("log_every_n_steps") is not None:
         logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
-    found = versions.installed()
-    untested, old = versions.untested(found), versions.older(found)
+    untested: list[str] = []
+    old: list[str] = []
+    with contained("looking at the versions", "whether they were tested is not known"):
+        found = versions.installed()
+        untested, old = versions.untested(found), versions.older(found)
     if untested and given.get("disable_for_unsupported_versions"):
         logger.warning("mlflow_tfmon: not enabled, since it was not tested with %s.", ", ".join(untested))
         _integration(disable=True)
@@ -78,7 +81,8 @@ def _switch(given: dict[str, Any]) -> None:
         )
     resuming.prepare(settings.resume)
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
-    _integration(disable=False, exclusive=given.get("exclusive", False), silent=settings.silent)
+    with contained("patching fit", "trainings by fit are not recorded; custom loops are"):
+        _integration(disable=False, exclusive=given.get("exclusive", False), silent=settings.silent)
     _enable(settings)
 
 
@@ -213,11 +217,9 @@ def _enable(settings: Settings) -> None:
         _on.append(_USER)
         with contained("putting the probes into TensorFlow and Keras", "nothing is watched"):
             probes.install(_USER, claims.claim)
-    probes.also(
-        mlflow.MlflowClient, "set_terminated", pipeline.watch_run_end, "a run's last steps may be missing"
-    )
-    probes.also(mlflow, "last_logged_model", logged.watch_last, "it does not know the models of watched fits")
-    loops.begin()
+    hooks.put_in([mlflow_hooks.run_ends(pipeline.watch_run_end), mlflow_hooks.last_model(logged.watch_last)])
+    with contained("watching custom loops", "they are not recorded; fit is"):
+        loops.begin()
     with contained("starting the delivery process", "what is recorded waits on this machine"):
         DeliveryProcess.shared()  # by the time that a training starts, it has loaded MLflow
 

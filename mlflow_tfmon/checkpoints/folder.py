@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.facts import parts, saving, specs
 from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.noise import no_warnings
 from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.settings import Settings
 
@@ -84,8 +84,7 @@ class Writer:
                     self._save = self._make_form(model)
                 self._known = variables
             shutil.copytree(self._form, draft)
-            with warnings.catch_warnings(), alone(), snapshot.in_force():
-                warnings.simplefilter("ignore")
+            with no_warnings(), alone(), snapshot.in_force():
                 self._save(model, draft)
             if state is not None:
                 state.write(draft)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon.chance import python_and_numpy, restore
 from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
 from mlflow_tfmon.errors import logger
+from mlflow_tfmon.internals import internal
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
@@ -27,6 +28,7 @@ _OF_KERAS = frozenset(
      "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen",
      "_global_train_batch", "_global_test_batch", "_ema_weights_in_model")
 )  # fmt: skip
+_NO_SEEDS = "Keras's own random numbers are not part of checkpoints"
 _Shapes = list[tuple[str, tuple[int, ...]]]
 
 
@@ -120,8 +122,8 @@ def _bytes(value: tf.Tensor) -> np.ndarray:
 
 def chance() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The state of Python's, NumPy's and Keras's own random numbers, of which none is taken."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    about = {"python": random.getstate(), "numpy": [kind, position, has_gauss, gauss]}
+    python, (kind, keys, position, has_gauss, gauss) = python_and_numpy()
+    about = {"python": python, "numpy": [kind, position, has_gauss, gauss]}
     arrays = {"random/numpy": np.asarray(keys)}
     generator = _keras_generator()
     if generator is not None:
@@ -132,20 +134,20 @@ def chance() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def set_chance(state: State) -> None:
     """Puts the random numbers back to where they were."""
     version, inner, gauss_next = state.about["random"]["python"]
-    random.setstate((version, tuple(inner), gauss_next))
     kind, *rest = state.about["random"]["numpy"]
-    np.random.set_state((kind, state.arrays["random/numpy"], *rest))
+    restore((version, tuple(inner), gauss_next), (kind, state.arrays["random/numpy"], *rest))
     if "random/keras" in state.arrays:
-        from keras.src.random.seed_generator import global_seed_generator
-
-        global_seed_generator().state.assign(state.arrays["random/keras"])
+        generator = internal("keras.src.random.seed_generator.global_seed_generator", None, _NO_SEEDS)
+        if generator is not None:
+            generator().state.assign(state.arrays["random/keras"])
 
 
 def _keras_generator() -> Any:
     """Keras's generator for random numbers without a seed, if it has been made (3.7 to 3.15)."""
-    from keras.src.backend.common import global_state
-
-    return global_state.get_global_attribute("global_seed_generator")
+    attribute = internal(
+        "keras.src.backend.common.global_state.get_global_attribute", lambda _: None, _NO_SEEDS
+    )
+    return attribute("global_seed_generator")
 
 
 class Callbacks:

@@ -8,8 +8,6 @@ it raises is its own affair: then the constant prediction's loss is not known.
 from __future__ import annotations
 
 import contextlib
-import random
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.facts.purity import leaves_nothing
+from mlflow_tfmon.noise import no_warnings
 
 UNKNOWN = (float("nan"), float("nan"))
 _KERAS = ("keras", "tf_keras")
@@ -68,9 +68,8 @@ def least_losses(model: Any, targets: Any, weights: Any = None, classes: Any = N
         w = _weights(y, None if weights is None else np.asarray(weights)[chosen], classes)
         guesses = list(_guesses(y, w, shape))
         perfect = list(_perfect(y, shape))
-        for at in (_randomness_kept(), warnings.catch_warnings(), tf.init_scope(), tf.device("CPU:0")):
+        for at in (_randomness_kept(), no_warnings(), tf.init_scope(), tf.device("CPU:0")):
             stack.enter_context(at)
-        warnings.simplefilter("ignore")
         call = _graph(loss, y, w, (len(y), *shape))
         if not _adds_up(call, y, shape):
             return UNKNOWN
@@ -224,11 +223,9 @@ def _randomness_kept() -> Iterator[None]:
     """What draws random numbers as its graph is made takes none from the training."""
     from keras.src.backend.common import global_state  # not public: without it no loss is called
 
-    python, arrays = random.getstate(), np.random.get_state()
     seeds = global_state.get_global_attribute(_SEEDS)
     try:
-        yield
+        with same_random_numbers():
+            yield
     finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
         global_state.set_global_attribute(_SEEDS, seeds)

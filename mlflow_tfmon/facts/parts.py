@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import mlflow.tensorflow
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.noise import no_warnings
 
 _one_at_a_time = threading.RLock()
 # Where Keras looks for a function of which it keeps the name only.
@@ -45,8 +45,7 @@ def custom_parts(model: Any) -> tuple[Parts, Parts]:
     Raises:
         Exception: the model has no configuration.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of lambdas, which are unknown parts here
+    with no_warnings():  # of lambdas, which are unknown parts here
         config = kerases.of(model).saving.serialize_keras_object(model)
     compilation = config.pop("compile_config", None)
     return _parts(config, kerases.of(model)), _parts(compilation, kerases.of(model))

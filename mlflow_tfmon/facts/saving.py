@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
+from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.facts import parts, specs
 from mlflow_tfmon.facts.arguments import FitArguments
-from mlflow_tfmon.noise import hushed
+from mlflow_tfmon.noise import hushed, no_warnings
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.alone import alone
 
@@ -143,7 +143,8 @@ def save_form(
     Raises:
         TypeError: MLflow saves no model of that Keras.
     """
-    nobody = home.Sequential([home.Input((1,))])
+    with same_random_numbers():
+        nobody = home.Sequential([home.Input((1,))])
     if not isinstance(nobody, tf.keras.Model):
         raise TypeError(f"tf.keras is another one than {home.__name__}, and MLflow knows no other")
     with parts.registered_only(own):
@@ -184,10 +185,10 @@ class _Inference(tf.Module):
 def _save(model: Any, home: Any, folder: Path, pickled: frozenset[str], **options: Any) -> None:
     requirements = pip_requirements(home, pickled=bool(pickled))
     with (
-        warnings.catch_warnings(),
+        same_random_numbers(),
+        no_warnings(),
         hushed("mlflow.utils.environment", below=logging.ERROR),
     ):  # that pip is not there
-        warnings.simplefilter("ignore")
         mlflow.tensorflow.save_model(model, path=str(folder), pip_requirements=requirements, **options)
 
 

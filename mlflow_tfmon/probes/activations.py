@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
 
 from mlflow_tfmon import kerases
 from mlflow_tfmon.chance import same_random_numbers
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.stream.records import LayerActivations
@@ -210,11 +210,16 @@ def _unique(names: list[str]) -> list[str]:
 
 def _changes(pruned: Any) -> str:
     """The first op of a function, or of those it calls, that may change some state, or ""."""
+    known_op = internal(
+        "tensorflow.python.framework.op_def_registry.get", None, "what layers give is not looked at"
+    )
+    if known_op is None:
+        return "which can't be told"
     definition = pruned.as_graph_def()
     called = attrgetter("library.function")(definition)
     nodes = [*definition.node, *(node for function in called for node in function.node_def)]
     for node in nodes:
-        known = op_def_registry.get(node.op)
+        known = known_op(node.op)
         if known is not None and known.is_stateful and node.op not in _HARMLESS:
             return str(node.op)
     return ""

@@ -26,7 +26,7 @@ class Batch:
     """
 
     def __init__(self, inputs: Any) -> None:
-        self._like = inputs
+        self._like = tf.nest.map_structure(lambda _: None, inputs)  # no tensor, which would hold its graph
         with tf.init_scope(), tf.device("CPU:0"):
             self._held = [lasting_variable(0, dtype=t.dtype, any_shape=True) for t in tf.nest.flatten(inputs)]
 
@@ -48,11 +48,11 @@ def hold(function: Any, element: Any) -> None:
     inputs = _inputs(element)
     if inputs is None:
         return
-    batch = getattr(function, "_mlflow_tfmon_batch", None)
-    if batch is None:
-        batch = function._mlflow_tfmon_batch = Batch(inputs)
-        graph.keep_alive(batch)
-    batch.hold(inputs)
+    notes = graph.notes(function)
+    if "batch" not in notes:
+        notes["batch"] = Batch(inputs)
+        graph.keep_alive(notes["batch"])
+    notes["batch"].hold(inputs)
 
 
 def took(element: Any) -> None:
@@ -67,11 +67,8 @@ def forget() -> None:
 
 def in_reach() -> Batch | None:
     """The batches of the function that feeds what is being traced, or None if they come from elsewhere."""
-    for function in graph.enclosing(graph.tracing()):
-        batch: Batch | None = getattr(function, "_mlflow_tfmon_batch", None)
-        if batch is not None:
-            return batch
-    return None
+    found = (graph.notes(function).get("batch") for function in graph.enclosing(graph.tracing()))
+    return next((batch for batch in found if batch is not None), None)
 
 
 def glance(ring: Ring) -> None:

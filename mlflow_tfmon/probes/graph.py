@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.eager import record
-from tensorflow.python.framework.config import is_op_determinism_enabled
-from tensorflow.python.ops import control_flow_util
-from tensorflow.python.saved_model.save_context import in_save_context
 
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes.alone import alone
 
 
@@ -31,7 +28,12 @@ def can_record() -> bool:
 
     A function that is traced to be saved (TensorFlow traces each anew for that) is not watched.
     """
-    return not in_save_context() and (tf.executing_eagerly() or tracing() is not None)
+    saves = internal(
+        "tensorflow.python.saved_model.save_context.in_save_context",
+        bool,
+        "a function that is saved is traced with the probes in it",
+    )
+    return not saves() and (tf.executing_eagerly() or tracing() is not None)
 
 
 def enclosing(graph: Any | None) -> Iterator[Any]:
@@ -53,12 +55,22 @@ def as_text(graph: Any) -> str:
 
 def in_xla() -> bool:
     """Whether what is traced will be compiled by XLA as a whole (`jit_compile=True`), where some ops do not exist."""
-    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+    compiled = internal(
+        "tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext",
+        lambda _: True,
+        "neither the time of each step nor its wait for input is recorded",
+    )
+    return bool(compiled(tf.compat.v1.get_default_graph()))
 
 
 def has_clock() -> bool:
     """Whether what is traced can ask for the time: not in XLA, nor under `enable_op_determinism` (TF 2.16 to 2.21)."""
-    return not in_xla() and not is_op_determinism_enabled()
+    deterministic = internal(
+        "tensorflow.python.framework.config.is_op_determinism_enabled",
+        lambda: True,
+        "neither the time of each step nor its wait for input is recorded",
+    )
+    return not in_xla() and not deterministic()
 
 
 def in_pfor() -> bool:
@@ -71,17 +83,75 @@ def in_pfor() -> bool:
     )
 
 
+class _Kept(list[Any]):
+    """Things that a traced function needs; a list that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+_KEPT, _HANDED_OVER, _NOTES = "_mlflow_tfmon_kept", "_mlflow_tfmon_handed_over", "_mlflow_tfmon_notes"
+
+
 def keep_alive(thing: object) -> None:
     """Ties the life of a thing to that of the function being traced.
 
     A `FuncGraph` holds its variables weakly; a traced function whose ring was gone would fail in the user's training.
     """
-    graph = tracing()
-    for outer in enclosing(graph):
-        kept = getattr(outer, "_mlflow_tfmon_kept", None)
+    for outer in enclosing(tracing()):
+        kept = getattr(outer, _KEPT, None)
         if kept is None:
-            kept = outer._mlflow_tfmon_kept = []
+            kept = _Kept()
+            setattr(outer, _KEPT, kept)
         kept.append(thing)
+
+
+def notes(function: Any) -> dict[str, Any]:
+    """What the probes want to remember of a graph for as long as it is being traced."""
+    found: dict[str, Any] | None = getattr(function, _NOTES, None)
+    if found is None:
+        found = {}
+        setattr(function, _NOTES, found)
+    return found
+
+
+def watch_function(original: Callable[..., None]) -> Callable[..., None]:
+    """Wraps the making of a function that can be run: what its graph has kept is the function's from then on.
+
+    TensorFlow's registry of gradients holds a graph with a custom gradient in it for ever, Keras's train step among
+    them (2.16 to 2.21). What can be run goes with its last user.
+    """
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        with contained("handing over what a function needs", "memory is not given back after a training"):
+            _hand_over(self._cached_graph, self)
+
+    return __init__
+
+
+def _hand_over(graph: Any, function: Any) -> None:
+    if hasattr(graph, _NOTES):
+        delattr(graph, _NOTES)
+    kept = getattr(graph, _KEPT, None)
+    if kept is not None:
+        delattr(graph, _KEPT)
+        setattr(graph, _HANDED_OVER, weakref.ref(kept))
+    elif hasattr(graph, _HANDED_OVER):  # a further function of one graph: one with a gradient
+        kept = getattr(graph, _HANDED_OVER)()
+    if kept is not None:
+        setattr(function, _KEPT, kept)
+
+
+def _drop(graph: Callable[[], Any], functions: Iterable[str], branching: Iterable[str]) -> None:
+    """Lets go of what a graph holds of the branches of ours, once nothing that was made of it can be run."""
+    found = graph()
+    if found is None:
+        return
+    for name in functions:
+        found._functions.pop(name, None)
+    for name in branching:
+        op = found.get_operation_by_name(name)
+        op._true_graph = op._false_graph = None  # which the gradient of the op would be made of
 
 
 def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -92,11 +162,35 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
     """
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
+    functions = getattr(graph, "_functions", {})
+    known = set(functions)
     result = tf.cond(condition, do, otherwise)
+    branching = [op.name for op in graph.get_operations()[before:] if op.type in ("If", "StatelessIf")]
+    kept = getattr(graph, _KEPT, None)
+    if kept is not None:  # the branches are not to stay where a graph does, see `watch_function`
+        new = functions.keys() - known
+        weakref.finalize(kept, _drop, weakref.ref(graph), new, branching).atexit = False
     for op in graph.get_operations()[before:]:
         if op.type in ("If", "StatelessIf"):
-            op._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
+            with contained("leaving a branch whole", "each step costs a little more"):
+                value = internal(
+                    "tensorflow.core.framework.attr_value_pb2.AttrValue",
+                    None,
+                    "each step costs a little more",
+                )
+                if value is not None:
+                    op._set_attr("_lower_using_switch_merge", value(b=False))
     return result
+
+
+def stop_recording() -> contextlib.AbstractContextManager[None]:
+    """Keeps the user's tapes from what is done within."""
+    stop = internal(
+        "tensorflow.python.eager.record.stop_recording",
+        contextlib.nullcontext,
+        "a tape that is recording follows the probes as well",
+    )
+    return stop()
 
 
 class Once:
@@ -115,7 +209,7 @@ class Once:
 
     def __call__(self, *tensors: tf.Tensor) -> Any:
         dtypes = tuple(tensor.dtype for tensor in tensors)
-        with record.stop_recording():  # of the user's tapes, which would have a gradient of it traced
+        with stop_recording():  # of the user's tapes, which would have a gradient of it traced
             if dtypes not in self._traced:
                 with tf.init_scope():  # so that it belongs to no function of the user's
                     # Inlined into its caller, it would be optimized anew for each variable.

@@ -159,17 +159,15 @@ class _Clock:
 
 
 def _clock(function: Any) -> _Clock:
-    clock = getattr(function, "_mlflow_tfmon_clock", None)
-    if clock is None:
-        clock = function._mlflow_tfmon_clock = _Clock()
-        graph.keep_alive(clock)
+    notes = graph.notes(function)
+    if "clock" not in notes:
+        notes["clock"] = _Clock()
+        graph.keep_alive(notes["clock"])
+    clock: _Clock = notes["clock"]
     return clock
 
 
 def clock_in_reach() -> _Clock | None:
     """The clock of the function that feeds what is being traced, or None if its batches come from elsewhere."""
-    for function in graph.enclosing(graph.tracing()):
-        clock = getattr(function, "_mlflow_tfmon_clock", None)
-        if clock is not None:
-            return clock
-    return None
+    found = (graph.notes(function).get("clock") for function in graph.enclosing(graph.tracing()))
+    return next((clock for clock in found if clock is not None), None)

@@ -5,36 +5,16 @@ Here they are only translated into what the probe expects, which is how Keras 3 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import compiled, optimizer, tape
+from mlflow_tfmon.probes import optimizer, tape
 from mlflow_tfmon.stream.ring import Ring
 
 _PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
-
-
-def methods(on_ring: Callable[[Ring, Any], None]) -> Iterator[tuple[Any, str, Callable[..., Any], str]]:
-    """The methods to wrap (class, name, what wraps it, what is lost without it), as of tf_keras 2.16 to 2.21."""
-    from tf_keras import Model
-    from tf_keras.optimizers import Optimizer, legacy
-    from tf_keras.src.mixed_precision.loss_scale_optimizer import LossScaleOptimizer, LossScaleOptimizerV3
-    from tf_keras.src.optimizers.optimizer import _BaseOptimizer
-
-    yield Model, "make_train_function", compiled.watch_making, "no step may be recorded"
-    for base in (_BaseOptimizer, legacy.Optimizer):
-        yield base, "apply_gradients", functools.partial(watch_apply, on_ring=on_ring), "no step is recorded"
-    for owner, name, wrap in (
-        (Optimizer, "_internal_apply_gradients", watch_update),
-        (legacy.Optimizer, "_transform_gradients", watch_legacy_clipping),
-    ):
-        yield owner, name, wrap, "clipped gradients are not recorded"
-    for scales in (LossScaleOptimizer, LossScaleOptimizerV3):
-        yield scales, "get_scaled_loss", watch_scaling, "the loss of each step is the scaled one"
 
 
 def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.eager import record
 
 from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph, origin, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
@@ -31,7 +31,12 @@ def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
         result = original(self, target, sources, output_gradients, *args, **how)
         with contained("the tape probe", "the loss of each step is not recorded"):
             # A gradient taken while another tape looks on is a part of what that will differentiate (MAML).
-            nested = not self._recording and record.could_possibly_record()
+            looks_on = internal(
+                "tensorflow.python.eager.record.could_possibly_record",
+                bool,
+                "a loss within another loss (MAML) is taken for the step's",
+            )
+            nested = not self._recording and looks_on()
             # With output_gradients the target may be anything, such as the activations between two parts of a model.
             _note(target if output_gradients is None else None, sources, result, nested)
         return result
@@ -111,9 +116,7 @@ def _slot(variables: list[Any], parts: tuple[str, ...]) -> origin.Slot:
 
 def _of(function: Any) -> list[origin.Call]:
     """The calls that were traced into a function."""
-    if not hasattr(function, "_mlflow_tfmon_calls"):
-        function._mlflow_tfmon_calls = []
-    calls: list[origin.Call] = function._mlflow_tfmon_calls
+    calls: list[origin.Call] = graph.notes(function).setdefault("calls", [])
     return calls
 
 

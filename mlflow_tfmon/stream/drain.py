@@ -149,8 +149,10 @@ class Drain:
     def keep_running(self) -> None:
         """Starts the thread unless it runs."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="mlflow_tfmon-drain", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="mlflow_tfmon-drain", daemon=True)
+            with contained("starting a thread", "steps are taken at the ends of epochs and trainings alone"):
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         wait = _FIRST

@@ -8,14 +8,16 @@ graph: no Python, no I/O and no host synchronisation on the training thread. A r
 from __future__ import annotations
 
 import uuid
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
 from mlflow_tfmon.stream.records import Variable
 
@@ -44,6 +46,7 @@ _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the de
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
 _DEEP_ROWS = 256
 _HISTOGRAM_BYTES, _HISTOGRAM_ROWS = 4 * 2**20, 32
+_unused: deque[tuple[tf.Tensor, tf.DType]] = deque()  # handles of lasting variables that are gone
 
 
 def lasting_variable(
@@ -56,13 +59,37 @@ def lasting_variable(
     `tf.Variable` asks the traced function's variable creators even within `init_scope`, and a second trace forbids
     new variables; the class itself does not ask (TF 2.16 to 2.21).
     """
+    give_back()
     with tf.init_scope():
         value = _filled(shape, dtype, fill)
-        variable = ResourceVariable(value, trainable=False, shape=tf.TensorShape(None) if any_shape else None)
+        variable = _variable_class()(
+            value, trainable=False, shape=tf.TensorShape(None) if any_shape else None
+        )
     # What `tf.saved_model.save` asks of a capture that it has to replace (TF 2.16 to 2.21): a user's module that holds
     # a watched step can be saved, though nobody tracks our variable.
     variable.handle._cached_variable = lambda: _StandIn(shape, dtype, fill, any_shape)
+    weakref.finalize(variable, _unused.append, (variable.handle, dtype)).atexit = False
     return variable
+
+
+def give_back() -> None:
+    """Gives back the memory of lasting variables that are gone, with all functions that wrote into them.
+
+    TensorFlow would keep it: some of its graphs live for ever (see `graph.watch_function`), with all that they have
+    captured. Not done as a variable goes, which may be anywhere in TensorFlow's own code.
+    """
+    while _unused:
+        handle, dtype = _unused.popleft()
+        with tf.init_scope(), tf.device(handle.device):
+            tf.raw_ops.AssignVariableOp(resource=handle, value=tf.zeros([0], dtype))
+
+
+def _variable_class() -> Any:
+    return internal(
+        "tensorflow.python.ops.resource_variable_ops.ResourceVariable",
+        tf.Variable,
+        "a step that was traced unwatched may fail to be traced anew",
+    )
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _imported(client: Any, experiment_id: str, name: str, parts: list[Path]) -> 
     run = client.create_run(
         experiment_id,
         start_time=start,
-        run_name=None if name == "." else name,
+        run_name=parts[0].absolute().name if name == "." else name,
         tags={_SOURCE_TAG: str(parts[0].absolute().parent if len(parts) > 1 else parts[0].absolute())},
     )
     for at in range(0, len(metrics), _MOST):

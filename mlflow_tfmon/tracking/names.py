@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
+import time
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 DELIVERY_TAG = "tfmon.delivery"
 REACHED_TAG = (
@@ -17,6 +21,29 @@ MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tens
 RECORDED_AS = "tfmon.recorded_as"  # tag of a logged model: path of its record
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
+_run_names = Counter[str]()  # how often each was given in this process
+
+
+def run_name() -> str:
+    """A name for a run that is made now: the script's and the time, such as "train 2026-11-30 14:03:22".
+
+    MLflow would draw one from Python's random numbers, which are the training's, and scripts that set a seed would all
+    give their runs one name. Runs that are made within a second are numbered.
+    """
+    name = f"{_script()} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    _run_names[name] += 1
+    return name if _run_names[name] == 1 else f"{name} ({_run_names[name]})"
+
+
+def _script() -> str:
+    """What the process runs: the stem of its script, of a package that is run (`python -m`) its name."""
+    if "ipykernel" in sys.modules:
+        return "notebook"
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    if path is None:
+        return "interactive" if hasattr(sys, "ps1") else "python"
+    stem = Path(path).stem
+    return (Path(path).absolute().parent.name if stem == "__main__" else stem)[:100] or "python"
 
 
 def clean(name: str) -> str:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
 from mlflow_tfmon.stream.past import NOTHING, Past
-from mlflow_tfmon.tracking.names import REACHED_TAG, clean
+from mlflow_tfmon.tracking.names import REACHED_TAG, clean, run_name
 from mlflow_tfmon.uris import without_secrets
 
 INTEGRATION = "mlflow_tfmon"
@@ -54,6 +55,7 @@ class Run:
         return self.owned or self.beside is not None
 
 
+@same_random_numbers()
 def of_id(run_id: str) -> Run:
     """A run that the user names.
 
@@ -75,6 +77,7 @@ def of_id(run_id: str) -> Run:
     return _known(run, owned=False, active=False)
 
 
+@same_random_numbers()
 def active(thread: int | None = None) -> Run | None:
     """The active run of a thread (by default this one), or None."""
     run = _active_run(thread)
@@ -122,6 +125,7 @@ def _active_run(thread: int | None) -> Any:
     return stack[-1] if stack else None
 
 
+@same_random_numbers()
 def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
     """Makes a run for a training, as MLflow's autologging does.
 
@@ -132,22 +136,23 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
     """
     import mlflow
     from mlflow.tracking import fluent
-    from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING
+    from mlflow.utils.mlflow_tags import MLFLOW_AUTOLOGGING, MLFLOW_RUN_NAME
 
     # As delivery writes them: a number, say, is refused, and with it the run.
     tags = {clean(str(name)): without_secrets(str(value)) for name, value in (extra_tags or {}).items()}
     tags[MLFLOW_AUTOLOGGING] = INTEGRATION
     uri = mlflow.get_tracking_uri()
     experiment = fluent._active_experiment_id or os.environ.get("MLFLOW_EXPERIMENT_ID", "")
+    name = run_name() if MLFLOW_RUN_NAME not in tags and "MLFLOW_RUN_ID" not in os.environ else None
     later = replace(
-        _run(os.environ.get("MLFLOW_RUN_ID"), experiment, None, owned=True, active=False, tags=tags),
+        _run(os.environ.get("MLFLOW_RUN_ID"), experiment, name, owned=True, active=False, tags=tags),
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME"),
     )
     if _away(uri):
         return later
     try:
         _prepare_store(uri)
-        run = mlflow.start_run(tags=tags)
+        run = mlflow.start_run(run_name=name, tags=tags)
     except Exception as error:
         if raises() and not isinstance(error, mlflow.MlflowException):
             raise
@@ -192,6 +197,7 @@ def beside(run: Run) -> Run:
     return made
 
 
+@same_random_numbers()
 def leave(run: Run) -> None:
     """Makes a run that was made for a training no longer the active one; delivery ends it once all has arrived.
 
@@ -209,6 +215,7 @@ def leave(run: Run) -> None:
             monitor.finish()
 
 
+@same_random_numbers()
 def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
     """A run that a training goes on in: the active one if it is that, else it is running again, for the training.
 

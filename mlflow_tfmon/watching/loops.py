@@ -9,11 +9,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import mlflow
 from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
 
 from mlflow_tfmon import probes
 from mlflow_tfmon.errors import contained, logger
+from mlflow_tfmon.probes import hooks
+from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
@@ -42,8 +43,7 @@ def begin() -> None:
     pipeline.on_look.append(_look_for_old_rings)
     pipeline.on_run_end.append(_run_ends)
     pipeline.on_exit.append(_settle)
-    # Only `mlflow.start_run` makes one, of new runs and known ones, just before the run is active (MLflow 3.1, 3.17).
-    probes.also(mlflow.ActiveRun, "__init__", watch_run_start, "steps may go to a run that is not theirs")
+    hooks.put_in([mlflow_hooks.run_starts(watch_run_start)])
     pipeline.DRAIN.keep_running()
 
 

@@ -30,7 +30,7 @@ from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Block, Drain
 from mlflow_tfmon.stream.recording import Recording
-from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
@@ -281,6 +281,8 @@ _looked = 0.0
 
 def _look() -> None:
     global _looked
+    with contained("giving back memory", "the rings of trainings that are over keep it"):
+        give_back()
     for pipeline in list(_open.values()):
         pipeline.watch.look()
     for look in on_look:

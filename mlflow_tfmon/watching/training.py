@@ -8,15 +8,14 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-import mlflow
-
 from mlflow_tfmon import cluster, probes
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.errors import contained, quiet, say_once
 from mlflow_tfmon.facts import order
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.journal.journal import Journal
-from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes import graph, hooks
+from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings, autolog_settings
 from mlflow_tfmon.stream import records
@@ -124,12 +123,7 @@ class Training:
                     journal.close()
                     raise
             probes.install(self, claims.claim)
-            probes.also(
-                mlflow.MlflowClient,
-                "set_terminated",
-                pipelines.watch_run_end,
-                "a run's last steps may be missing",
-            )
+            hooks.put_in([mlflow_hooks.run_ends(pipelines.watch_run_end)])
             self._pipeline, self._made_pipeline = Pipeline.of(run, self.settings, journal)
             resuming.go_on(self.model, self._keys(), self._checkpoint, self._pipeline)
             if self._checkpoint is not None:
