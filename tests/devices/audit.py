@@ -125,10 +125,10 @@ def graphs(graph: Any) -> Iterator[Any]:
 
 
 def compiled_by_xla(op: tf.Operation) -> bool:
-    return any(_flag(function.cached_definition.attr, XLA) for _, function in functions_of(op))
+    return any(flag(function.cached_definition.attr, XLA) for _, function in functions_of(op))
 
 
-def _flag(attributes: Any, name: str) -> bool:
+def flag(attributes: Any, name: str) -> bool:
     """A flag among attributes; asked for by `[]`, one that is not there would be put there."""
     return name in attributes and bool(attributes[name].b)
 
@@ -245,7 +245,7 @@ class _Walk:
         branches = [name for name in inner if name.endswith("_branch") or name == "branches"]
         given = ins[1:] if branches else ins
         if branches or "cond" in inner:
-            lowered = _flag(op.node_def.attr, "_lower_using_switch_merge")
+            lowered = flag(op.node_def.attr, "_lower_using_switch_merge")
             if not lowered and single is None:
                 resources = [
                     one.where for one, t in zip(ins, op.inputs, strict=True) if t.dtype == tf.resource
