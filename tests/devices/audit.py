@@ -320,12 +320,16 @@ class _Walk:
 
 
 def origin(op: tf.Operation) -> tuple[bool, str]:
-    """Whether an op was made by a line of this package, and which line outside of TensorFlow it was."""
+    """Whether an op was made by a line of this package, and which line outside of TensorFlow it was.
+
+    Of this package's lines the last two are given: one may be a helper that many call.
+    """
+    lines: list[str] = []
     for frame in reversed(list(op.traceback or ())):
         path = Path(frame.filename)
         if PACKAGE in path.parents:
-            return True, f"{path.relative_to(PACKAGE.parent)}:{frame.lineno}"
-        if TENSORFLOW not in path.parents:
-            return False, f"{path}:{frame.lineno}"
-    return False, "a line that is not known"
-
+            lines.append(f"{path.relative_to(PACKAGE.parent)}:{frame.lineno}")
+        elif TENSORFLOW not in path.parents:
+            lines = lines or [f"{path}:{frame.lineno}"]
+            return lines[0].startswith(PACKAGE.name), " in ".join(lines[:2])
+    return bool(lines), " in ".join(lines[:2]) or "a line that is not known"

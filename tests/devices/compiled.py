@@ -6,6 +6,7 @@ last, an ordinary step's, the optimized program is read: conditionals, copies, b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -85,16 +86,20 @@ def program(folder: Path, function: str) -> dict[str, Any]:
     reports = list(folder.glob(f"*{module}_*memory-usage-report.txt"))
     assert texts and reports, f"no dump of {function} among {sorted(path.name for path in folder.iterdir())}"
     text = texts[-1].read_text()
-    copies = Counter(
-        shape for shape in re.findall(r"= (\w+\[[\d,]*\])\S* copy\(", text) if _size(shape) >= 1024
-    )
-    total = re.search(r"Total bytes used: (\d+)", reports[-1].read_text())
     return {
         "conditionals": len(re.findall(r" conditional\(", text)),
-        "copies": dict(copies),
-        "report": reports[-1].read_text()[:3000],
-        "file": texts[-1].name,
+        "copies": _copies(text),
+        "copies outside of branches": _copies(text[text.index("\nENTRY ") :]),
+        "temporary bytes": sum(
+            float(size) * 1024 ** " KMG".index(unit or " ")
+            for size, unit in re.findall(r"size ([\d.]+)([KMG]?)i?B, preallocated-temp", reports[-1].read_text())
+        ),
     }
+
+
+def _copies(text: str) -> dict[str, int]:
+    shapes = re.findall(r"= (\w+\[[\d,]*\])\S* copy\(", text)
+    return dict(Counter(shape for shape in shapes if _size(shape) >= 1024))
 
 
 def _size(shape: str) -> int:
@@ -105,18 +110,15 @@ def _size(shape: str) -> int:
 def main(path: Path) -> None:
     folder = Path(re.search(r"--xla_dump_to=(\S+)", os.environ["XLA_FLAGS"])[1])  # type: ignore[index]
     results: dict[str, Any] = {}
-    for watched in (False, True):
-        if watched:
+    for name in ("unwatched", "watched"):
+        if name == "watched":
             watch()
-        for way, train in WAYS.items():
-            with executed() as calls:
-                if watched:
-                    with mlflow.start_run():
-                        train()
-                else:
+        with mlflow.start_run() if name == "watched" else contextlib.nullcontext():
+            for way, train in WAYS.items():
+                with executed() as calls:
                     train()
-            function = compiled_by(training(calls)[-1])
-            results.setdefault(way, {})["watched" if watched else "unwatched"] = program(folder, function)
+                function = compiled_by(training(calls)[-1])
+                results.setdefault(way, {})[name] = program(folder, function)
     path.write_text(json.dumps(results, indent=1))
 
 
