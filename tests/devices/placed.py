@@ -219,7 +219,9 @@ def main(path: Path, names: list[str]) -> None:
         results[name] = {"unwatched": broken, "watched": error, "same": same, "said": said.lines}
         results[name]["run_id"] = run.info.run_id
     for found in results.values():
-        found["recorded"] = [int(step) for step in mlflow_tfmon.load_run(found["run_id"]).steps.index]
+        found["recorded"] = []
+        with contextlib.suppress(ValueError):  # of a run that has no steps
+            found["recorded"] = [int(step) for step in mlflow_tfmon.load_run(found["run_id"]).steps.index]
     path.write_text(json.dumps(results, indent=1))
 
 

@@ -50,10 +50,6 @@ class Pretended:
 @pytest.mark.usefixtures("fresh")
 def test_keras_chooses_xla_as_it_does_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     def choices() -> dict[str, Any]:
-        nets = {
-            "dense": trainings.model(),
-            "lstm": keras.Sequential([keras.Input((4, 6)), keras.layers.LSTM(3)]),
-        }
         real = tf.config.list_physical_devices
         with monkeypatch.context() as patch:
             patch.setattr(
@@ -61,6 +57,10 @@ def test_keras_chooses_xla_as_it_does_unwatched(monkeypatch: pytest.MonkeyPatch)
                 "list_physical_devices",
                 lambda kind=None: real(kind) + [Pretended()] * (kind in (None, "GPU")),
             )
+            nets = {
+                "dense": trainings.model(),
+                "lstm": keras.Sequential([keras.Input((4, 6)), keras.layers.LSTM(3)]),
+            }
             for net in nets.values():
                 net.compile("adam", trainings.loss())
                 assert net.jit_compile in (True, False)
