@@ -112,7 +112,7 @@ def train(turn: Turn, callbacks: list[Any], begin: Callable[[int], None], end: C
     step = step_of(model)
     for epoch in range(turn.turns + 2):
         begin(epoch)
-        loss = None
+        loss: Any = None
         for x, y in batches:
             loss = step(x, y)
         float(loss)  # all steps are made by then

@@ -32,7 +32,11 @@ WATCHERS = ("unwatched", "ours, no models", "mlflow per epoch", "tensorboard")
 TURN_MS = 1500  # that a turn takes, about
 # By the length of a step that is aimed at, in ms: width and number of the hidden layers. The batch is found by trying.
 SHAPES = {1: (256, 4), 10: (2048, 6), 100: (2048, 6)}
-TRUE = {"fit": 1e-4, "loop": 1e-4, "fit, float16": 2e-2}  # the largest relative difference that a figure may have
+TRUE = {
+    "fit": 1e-4,
+    "loop": 1e-4,
+    "fit, float16": 2e-2,
+}  # the largest relative difference that a figure may have
 
 
 class Trainee:
@@ -81,17 +85,13 @@ def seeing_gpu(environment: dict[str, str], rehearse: bool) -> dict[str, str]:
     if rehearse:
         return environment
     del environment["CUDA_VISIBLE_DEVICES"]
-    return environment | {
-        name: value for name, value in os.environ.items() if name == "CUDA_VISIBLE_DEVICES"
-    }
+    return environment | {name: value for name, value in os.environ.items() if name == "CUDA_VISIBLE_DEVICES"}
 
 
 def turns(turn: Turn, watchers: Sequence[str], rehearse: bool) -> Iterator[dict[str, dict[str, Any]]]:
     """What each watcher's training answers, round by round; the first round traces, the last is profiled."""
     with contextlib.ExitStack() as stack:
-        trainees = {
-            name: Trainee(replace(turn, watcher=name), rehearse, stack) for name in watchers
-        }
+        trainees = {name: Trainee(replace(turn, watcher=name), rehearse, stack) for name in watchers}
         yield {name: one.answer() for name, one in trainees.items()}
         for _ in range(turn.turns + 1):
             found = {}
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(row(f"{way}, {aim} ms", name, figures), flush=True)
     for way in options.ways:
         found = results["truth"][way] = truth(way, options.rehearse)
-        worst = max(found["differences"], key=found["differences"].get)
+        worst = max(found["differences"], key=lambda name: found["differences"][name])
         print(f"{way:20} {'true' if found['true'] else 'NOT TRUE'}: differs by {found['differences'][worst]:.1e} "
               f"at most ({worst}); weights {'the same' if found['same_weights'] else 'not the same'} as unwatched",
               flush=True)  # fmt: skip

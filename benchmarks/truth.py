@@ -1,7 +1,7 @@
 """Whether each figure is true on this device: `python -m benchmarks.truth '{"way": "loop"}'`.
 
-A small model is trained watched, and again by an eager loop whose figures NumPy computes. Printed is the largest relative
-difference of each figure, and whether the last weights of a training that is not watched are the same, bit for bit.
+A small model is trained watched, and again by an eager loop whose figures NumPy computes. Printed is the largest
+relative difference of each figure, and whether the last weights are bit for bit those of an unwatched training.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def main() -> int:
     keras.backend.clear_session()
     unwatched = once(turn)
     keras.backend.clear_session()
-    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, log_datasets=False, report=False, delivery_wait=120)
+    mlflow_tfmon.autolog(
+        deep_every=DEEP, log_models=False, log_datasets=False, report=False, delivery_wait=120
+    )
     with mlflow.start_run() as active:
         watched = once(turn)
     run = mlflow_tfmon.load_run(active.info.run_id)
@@ -113,7 +115,8 @@ def main() -> int:
                 "differences": differences,
                 "steps": len(run.steps),
                 "histograms_complete": bool(
-                    len(counted) and all(sum(row.counts) == sizes[row.variable] for row in counted.itertuples())
+                    len(counted)
+                    and all(sum(row.counts) == sizes[row.variable] for row in counted.itertuples())
                 ),
                 "same_weights": same,
             }

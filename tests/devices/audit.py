@@ -63,7 +63,9 @@ class Finding:
         return self.kind, self.ops, self.elements
 
     def __str__(self) -> str:
-        size = "" if self.kind in (CONTROL, NO_KERNEL, TWO_DEVICES, COMPILED) else f", {self.elements} elements"
+        size = (
+            "" if self.kind in (CONTROL, NO_KERNEL, TWO_DEVICES, COMPILED) else f", {self.elements} elements"
+        )
         return f"{self.kind}: {' -> '.join(self.ops)}{size} ({self.name}) at {self.origin}"
 
 
@@ -267,7 +269,10 @@ class _Walk:
             if len(outs) == len(op.outputs):
                 found = outs
         if single is not None:
-            found = [_Place(single if t.dtype != tf.int32 else HOST, op, t.shape.num_elements()) for t in op.outputs]
+            found = [
+                _Place(single if t.dtype != tf.int32 else HOST, op, t.shape.num_elements())
+                for t in op.outputs
+            ]
         return found or [_Place(DEVICE, op, t.shape.num_elements()) for t in op.outputs]
 
     def _brought(self, place: _Place, tensor: tf.Tensor, op: tf.Operation, single: str) -> _Place:
@@ -294,7 +299,11 @@ class _Walk:
         host_args = set(kernel.host_memory_arg) if kernel is not None else set()
         for place, tensor, name in zip(ins, op.inputs, _names(node, "input_arg"), strict=True):
             wanted = HOST if at == HOST or name in host_args else DEVICE
-            if tensor.dtype not in (tf.resource, tf.variant) and place.op.type != "Const" and place.where != wanted:
+            if (
+                tensor.dtype not in (tf.resource, tf.variant)
+                and place.op.type != "Const"
+                and place.where != wanted
+            ):
                 self._cross(place, op, wanted, tensor)
         if at == HOST and op.type != "Const":
             for before in self._waits_for(op, where):
@@ -305,7 +314,9 @@ class _Walk:
         ]
 
     def _cross(self, place: _Place, op: tf.Operation, wanted: str, tensor: tf.Tensor | None = None) -> None:
-        elements = place.elements if tensor is None or place.elements is not None else tensor.shape.num_elements()
+        elements = (
+            place.elements if tensor is None or place.elements is not None else tensor.shape.num_elements()
+        )
         if wanted == HOST:
             self._add(TO_HOST, [place.op, op], elements)
         if elements is None or elements >= self._whole:

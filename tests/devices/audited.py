@@ -119,7 +119,7 @@ PARTITIONS = "partitions"
 
 @dataclass(frozen=True)
 class Audited:
-    """What the audit finds in the functions of a training that update weights, and why the training broke, if it did."""
+    """What the audit finds in the functions of a training, and why the training broke, if it did."""
 
     found: list[Finding]
     functions: int

@@ -28,7 +28,19 @@ FEATURES, LAYERS, CLASSES, BATCH, STEPS = 1000, 3, 3, 16, 4  # 12 MB of weights
 _random = np.random.default_rng(0)
 X = _random.normal(size=(BATCH * STEPS, FEATURES)).astype("float32")
 Y = _random.integers(0, CLASSES, BATCH * STEPS)
-BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "f16": 2, "bf16": 2, "pred": 1, "s8": 1, "u8": 1}
+BYTES = {
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f16": 2,
+    "bf16": 2,
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+}
 
 
 def model() -> keras.Model:
@@ -92,7 +104,9 @@ def program(folder: Path, function: str) -> dict[str, Any]:
         "copies outside of branches": _copies(text[text.index("\nENTRY ") :]),
         "temporary bytes": sum(
             float(size) * 1024 ** " KMG".index(unit or " ")
-            for size, unit in re.findall(r"size ([\d.]+)([KMG]?)i?B, preallocated-temp", reports[-1].read_text())
+            for size, unit in re.findall(
+                r"size ([\d.]+)([KMG]?)i?B, preallocated-temp", reports[-1].read_text()
+            )
         ),
     }
 

@@ -30,7 +30,9 @@ def script(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
                 **os.environ,
                 "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
                 "MLFLOW_TFMON_HOME": f"{folder}/home",
-                "XLA_FLAGS": f"--xla_dump_to={folder}/dump --xla_dump_hlo_as_text" if module == "compiled" else "",
+                "XLA_FLAGS": f"--xla_dump_to={folder}/dump --xla_dump_hlo_as_text"
+                if module == "compiled"
+                else "",
                 "PYTHONPATH": str(Path(__file__).parents[2]),
             }
             done = subprocess.run(

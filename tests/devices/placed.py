@@ -141,7 +141,8 @@ def cluster() -> Any:
     spec = tf.train.ClusterSpec({job: [f"127.0.0.1:{free_port()}"] for job in ("worker", "ps")})
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4)
     cluster.servers = [  # type: ignore[attr-defined]
-        tf.distribute.Server(spec, job_name=job, task_index=0, config=config, protocol="grpc") for job in spec.jobs
+        tf.distribute.Server(spec, job_name=job, task_index=0, config=config, protocol="grpc")
+        for job in spec.jobs
     ]
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, rpc_layer="grpc")
     return tf.distribute.ParameterServerStrategy(resolver)

@@ -47,12 +47,16 @@ def test_tensorflow_places_it_so_that_no_batch_and_no_answer_is_sent_back(script
     more = sent["watched"] - sent["unwatched"]
     back = [one for one in found["watched"]["sent"] if one[0] == "CPU:1 -> CPU:0" and more[one[0], one[1]]]
     assert not back, f"sent from the device to the host: {back}"
-    large = [one for one in found["watched"]["sent"] if (one[3] or 0) >= BATCH * FEATURES and more[one[0], one[1]]]
+    large = [
+        one for one in found["watched"]["sent"] if (one[3] or 0) >= BATCH * FEATURES and more[one[0], one[1]]
+    ]
     assert not large, f"as large as a batch: {large}"
 
 
 # -- the audit itself ----------------------------------------------------------------------------------------------
-def findings(function: tf.types.experimental.PolymorphicFunction, *inputs: tf.Tensor) -> list[tuple[str, tuple[str, ...]]]:
+def findings(
+    function: tf.types.experimental.PolymorphicFunction, *inputs: tf.Tensor
+) -> list[tuple[str, tuple[str, ...]]]:
     with audit.executed() as calls:
         function(*inputs)
     return [(one.kind, one.ops) for one in audit.audit(calls[-1], whole=100)]

@@ -1,4 +1,4 @@
-"""Wherever a model's variables are, a watched training goes on as it would unwatched, and is recorded or said not to be."""
+"""Wherever a model's variables are, a watched training goes on as unwatched, and is recorded or said not to be."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def check(found: dict[str, Any]) -> None:
         assert found["recorded"] == list(range(1, STEPS + 1))
     else:
         lines = [line for line in found["said"] if "not watched" in line]
-        assert len(lines) == 1 and "\n" not in lines[0], f"nothing recorded, and said was only {found['said']}"
+        assert len(lines) == 1 and "\n" not in lines[0], (
+            f"nothing recorded, and said was only {found['said']}"
+        )
 
 
 @pytest.mark.parametrize("name", DAILY)
