@@ -1,9 +1,9 @@
 """What watching costs on a GPU: `python -m benchmarks.gpu`, or `make bench-gpu`; some ten minutes on any NVIDIA card.
 
 For each way to train and each length of a step, a training for each watcher is started, and they take turns on the
-device, in random order; a ratio is that of two turns of one round. Printed are the step time as it is unwatched, and for
-each watcher the median ratio with its 90% confidence interval, the peak memory, and how often in a step the host waits
-for the device and something is copied (of a profile). Then, whether each figure is true there: the largest relative
+device, in random order; a ratio is that of two turns of one round. Printed are, for each watcher, the median step time,
+the median ratio to unwatched with its 90% confidence interval, the peak memory, and how often in a step the host waits
+for the device and something is copied (from a profile). Then, whether each figure is true there: the largest relative
 difference from a loop written by hand. All is written as JSON, too.
 
 `--rehearse` trains tiny models on the processor, to see that it works; its figures mean nothing.
@@ -50,7 +50,7 @@ class Trainee:
 
     def __init__(self, turn: Turn, rehearse: bool, stack: contextlib.ExitStack) -> None:
         folder, environment = stack.enter_context(empty_store())
-        self._errors = stack.enter_context(open(folder / "errors", "w+"))
+        self._errors = stack.enter_context((folder / "errors").open("w+"))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.device", json.dumps(asdict(turn))],
             cwd=folder, env=seeing_gpu(environment, rehearse), text=True,

@@ -4,8 +4,8 @@ For each number of steps and of variables: steps a second that were recorded (th
 them), rows lost, growth of the trainer's memory, the most that the journal took on the disk, the size of the Parquet
 files and of the store, and the seconds from the last step until all had arrived.
 
-For large models (`--models`): ratios to the same training unwatched, in a fresh process each, of the step time, the time
-to the end of the first step and the most memory that the process had; medians and their 90% confidence intervals.
+For large models (`--models`): ratios to the same training unwatched, in a fresh process each, of the step time, of the
+time to the end of the first step and of the most memory of the process; medians and their 90% confidence intervals.
 """
 
 from __future__ import annotations
