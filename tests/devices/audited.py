@@ -138,7 +138,7 @@ def audited(train: Callable[[], keras.Model]) -> Audited:
 
 
 def sent() -> dict[str, Any]:
-    """What one step's placed partitions send from one device to the other: the way, the source's op, name and dtype.
+    """What one step's placed partitions send from one device to the other: the way, the source's op, its name and elements.
 
     What has no kernel for a GPU is placed on the stand-in too, so this sees less of the host than `audit`, but it is
     what TensorFlow's own placer makes of the rest.
@@ -159,6 +159,9 @@ def sent() -> dict[str, Any]:
     metadata = context.export_run_metadata()
     context.disable_run_metadata()
     context.disable_graph_collection()
+    elements = {
+        op.name: op.outputs[0].shape.num_elements() for op in function.graph.get_operations() if op.outputs
+    }
     things = []
     for graph in (graph for graphs in metadata.function_graphs for graph in graphs.partition_graphs):
         nodes = {node.name: node for node in graph.node}
@@ -166,17 +169,8 @@ def sent() -> dict[str, Any]:
             if node.op in ("_Send", "_HostSend"):
                 source = nodes[node.input[0].lstrip("^").split(":")[0]]
                 way = [node.attr[one].s.decode()[-5:] for one in ("send_device", "recv_device")]
-                elements = _elements(source)
-                things.append([" -> ".join(way), source.op, source.name, elements])
+                things.append([" -> ".join(way), source.op, source.name, elements.get(source.name)])
     return {"error": error, "sent": things}
-
-
-def _elements(node: Any) -> int | None:
-    """How many elements a node's first output has, if that is known."""
-    shapes = node.attr["_output_shapes"].list.shape
-    if not shapes or shapes[0].unknown_rank or any(one.size < 0 for one in shapes[0].dim):
-        return None
-    return int(np.prod([one.size for one in shapes[0].dim]))
 
 
 def main(path: Path, names: list[str]) -> None:
