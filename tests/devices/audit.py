@@ -209,6 +209,7 @@ def audit(function: Any, whole: int) -> list[Finding]:
 class _Walk:
     def __init__(self, whole: int) -> None:
         self.found: list[Finding] = []
+        self._on_device = 0  # ops that were followed
         self._whole = whole
 
     def _add(self, kind: str, ops: Sequence[tf.Operation], elements: int | None = None) -> None:
@@ -231,12 +232,18 @@ class _Walk:
                 continue
             ins = [places.get(id(tensor), _Place(DEVICE, tensor.op, None)) for tensor in op.inputs]
             inner = dict(functions_of(op))
+            followed = self._on_device
             if inner and compiled_by_xla(op):
+                self._on_device += 1
                 outs = [_Place(DEVICE, op, t.shape.num_elements()) for t in op.outputs]
             elif inner:
                 outs = self._call(op, inner, ins, single)
             else:
-                outs = self._op(op, ins, single, where)
+                outs = self._op(op, ins, single)
+            where[op.name] = DEVICE if self._on_device > followed else HOST
+            if where[op.name] == HOST and op.type != "Const":
+                for before in self._waits_for(op, where):
+                    self._add(CONTROL, [before, op])
             for tensor, place in zip(op.outputs, outs, strict=True):
                 places[id(tensor)] = place
         return [places.get(id(tensor), _Place(DEVICE, tensor.op, None)) for tensor in graph.outputs]
@@ -282,9 +289,7 @@ class _Walk:
             self._cross(place, op, single, tensor)
         return _Place(single, place.op, place.elements)
 
-    def _op(
-        self, op: tf.Operation, ins: list[_Place], single: str | None, where: dict[str, str]
-    ) -> list[_Place]:
+    def _op(self, op: tf.Operation, ins: list[_Place], single: str | None) -> list[_Place]:
         node = op.node_def
         kernel = gpu_kernel(node)
         resources = [one.where for one, t in zip(ins, op.inputs, strict=True) if t.dtype == tf.resource]
@@ -293,7 +298,7 @@ class _Walk:
         at = single or (
             HOST if op.device.endswith("CPU:0") or kernel is None or HOST in resources else DEVICE
         )
-        where[op.name] = at
+        self._on_device += at == DEVICE
         if op.type == "FloorMod" and at == DEVICE and op.get_attr("T") == tf.int64:
             self._add(COMPILED, [op])
         host_args = set(kernel.host_memory_arg) if kernel is not None else set()
@@ -305,9 +310,6 @@ class _Walk:
                 and place.where != wanted
             ):
                 self._cross(place, op, wanted, tensor)
-        if at == HOST and op.type != "Const":
-            for before in self._waits_for(op, where):
-                self._add(CONTROL, [before, op])
         return [
             _Place(HOST if at == HOST or name in host_args else DEVICE, op, tensor.shape.num_elements())
             for tensor, name in zip(op.outputs, _names(node, "output_arg"), strict=True)

@@ -109,6 +109,7 @@ FIGURES: dict[str, Callable[[], keras.Model]] = {
     "mixed_float16": half,
     "MirroredStrategy of one": lambda: fit(tf.distribute.MirroredStrategy([GPU])),
     "steps_per_execution=4": lambda: fit(steps_per_execution=4),
+    "fit under XLA": lambda: fit(jit_compile=True),
     "clipping": lambda: fit(optimizer={"global_clipnorm": 0.1}),
     "gradient accumulation": lambda: fit(optimizer={"gradient_accumulation_steps": 2}),
 }
@@ -138,7 +139,7 @@ def audited(train: Callable[[], keras.Model]) -> Audited:
 
 
 def sent() -> dict[str, Any]:
-    """What one step's placed partitions send from one device to the other: the way, the source's op, its name and elements.
+    """What one step's placed partitions send to one another: the way, the source's op, its name and elements.
 
     What has no kernel for a GPU is placed on the stand-in too, so this sees less of the host than `audit`, but it is
     what TensorFlow's own placer makes of the rest.
