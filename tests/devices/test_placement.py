@@ -10,6 +10,16 @@ from tests.devices.conftest import Script
 from tests.devices.placed import CASES, DAILY, PARAMETER_SERVER, STEPS
 
 RARE = [name for name in CASES if name not in DAILY]
+BROKEN = [
+    name
+    for name in CASES
+    if name.startswith(("model on another", "model over two", "embedding on", "CentralStorage"))
+]
+
+
+def marked(names: list[str]) -> list[Any]:
+    failing = pytest.mark.xfail(strict=True, raises=AssertionError, reason="its ops can't be placed")
+    return [pytest.param(name, marks=failing if name in BROKEN else ()) for name in names]
 
 
 def check(found: dict[str, Any]) -> None:
@@ -25,17 +35,18 @@ def check(found: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("name", DAILY)
+@pytest.mark.parametrize("name", marked(DAILY))
 def test_variables_may_be_on_several_devices(script: Script, name: str) -> None:
     check(script("placed", *DAILY)[name])
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", RARE)
+@pytest.mark.parametrize("name", marked(RARE))
 def test_or_where_a_strategy_or_a_scope_has_put_them(script: Script, name: str) -> None:
     check(script("placed", *RARE)[name])
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="its ops can't be placed")
 @pytest.mark.thorough
 def test_or_on_a_parameter_server(script: Script) -> None:
     check(script("placed", PARAMETER_SERVER)[PARAMETER_SERVER])
