@@ -56,6 +56,38 @@ def resnet20() -> Any:
     return keras.Model(inputs, layers.Dense(10, dtype="float32")(layers.GlobalAveragePooling2D()(x)))
 
 
+def resnet50() -> Any:
+    """The residual net of 50 layers (He et al. 2016): 161 variables, 23.5 million parameters; for small pictures."""
+    inputs = keras.Input((32, 32, 3))
+
+    def unit(x: Any, filters: int, size: int, stride: int = 1) -> Any:
+        return layers.BatchNormalization()(
+            layers.Conv2D(filters, size, stride, padding="same", use_bias=False)(x)
+        )
+
+    x = layers.ReLU()(unit(inputs, 64, 3))
+    for blocks, filters in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            stride = 2 if filters > 64 and block == 0 else 1
+            y = layers.ReLU()(unit(x, filters, 1))
+            y = unit(layers.ReLU()(unit(y, filters, 3, stride)), 4 * filters, 1)
+            x = layers.ReLU()(layers.Add()([unit(x, 4 * filters, 1, stride) if block == 0 else x, y]))
+    return keras.Model(inputs, layers.Dense(10, dtype="float32")(layers.GlobalAveragePooling2D()(x)))
+
+
+def large_transformer() -> Any:
+    """996 variables, 101 million parameters: 62 encoder blocks of width 368 over 16 tokens."""
+    width = 368
+    inputs = keras.Input((16,))
+    x = layers.Dense(width)(layers.Reshape((16, 1))(inputs))
+    for _ in range(62):
+        x = layers.LayerNormalization()(x + layers.MultiHeadAttention(8, width // 8)(x, x))
+        x = layers.LayerNormalization()(
+            x + layers.Dense(width)(layers.Dense(4 * width, activation="gelu")(x))
+        )
+    return keras.Model(inputs, layers.Dense(10, dtype="float32")(layers.GlobalAveragePooling1D()(x)))
+
+
 def transformer() -> Any:
     """Two encoder blocks of width 64 over 32 tokens."""
     inputs = keras.Input((32,))
@@ -77,6 +109,8 @@ TASKS = {
     "cnn": Task(cnn, (28, 28, 1), 10, 32),
     "resnet20": Task(resnet20, (32, 32, 3), 10, 16),
     "transformer": Task(transformer, (32,), 10, 32),
+    "resnet50": Task(resnet50, (32, 32, 3), 10, 4),
+    "large transformer": Task(large_transformer, (16,), 10, 2),
     "deep": Task(deep, (16,), 10, 32),
 }
 

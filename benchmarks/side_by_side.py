@@ -100,13 +100,19 @@ def server() -> str:
     return stack.enter_context(serving(f"sqlite:///{store}", folder))
 
 
-def run(module: str, case: Mapping[str, Any], store: str = "sqlite") -> dict[str, Any]:
+def run(
+    module: str,
+    case: Mapping[str, Any],
+    store: str = "sqlite",
+    change: Callable[[dict[str, str]], dict[str, str]] = dict,
+) -> dict[str, Any]:
     """Runs a module in a fresh process; it gets a JSON object and prints one.
 
     Args:
         module: to run.
         case: what it gets.
         store: "sqlite", an empty store of its own; or "http", the server of all.
+        change: makes its environment of the usual one.
 
     Returns:
         What it printed, and `ended`: the Unix time at which the process was over.
@@ -118,7 +124,7 @@ def run(module: str, case: Mapping[str, Any], store: str = "sqlite") -> dict[str
         if store == "http":
             environment["MLFLOW_TRACKING_URI"] = server()
         command = [sys.executable, "-m", module, json.dumps(case)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env=change(environment), capture_output=True, text=True)
         ended = time.time()
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode or not lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -35,7 +36,8 @@ def measure(case: Case) -> dict[str, float]:
     """Trains in this process.
 
     Returns:
-        `step_ms`: median over the epochs after the first; `train_s`: the whole training, from the call to its return.
+        `step_ms`: median over the epochs after the first; `train_s`: the whole training, from the call to its return;
+        `first_step_s`: from the call to the end of the first step; `peak_mb`: the most memory that the process had.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
@@ -69,37 +71,43 @@ def measure(case: Case) -> dict[str, float]:
     if case.way == "fit":
         epochs = _Epochs()
         model.fit(dataset, epochs=case.epochs, verbose=0, callbacks=[epochs.callback(), *callbacks])
-        took = epochs.took
+        took, first = epochs.took, epochs.first
     else:
-        took = _loop(model, dataset, case, strategy)
+        took, first = _loop(model, dataset, case, strategy)
     return {
         "step_ms": sorted(took[1:])[(case.epochs - 1) // 2] / case.steps * 1e3,
         "train_s": time.perf_counter() - begun,
+        "first_step_s": first - begun,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
 class _Epochs:
-    """Takes the time of each epoch."""
+    """Takes the time of each epoch, and tells when the first step ended."""
 
     def __init__(self) -> None:
         self.took: list[float] = []
+        self.first = 0.0
 
     def callback(self) -> Any:
         import keras
 
-        took = self.took
+        epochs = self
 
         class Clock(keras.callbacks.Callback):
             def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
                 self.begun = time.perf_counter()
 
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                epochs.first = epochs.first or time.perf_counter()
+
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-                took.append(time.perf_counter() - self.begun)
+                epochs.took.append(time.perf_counter() - self.begun)
 
         return Clock()
 
 
-def _loop(model: Any, dataset: Any, case: Case, strategy: Any) -> list[float]:
+def _loop(model: Any, dataset: Any, case: Case, strategy: Any) -> tuple[list[float], float]:
     import tensorflow as tf
 
     optimizer, criterion, several = model.optimizer, model.loss, strategy.num_replicas_in_sync
@@ -119,15 +127,16 @@ def _loop(model: Any, dataset: Any, case: Case, strategy: Any) -> list[float]:
         return step(x, y) if several == 1 else strategy.run(step, args=(x, y))
 
     batches = dataset if several == 1 else strategy.experimental_distribute_dataset(dataset)
-    took = []
+    took, first = [], 0.0
     for _ in range(case.epochs):
         begun = time.perf_counter()
         loss = None
         for x, y in batches:
             loss = train_step(x, y)
+            first = first or time.perf_counter()
         tf.nest.map_structure(lambda one: one.numpy(), strategy.experimental_local_results(loss))
         took.append(time.perf_counter() - begun)
-    return took
+    return took, first
 
 
 def main() -> int:

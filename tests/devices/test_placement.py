@@ -1,0 +1,52 @@
+"""Wherever a model's variables are, a watched training goes on as unwatched, and is recorded or said not to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.devices.conftest import Script
+from tests.devices.placed import CASES, DAILY, PARAMETER_SERVER, STEPS
+
+RARE = [name for name in CASES if name not in DAILY]
+BROKEN = [
+    name
+    for name in CASES
+    if name.startswith(("model on another", "model over two", "embedding on", "CentralStorage"))
+]
+
+
+def marked(names: list[str]) -> list[Any]:
+    failing = pytest.mark.xfail(strict=True, raises=AssertionError, reason="its ops can't be placed")
+    return [pytest.param(name, marks=failing if name in BROKEN else ()) for name in names]
+
+
+def check(found: dict[str, Any]) -> None:
+    assert found["unwatched"] is None, f"it does not work unwatched: {found['unwatched']}"
+    assert found["watched"] is None, f"watching broke it: {found['watched']}"
+    assert found["same"], "watching changed the weights"
+    if found["recorded"]:
+        assert found["recorded"] == list(range(1, STEPS + 1))
+    else:
+        lines = [line for line in found["said"] if "not watched" in line]
+        assert len(lines) == 1 and "\n" not in lines[0], (
+            f"nothing recorded, and said was only {found['said']}"
+        )
+
+
+@pytest.mark.parametrize("name", marked(DAILY))
+def test_variables_may_be_on_several_devices(script: Script, name: str) -> None:
+    check(script("placed", *DAILY)[name])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", marked(RARE))
+def test_or_where_a_strategy_or_a_scope_has_put_them(script: Script, name: str) -> None:
+    check(script("placed", *RARE)[name])
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="its ops can't be placed")
+@pytest.mark.thorough
+def test_or_on_a_parameter_server(script: Script) -> None:
+    check(script("placed", PARAMETER_SERVER)[PARAMETER_SERVER])

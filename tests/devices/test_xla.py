@@ -1,0 +1,79 @@
+"""What XLA makes of a watched step, which is what `fit` runs where there is one GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import keras
+import mlflow
+import pytest
+import tensorflow as tf
+
+import mlflow_tfmon
+from tests import trainings
+from tests.devices.conftest import Script
+
+
+def more(found: dict[str, Any], what: str) -> dict[str, int]:
+    return dict(Counter(found["watched"][what]) - Counter(found["unwatched"][what]))
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="an ordinary step under XLA decides, and copies all weights"
+)
+def test_an_ordinary_step_of_fit_decides_nothing_and_copies_nothing(script: Script) -> None:
+    found = script("compiled")["fit"]
+    assert found["unwatched"]["conditionals"] == 0
+    assert found["watched"]["conditionals"] == 0
+    assert more(found, "copies") == {}
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="an ordinary step under XLA has a deep step's memory"
+)
+def test_its_temporaries_are_those_of_the_unwatched_step(script: Script) -> None:
+    found = script("compiled")["fit"]
+    assert found["unwatched"]["temporary bytes"] > 0
+    assert found["watched"]["temporary bytes"] <= 1.1 * found["unwatched"]["temporary bytes"]
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a conditional stands within another")
+def test_a_step_of_a_loop_decides_once_and_copies_nothing(script: Script) -> None:
+    found = script("compiled")["loop"]
+    assert found["watched"]["conditionals"] <= 1
+    assert more(found, "copies outside of branches") == {}
+
+
+class Pretended:
+    """A GPU that is not there."""
+
+    device_type, name = "GPU", "/physical_device:GPU:0"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_keras_chooses_xla_as_it_does_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choices() -> dict[str, Any]:
+        real = tf.config.list_physical_devices
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                tf.config,
+                "list_physical_devices",
+                lambda kind=None: real(kind) + [Pretended()] * (kind in (None, "GPU")),
+            )
+            nets = {
+                "dense": trainings.model(),
+                "lstm": keras.Sequential([keras.Input((4, 6)), keras.layers.LSTM(3)]),
+            }
+            for net in nets.values():
+                net.compile("adam", trainings.loss())
+                assert net.jit_compile in (True, False)
+        nets["dense"].fit(*trainings.data(), batch_size=trainings.BATCH, verbose=0)
+        return {name: net.jit_compile for name, net in nets.items()}
+
+    unwatched = choices()
+    assert unwatched == {"dense": True, "lstm": False}
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, checkpoint=False)
+    with mlflow.start_run() as run:
+        assert choices() == unwatched
+    assert len(mlflow_tfmon.load_run(run.info.run_id).steps) == 10
