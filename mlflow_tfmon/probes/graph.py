@@ -156,7 +156,8 @@ def _spec(one: Any) -> Any:
     if isinstance(one, tf.IndexedSlices):  # of which each may have another number of rows
         shape = tf.TensorShape([None, *one.values.shape[1:]])
         return tf.IndexedSlicesSpec(one.shape, one.dtype, one.indices.dtype, None, shape[:1])
-    return tf.TensorSpec(one.shape, one.dtype)
+    # Weights are empty where a step is not deep.
+    return tf.TensorSpec([None] if one.shape.rank == 1 else one.shape, one.dtype)
 
 
 def _kind(one: Any) -> Any:

@@ -137,7 +137,7 @@ class StepProbe:
         device = [loss[:2], tf.cast(learning_rate, tf.float64)[None]]
         device += [] if made is None else [made[:1]]
         device += [tf.cast(value, tf.float64)[None] for value in scalars]
-        device += [loss[2:]] if loss.shape != [2] else []
+        device += [loss[2:]] if ring.layout.parts else []
         ring.write(done, host, [*device, squares, *([] if made is None or made.shape == [1] else [made[1:]])])
 
     def _host(self, last: tf.Tensor, ready: tf.Tensor) -> list[tf.Tensor]:
@@ -237,14 +237,13 @@ def probe_of(
     keys, workers = frozenset(graph.key(v) for v in variables), replicas.workers()
     parts = parts if workers == 1 else ()  # workers tell each other of the loss, not of what it is made of
     local = [replicas.local(graph.raw(v)) for v in variables]
-    device = local[0].device
-    host = device if graph.in_xla() else graph.host_of(device)  # XLA reaches but one device
+    device, xla = local[0].device, graph.in_xla()
     with _lock:
         probes = _probes.setdefault(optimizer, [])
     for probe in probes:
         layout = probe.ring.layout
         # Steps that are not clipped may go with those that are: what they show is true, and the steps stay in order.
-        same = (layout.keys, layout.scalars, layout.host) == (keys, scalars + parts, host)
+        same = (layout.keys, layout.scalars, layout.xla) == (keys, scalars + parts, xla)
         if same and set(norms) <= set(layout.norms):
             return probe
     described = tuple(
@@ -253,7 +252,8 @@ def probe_of(
         for name, v in zip(names(variables), variables, strict=True)
     )
     with tf.init_scope():
-        layout = RingLayout(described, keys, norms, workers, scalars + parts, parts, device, host)
+        host = graph.host_of(device)
+        layout = RingLayout(described, keys, norms, workers, scalars + parts, parts, device, host, xla)
         probe = StepProbe(layout, local)
         probes.append(probe)
         on_ring(probe.ring, optimizer)

@@ -121,6 +121,7 @@ class RingLayout:
         parts: those of the scalars that the loss is made of.
         device: of the weights: of the first of them where they are on several; "" for TensorFlow's default.
         host: the device that tells time: the processor of the machine that has the weights.
+        xla: whether XLA compiles what writes, which reaches no other device.
     """
 
     variables: tuple[Variable, ...]
@@ -131,6 +132,7 @@ class RingLayout:
     parts: tuple[str, ...] = ()
     device: str = ""
     host: str = ""
+    xla: bool = False
 
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
@@ -140,8 +142,8 @@ class RingLayout:
 
     @property
     def split(self) -> bool:
-        """Whether the weights are on another device than the host."""
-        return self.device != self.host
+        """Whether the host's columns have a table of their own, on the host."""
+        return self.device != self.host and not self.xla
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,13 @@ class SeldomRing:
         memory: bytes that it may take, unless four rows need more.
         most: rows that it has at most.
         device: where it is.
+        spare: whether it may be written to under a condition: what is no row goes into one more, which nobody reads.
     """
 
-    def __init__(self, width: int, memory: int, most: int, device: str = "") -> None:
+    def __init__(self, width: int, memory: int, most: int, device: str = "", spare: bool = False) -> None:
         self.width = width
         self.capacity = _power_of_two(memory // (8 * width), 4, most)
-        # One row more than are read: what is written unconditionally, but is no row, goes there.
-        self.rows = lasting_variable(self.capacity + 1, width, device=device)
+        self.rows = lasting_variable(self.capacity + spare, width, device=device)
         self.count = lasting_variable(dtype=tf.int64, device=device)
         self.taken = 0
 
@@ -237,10 +239,9 @@ class Ring:
         count, device = len(layout.variables), layout.device
         self.width = len(layout.columns)
         self.capacity = _power_of_two(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS)
-        self.deep = SeldomRing(1 + count * len(DEEP), _ROW_BYTES, _DEEP_ROWS, device)
-        self.histograms = SeldomRing(
-            1 + count * len(KINDS) * WIDTH, _HISTOGRAM_BYTES, _HISTOGRAM_ROWS, device
-        )
+        self.deep = SeldomRing(1 + count * len(DEEP), _ROW_BYTES, _DEEP_ROWS, device, layout.xla)
+        counts = 1 + count * len(KINDS) * WIDTH
+        self.histograms = SeldomRing(counts, _HISTOGRAM_BYTES, _HISTOGRAM_ROWS, device, layout.xla)
 
         self.count = lasting_variable(dtype=tf.int64, device=device)
         # Variables, since a function is traced once and may serve many trainings.
