@@ -154,12 +154,23 @@ def _drop(graph: Callable[[], Any], functions: Iterable[str], branching: Iterabl
         op._true_graph = op._false_graph = None  # which the gradient of the op would be made of
 
 
-def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """`tf.cond` for a branch that is seldom taken.
+def rarely(
+    condition: bool | tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], Any], whole: bool = True
+) -> Any:
+    """`tf.cond` for a branch that is seldom taken; no cond where it is known while tracing which is taken.
 
     TensorFlow lowers a cond to a Switch per captured tensor, which all run at every step: 44 us a step for the two
-    conds of a model of 6 variables, against 14 us for an If op that is left whole (TF 2.21, two cores).
+    conds of a model of 6 variables, against 14 us for an If op that is left whole (TF 2.21, two cores). One op can't be
+    placed where its variables are on several devices: that one is lowered.
+
+    Args:
+        condition: a boolean, or a tensor of one.
+        do: gives what it gives if that holds.
+        otherwise: the same if it does not.
+        whole: whether the variables within are all on one device.
     """
+    if isinstance(condition, bool):
+        return do() if condition else otherwise()
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
     functions = getattr(graph, "_functions", {})
@@ -171,7 +182,7 @@ def rarely(condition: tf.Tensor, do: Callable[[], Any], otherwise: Callable[[], 
         new = functions.keys() - known
         weakref.finalize(kept, _drop, weakref.ref(graph), new, branching).atexit = False
     for op in graph.get_operations()[before:]:
-        if op.type in ("If", "StatelessIf"):
+        if whole and op.type in ("If", "StatelessIf"):
             with contained("leaving a branch whole", "each step costs a little more"):
                 value = internal(
                     "tensorflow.core.framework.attr_value_pb2.AttrValue",
@@ -191,6 +202,64 @@ def stop_recording() -> contextlib.AbstractContextManager[None]:
         "a tape that is recording follows the probes as well",
     )
     return stop()
+
+
+def host_of(device: str) -> str:
+    """The processor of the machine that has a device, on which time is told."""
+    return str(tf.DeviceSpec.from_string(device).replace(device_type="CPU", device_index=0).to_string())
+
+
+class Eager:
+    """A function that eager code calls: traced, since there each op would cost a call of its own.
+
+    A `tf.function` that is called directly warns the user of its tracings when many models are trained.
+
+    Args:
+        function: of tensors, in any structure, and of plain values; what it does is an effect.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._traced: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves = tf.nest.flatten(arguments)
+        key = tuple(map(_kind, leaves))
+        if key not in self._traced:
+            self._traced[key] = self._trace(arguments, leaves)
+        return self._traced[key](*filter(_is_value, leaves))
+
+    def _trace(self, arguments: tuple[Any, ...], leaves: list[Any]) -> Any:
+        function = self._function
+        plain = [None if _is_value(one) else one for one in leaves]
+        values = [_is_value(one) for one in leaves]
+        structure = tf.nest.map_structure(lambda _: 0, arguments)
+
+        def call(*given: Any) -> Any:
+            rest = iter(given)
+            packed = [next(rest) if value else one for value, one in zip(values, plain, strict=True)]
+            return function(*tf.nest.pack_sequence_as(structure, packed))
+
+        specs = [_spec(one) for one in leaves if _is_value(one)]
+        return tf.function(call, autograph=False).get_concrete_function(*specs)
+
+
+def _is_value(one: Any) -> bool:
+    return isinstance(one, (tf.Tensor, tf.IndexedSlices))
+
+
+def _spec(one: Any) -> Any:
+    if isinstance(one, tf.IndexedSlices):  # of which each may have another number of rows
+        shape = tf.TensorShape([None, *one.values.shape[1:]])
+        return tf.IndexedSlicesSpec(one.shape, one.dtype, one.indices.dtype, None, shape[:1])
+    # Weights are empty where a step is not deep.
+    return tf.TensorSpec([None] if one.shape.rank == 1 else one.shape, one.dtype)
+
+
+def _kind(one: Any) -> Any:
+    if _is_value(one):
+        return type(one).__name__, str(_spec(one))
+    return id(one) if isinstance(one, tf.Variable) else one
 
 
 class Once:

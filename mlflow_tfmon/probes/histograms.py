@@ -26,28 +26,31 @@ _readers: weakref.WeakKeyDictionary[Ring, graph.Reader] = weakref.WeakKeyDiction
 def _counted(numbers: tf.Tensor) -> tf.Tensor:
     """How often each number of a bin, or the one after the last, is there."""
     if tf.config.list_logical_devices("GPU"):  # where the op below refuses `enable_op_determinism` (TF 2.21)
-        return tf.math.unsorted_segment_sum(tf.ones_like(numbers), numbers, bins.COUNT + 1)
+        ones = tf.ones_like(numbers, dtype=tf.float64)
+        return tf.math.unsorted_segment_sum(ones, numbers, bins.COUNT + 1)
     # 5 ns an element where a sum over segments takes 40 (TF 2.21, two cores).
-    return tf.raw_ops.DenseBincount(input=numbers, size=bins.COUNT + 1, weights=tf.zeros([0], tf.int32))
+    size = tf.constant(bins.COUNT + 1, numbers.dtype)
+    return tf.raw_ops.DenseBincount(input=numbers, size=size, weights=tf.zeros([0], tf.int32))
 
 
 @graph.Once
 def _row(values: tf.Tensor) -> tf.Tensor:
     """The row of one histogram."""
     values = tf.reshape(tf.cast(values, tf.float32), [-1])
-    bits = tf.bitcast(values, tf.int32)
-    negative = tf.cast(bits < 0, tf.int32)
+    # In 64 bits: arithmetic with 32 is done by the host, where the weights are on a GPU (TF 2.16 to 2.21).
+    bits = tf.cast(tf.bitcast(values, tf.int32), tf.int64)
+    negative = tf.cast(bits < 0, tf.int64)
     size = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
     # A negative number's bin holds the edge that is farther from zero: one less in the last digit makes it so.
     from_zero = tf.bitwise.right_shift(size - negative, _DIGITS) - _FIRST
     bin_ = bins.MIDDLE + tf.clip_by_value(from_zero, 0, bins.MIDDLE) * (1 - 2 * negative)
     finite = size < _INFINITE
     counts = _counted(tf.where(finite, bin_, bins.COUNT))
-    zeros = tf.reduce_sum(tf.cast(tf.equal(size, 0), tf.int32))
+    zeros = tf.reduce_sum(tf.cast(tf.equal(size, 0), tf.float64))
     least = tf.reduce_min(tf.where(finite, values, float("inf")))
     most = tf.reduce_max(tf.where(finite, values, float("-inf")))
     ends = tf.cast(tf.stack([least, most]), tf.float64)
-    return tf.concat([tf.cast(counts, tf.float64), tf.cast(zeros, tf.float64)[None], ends], axis=0)
+    return tf.concat([tf.cast(counts, tf.float64), zeros[None], ends], axis=0)
 
 
 def _counts(values: Sequence[tf.Tensor]) -> np.ndarray:
@@ -73,13 +76,33 @@ def epoch_ended(
 
 
 def write(
-    ring: Ring, step: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]
+    ring: Ring,
+    done: tf.Tensor,
+    weights: Sequence[tf.Variable],
+    gradients: Sequence[tf.Tensor],
+    whole: bool,
 ) -> None:
-    """Writes the histograms of a deep step, if it is one of those that have some."""
+    """Writes the histograms of a deep step, if it is one of those that have some.
+
+    Args:
+        ring: takes them.
+        done: steps before this one.
+        weights: after the step.
+        gradients: before clipping.
+        whole: as `graph.rarely` takes it.
+    """
 
     def do() -> tf.Tensor:
-        rows = [_row(x) for x in (*weights, *gradients)]
-        ring.histograms.write(tf.concat([tf.cast(step, tf.float64)[None], *rows], axis=0))
+        ring.histograms.write(row(done, weights, gradients))
         return tf.constant(0)
 
-    graph.rarely(ring.histogram_due(step), do, lambda: tf.constant(0))
+    graph.rarely(ring.histogram_due(done), do, lambda: tf.constant(0), whole)
+
+
+def row(done: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The row of a step's histograms."""
+    rows: list[tf.Tensor] = []
+    for tensor in (*weights, *gradients):
+        with graph.after(rows[-1:]):  # one after the other: what they take in between is taken once
+            rows.append(_row(tf.convert_to_tensor(tensor)))
+    return tf.concat([tf.cast(done + 1, tf.float64)[None], *rows], axis=0)

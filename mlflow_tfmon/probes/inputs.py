@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import batches, graph, replicas
+from mlflow_tfmon.probes import batches, compiled, graph, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
 _PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
@@ -68,11 +68,11 @@ def _traced(function: Any, take: Callable[[], Any]) -> Any:
     with tf.control_dependencies([] if start is None else [start]):
         element = take()
     with contained(_PART, _LOSS):
+        batches.hold(function, element)  # as it was given: on the host
         if start is not None:
             written = _clock(function).written.assign(_reading(start, element))
             with graph.after(written):  # what is computed from the batch comes after
                 element = tf.nest.map_structure(_same, element, expand_composites=True)
-        batches.hold(function, element)
     return element
 
 
@@ -134,12 +134,14 @@ def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
     with graph.after(tf.nest.flatten(element, expand_composites=True)):
         now = tf.timestamp()
     sizes = [tf.cast(tf.shape(part)[0], tf.float64) for part in replicas.rows(element)]
-    examples = tf.add_n(sizes) if sizes else tf.constant(float("nan"), tf.float64)
-    return tf.stack([now, now - start, examples])
+    examples = tf.constant(float("nan"), tf.float64)
+    if sizes:
+        examples = sizes[0] if len(sizes) == 1 else tf.add_n(sizes)
+    return tf.stack([start, now, examples])
 
 
 class _Clock:
-    """The variable (time, wait, examples) that belongs to the function which takes the batches.
+    """The variable (start, time, examples) that belongs to the function which takes the batches.
 
     The train step reads it by a handle that TensorFlow does not know to be the same variable: else the whole step, a
     function called by the one that takes the batches, would wait for the assignment, and have an Identity for each
@@ -148,14 +150,17 @@ class _Clock:
     """
 
     def __init__(self) -> None:
-        self.written = lasting_variable(3)
+        # XLA reads what is on its own device; what is set there comes with the batch, which is sent there as well.
+        self.written = lasting_variable(3, device="CPU:0" if compiled.deep() is None else "")
         with tf.init_scope():
             self._handle = tf.identity(self.written.handle)
         self._handle._cached_variable = self.written.handle._cached_variable  # see lasting_variable
 
     def read(self) -> tf.Tensor:
         with replicas.at(self.written):
-            return tf.ensure_shape(tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float64), [3])
+            values = tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float64)
+            values.set_shape([3])
+            return values
 
 
 def _clock(function: Any) -> _Clock:
@@ -167,7 +172,10 @@ def _clock(function: Any) -> _Clock:
     return clock
 
 
-def clock_in_reach() -> _Clock | None:
-    """The clock of the function that feeds what is being traced, or None if its batches come from elsewhere."""
-    found = (graph.notes(function).get("clock") for function in graph.enclosing(graph.tracing()))
-    return next((clock for clock in found if clock is not None), None)
+def clock_in_reach(device: str) -> _Clock | None:
+    """The clock of the function that feeds what is being traced on a device, or None if it can't be read there."""
+    for function in graph.enclosing(graph.tracing()):
+        clock: _Clock | None = graph.notes(function).get("clock")
+        if clock is not None:
+            return clock if clock.written.device == device or not graph.in_xla() else None
+    return None

@@ -71,13 +71,14 @@ class _Step:
         names = (*((APPLIED,) if accumulates or scalars else ()), *scalars)
         self.probe = probe_of(self.optimizer, variables, norms, names, self.made_of.parts, on_ring)
         self.gradients, self.scalars = gradients, scalars
-        updates = None
+        updates, window = None, 1
         if accumulates:
+            window = int(accumulates)
             # Keras's own counter; the public `iterations` counts updates (Keras 3.7 to 3.15).
             updates = tf.equal((graph.raw(updater._iterations) + 1) % accumulates, 0)
         if self.probe.made is not None:  # afterwards, a schedule would tell the next step's
             self.learning_rate = tf.convert_to_tensor(graph.raw(updater.learning_rate))
-        self.before = self.probe.before(gradients, updates)
+        self.before = self.probe.before(gradients, updates, window)
 
     def finish(self) -> None:
         """After the update."""

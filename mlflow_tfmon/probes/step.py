@@ -11,27 +11,32 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.probes import batches, graph, histograms, inputs, quantities, replicas, tape
+from mlflow_tfmon.probes import batches, compiled, graph, histograms, inputs, quantities, replicas, tape
 from mlflow_tfmon.probes.apart import apart
 from mlflow_tfmon.stream.records import Variable
-from mlflow_tfmon.stream.ring import APPLIED, INPUT, TIME, Ring, RingLayout, lasting_variable
+from mlflow_tfmon.stream.ring import APPLIED, Ring, RingLayout, lasting_variable
 
 _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # other threads look at it while this one trains
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
 OnRing = Callable[[Ring, Any], None]
+_UNKNOWN = float("nan")
 
 
 class Before(NamedTuple):
-    """What is known before an update: the number of its step, whether that is deep, a copy of the weights if so.
+    """What is known before an update.
 
-    And when the gradients were ready, where those of several workers are summed.
+    Attributes:
+        done: how many steps have been made.
+        deep: whether this one is deep: known while tracing, or a tensor.
+        weights: at a deep step, else empty.
+        ready: when the gradients were ready, where those of several workers are summed.
     """
 
-    step: tf.Tensor
-    deep: tf.Tensor
-    weights: tf.Tensor
+    done: tf.Tensor
+    deep: bool | tf.Tensor
+    weights: list[tf.Tensor]
     ready: tf.Tensor
 
 
@@ -41,30 +46,35 @@ class StepProbe:
     def __init__(self, layout: RingLayout, variables: Sequence[tf.Variable]) -> None:
         self.ring = Ring(layout, replicas.user_thread())
         self._variables = self.ring.weights = list(variables)
+        # A branch is one op where all that it touches is on one device.
+        self._whole = {v.device for v in variables} == {layout.device}
         # Where an update is made in a branch of a cond, it leaves here that it was made, and the clipped gradients'
         # half squares: no tensor of the branch exists outside of it.
         clipped = len(variables) * ("grad_norm_clipped" in layout.norms)
-        self.made = lasting_variable(1 + clipped) if APPLIED in layout.scalars else None
+        self.made = lasting_variable(1 + clipped, device=layout.device) if APPLIED in layout.scalars else None
         # Eager code pays for each op: there, one call of a traced function does the lot.
-        self._before_traced = tf.function(self._before, autograph=False)
-        self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
+        self._before_traced = graph.Eager(self._before)
+        self._record_traced = graph.Eager(self._record)
 
-    def before(self, gradients: Sequence[Any], updates: Any = None) -> Before:
-        """Before the update: which step it is, at a deep one a copy of the weights; when the gradients are ready.
+    def before(self, gradients: Sequence[Any], updates: Any = None, window: int = 1) -> Before:
+        """Before the update: which step it is, at a deep one the weights; when the gradients are ready.
 
         Args:
             gradients: that will be applied.
             updates: whether this step is one that updates the weights; None if each step is.
+            window: every how many steps one is.
         """
         graph.keep_alive((self.ring, self.made))
+        compiled.writes_to(self.ring)
         self.ring.traces += not tf.executing_eagerly()
         if not tf.executing_eagerly():
             self.ring.graph = graph.whole()
-        before = self._before_traced(updates) if tf.executing_eagerly() else self._before(updates)
+        before = self._before_traced if tf.executing_eagerly() else self._before
+        found = before(updates, window)
         if self.ring.layout.workers > 1 and graph.has_clock():
             with graph.after(tf.nest.flatten(gradients, expand_composites=True)):
-                before = before._replace(ready=tf.timestamp())
-        return before
+                found = found._replace(ready=tf.timestamp())
+        return found
 
     def after(
         self,
@@ -104,57 +114,107 @@ class StepProbe:
                 made.append(quantities.half_squares([quantities.dense_values(apart(g)) for g in seen]))
             self.made.assign(tf.concat(made, axis=0))
 
-    def _before(self, updates: Any) -> Before:
-        step, deep = self.ring.next_step(updates)
+    def _before(self, updates: Any, window: int) -> Before:
+        done, due = self.ring.next_step(updates, window)
+        deep = due if updates is not None or compiled.deep() is None else compiled.deep()
         if self.made is not None:
             self.made.assign(tf.zeros_like(self.made))
-        unknown = tf.constant(float("nan"), tf.float64)
-        return Before(step, deep, quantities.snapshot(deep, self._variables), unknown)
+        weights = quantities.snapshot(deep, self._variables, self._whole)
+        return Before(done, deep, weights, tf.constant(_UNKNOWN, tf.float64))
 
     def _record(
         self, before: Before, loss: Any, slots: Any, gradients: Any, learning_rate: Any, scalars: Any
     ) -> None:
-        ring, (step, deep, weights, ready) = self.ring, before
+        ring, done = self.ring, before.done
         dense = [[quantities.dense_values(g) for g in kind] for kind in gradients]
         every = [gradient for kind in dense for gradient in kind]
-        quick, doubtful = quantities.quick_half_squares(every)
-        unknown, measured = tf.constant(float("nan"), tf.float64), 0
-        time, reading = unknown, tf.stack([unknown] * 3)
-        if graph.has_clock():
-            measured |= TIME
-            with graph.after(quick):  # with no input, it would tell when the function began
-                time = tf.timestamp()
-        clock = inputs.clock_in_reach()
-        ring.batch = batches.in_reach() or ring.batch
-        if clock is not None:
-            measured |= INPUT
-            with graph.after([time, quick]):  # which come of the batch
-                reading = clock.read()
+        quick = quantities.quick_half_squares(every)
+        host = self._host(quick, before.ready)
         if loss is None:
-            loss = tape.read(slots) if slots else tf.stack([unknown, 0.0])
+            loss = tape.read(slots) if slots else tf.constant([_UNKNOWN, 0.0], tf.float64)
         tape.empty(slots)
-        made = self.made.read_value() if self.made is not None else tf.zeros([0], tf.float64)
-        applied = made[0] if self.made is not None else None
+        made = self.made.read_value() if self.made is not None else None
+        squares = self._look(before, every, quick, dense[0], None if made is None else made[0])
+        device = [loss[:2], tf.cast(learning_rate, tf.float64)[None]]
+        device += [] if made is None else [made[:1]]
+        device += [tf.cast(value, tf.float64)[None] for value in scalars]
+        device += [loss[2:]] if ring.layout.parts else []
+        ring.write(done, host, [*device, squares, *([] if made is None or made.shape == [1] else [made[1:]])])
+
+    def _host(self, last: tf.Tensor, ready: tf.Tensor) -> list[tf.Tensor]:
+        """The columns that the host tells: of the batch, and of the time when what is computed last was there.
+
+        Where the weights are on another device nobody waits for that: then it is the time at which the step was begun.
+        """
+        layout, has_clock = self.ring.layout, graph.has_clock()
+        self.ring.batch = batches.in_reach() or self.ring.batch
+        with tf.device(layout.host if layout.split else None):
+            time, reading = tf.constant(_UNKNOWN, tf.float64), tf.fill([3], tf.constant(_UNKNOWN, tf.float64))
+            if has_clock:
+                with graph.after(
+                    [] if layout.split else last
+                ):  # with no input, it tells when the function began
+                    time = tf.timestamp()
+            clock = inputs.clock_in_reach(layout.device)
+            if clock is not None:
+                # What was computed from the batch comes after the clock was set; but nobody waits for a device.
+                with graph.after([time] if layout.split else [time, last]):
+                    reading = clock.read()
+            return [reading, tf.stack([time, ready])]
+
+    def _look(
+        self,
+        before: Before,
+        every: list[tf.Tensor],
+        quick: tf.Tensor,
+        gradients: list[tf.Tensor],
+        applied: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """At a deep step writes its rows; gives the half squares of all gradients, as well as they can be had."""
+        ring, (done, deep, weights, _) = self.ring, before
+
+        def measure() -> tf.Tensor:
+            ring.write_deep(done, quantities.deep_row(done, self._variables, weights, gradients, applied))
+            histograms.write(ring, done, self._variables, gradients, self._whole)
+            return tf.constant(0)
+
+        if graph.in_xla():
+            if deep is not False:
+                self._look_in_xla(before, gradients, applied)
+            return quick
+        if ring.layout.split:  # a look at the sums would have the host wait for them
+            graph.rarely(deep, measure, lambda: tf.constant(0), self._whole)
+            return quick
 
         def look_closely() -> tf.Tensor:
-            def measure() -> tf.Tensor:
-                ring.write_deep(step, quantities.deep_row(step, self._variables, weights, dense[0], applied))
-                histograms.write(ring, step, self._variables, dense[0])
-                return tf.constant(0)
-
-            with graph.after(tf.cond(deep, measure, lambda: tf.constant(0))):
+            with graph.after(graph.rarely(deep, measure, lambda: tf.constant(0), self._whole)):
                 return quantities.half_squares(every)
 
         # One If for both: each costs a step some 25 us, taken or not (TF 2.21, two cores).
-        squares = graph.rarely(deep | doubtful, look_closely, lambda: quick)
-        row = [
-            *(reading, loss[:2]),
-            tf.stack([tf.cast(step, tf.float64), measured, time, ready, tf.cast(learning_rate, tf.float64)]),
-            *(squares, made[1:], made[:1]),
-            *([tf.cast(value, tf.float64)[None] for value in scalars]),
-            loss[2:],
-        ]
-        ring.write(step, tf.concat([part for part in row if part.shape != [0]], axis=0))
+        return graph.rarely(deep | quantities.doubtful(quick), look_closely, lambda: quick, self._whole)
+
+    def _look_in_xla(self, before: Before, gradients: list[tf.Tensor], applied: tf.Tensor | None) -> None:
+        """The same in XLA, where a branch gives rows and writes none: it would have what it writes to copied."""
+        ring, (done, deep, weights, _) = self.ring, before
+        due = deep & ring.histogram_due(done)
+
+        def measure() -> tf.Tensor:
+            return quantities.deep_row(done, self._variables, weights, gradients, applied)
+
+        def count() -> tf.Tensor:
+            return histograms.row(done, self._variables, gradients)
+
+        def none(width: int) -> Callable[[], tf.Tensor]:
+            return lambda: tf.zeros([width], tf.float64)
+
+        def both() -> tuple[tf.Tensor, tf.Tensor]:
+            return measure(), graph.rarely(due, count, none(ring.histograms.width))
+
+        row, counts = graph.rarely(
+            deep, both, lambda: (none(ring.deep.width)(), none(ring.histograms.width)())
+        )
+        ring.write_deep(done, row, None if isinstance(deep, bool) else deep)
+        ring.histograms.write(counts, due)
 
 
 def probe_of(
@@ -177,12 +237,15 @@ def probe_of(
     """
     keys, workers = frozenset(graph.key(v) for v in variables), replicas.workers()
     parts = parts if workers == 1 else ()  # workers tell each other of the loss, not of what it is made of
+    local = [replicas.local(graph.raw(v)) for v in variables]
+    device, xla = local[0].device, graph.in_xla()
     with _lock:
         probes = _probes.setdefault(optimizer, [])
     for probe in probes:
         layout = probe.ring.layout
         # Steps that are not clipped may go with those that are: what they show is true, and the steps stay in order.
-        if (layout.keys, layout.scalars) == (keys, scalars + parts) and set(norms) <= set(layout.norms):
+        same = (layout.keys, layout.scalars, layout.xla) == (keys, scalars + parts, xla)
+        if same and set(norms) <= set(layout.norms):
             return probe
     described = tuple(
         # A bias may have two axes, as that of a gated layer or of attention heads.
@@ -190,8 +253,9 @@ def probe_of(
         for name, v in zip(names(variables), variables, strict=True)
     )
     with tf.init_scope():
-        layout = RingLayout(described, keys, norms, workers, scalars + parts, parts)
-        probe = StepProbe(layout, [replicas.local(graph.raw(v)) for v in variables])
+        host = graph.host_of(device)
+        layout = RingLayout(described, keys, norms, workers, scalars + parts, parts, device, host, xla)
+        probe = StepProbe(layout, local)
         probes.append(probe)
         on_ring(probe.ring, optimizer)
     return probe

@@ -166,7 +166,7 @@ class Recording:
             if stream.steps + len(block.rows) > records.BEGINNING:
                 stream.begins, stream.named = False, True
             opened = stream.opened
-            for part in rows.runs(block.rows):
+            for part in rows.runs(block):
                 layout, steps = stream.read(block, part, offset)
                 out += [steps] if layout == opened else [layout, steps]
                 opened = layout

@@ -1,12 +1,14 @@
 """The ring: where traced ops leave a row per optimizer step, and from where a thread of ours takes it.
 
-A ring lives in `tf.Variable`s on the device where the training runs, so writing a row is one op in the user's own
-graph: no Python, no I/O and no host synchronisation on the training thread. A ring outlives a recording: a
-`tf.function` that was traced with it goes on writing into it, whoever listens.
+A ring lives in `tf.Variable`s on the device of the weights, so writing a row is one op in the user's own graph: no
+Python, no I/O and no host synchronisation on the training thread. What tells time runs on the host; where the weights
+are on another device, its columns have a table of their own there, so that neither side waits for the other. A ring
+outlives a recording: a `tf.function` that was traced with it goes on writing into it, whoever listens.
 """
 
 from __future__ import annotations
 
+import functools
 import uuid
 import weakref
 from collections import deque
@@ -21,23 +23,12 @@ from mlflow_tfmon.internals import internal
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
 from mlflow_tfmon.stream.records import Variable
 
-# A row in the ring begins with these; after them, for each of `RingLayout.norms`, per variable, half the squared norm
-# of its gradient; then the layout's scalars. "measured" is a sum of the flags below, what this trace measures; "loss"
-# is the sum of so many "losses" as were differentiated for the step, none where that is not known; "ready" is when this
-# worker's gradients were ready to be summed with those of the others.
-HEAD = (
-    "input_time",
-    "input_wait",
-    "examples",
-    "loss",
-    "losses",
-    "step",
-    "measured",
-    "time",
-    "ready",
-    "learning_rate",
-)
-TIME, INPUT = 1, 2
+# What a row holds besides the norms. Of the host: when the batch was asked for and when it was there (Unix seconds),
+# how many examples it has, when the step's update had been done, and when this worker's gradients were ready to be
+# summed with those of the others; NaN is what this trace does not measure. Of the device: "loss" is the sum of so many
+# "losses" as were differentiated for the step, none where that is not known; "learning_rate" is that of the update.
+HOST = ("input_start", "input_time", "examples", "time", "ready")
+DEVICE = ("loss", "losses", "learning_rate")
 APPLIED = "applied"
 # A deep row is the step and then, per variable, each of these: half the squares of the weights after the step, of those
 # before it and of their difference, and how many elements of the gradient are not zero.
@@ -50,17 +41,18 @@ _unused: deque[tuple[tf.Tensor, tf.DType]] = deque()  # handles of lasting varia
 
 
 def lasting_variable(
-    *shape: int, dtype: tf.DType = tf.float64, fill: int = 0, any_shape: bool = False
+    *shape: int, dtype: tf.DType = tf.float64, fill: int = 0, any_shape: bool = False, device: str = ""
 ) -> tf.Variable:
     """A variable that can be made at any time, also while a function is traced, and belongs to no function.
 
-    With `any_shape` it may be assigned values of other shapes than its first.
+    With `any_shape` it may be assigned values of other shapes than its first. Without a `device` it is where the trace
+    that makes it puts its ops.
 
     `tf.Variable` asks the traced function's variable creators even within `init_scope`, and a second trace forbids
     new variables; the class itself does not ask (TF 2.16 to 2.21).
     """
     give_back()
-    with tf.init_scope():
+    with tf.init_scope(), tf.device(device or None):
         value = _filled(shape, dtype, fill)
         variable = _variable_class()(
             value, trainable=False, shape=tf.TensorShape(None) if any_shape else None
@@ -154,6 +146,9 @@ class RingLayout:
         scalars: further figures of a step: `APPLIED` (1 if the weights were updated, 0 if not) where not every step
             updates them, "loss_scale", and what the loss is made of, by name.
         parts: those of the scalars that the loss is made of.
+        device: of the weights: of the first of them where they are on several; "" for TensorFlow's default.
+        host: the device that tells time: the processor of the machine that has the weights.
+        xla: whether XLA compiles what writes, which reaches no other device.
     """
 
     variables: tuple[Variable, ...]
@@ -162,6 +157,20 @@ class RingLayout:
     workers: int = 1
     scalars: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    device: str = ""
+    host: str = ""
+    xla: bool = False
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of a row: what there is once a step, then for each norm one a variable."""
+        per_variable = [f"{norm}/{at}" for norm in self.norms for at in range(len(self.variables))]
+        return (*HOST, *DEVICE, *self.scalars, *per_variable)
+
+    @property
+    def split(self) -> bool:
+        """Whether the host's columns have a table of their own, on the host."""
+        return self.device != self.host and not self.xla
 
 
 @dataclass(frozen=True)
@@ -189,20 +198,30 @@ class SeldomRing:
         width: of a row.
         memory: bytes that it may take, unless four rows need more.
         most: rows that it has at most.
+        device: where it is.
+        spare: whether it may be written to under a condition: what is no row goes into one more, which nobody reads.
     """
 
-    def __init__(self, width: int, memory: int, most: int) -> None:
+    def __init__(self, width: int, memory: int, most: int, device: str = "", spare: bool = False) -> None:
         self.width = width
-        self.capacity = int(np.clip(memory // (8 * width), 4, most))
-        self.rows = lasting_variable(self.capacity, width)
-        self.count = lasting_variable(dtype=tf.int64)
+        self.capacity = _power_of_two(memory // (8 * width), 4, most)
+        self.rows = lasting_variable(self.capacity + spare, width, device=device)
+        self.count = lasting_variable(dtype=tf.int64, device=device)
         self.taken = 0
 
-    def write(self, row: tf.Tensor) -> None:
-        """Traced: writes a row; then the counter moves."""
-        written = _put(self.rows, self.count % self.capacity, row)
+    def write(self, row: tf.Tensor, if_: tf.Tensor | None = None) -> None:
+        """Traced: writes a row, where there is a condition if that holds; then the counter moves.
+
+        In XLA a branch that writes would pass all the rows through, and have them copied at each step.
+        """
+        count = _read(self.count)
+        slot = _slot(count, self.capacity)
+        more = tf.constant(1, tf.int64)
+        if if_ is not None:
+            slot, more = tf.where(if_, slot, self.capacity), tf.cast(if_, tf.int64)
+        written = _put(self.rows, slot, row)
         with tf.control_dependencies([] if written is None else [written]):
-            self.count.assign_add(1)
+            tf.raw_ops.AssignAddVariableOp(resource=self.count.handle, value=more)
 
     def skip(self) -> None:
         """What has been written by now is nobody's."""
@@ -242,56 +261,100 @@ class Ring:
         self.graph: Any = lambda: None  # gives the graph that was last traced to write here, while it lives
         self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
-        count = len(layout.variables)
-        self.width = len(HEAD) + count * len(layout.norms) + len(layout.scalars)
-        self.capacity = int(np.clip(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS))
-        self.deep = SeldomRing(1 + count * len(DEEP), _ROW_BYTES, _DEEP_ROWS)
-        self.histograms = SeldomRing(1 + count * len(KINDS) * WIDTH, _HISTOGRAM_BYTES, _HISTOGRAM_ROWS)
+        self.begun = 0  # how many trainings have begun
+        self.done, self.deep_every = 0, 1  # as `begin` was told
+        count, device = len(layout.variables), layout.device
+        self.width = len(layout.columns)
+        self.capacity = _power_of_two(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS)
+        self.deep = SeldomRing(1 + count * len(DEEP), _ROW_BYTES, _DEEP_ROWS, device, layout.xla)
+        counts = 1 + count * len(KINDS) * WIDTH
+        self.histograms = SeldomRing(counts, _HISTOGRAM_BYTES, _HISTOGRAM_ROWS, device, layout.xla)
 
-        self.count = lasting_variable(dtype=tf.int64)
-        self._deep_next = lasting_variable(dtype=tf.int64)  # the next step that is deep
+        self.count = lasting_variable(dtype=tf.int64, device=device)
         # Variables, since a function is traced once and may serve many trainings.
-        self._begin = lasting_variable(dtype=tf.int64)  # steps made before the training that is recorded
-        self._every = lasting_variable(dtype=tf.int64, fill=1)
-        self.rows = lasting_variable(self.capacity, self.width)
+        self._deep_next = lasting_variable(
+            dtype=tf.int64, device=device
+        )  # steps before the next one that is deep
+        self._begin = lasting_variable(
+            dtype=tf.int64, device=device
+        )  # steps before the training that is recorded
+        self._every = lasting_variable(dtype=tf.int64, fill=1, device=device)
+        own = self.width - len(HOST) if layout.split else self.width
+        self.rows = lasting_variable(self.capacity, own, device=device)
+        if layout.split:
+            self._host_rows = lasting_variable(self.capacity, len(HOST), device=layout.host)
+            self._host_count = lasting_variable(dtype=tf.int64, device=layout.host)
+            self._host_begin = lasting_variable(dtype=tf.int64, device=layout.host)
+            self._host_every = lasting_variable(dtype=tf.int64, fill=1, device=layout.host)
+            self._host_first = lasting_variable(dtype=tf.int64, fill=1, device=layout.host)
         self.begin(1)
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
-    def next_step(self, updates: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """The number of the step that is being made, and whether it is deep.
+    def next_step(self, updates: Any = None, window: int = 1) -> tuple[tf.Tensor, tf.Tensor]:
+        """How many steps have been made, on the device, and whether the one that is being made is deep.
 
         Args:
             updates: whether it updates the weights, if not every step does: a deep step that is due waits for that.
+            window: every how many steps there is an update.
         """
-        step = self.count + 1
-        due = step >= self._deep_next
-        return step, due if updates is None else due & updates
+        done = _read(self.count)
+        if self.layout.split:  # what the host can tell, nobody waits for
+            with tf.device(self.layout.host):
+                begin, every = _read(self._host_begin), _read(self._host_every)
+                last, first = _read(self._host_count) + 1, _read(self._host_first)
+                before = last - window
+                due = (last - begin) // every > (before - begin) // every
+                due = due | ((before < first) & (first <= last))
+        else:
+            due = done >= _read(self._deep_next)
+        return done, due if updates is None else due & updates
 
-    def write_deep(self, step: tf.Tensor, row: tf.Tensor) -> None:
-        done = step - self._begin
-        self._deep_next.assign(self._begin + (done // self._every + 1) * self._every)
-        self.deep.write(row)
+    def write_deep(self, done: tf.Tensor, row: tf.Tensor, if_: tf.Tensor | None = None) -> None:
+        """Writes a deep row, and says when the next is due.
 
-    def histogram_due(self, step: tf.Tensor) -> tf.Tensor:
+        Args:
+            done: steps before this one.
+            row: of a step.
+            if_: whether it is one, where that is not known before.
+        """
+        begin, every = _read(self._begin), _read(self._every)
+        due = begin + ((done + 1 - begin) // every + 1) * every - 1
+        if if_ is not None:
+            due = tf.where(if_, due, _read(self._deep_next))
+        tf.raw_ops.AssignVariableOp(resource=self._deep_next.handle, value=due)
+        self.deep.write(row, if_)
+
+    def histogram_due(self, done: tf.Tensor) -> tf.Tensor:
         """Whether a deep step has histograms: the first 32 have, then every 2nd, from the 64th on every 4th, and so on.
 
         So a training of any length has some 16 for each time that it grew to twice its length.
         """
-        number = (step - self._begin) // self._every
+        number = (done + 1 - _read(self._begin)) // _read(self._every)
         octave = tf.math.log(tf.cast(tf.maximum(number, 1), tf.float64) + 0.5) / tf.math.log(
             tf.constant(2, tf.float64)
         )
         spacing = tf.bitwise.left_shift(
             tf.constant(1, tf.int64), tf.maximum(tf.cast(octave, tf.int64) - 4, 0)
         )
-        return tf.equal(number % spacing, 0)
+        # Not `%`, which TensorFlow compiles on a GPU when it is first used (2.21).
+        return tf.equal(tf.bitwise.bitwise_and(number, spacing - 1), 0)
 
-    def write(self, step: tf.Tensor, row: tf.Tensor) -> None:
-        """Writes a step's row; then the counter moves: what it counts has been written."""
-        written = _put(self.rows, step % self.capacity, row)
-        # TensorFlow orders what touches one variable; ring and counter are two.
-        with tf.control_dependencies([] if written is None else [written]):
-            self.count.assign(step)
+    def write(self, done: tf.Tensor, host: Sequence[tf.Tensor], device: Sequence[tf.Tensor]) -> None:
+        """Writes a step's row; then the counter moves: what it counts has been written.
+
+        Args:
+            done: steps before this one, as `next_step` gave them.
+            host: the columns of `HOST`, one after the other.
+            device: the other columns.
+        """
+        if self.layout.split:
+            with tf.device(self.layout.host):
+                mine = _read(self._host_count)
+                _write(self._host_rows, self._host_count, _slot(mine, self.capacity), tf.concat(host, axis=0))
+            row = tf.concat(device, axis=0)
+        else:
+            row = tf.concat([*host, *device], axis=0)
+        _write(self.rows, self.count, _slot(done, self.capacity), row)
 
     # -- called by the drain ---------------------------------------------------------------------------------------
     def begin(self, deep_every: int, done: int = 0) -> None:
@@ -304,14 +367,22 @@ class Ring:
         self.traces = 0
         self.deep.skip()
         self.histograms.skip()
+        self.done, self.deep_every = done, deep_every
+        self.begun += 1
         begin = self.taken - done
+        first = begin + (done // deep_every + 1) * deep_every if done else begin + 1
         self._begin.assign(begin)
         self._every.assign(deep_every)
-        self._deep_next.assign(begin + (done // deep_every + 1) * deep_every if done else begin + 1)
+        self._deep_next.assign(first - 1)
+        if self.layout.split:
+            self._host_begin.assign(begin)
+            self._host_every.assign(deep_every)
+            self._host_first.assign(first)
 
     def written(self) -> int:
         """How many steps have been written so far."""
-        return _number(self.count)
+        count = _number(self.count)
+        return min(count, _number(self._host_count)) if self.layout.split else count
 
     def read(self, after: int, upto: int) -> tuple[np.ndarray, int]:
         """Reads the rows of steps after+1 to upto.
@@ -319,8 +390,31 @@ class Ring:
         Returns:
             The rows (oldest first) and how many of those asked for had been overwritten.
         """
-        first = max(after + 1, upto - self.capacity + 1)
-        rows = _gather(self.rows, np.arange(first, upto + 1) % self.capacity)
+        first = max(after, upto - self.capacity)
+        slots = np.arange(first, upto) % self.capacity
+        rows = _gather(self.rows, slots)
+        if self.layout.split:
+            rows = np.concatenate([_gather(self._host_rows, slots), rows], axis=1)
         # Meanwhile the training went on, and is writing one more: what it may have overwritten does not count.
-        spoiled = max(0, self.written() + 1 - self.capacity - (first - 1))
+        spoiled = max(0, self.written() + 1 - self.capacity - first)
         return rows[spoiled:], upto - after - len(rows[spoiled:])
+
+
+def _power_of_two(count: int, least: int, most: int) -> int:
+    """The largest power of two up to `count`, within bounds that are such powers: a slot is then a bit mask."""
+    return int(np.clip(1 << (max(count, 1).bit_length() - 1), least, most))
+
+
+def _read(variable: tf.Variable) -> tf.Tensor:
+    return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+
+
+def _slot(count: tf.Tensor, capacity: int) -> tf.Tensor:
+    return tf.raw_ops.BitwiseAnd(x=count, y=tf.constant(capacity - 1, tf.int64))
+
+
+def _write(rows: tf.Variable, count: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> None:
+    written = _put(rows, slot, row)
+    # TensorFlow orders what touches one variable; rows and counter are two.
+    with tf.control_dependencies([] if written is None else [written]):
+        tf.raw_ops.AssignAddVariableOp(resource=count.handle, value=tf.constant(1, tf.int64))

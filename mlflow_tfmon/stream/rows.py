@@ -10,15 +10,24 @@ import numpy as np
 
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.ring import APPLIED, DEEP, HEAD, INPUT, TIME
+from mlflow_tfmon.stream.ring import APPLIED, DEEP
 
 DEEP_QUANTITIES = ("weight_norm", "update_ratio", "grad_zero_fraction")
-_HEAD = {name: index for index, name in enumerate(HEAD)}
+
+
+def column(block: Block, name: str) -> np.ndarray:
+    """A column of a block's rows, by its name in `RingLayout.columns`: a view."""
+    return block.rows[:, block.ring.layout.columns.index(name)]
+
+
+def steps(block: Block) -> np.ndarray:
+    """The ring's own numbers of a block's steps, from 1."""
+    return block.first + block.lost + np.arange(len(block.rows))
 
 
 def learning_rate(block: Block) -> float:
     """That of a block's last step."""
-    return float(block.rows[-1, _HEAD["learning_rate"]])
+    return float(column(block, "learning_rate")[-1])
 
 
 def columns_of(block: Block, part: slice, offset: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -33,41 +42,45 @@ def columns_of(block: Block, part: slice, offset: int) -> tuple[dict[str, np.nda
         The columns of `StreamOpened.columns` by name, and the norms per variable, as wide as there are kinds of norms
         times variables.
     """
-    rows = block.rows[part]
-    layout, measured = block.ring.layout, int(rows[0, _HEAD["measured"]])
-    columns = {"step": rows[:, _HEAD["step"]] + offset}
-    if measured & TIME:
-        columns["time"] = rows[:, _HEAD["time"]]
-    if measured & INPUT:
-        for name in ("input_time", "input_wait", "examples"):
-            columns[name] = rows[:, _HEAD[name]]
-    if rows[0, _HEAD["losses"]]:
-        columns["loss"] = rows[:, _HEAD["loss"]] / rows[:, _HEAD["losses"]]
-    columns["learning_rate"] = rows[:, _HEAD["learning_rate"]]
-    end = block.ring.width - len(layout.scalars)
-    scalars = dict(zip(layout.scalars, rows[:, end:].T, strict=True))
-    squares = 2 * rows[:, len(HEAD) : end]  # the ring holds halves
-    for norm, halves in zip(layout.norms, np.split(squares, len(layout.norms), axis=1), strict=True):
+    layout = block.ring.layout
+    rows = dict(zip(layout.columns, block.rows[part].T, strict=True))
+    columns = {"step": (steps(block)[part] + offset).astype(float)}
+    if not np.isnan(rows["time"][0]):
+        columns["time"] = rows["time"]
+    if not np.isnan(rows["input_start"][0]):
+        columns["input_time"] = rows["input_time"]
+        columns["input_wait"] = rows["input_time"] - rows["input_start"]
+        columns["examples"] = rows["examples"]
+    if rows["losses"][0]:
+        columns["loss"] = rows["loss"] / rows["losses"]
+    columns["learning_rate"] = rows["learning_rate"]
+    scalars = {name: rows[name] for name in layout.scalars}
+    norms = []
+    for norm in layout.norms:
+        halves = np.column_stack([rows[f"{norm}/{at}"] for at in range(len(layout.variables))])
         if APPLIED in scalars and norm == "grad_norm_clipped":
             halves[scalars[APPLIED] == 0] = np.nan  # nothing was clipped there
-        columns[norm] = np.sqrt(halves.sum(axis=1))
+        squares = 2 * halves  # the ring holds halves
+        columns[norm] = np.sqrt(squares.sum(axis=1))
+        norms.append(np.sqrt(squares))
     for name, values in scalars.items():
         if name not in layout.parts:
             columns[name] = values
         elif "loss" in columns:
-            columns[name] = values / rows[:, _HEAD["losses"]]
+            columns[name] = values / rows["losses"]
     if "loss_scale" in scalars:  # Keras's rule for leaving a step out
         columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
-    columns["traces"] = np.full(len(rows), float(block.ring.traces))
+    columns["traces"] = np.full(len(columns["step"]), float(block.ring.traces))
     columns |= {name: values[part] for name, values in block.more.items()}
-    return columns, np.sqrt(squares)
+    return columns, np.concatenate(norms, axis=1)
 
 
-def runs(rows: np.ndarray) -> list[slice]:
-    """Splits rows where what they measure changes (another trace of the same training)."""
-    measured = np.stack([rows[:, _HEAD["measured"]], rows[:, _HEAD["losses"]] > 0], axis=1)
+def runs(block: Block) -> list[slice]:
+    """Splits a block's rows where what they measure changes (another trace of the same training)."""
+    known = [~np.isnan(column(block, name)) for name in ("time", "input_start")]
+    measured = np.stack([*known, column(block, "losses") > 0], axis=1)
     edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
-    bounds = [0, *edges.tolist(), len(rows)]
+    bounds = [0, *edges.tolist(), len(block.rows)]
     return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
 
 
@@ -78,21 +91,22 @@ def with_batches(block: Block, batches: Callable[[float], np.ndarray]) -> Block:
         block: as it was read.
         batches: tells what the thread's eager code took from datasets until a time, and since it was asked last.
     """
-    measured = block.rows[:, _HEAD["measured"]].astype(int)
-    lacking = (measured & TIME != 0) & (measured & INPUT == 0)
+    lacking = ~np.isnan(column(block, "time")) & np.isnan(column(block, "input_start"))
     if not lacking.any():
         return block
-    rows = block.rows.copy()
-    times = rows[lacking, _HEAD["time"]]
+    times = column(block, "time")[lacking]
     taken = batches(float(times[-1]))
     if not len(taken):
         return block
     last = np.searchsorted(taken[:, 0], times, side="right") - 1
-    fresh = np.diff(last, prepend=-1) > 0  # a step that took no batch of its own has no figures of its own
-    columns = [_HEAD[name] for name in ("input_time", "input_wait", "examples")]
-    rows[np.ix_(lacking, columns)] = np.where(fresh[:, None], taken[np.maximum(last, 0)], np.nan)
-    rows[lacking, _HEAD["measured"]] += INPUT
-    return dataclasses.replace(block, rows=rows)
+    # A step that took no batch of its own has no figures of its own; that this is known, its start tells.
+    fresh = np.diff(last, prepend=-1) > 0
+    ready, wait, examples = np.where(fresh[:, None], taken[np.maximum(last, 0)], np.nan).T
+    block = dataclasses.replace(block, rows=block.rows.copy())
+    column(block, "input_start")[lacking] = np.where(fresh, ready - wait, 0.0)
+    column(block, "input_time")[lacking] = ready
+    column(block, "examples")[lacking] = examples
+    return block
 
 
 def histograms(block: Block, offset: int) -> np.ndarray:

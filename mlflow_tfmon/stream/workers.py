@@ -17,9 +17,9 @@ import numpy as np
 from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.ring import HEAD, INPUT, TIME, Ring
+from mlflow_tfmon.stream.ring import Ring
+from mlflow_tfmon.stream.rows import column, steps
 
-_HEAD = {name: index for index, name in enumerate(HEAD)}
 _STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES = range(5)  # columns of a report
 _PATIENCE = 5.0  # s that the chief waits for a worker, once; a worker looks at its rings every 0.05 s
 _UNREAD = 1000  # messages after which a worker takes it that the chief does not listen
@@ -62,23 +62,22 @@ class _Reports:
         A worker's own time of a step goes from the end of the step before to its gradients being ready for the sum;
         the rest of the step is spent waiting for the other workers. NaN is what was not measured.
         """
-        rows = block.rows
-        measured = rows[:, _HEAD["measured"]].astype(int)
-        steps, times = rows[:, _HEAD["step"]], np.where(measured & TIME, rows[:, _HEAD["time"]], np.nan)
-        counts = rows[:, _HEAD["losses"]]
+        numbers, times, counts = steps(block), column(block, "time"), column(block, "losses")
         before = np.concatenate([[self._time], times[:-1]])
-        before[np.diff(steps, prepend=self._step) != 1] = np.nan
+        before[np.diff(numbers, prepend=self._step) != 1] = np.nan
+        layout = block.ring.layout
+        norms = [f"{layout.norms[0]}/{at}" for at in range(len(layout.variables))]
         out = np.column_stack(
             [
-                steps,
-                rows[:, len(HEAD) :].sum(axis=1),
-                rows[:, _HEAD["ready"]] - before,
-                np.where(counts > 0, rows[:, _HEAD["loss"]] / np.maximum(counts, 1), np.nan),
-                np.where(measured & INPUT, rows[:, _HEAD["examples"]], np.nan),
+                numbers,
+                np.sum([column(block, norm) for norm in norms], axis=0),
+                column(block, "ready") - before,
+                np.where(counts > 0, column(block, "loss") / np.maximum(counts, 1), np.nan),
+                column(block, "examples"),
             ]
         )
-        if len(rows):
-            self._step, self._time = int(steps[-1]), float(times[-1])
+        if len(numbers):
+            self._step, self._time = int(numbers[-1]), float(times[-1])
         return out
 
 
@@ -148,19 +147,20 @@ class Gatherer:
         """
         if not len(block.rows):
             return block
-        own, rows = self._reports.of(block), block.rows.copy()
+        own = self._reports.of(block)
+        block = dataclasses.replace(block, rows=block.rows.copy())
         told = [inbox.rows(own[:, _STEP]) for inbox in self._inboxes]
         for theirs in told:
             same = np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=1e-6, equal_nan=True)
             theirs[~same | np.isnan(theirs[:, _STEP])] = np.nan
         everyone = np.stack([own, *told])
         known = ~np.isnan(everyone[:, :, _STEP]).any(axis=0)
-        rows[:, _HEAD["loss"]] = everyone[:, :, _LOSS].sum(axis=0)
-        rows[:, _HEAD["losses"]] = known & (rows[:, _HEAD["losses"]] > 0)
-        rows[:, _HEAD["examples"]] = everyone[:, :, _EXAMPLES].sum(axis=0)
+        column(block, "loss")[:] = everyone[:, :, _LOSS].sum(axis=0)
+        column(block, "losses")[:] = known & (column(block, "losses") > 0)
+        column(block, "examples")[:] = everyone[:, :, _EXAMPLES].sum(axis=0)
         times = {
             f"worker_{worker}/step_time_ms": 1e3 * figures[:, _OWN_TIME]
             for worker, figures in enumerate(everyone)
             if not np.isnan(figures[:, _OWN_TIME]).all()
         }
-        return dataclasses.replace(block, rows=rows, more=times)
+        return dataclasses.replace(block, more=times)
