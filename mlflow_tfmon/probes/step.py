@@ -30,13 +30,13 @@ class Before(NamedTuple):
     Attributes:
         done: how many steps have been made.
         deep: whether this one is deep: known while tracing, or a tensor.
-        weights: at a deep step, else empty.
+        weights: what `quantities.snapshot` gave.
         ready: when the gradients were ready, where those of several workers are summed.
     """
 
     done: tf.Tensor
     deep: bool | tf.Tensor
-    weights: list[tf.Tensor]
+    weights: Any
     ready: tf.Tensor
 
 
@@ -135,7 +135,7 @@ class StepProbe:
         tape.empty(slots)
         made = self.made.read_value() if self.made is not None else None
         squares = self._look(before, every, quick, dense[0], None if made is None else made[0])
-        device = [loss[:2], tf.cast(learning_rate, tf.float64)[None]]
+        device = [loss[:2] if ring.layout.parts else loss, tf.cast(learning_rate, tf.float64)[None]]
         device += [] if made is None else [made[:1]]
         device += [tf.cast(value, tf.float64)[None] for value in scalars]
         device += [loss[2:]] if ring.layout.parts else []
@@ -149,7 +149,7 @@ class StepProbe:
         layout, has_clock = self.ring.layout, graph.has_clock()
         self.ring.batch = batches.in_reach() or self.ring.batch
         with tf.device(layout.host if layout.split else None):
-            time, reading = tf.constant(_UNKNOWN, tf.float64), tf.fill([3], tf.constant(_UNKNOWN, tf.float64))
+            time, reading = tf.constant(_UNKNOWN, tf.float64), tf.constant([_UNKNOWN] * 3, tf.float64)
             if has_clock:
                 with graph.after(
                     [] if layout.split else last
