@@ -9,6 +9,7 @@ import pytest
 from tests.devices.conftest import Script
 from tests.devices.placed import CASES, DAILY, PARAMETER_SERVER, STEPS
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the trainings of all
 RARE = [name for name in CASES if name not in DAILY]
 BROKEN = [
     name
