@@ -35,15 +35,29 @@ def script(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
                 else "",
                 "PYTHONPATH": str(Path(__file__).parents[2]),
             }
-            done = subprocess.run(
-                [sys.executable, "-m", f"tests.devices.{module}", str(folder / "found.json"), *arguments],
-                cwd=folder, env=environment, capture_output=True, text=True, timeout=280,
-            )  # fmt: skip
+            command = [
+                sys.executable,
+                "-m",
+                f"tests.devices.{module}",
+                str(folder / "found.json"),
+                *arguments,
+            ]
+            with (folder / "printed").open("w+") as printed:
+                try:
+                    subprocess.run(
+                        command,
+                        cwd=folder,
+                        env=environment,
+                        stdout=printed,
+                        stderr=printed,
+                        timeout=540,
+                        check=True,
+                    )
+                    known[asked] = json.loads((folder / "found.json").read_text())
+                except subprocess.SubprocessError as error:  # said to each test that asks
+                    printed.seek(0)
+                    known[asked] = {"failed": f"{error}: {printed.read()[-4000:]}"}
             shutil.rmtree(folder / "dump", ignore_errors=True)
-            if done.returncode:
-                known[asked] = {"failed": (done.stdout + done.stderr)[-4000:]}
-            else:
-                known[asked] = json.loads((folder / "found.json").read_text())
         if "failed" in known[asked]:
             raise RuntimeError(known[asked]["failed"])
         return known[asked]

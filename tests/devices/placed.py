@@ -55,7 +55,6 @@ def fit(build: Callable[[], keras.Model], jit: bool = False, strategy: Any = Non
 def loop(
     build: Callable[[], keras.Model],
     graph: bool = True,
-    jit: bool = False,
     strategy: Any = None,
     device: str = "",
 ) -> keras.Model:
@@ -72,7 +71,7 @@ def loop(
 
     whole: Any = (lambda x, y: strategy.run(step, args=(x, y))) if strategy else step
     if graph:
-        whole = tf.function(whole, jit_compile=jit)
+        whole = tf.function(whole)
     for x, y in zip(np.split(X, STEPS), np.split(Y, STEPS), strict=True):
         whole(tf.constant(x), tf.constant(y))
     return net
@@ -104,12 +103,11 @@ def central() -> Any:
     return tf.distribute.experimental.CentralStorageStrategy([GPU], "CPU:0")
 
 
+# Without those that fail unwatched: under XLA, all variables must be where the function is called (TF 2.21).
 CASES: dict[str, Callable[[], keras.Model]] = {
     "model on another device, loop": lambda: loop(elsewhere),
-    "model on another device, loop under XLA": lambda: loop(elsewhere, jit=True),
     "model on another device, eager loop": lambda: loop(elsewhere, graph=False),
     "model on another device, fit": lambda: fit(elsewhere),
-    "model on another device, fit under XLA": lambda: fit(elsewhere, jit=True),
     "model over two devices, loop": lambda: loop(split),
     "model over two devices, eager loop": lambda: loop(split, graph=False),
     "model over two devices, fit": lambda: fit(split),
@@ -121,7 +119,6 @@ CASES: dict[str, Callable[[], keras.Model]] = {
     "step within tf.device, loop": lambda: loop(model, device=GPU),
     "OneDeviceStrategy, loop": lambda: loop(model, strategy=one_device()),
     "OneDeviceStrategy, fit": lambda: fit(model, strategy=one_device()),
-    "OneDeviceStrategy, fit under XLA": lambda: fit(model, jit=True, strategy=one_device()),
     "CentralStorageStrategy, loop": lambda: loop(model, strategy=central()),
     "CentralStorageStrategy, fit": lambda: fit(model, strategy=central()),
 }

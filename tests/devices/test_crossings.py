@@ -11,6 +11,7 @@ from tests.devices import audit
 from tests.devices.audited import BATCH, DAILY, FEATURES, FIGURES, PARTITIONS
 from tests.devices.conftest import Script
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the trainings of all
 RARE = [name for name in FIGURES if name not in DAILY]
 
 

@@ -14,6 +14,8 @@ import mlflow_tfmon
 from tests import trainings
 from tests.devices.conftest import Script
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the trainings of all
+
 
 def more(found: dict[str, Any], what: str) -> dict[str, int]:
     return dict(Counter(found["watched"][what]) - Counter(found["unwatched"][what]))
