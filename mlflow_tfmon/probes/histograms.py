@@ -75,30 +75,6 @@ def epoch_ended(
             later(partial(recording.weights, ring, partial(_counts, values)))
 
 
-def write(
-    ring: Ring,
-    done: tf.Tensor,
-    weights: Sequence[tf.Variable],
-    gradients: Sequence[tf.Tensor],
-    whole: bool,
-) -> None:
-    """Writes the histograms of a deep step, if it is one of those that have some.
-
-    Args:
-        ring: takes them.
-        done: steps before this one.
-        weights: after the step.
-        gradients: before clipping.
-        whole: as `graph.rarely` takes it.
-    """
-
-    def do() -> tf.Tensor:
-        ring.histograms.write(row(done, weights, gradients))
-        return tf.constant(0)
-
-    graph.rarely(ring.histogram_due(done), do, lambda: tf.constant(0), whole)
-
-
 def row(done: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """The row of a step's histograms."""
     rows: list[tf.Tensor] = []

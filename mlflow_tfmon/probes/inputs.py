@@ -18,6 +18,7 @@ from mlflow_tfmon.stream.ring import lasting_variable
 
 _PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
 
+_HOST = "CPU:0"  # which tells the time, and takes the batches
 _KEPT = 16384  # batches, of which the drain is never that far behind
 
 
@@ -63,7 +64,7 @@ def _traced(function: Any, take: Callable[[], Any]) -> Any:
     # After what the function did before, such as the step before, if it is here.
     with contained(_PART, _LOSS):
         if graph.has_clock():
-            with graph.after(graph.effects(function)):
+            with tf.device(_HOST), graph.after(graph.effects(function)):
                 start = tf.timestamp()
     with tf.control_dependencies([] if start is None else [start]):
         element = take()
@@ -131,13 +132,14 @@ class Batches:
 
 
 def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
-    with graph.after(tf.nest.flatten(element, expand_composites=True)):
-        now = tf.timestamp()
-    sizes = [tf.cast(tf.shape(part)[0], tf.float64) for part in replicas.rows(element)]
-    examples = tf.constant(float("nan"), tf.float64)
-    if sizes:
-        examples = sizes[0] if len(sizes) == 1 else tf.add_n(sizes)
-    return tf.stack([start, now, examples])
+    with tf.device(_HOST):
+        with graph.after(tf.nest.flatten(element, expand_composites=True)):
+            now = tf.timestamp()
+        sizes = [tf.cast(tf.shape(part)[0], tf.float64) for part in replicas.rows(element)]
+        examples = tf.constant(float("nan"), tf.float64)
+        if sizes:
+            examples = sizes[0] if len(sizes) == 1 else tf.add_n(sizes)
+        return tf.stack([start, now, examples])
 
 
 class _Clock:
@@ -151,7 +153,7 @@ class _Clock:
 
     def __init__(self) -> None:
         # XLA reads what is on its own device; what is set there comes with the batch, which is sent there as well.
-        self.written = lasting_variable(3, device="CPU:0" if compiled.deep() is None else "")
+        self.written = lasting_variable(3, device=_HOST if compiled.deep() is None else "")
         with tf.init_scope():
             self._handle = tf.identity(self.written.handle)
         self._handle._cached_variable = self.written.handle._cached_variable  # see lasting_variable

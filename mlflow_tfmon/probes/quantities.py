@@ -61,13 +61,20 @@ def _grouped(tensor: tf.Tensor) -> tf.Tensor:
     size, total = flat.shape[0], tf.constant(0, tf.float64)
     if size is None:
         return tf.nn.l2_loss(tf.cast(flat, tf.float64))
-    squares = tf.square(tf.cast(flat, tf.float64))
+    sums = flat
     while size >= 4 * _GROUP:
-        groups = size // _GROUP
-        total += tf.reduce_sum(squares[groups * _GROUP :])
-        squares = tf.reduce_sum(tf.reshape(squares[: groups * _GROUP], [groups, _GROUP]), axis=1)
-        size = groups
-    return (total + tf.reduce_sum(squares)) / 2
+        first = sums is flat
+        groups, rest = divmod(size, _GROUP)
+        if rest:
+            total += tf.reduce_sum(_square(sums[-rest:], first))
+        grouped = tf.reshape(sums[:-rest] if rest else sums, [groups, _GROUP])
+        sums, size = tf.reduce_sum(_square(grouped, first), axis=1), groups
+    return (total + tf.reduce_sum(_square(sums, sums is flat))) / 2
+
+
+def _square(values: tf.Tensor, first: bool) -> tf.Tensor:
+    """The squares of what is not summed yet. Sliced first, or XLA would keep them all (TF 2.21)."""
+    return tf.square(tf.cast(values, tf.float64)) if first else values
 
 
 def quick_half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -30,12 +30,14 @@ class Before(NamedTuple):
     Attributes:
         done: how many steps have been made.
         deep: whether this one is deep: known while tracing, or a tensor.
+        counted: whether it has histograms, or None: as `Ring.next_step` tells.
         weights: what `quantities.snapshot` gave.
         ready: when the gradients were ready, where those of several workers are summed.
     """
 
     done: tf.Tensor
     deep: bool | tf.Tensor
+    counted: tf.Tensor | None
     weights: Any
     ready: tf.Tensor
 
@@ -115,12 +117,12 @@ class StepProbe:
             self.made.assign(tf.concat(made, axis=0))
 
     def _before(self, updates: Any, window: int) -> Before:
-        done, due = self.ring.next_step(updates, window)
+        done, due, counted = self.ring.next_step(updates, window)
         deep = due if updates is not None or compiled.deep() is None else compiled.deep()
         if self.made is not None:
             self.made.assign(tf.zeros_like(self.made))
         weights = quantities.snapshot(deep, self._variables, self._whole)
-        return Before(done, deep, weights, tf.constant(_UNKNOWN, tf.float64))
+        return Before(done, deep, counted, weights, tf.constant(_UNKNOWN, tf.float64))
 
     def _record(
         self, before: Before, loss: Any, slots: Any, gradients: Any, learning_rate: Any, scalars: Any
@@ -171,23 +173,32 @@ class StepProbe:
         applied: tf.Tensor | None,
     ) -> tf.Tensor:
         """At a deep step writes its rows; gives the half squares of all gradients, as well as they can be had."""
-        ring, (done, deep, weights, _) = self.ring, before
+        ring, (done, deep, counted, weights, _) = self.ring, before
+
+        def nothing() -> tf.Tensor:
+            return tf.constant(0)
+
+        def count() -> tf.Tensor:
+            ring.histograms.write(histograms.row(done, self._variables, gradients))
+            return nothing()
 
         def measure() -> tf.Tensor:
             ring.write_deep(done, quantities.deep_row(done, self._variables, weights, gradients, applied))
-            histograms.write(ring, done, self._variables, gradients, self._whole)
-            return tf.constant(0)
+            if counted is None:
+                graph.rarely(ring.histogram_due(done), count, nothing, self._whole)
+            return nothing()
 
         if graph.in_xla():
             if deep is not False:
                 self._look_in_xla(before, gradients, applied)
             return quick
-        if ring.layout.split:  # a look at the sums would have the host wait for them
-            graph.rarely(deep, measure, lambda: tf.constant(0), self._whole)
+        if counted is not None:  # the host tells: a look at the sums would have it wait for them
+            graph.rarely(deep, measure, nothing, self._whole)
+            graph.rarely(counted, count, nothing, self._whole)
             return quick
 
         def look_closely() -> tf.Tensor:
-            with graph.after(graph.rarely(deep, measure, lambda: tf.constant(0), self._whole)):
+            with graph.after(graph.rarely(deep, measure, nothing, self._whole)):
                 return quantities.half_squares(every)
 
         # One If for both: each costs a step some 25 us, taken or not (TF 2.21, two cores).
@@ -195,7 +206,7 @@ class StepProbe:
 
     def _look_in_xla(self, before: Before, gradients: list[tf.Tensor], applied: tf.Tensor | None) -> None:
         """The same in XLA, where a branch gives rows and writes none: it would have what it writes to copied."""
-        ring, (done, deep, weights, _) = self.ring, before
+        ring, (done, deep, _, weights, _) = self.ring, before
         due = deep & ring.histogram_due(done)
 
         def measure() -> tf.Tensor:

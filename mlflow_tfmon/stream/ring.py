@@ -290,24 +290,29 @@ class Ring:
         self.begin(1)
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
-    def next_step(self, updates: Any = None, window: int = 1) -> tuple[tf.Tensor, tf.Tensor]:
-        """How many steps have been made, on the device, and whether the one that is being made is deep.
+    def next_step(self, updates: Any = None, window: int = 1) -> tuple[tf.Tensor, tf.Tensor, Any]:
+        """Which step is being made, and what is measured at it.
 
         Args:
             updates: whether it updates the weights, if not every step does: a deep step that is due waits for that.
             window: every how many steps there is an update.
+
+        Returns:
+            How many steps have been made, on the device; whether this one is deep; whether it has histograms, where the
+            host tells, for which nobody waits, else None: then `histogram_due` tells at a deep step.
         """
         done = _read(self.count)
-        if self.layout.split:  # what the host can tell, nobody waits for
+        if self.layout.split:
             with tf.device(self.layout.host):
                 begin, every = _read(self._host_begin), _read(self._host_every)
                 last, first = _read(self._host_count) + 1, _read(self._host_first)
                 before = last - window
                 due = (last - begin) // every > (before - begin) // every
                 due = due | ((before < first) & (first <= last))
-        else:
-            due = done >= _read(self._deep_next)
-        return done, due if updates is None else due & updates
+                due = due if updates is None else due & updates
+                return done, due, due & _histogram_due((last - begin) // every)
+        due = done >= _read(self._deep_next)
+        return done, due if updates is None else due & updates, None
 
     def write_deep(self, done: tf.Tensor, row: tf.Tensor, if_: tf.Tensor | None = None) -> None:
         """Writes a deep row, and says when the next is due.
@@ -329,15 +334,7 @@ class Ring:
 
         So a training of any length has some 16 for each time that it grew to twice its length.
         """
-        number = (done + 1 - _read(self._begin)) // _read(self._every)
-        octave = tf.math.log(tf.cast(tf.maximum(number, 1), tf.float64) + 0.5) / tf.math.log(
-            tf.constant(2, tf.float64)
-        )
-        spacing = tf.bitwise.left_shift(
-            tf.constant(1, tf.int64), tf.maximum(tf.cast(octave, tf.int64) - 4, 0)
-        )
-        # Not `%`, which TensorFlow compiles on a GPU when it is first used (2.21).
-        return tf.equal(tf.bitwise.bitwise_and(number, spacing - 1), 0)
+        return _histogram_due((done + 1 - _read(self._begin)) // _read(self._every))
 
     def write(self, done: tf.Tensor, host: Sequence[tf.Tensor], device: Sequence[tf.Tensor]) -> None:
         """Writes a step's row; then the counter moves: what it counts has been written.
@@ -398,6 +395,15 @@ class Ring:
         # Meanwhile the training went on, and is writing one more: what it may have overwritten does not count.
         spoiled = max(0, self.written() + 1 - self.capacity - first)
         return rows[spoiled:], upto - after - len(rows[spoiled:])
+
+
+def _histogram_due(number: tf.Tensor) -> tf.Tensor:
+    octave = tf.math.log(tf.cast(tf.maximum(number, 1), tf.float64) + 0.5) / tf.math.log(
+        tf.constant(2, tf.float64)
+    )
+    spacing = tf.bitwise.left_shift(tf.constant(1, tf.int64), tf.maximum(tf.cast(octave, tf.int64) - 4, 0))
+    # Not `%`, which TensorFlow compiles on a GPU when it is first used (2.21).
+    return tf.equal(tf.bitwise.bitwise_and(number, spacing - 1), 0)
 
 
 def _power_of_two(count: int, least: int, most: int) -> int:

@@ -99,7 +99,8 @@ def program(folder: Path, function: str) -> dict[str, Any]:
     assert texts and reports, f"no dump of {function} among {sorted(path.name for path in folder.iterdir())}"
     text = texts[-1].read_text()
     return {
-        "conditionals": len(re.findall(r" conditional\(", text)),
+        # Those within a branch are for deep steps alone.
+        "conditionals": len(re.findall(r" conditional\(", text[text.index("\nENTRY ") :])),
         "copies": _copies(text),
         "copies outside of branches": _copies(text[text.index("\nENTRY ") :]),
         "temporary bytes": sum(

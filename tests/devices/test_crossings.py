@@ -24,26 +24,17 @@ def check(found: dict[str, object]) -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what decides and tells time is not kept on the host"
-)
 @pytest.mark.parametrize("name", DAILY)
 def test_a_step_crosses_to_the_host_no_more_than_unwatched(script: Script, name: str) -> None:
     check(script("audited", *DAILY, PARTITIONS)[name])
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="what decides and tells time is not kept on the host"
-)
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", RARE)
 def test_nor_does_it_in_other_modes(script: Script, name: str) -> None:
     check(script("audited", *RARE)[name])
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the batch goes to the device and back to the host"
-)
 def test_tensorflow_places_it_so_that_no_batch_and_no_answer_is_sent_back(script: Script) -> None:
     found = script("audited", *DAILY, PARTITIONS)[PARTITIONS]
     assert found["unwatched"]["error"] is None and found["watched"]["error"] is None

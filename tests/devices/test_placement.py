@@ -43,7 +43,6 @@ def test_or_where_a_strategy_or_a_scope_has_put_them(script: Script, name: str) 
     check(script("placed", *RARE)[name])
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="its ops can't be placed")
 @pytest.mark.thorough
 def test_or_on_a_parameter_server(script: Script) -> None:
     check(script("placed", PARAMETER_SERVER)[PARAMETER_SERVER])

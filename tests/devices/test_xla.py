@@ -21,9 +21,6 @@ def more(found: dict[str, Any], what: str) -> dict[str, int]:
     return dict(Counter(found["watched"][what]) - Counter(found["unwatched"][what]))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="an ordinary step under XLA decides, and copies all weights"
-)
 def test_an_ordinary_step_of_fit_decides_nothing_and_copies_nothing(script: Script) -> None:
     found = script("compiled")["fit"]
     assert found["unwatched"]["conditionals"] == 0
@@ -31,16 +28,12 @@ def test_an_ordinary_step_of_fit_decides_nothing_and_copies_nothing(script: Scri
     assert more(found, "copies") == {}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="an ordinary step under XLA has a deep step's memory"
-)
 def test_its_temporaries_are_those_of_the_unwatched_step(script: Script) -> None:
     found = script("compiled")["fit"]
     assert found["unwatched"]["temporary bytes"] > 0
     assert found["watched"]["temporary bytes"] <= 1.1 * found["unwatched"]["temporary bytes"]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a conditional stands within another")
 def test_a_step_of_a_loop_decides_once_and_copies_nothing(script: Script) -> None:
     found = script("compiled")["loop"]
     assert found["watched"]["conditionals"] <= 1
