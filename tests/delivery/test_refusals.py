@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,11 @@ def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     one.close()
 
 
+def run_of(client: mlflow.MlflowClient) -> str:
+    """A run whose artifacts go through its server."""
+    return str(client.create_run(client.create_experiment(uuid.uuid4().hex)).info.run_id)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "answer",
@@ -160,7 +166,7 @@ def test_the_run_ends_though_a_server_takes_no_artifacts(
     answer: tuple[int, str, bytes], proxy: Proxy, home: Path
 ) -> None:
     client = mlflow.MlflowClient(proxy.uri)
-    run_id = client.create_run("0").info.run_id
+    run_id = run_of(client)
     proxy.answers["/mlflow-artifacts/artifacts"] = answer
     one = Deliverer(write(home, *recording(proxy.uri, run_id)))
     for _ in range(3):
@@ -178,7 +184,7 @@ def test_a_server_whose_artifacts_are_on_a_disk_that_cannot_be_written(server: S
     client = mlflow.MlflowClient(server.uri)
     served = server._folder / "served"
     aside = served.with_name("aside")
-    run_id = client.create_run("0").info.run_id
+    run_id = run_of(client)
     if served.exists():
         served.rename(aside)
     served.write_text("a file where the folder should be")
@@ -197,7 +203,7 @@ def test_a_server_whose_artifacts_are_on_a_disk_that_cannot_be_written(server: S
 @pytest.mark.thorough
 def test_a_proxy_that_answers_400_in_html_refuses_nothing_for_good(proxy: Proxy, home: Path) -> None:
     client = mlflow.MlflowClient(proxy.uri)
-    run_id = client.create_run("0").info.run_id
+    run_id = run_of(client)
     proxy.answers["/runs/log-batch"] = HTML
     folder = write(home, *recording(proxy.uri, run_id))
     one = Deliverer(folder)
