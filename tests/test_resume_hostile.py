@@ -147,7 +147,8 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
     stream = {"number": 0, "prefix": "", "name": "Adam", "model": "net", "steps": 2, "variables": "ab"}
     valid = {
         "epoch": 1, "step": 2, "first_epoch": 0, "began_with": 0, "fits": 0, "place": 0, "process": "ab",
-        "within": False, "past": {"streams": [stream], "epochs": {"": 1}, "seams": [], "resumed": False}, "streams": {"0": [0, 1]},
+        "within": False, "past": {"streams": [stream], "epochs": {"": 1}, "seams": [], "resumed": False},
+        "streams": {"0": [0, 1]},
         "prefix": "", "best": {"metric": "loss", "value": 0.5, "epoch": 0, "more": False}, "random": random,
         "callbacks": [{"class": "Counter", "numbers": {"count": 1, "best": None, "on": True}}],
         "weights": [["out/kernel", [4, 1]]], "optimizer": [["iteration", []]],
