@@ -73,7 +73,10 @@ def told(*callbacks: tuple[str, dict[str, Any]], **arrays: list[np.ndarray]) -> 
         (Counter, {"every": 1, "path": 7, "on": 3, "model": 1, "_model": 2, "new": 3, "on_epoch_end": 4, "params": 5}),
     ],
 )  # fmt: skip
-def test_no_attribute_but_a_counter_is_changed(callback: Callable[[], Any], tampered: dict[str, Any]) -> None:
+def test_no_attribute_but_a_counter_is_changed(
+    callback: Callable[[], Any], tampered: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     one = callback()
     one.set_model(model())
     before = dict(vars(one))
