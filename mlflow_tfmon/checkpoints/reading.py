@@ -11,7 +11,7 @@ import math
 import random
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,20 @@ def check(about: Any) -> None:
     Raises:
         ValueError: it is not; the message names what.
     """
+    if not isinstance(about, dict):
+        raise ValueError("it is no checkpoint's")
+    for name, is_right in (*_FIELDS.items(), *_MAYBE.items()):
+        if name not in about and name in _FIELDS:
+            raise ValueError(f"it lacks {name!r}")
+        if name in about and not _holds(is_right, about[name]):
+            raise ValueError(f"{name!r} is {json.dumps(about[name])[:80]}")
+
+
+def _holds(is_right: Callable[[Any], bool], value: Any) -> bool:
     try:
-        for name, is_right in _FIELDS.items():
-            if not is_right(about[name]):
-                raise ValueError(f"{name!r} is {json.dumps(about[name])[:80]}")
-        for name, is_right in _MAYBE.items():
-            if name in about and not is_right(about[name]):
-                raise ValueError(f"{name!r} is {json.dumps(about[name])[:80]}")
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"it lacks {error}" if isinstance(error, KeyError) else "it is no checkpoint's"
-        ) from None
+        return is_right(value)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return False
 
 
 def check_numpy(keys: np.ndarray) -> None:
@@ -202,9 +205,14 @@ def _is_random(value: Any) -> bool:
     )
 
 
-_FIELDS = {
+_FIELDS: dict[str, Callable[[Any], bool]] = {
     "epoch": _is_whole, "step": _is_whole, "first_epoch": _is_whole, "within": lambda value: isinstance(value, bool),
     "past": _is_past, "streams": _is_streams, "prefix": _is_text, "best": _is_best, "callbacks": _is_callbacks,
     "random": _is_random, "weights": _is_shapes, "optimizer": _is_shapes, "optimizers": _is_optimizers,
 }  # fmt: skip
-_MAYBE = {"began_with": _is_whole, "fits": _is_whole, "place": _is_whole, "process": _is_text}
+_MAYBE: dict[str, Callable[[Any], bool]] = {
+    "began_with": _is_whole,
+    "fits": _is_whole,
+    "place": _is_whole,
+    "process": _is_text,
+}
