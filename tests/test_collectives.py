@@ -94,6 +94,7 @@ def test_nothing_is_reduced_or_sent_for_us(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1200)
 def test_a_chief_saves_without_the_other_workers(store: str, home: Path, tmp_path: Path) -> None:
     processes = told(tmp_path, "workers", store, "2", ("fit",))
     same_losses(processes)
@@ -101,12 +102,14 @@ def test_a_chief_saves_without_the_other_workers(store: str, home: Path, tmp_pat
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("keras", ["2", "3"])
 def test_no_worker_stops_before_the_others(keras: str, store: str, home: Path, tmp_path: Path) -> None:
     same_losses(told(tmp_path, "workers", store, keras, DIVERGING if keras == "2" else DIVERGING[1:]))
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("kind", "keras", "cases"),
     [("workers", "2", ALL), ("workers", "3", LOOPS), ("mirrored", "2", ALL), ("mirrored", "3", ALL)],
