@@ -67,7 +67,7 @@ def test_keras_chooses_xla_as_it_does_unwatched(monkeypatch: pytest.MonkeyPatch)
         return {name: net.jit_compile for name, net in nets.items()}
 
     unwatched = choices()
-    assert unwatched == {"dense": True, "lstm": False}
+    assert unwatched["dense"] is True
     mlflow_tfmon.autolog(log_models=False, log_datasets=False, checkpoint=False)
     with mlflow.start_run() as run:
         assert choices() == unwatched
