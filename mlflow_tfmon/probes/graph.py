@@ -189,7 +189,7 @@ def stop_recording() -> contextlib.AbstractContextManager[None]:
         contextlib.nullcontext,
         "a tape that is recording follows the probes as well",
     )
-    return stop()  # type: ignore[no-any-return]
+    return stop()
 
 
 class Once:
