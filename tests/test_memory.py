@@ -55,7 +55,9 @@ def ours() -> Counter[str]:
     ring.give_back()
     gc.collect()
     things = gc.get_objects()
-    found = Counter(type(one).__name__ for one in things if type(one).__module__.startswith("mlflow_tfmon"))
+    found = Counter(
+        type(one).__name__ for one in things if str(type(one).__module__).startswith("mlflow_tfmon")
+    )
     return found + Counter(
         "variable" for one in things if hasattr(type(one), "_shared_name") and _is_ours(one)
     )
