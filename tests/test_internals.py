@@ -43,8 +43,8 @@ NAMES = [
     "tensorflow.python.framework.op_def_registry.get",
     "keras.src.backend.common.global_state.get_global_attribute",
 ]
-# Without these there is no step; all the rest leaves the loss of each step, but for what takes it.
-NO_STEP = {"apply", "_backend_apply_gradients"}
+# Without this there is no step; all the rest leaves the loss of each step, but for what takes it.
+NO_STEP = {"_backend_apply_gradients"}
 NO_LOSS = {"gradient"}
 
 
