@@ -24,7 +24,7 @@ _NO_PARTS = "what the loss is made of is not recorded"
 def hooks(on_ring: OnRing) -> list[Hook]:
     """The table; `on_ring` is told of each new ring and its optimizer."""
     return [
-        Hook(f"{_OPTIMIZER}.apply", _NO_STEP, optimizer.watch_apply),
+        Hook(f"{_OPTIMIZER}.apply", "weights are measured before their constraints", optimizer.watch_apply),
         Hook(
             f"{_OPTIMIZER}._backend_apply_gradients",
             _NO_STEP,
