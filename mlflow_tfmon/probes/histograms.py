@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes.pieces import over_pieces
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
@@ -33,10 +34,8 @@ def _counted(numbers: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.DenseBincount(input=numbers, size=size, weights=tf.zeros([0], tf.int32))
 
 
-@graph.Once
-def _row(values: tf.Tensor) -> tf.Tensor:
-    """The row of one histogram."""
-    values = tf.reshape(tf.cast(values, tf.float32), [-1])
+def _piece(values: tf.Tensor) -> tf.Tensor:
+    values = tf.cast(values, tf.float32)
     # In 64 bits: arithmetic with 32 is done by the host, where the weights are on a GPU (TF 2.16 to 2.21).
     bits = tf.cast(tf.bitcast(values, tf.int32), tf.int64)
     negative = tf.cast(bits < 0, tf.int64)
@@ -51,6 +50,19 @@ def _row(values: tf.Tensor) -> tf.Tensor:
     most = tf.reduce_max(tf.where(finite, values, float("-inf")))
     ends = tf.cast(tf.stack([least, most]), tf.float64)
     return tf.concat([tf.cast(counts, tf.float64), zeros[None], ends], axis=0)
+
+
+def _join(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    least, most = tf.minimum(one[-2:-1], other[-2:-1]), tf.maximum(one[-1:], other[-1:])
+    return tf.concat([one[:-2] + other[:-2], least, most], axis=0)
+
+
+def _histogram(values: tf.Tensor) -> tf.Tensor:
+    """The row of one histogram."""
+    return over_pieces(_piece, _join, [values])
+
+
+_row = graph.Once(_histogram)
 
 
 def _counts(values: Sequence[tf.Tensor]) -> np.ndarray:
@@ -80,5 +92,7 @@ def row(done: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.
     rows: list[tf.Tensor] = []
     for tensor in (*weights, *gradients):
         with graph.after(rows[-1:]):  # one after the other: what they take in between is taken once
-            rows.append(_row(tf.convert_to_tensor(tensor)))
+            # XLA would not know how large the pieces are of what has no shape.
+            histogram = _histogram if graph.in_xla() else _row
+            rows.append(histogram(tf.convert_to_tensor(tensor)))
     return tf.concat([tf.cast(done + 1, tf.float64)[None], *rows], axis=0)

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
+from mlflow_tfmon.probes.pieces import over_pieces
 
 # Half sums of squares between these are known well from float32, which loses squares below 1e-38, even 1e9 of them.
 _LEAST, _MOST = np.float64(1e-24), np.float64(1e36)
@@ -144,10 +145,19 @@ def _of_variable(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tens
 def _deep(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """The deep quantities of one variable, in the order of `stream.ring.DEEP`."""
     wide = tf.float64 if new.dtype == tf.float64 else tf.float32
-    after, before = tf.reshape(tf.cast(new, wide), [-1]), tf.reshape(tf.cast(old, wide), [-1])
-    nonzero = tf.math.count_nonzero(gradient, dtype=tf.int64)
-    halves = [half_square(after), half_square(before), half_square(after - before)]
-    return tf.stack([*halves, tf.cast(nonzero, tf.float64)])
+
+    def halves(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        after, before = tf.cast(after, wide), tf.cast(before, wide)
+        return half_squares([after, before, after - before])
+
+    def nonzero(values: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(tf.not_equal(values, 0), tf.float64))
+
+    if graph.in_xla():  # which keeps nothing in between, but would copy what a loop reads
+        return tf.concat([halves(new, old), nonzero(gradient)[None]], axis=0)
+    # A sparse gradient has another size.
+    squares = over_pieces(halves, tf.add, [new, old])
+    return tf.concat([squares, over_pieces(nonzero, tf.add, [gradient])[None]], axis=0)
 
 
 def deep_row(
