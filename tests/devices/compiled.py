@@ -106,7 +106,7 @@ def program(folder: Path, function: str) -> dict[str, Any]:
         "temporary bytes": sum(
             float(size) * 1024 ** " KMG".index(unit or " ")
             for size, unit in re.findall(
-                r"size ([\d.]+)([KMG]?)i?B, preallocated-temp", reports[-1].read_text()
+                r"\nallocation \d+: size ([\d.]+)([KMG]?)i?B, preallocated-temp", reports[-1].read_text()
             )
         ),
     }

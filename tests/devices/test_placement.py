@@ -11,12 +11,6 @@ from tests.devices.placed import CASES, DAILY, PARAMETER_SERVER, STEPS
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for the trainings of all
 RARE = [name for name in CASES if name not in DAILY]
-BROKEN = [name for name in CASES if not name.startswith(("all within", "OneDevice"))]
-
-
-def marked(names: list[str]) -> list[Any]:
-    failing = pytest.mark.xfail(strict=True, raises=AssertionError, reason="its ops can't be placed")
-    return [pytest.param(name, marks=failing if name in BROKEN else ()) for name in names]
 
 
 def check(found: dict[str, Any]) -> None:
@@ -32,13 +26,13 @@ def check(found: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("name", marked(DAILY))
+@pytest.mark.parametrize("name", DAILY)
 def test_variables_may_be_on_several_devices(script: Script, name: str) -> None:
     check(script("placed", *DAILY)[name])
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", marked(RARE))
+@pytest.mark.parametrize("name", RARE)
 def test_or_where_a_strategy_or_a_scope_has_put_them(script: Script, name: str) -> None:
     check(script("placed", *RARE)[name])
 
