@@ -251,7 +251,8 @@ def _is_value(one: Any) -> bool:
 def _spec(one: Any) -> Any:
     if isinstance(one, tf.IndexedSlices):  # of which each may have another number of rows
         shape = tf.TensorShape([None, *one.values.shape[1:]])
-        return tf.IndexedSlicesSpec(one.shape, one.dtype, one.indices.dtype, None, shape[:1])
+        dense = None if one.dense_shape is None else one.dense_shape.dtype
+        return tf.IndexedSlicesSpec(one.shape, one.dtype, one.indices.dtype, dense, shape[:1])
     # Weights are empty where a step is not deep.
     return tf.TensorSpec([None] if one.shape.rank == 1 else one.shape, one.dtype)
 

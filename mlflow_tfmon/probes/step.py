@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ class StepProbe:
         """
         layout, has_clock = self.ring.layout, graph.has_clock()
         self.ring.batch = batches.in_reach() or self.ring.batch
-        with tf.device(layout.host if layout.split else None):
+        with tf.device(layout.host) if layout.split else contextlib.nullcontext():
             time, reading = tf.constant(_UNKNOWN, tf.float64), tf.constant([_UNKNOWN] * 3, tf.float64)
             if has_clock:
                 with graph.after(

@@ -8,6 +8,7 @@ outlives a recording: a `tf.function` that was traced with it goes on writing in
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import uuid
 import weakref
@@ -52,7 +53,8 @@ def lasting_variable(
     new variables; the class itself does not ask (TF 2.16 to 2.21).
     """
     give_back()
-    with tf.init_scope(), tf.device(device or None):
+    # `tf.device(None)` would leave the scopes of the trace.
+    with tf.init_scope(), tf.device(device) if device else contextlib.nullcontext():
         value = _filled(shape, dtype, fill)
         variable = _variable_class()(
             value, trainable=False, shape=tf.TensorShape(None) if any_shape else None
