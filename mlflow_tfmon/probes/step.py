@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
