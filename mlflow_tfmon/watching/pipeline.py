@@ -19,7 +19,7 @@ from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
-from mlflow_tfmon.probes import batches, inputs
+from mlflow_tfmon.probes import batches, inputs, ledger
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
@@ -110,7 +110,7 @@ class Pipeline:
 
         def take(block: Block) -> None:
             batches.glance(ring)
-            self.recording.take(whole(with_batches(block, taken.until)))
+            self.recording.take(whole(ledger.with_losses(with_batches(block, taken.until))))
 
         DRAIN.attach(ring, take)
 
