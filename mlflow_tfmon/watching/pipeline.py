@@ -100,10 +100,18 @@ class Pipeline:
         for keeper in self._keepers.values():
             keeper.finish(self.settings.delivery_wait)
 
-    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
+    def attach(
+        self,
+        ring: Ring,
+        name: str,
+        model: str,
+        total_steps: int | None,
+        deep_every: int,
+        compiled: bool = False,
+    ) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
         self.drain()  # whether it is part of a training that begins goes by the steps made, not by those taken
-        self.recording.open_stream(ring, name, model, total_steps)
+        self.recording.open_stream(ring, name, model, total_steps, compiled)
         ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
@@ -118,6 +126,7 @@ class Pipeline:
         """Takes what is left in rings and lets go of them; the run may go on."""
         with self._spool.last_call():
             DRAIN.detach(rings)
+        self.recording.close_rings(rings)
         self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 
     def drain(self) -> None:

@@ -258,7 +258,9 @@ class Training:
             self._rings.append(ring)
             name = claims.trained(ring)
             model = name if self.model is None else str(self.model.name)
-            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every)
+            optimizer = ring.optimizer()
+            compiled = optimizer is not None and getattr(self.model, "optimizer", None) is optimizer
+            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every, compiled)
             self.tell_premises()
 
     def trains(self, keys: frozenset[str]) -> bool:
