@@ -126,6 +126,46 @@ class Once:
             return self._traced[dtypes](*tensors)
 
 
+class Traced:
+    """A function for eager code, which pays for each op: all of it is one, traced for each kind of arguments.
+
+    A `tf.function` called directly would warn the user of its tracings when many models are trained.
+
+    Args:
+        function: of nested tensors, None and variables; how many rows a tensor has it is not told.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._traced: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        leaves = tf.nest.flatten(args)
+        sparse = tuple(isinstance(one, tf.IndexedSlices) for one in leaves)
+        if any(sparse):
+            leaves = tf.nest.flatten(args, expand_composites=True)
+        fixed = [one if one is None or isinstance(one, tf.Variable) else _TENSOR for one in leaves]
+        tensors = [
+            tf.convert_to_tensor(one) for one, kind in zip(leaves, fixed, strict=True) if kind is _TENSOR
+        ]
+        specs = [
+            tf.TensorSpec([None, *one.shape[1:]] if one.shape.rank else [], one.dtype) for one in tensors
+        ]
+        key = (sparse, tuple(specs), tuple(id(one) for one in fixed))
+        if key not in self._traced:
+
+            def function(*given: tf.Tensor) -> Any:
+                left = iter(given)
+                whole = [next(left) if kind is _TENSOR else kind for kind in fixed]
+                return self._function(*tf.nest.pack_sequence_as(args, whole, expand_composites=True))
+
+            self._traced[key] = tf.function(function, autograph=False).get_concrete_function(*specs), fixed
+        return self._traced[key][0](*tensors)
+
+
+_TENSOR = object()
+
+
 class Reader:
     """Reads variables as they are at one moment, into the machine's own memory, on the thread that trains.
 

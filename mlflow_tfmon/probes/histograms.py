@@ -33,7 +33,8 @@ def _counted(numbers: tf.Tensor) -> tf.Tensor:
 
 @graph.Once
 def _row(values: tf.Tensor) -> tf.Tensor:
-    """The row of one histogram."""
+    """The row of one histogram; of complex numbers, that of their absolute values."""
+    values = tf.abs(values) if values.dtype.is_complex else values
     values = tf.reshape(tf.cast(values, tf.float32), [-1])
     bits = tf.bitcast(values, tf.int32)
     negative = tf.cast(bits < 0, tf.int32)

@@ -18,13 +18,24 @@ _LEAST, _MOST = np.float64(1e-24), np.float64(1e36)
 
 
 def dense_values(gradient: Any) -> tf.Tensor:
-    """The values of a gradient; of a sparse one (an embedding's), its rows with those of equal index summed."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return tf.convert_to_tensor(gradient)
-    if graph.in_xla():  # tf.unique has no static shape
-        return tf.convert_to_tensor(gradient)
-    rows, position = tf.unique(gradient.indices)
-    return tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+    """The values of a gradient; of a sparse one (an embedding's), its rows with those of equal index summed.
+
+    Of a complex one, the absolute values.
+    """
+    if not isinstance(gradient, tf.IndexedSlices) or graph.in_xla():  # where tf.unique has no static shape
+        values = tf.convert_to_tensor(gradient)
+    else:
+        rows, position = tf.unique(gradient.indices)
+        values = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+    return tf.abs(values) if values.dtype.is_complex else values
+
+
+def real(values: Any) -> tf.Tensor:
+    """Numbers as real ones: of a complex one both parts, along an axis of their own at the end."""
+    values = tf.convert_to_tensor(values)
+    if not values.dtype.is_complex:
+        return values
+    return tf.stack([tf.math.real(values), tf.math.imag(values)], axis=-1)
 
 
 def half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -51,17 +62,18 @@ def quick_half_squares(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tens
 
 def snapshot(deep: tf.Tensor, variables: Sequence[tf.Variable]) -> tf.Tensor:
     """The weights at a deep step, one after the other; else an empty tensor (XLA wants one shape: zeros)."""
-    dtype = tf.float64 if any(v.dtype == tf.float64 for v in variables) else tf.float32
+    dtype = tf.float64 if any(v.dtype in (tf.float64, tf.complex128) for v in variables) else tf.float32
     size = sum(sizes(variables)) if graph.in_xla() else 0
 
     def copy() -> tf.Tensor:
-        return tf.concat([tf.reshape(tf.cast(v, dtype), [-1]) for v in variables], axis=0)
+        return tf.concat([tf.reshape(tf.cast(real(v), dtype), [-1]) for v in variables], axis=0)
 
     return graph.rarely(deep, copy, lambda: tf.zeros([size], dtype))
 
 
 def sizes(variables: Sequence[tf.Variable]) -> list[int]:
-    return [int(np.prod(v.shape)) for v in variables]
+    """Of how many real numbers variables are."""
+    return [int(np.prod(v.shape)) * (2 if v.dtype.is_complex else 1) for v in variables]
 
 
 @graph.Once
@@ -85,7 +97,7 @@ def deep_row(
     Where `applied` is 0 no update was made, and nothing is told of the change.
     """
     found = [
-        _of_variable(tf.convert_to_tensor(v), *told)
+        _of_variable(real(v), *told)
         for v, *told in zip(variables, tf.split(before, sizes(variables)), gradients, strict=True)
     ]
     after, earlier, change, nonzero = tf.unstack(tf.stack(found, axis=1))

@@ -43,8 +43,8 @@ class StepProbe:
         clipped = len(variables) * ("grad_norm_clipped" in layout.norms)
         self.made = lasting_variable(1 + clipped) if APPLIED in layout.scalars else None
         # Eager code pays for each op: there, one call of a traced function does the lot.
-        self._before_traced = tf.function(self._before, autograph=False)
-        self._record_traced = tf.function(self._record, autograph=False, reduce_retracing=True)
+        self._before_traced = graph.Traced(self._before)
+        self._record_traced = graph.Traced(self._record)
 
     def before(self, gradients: Sequence[Any], updates: Any = None) -> Before:
         """Before the update: which step it is, at a deep one a copy of the weights; when the gradients are ready.

@@ -24,7 +24,8 @@ from mlflow_tfmon.stream.ring import lasting_variable
 # not a tensor, since replicas are traced into functions of their own.
 _slots: dict[frozenset[str], dict[tuple[int, tuple[str, ...]], Slot]] = {}  # the last used come last
 _UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
-_seen: set[str] = set()  # keys of the variables of which a tape has been asked for the gradients of a loss
+_seen: dict[str, str] = {}  # names of the variables for which tapes gave gradients of a loss, by their keys
+_applied: set[str] = set()  # keys of those whose gradients an optimizer was given
 _passed: set[str] = set()  # of those whose gradients go from eager code into a function that applies them
 _sites: dict[Any, int] = {}
 _numbers = itertools.count(1)
@@ -118,7 +119,7 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
     if losses:
         first = 1.0 if replicas.index() == 0 else 0.0  # the slots of replicas are added up
         reading = tf.stack([_sum(losses), first, *(_sum(some) for some in parts.values())])
-        _seen.update(graph.key(v) for v, _ in pairs)
+        _seen.update((graph.key(v), graph.name(v)) for v, _ in pairs)
         if replicas.count() > 1 and not nested:
             slot = _slot([v for v, _ in pairs], tuple(parts))
             graph.keep_alive(slot.values)
@@ -260,6 +261,16 @@ def _given() -> dict[int, tuple[origin.Call, str]]:
     }
 
 
+def not_applied() -> list[str]:
+    """Names of the variables for which tapes gave gradients of a loss that no watched optimizer was given."""
+    return [name for key, name in _seen.items() if key not in _applied]
+
+
+def applied(variables: Sequence[Any] | None = None) -> bool:
+    """Whether a watched optimizer was given gradients of any of these variables, or of any at all."""
+    return bool(_applied if variables is None else _applied & {graph.key(v) for v in variables})
+
+
 class Step(NamedTuple):
     """What tapes tell of the step that an optimizer makes.
 
@@ -281,13 +292,14 @@ class Step(NamedTuple):
 def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
     """What tapes tell of the step whose gradients an optimizer has been given."""
     keys = frozenset(graph.key(v) for v in variables)
+    _applied.update(keys)
     if replicas.count() > 1:  # the losses of all replicas, since the last step
         groups = _slots_of(keys)
         parts = groups[0][0].parts if len(groups) == 1 else ()
         return Step(None, [[slot.values for slot in group] for group in groups], None, parts)
     found = origin.trace(gradients, variables, _given())
     if found is None:
-        return Step(_asked(gradients, variables) if keys & _seen else None, [], None)
+        return Step(_asked(gradients, variables) if keys & _seen.keys() else None, [], None)
     for _, call in found.calls:
         call.told = True
     if graph.tracing() is None:

@@ -75,7 +75,7 @@ def _alike(applied: np.ndarray, given: np.ndarray) -> bool:
     if not (np.isfinite(applied).all() and np.isfinite(given).all()):
         return True
     norms = np.linalg.norm(applied) * np.linalg.norm(given)
-    return bool(norms == 0 or abs(applied @ given) >= 0.25 * norms)
+    return bool(norms == 0 or abs(applied @ given) >= 0.5 * norms)
 
 
 def _total(applied: np.ndarray, calls: Sequence[Given]) -> tuple[list[float], list[float]]:
