@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 from google.protobuf import text_format
@@ -129,15 +129,26 @@ class Once:
 class Traced:
     """A function for eager code, which pays for each op: all of it is one, traced for each kind of arguments.
 
-    A `tf.function` called directly would warn the user of its tracings when many models are trained.
+    A `tf.function` called directly would warn the user of its tracings when many models are trained. Functions of one
+    kind are traced once and called with the variables of each: a script may make an optimizer for each example.
 
     Args:
         function: of nested tensors, None and variables; how many rows a tensor has it is not told.
+        state: the variables that it uses.
+        kind: what its trace depends on but for the arguments, the dtypes and shapes of `state` included; None if it is
+            the only one of its kind.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    _shared: ClassVar[dict[Any, dict[Any, Any]]] = {}  # those used last come last
+
+    def __init__(self, function: Callable[..., Any], state: Sequence[Any] = (), kind: Any = None) -> None:
         self._function = function
+        self._state = list(state)
         self._traced: dict[Any, Any] = {}
+        if kind is not None:
+            self._traced = self._shared[kind] = self._shared.pop(kind, {})
+            for oldest in list(self._shared)[:-_KINDS]:  # what it holds on to may be large
+                del self._shared[oldest]
 
     def __call__(self, *args: Any) -> Any:
         leaves = tf.nest.flatten(args)
@@ -159,11 +170,19 @@ class Traced:
                 whole = [next(left) if kind is _TENSOR else kind for kind in fixed]
                 return self._function(*tf.nest.pack_sequence_as(args, whole, expand_composites=True))
 
-            self._traced[key] = tf.function(function, autograph=False).get_concrete_function(*specs), fixed
-        return self._traced[key][0](*tensors)
+            made = tf.function(function, autograph=False).get_concrete_function(*specs)
+            handles = {id(one.handle): at for at, one in enumerate(self._state)}
+            captured = [handles.get(id(one), one) for one in made.captured_inputs]
+            self._traced[key] = made, captured, fixed
+        made, captured, _ = self._traced[key]
+        given = [self._state[one].handle if isinstance(one, int) else one for one in captured]
+        with record.stop_recording():
+            # As a call of `made` does where no tape looks on, with variables of its own (TF 2.16 to 2.21).
+            return made._inference_function.call_preflattened([*tensors, *given])
 
 
 _TENSOR = object()
+_KINDS = 8
 
 
 class Reader:

@@ -229,6 +229,12 @@ class Ring:
         self.rows = lasting_variable(self.capacity, self.width)
         self.begin(1)
 
+    @property
+    def state(self) -> list[tf.Variable]:
+        """All variables that it is made of."""
+        own = [self.count, self._deep_next, self._begin, self._every, self.rows]
+        return own + [v for seldom in (self.deep, self.histograms) for v in (seldom.rows, seldom.count)]
+
     # -- traced into the user's graph ------------------------------------------------------------------------------
     def next_step(self, updates: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
         """The number of the step that is being made, and whether it is deep.
