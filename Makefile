@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs test test-demos test-thorough test-oldest bench gallery ui clean
+.PHONY: demo docs test test-demos test-thorough test-oldest test-keras bench gallery ui clean
 .PHONY: bench-fixed bench-scale bench-sustained bench-lag bench-checkpoints
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
@@ -34,6 +34,9 @@ test-thorough: $(VENV)/test.stamp  ## The tests that take long: outages, kills, 
 
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
 	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)
+
+test-keras: $(VENV)/test.stamp  ## Keras's own tests, watched and unwatched: each ends the same way. KERAS=trainers chooses.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m tests.keras_suite $(KERAS)
 
 docs: $(VENV)/docs.stamp  ## Build the documentation site into site/, strictly.
 	$(VENV)/bin/mkdocs build --strict --quiet

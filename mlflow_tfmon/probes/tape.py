@@ -335,7 +335,8 @@ def _asked(gradients: Sequence[Any], variables: Sequence[Any]) -> tf.Tensor:
                 _passed.update(keys)
                 _write([call for call in _eager.waiting if call.gradients.keys() & keys])
         for outer in list(graph.enclosing(function))[::-1]:
-            _write(_merged([call for call in _of(outer) if call.gradients.keys() & keys]))
+            with outer.as_default():  # whether or not the branch is taken that the optimizer is in
+                _write(_merged([call for call in _of(outer) if call.gradients.keys() & keys]))
     else:
         _write([call for call in _eager.waiting if call.gradients.keys() & keys])
     given = {graph.key(v): g for v, g in zip(variables, gradients, strict=True)}

@@ -28,6 +28,8 @@ _FROM = {
 }
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
+_ABSENT = 1000  # letters of the tag that names what is absent, before names that tell nothing new are left out
+_MOST = 64  # streams of a recording
 _SEAMS = 4000  # letters of the tag that names the seams: MLflow takes no more, and nobody reads more
 
 
@@ -75,6 +77,13 @@ class Recording:
                 if total_steps is not None:
                     stream.total_steps = total_steps + (0 if stream.carried else stream.steps)
                     stream.opened = None
+                return
+            if len(self._streams) >= _MOST:
+                say_once(
+                    "many optimizers",
+                    f"mlflow_tfmon: of the optimizers of one training the first {_MOST} are recorded, no more (one "
+                    "for each example?).",
+                )
                 return
             if len(self._streams) == 1 and self._streams[0].begins:
                 self._name(self._streams[0], f"{self._streams[0].name}.")
@@ -225,14 +234,16 @@ class Recording:
         """What tells, once, which series a stream can't have in the way that it is trained."""
         if layout is None:
             return []
-        absent = {f"{layout.prefix}{name}" for name, of in _FROM.items() if not of & set(layout.columns)}
-        if absent <= self._absent.keys():
+        lacking = sorted(name for name, of in _FROM.items() if not of & set(layout.columns))
+        absent = {f"{layout.prefix}{name}" for name in lacking}
+        known = {name for one in self._absent for name in _FROM if one.endswith(name)}
+        names = ", ".join([*self._absent, *sorted(absent - self._absent.keys())])
+        # A training of many optimizers has as many names; those of the first will do.
+        if absent <= self._absent.keys() or (set(lacking) <= known and len(names) > _ABSENT):
             return []
         self._absent |= dict.fromkeys(sorted(absent))
-        names = ", ".join(self._absent)
-        say_once(
-            f"absent {names}", f"mlflow_tfmon: can't be measured in this training: {names}.", logging.INFO
-        )
+        said = names if len(self._streams) == 1 else ", ".join(lacking)
+        say_once(f"absent {said}", f"mlflow_tfmon: can't be measured in this training: {said}.", logging.INFO)
         return [records.Facts(tags={ABSENT_TAG: names}, time=time.time())]
 
     # -- from callbacks and from the user --------------------------------------------------------------------------

@@ -111,6 +111,10 @@ class Pipeline:
     ) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
         self.drain()  # whether it is part of a training that begins goes by the steps made, not by those taken
+        # Where neither the optimizer nor a function that it was traced into is left, no step will be made.
+        gone = [one for one in self._rings if one.optimizer() is None and one.graph() is None]
+        if gone:
+            self.release(gone)
         self.recording.open_stream(ring, name, model, total_steps, compiled)
         ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)
