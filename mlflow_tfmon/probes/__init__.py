@@ -76,7 +76,12 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
         (BaseOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (LossScaleOptimizer, "scale_loss", tape.watch_scaling, "the loss of each step is the scaled one"),
         (tf.GradientTape, "gradient", tape.watch_gradient, "the loss of each step is not recorded"),
-        (AutomaticControlDependencies, "__exit__", tape.watch_end, "the loss of each step may not be recorded"),
+        (
+            AutomaticControlDependencies,
+            "__exit__",
+            tape.watch_end,
+            "the loss of each step may not be recorded",
+        ),
         (TensorFlowTrainer, "make_train_function", compiled.watch_making, "no step may be recorded"),
         (Trainer, "_compute_loss", losses.watch_total, parts),
         (Trainer, "compute_loss", losses.watch_sum, parts),

@@ -44,25 +44,27 @@ class _Plan:
     Attributes:
         positions: of elements, in the flat gradient.
         sparse: whether it has rows that are mostly zero: then, weighted sums over the rows of some columns.
-        rows: how many the variable has.
+        rows, columns: how many the variable has, all axes but the first taken as one.
         complex: whether each sample is two numbers.
     """
 
     positions: np.ndarray = field(repr=False)
     sparse: bool
     rows: int
+    columns: int
     complex: bool
 
     @classmethod
     def of(cls, variable: Any, gradient: Any) -> _Plan:
-        shape, dtype = variable.shape, tf.as_dtype(graph.raw(variable).dtype)
-        size = int(shape.num_elements() or 0) if hasattr(shape, "num_elements") else int(np.prod(shape))
-        rows = int(shape[0]) if len(shape) else 1
+        shape, dtype = graph.raw(variable).shape, tf.as_dtype(graph.raw(variable).dtype)
+        size = int(shape.num_elements() or 0)  # none, where it may change
+        rows = int(shape[0]) if size and len(shape) else 1
+        columns = max(1, size // rows)
         sparse = isinstance(gradient, tf.IndexedSlices) and size > 0
-        upto = size // max(rows, 1) if sparse else size
+        upto = columns if sparse else size
         some = np.random.default_rng(0).integers(0, max(upto, 1), _SAMPLES)
         positions = np.arange(upto) if upto <= _SAMPLES else np.unique(some)
-        return cls(positions, sparse, rows, dtype.is_complex)
+        return cls(positions, sparse, rows, columns, dtype.is_complex)
 
     @property
     def width(self) -> int:
@@ -96,11 +98,8 @@ class _Plan:
 
     def _of_slices(self, gradient: tf.IndexedSlices) -> tf.Tensor:
         values = tf.reshape(gradient.values, [tf.shape(gradient.indices)[0], -1])
-        per_row = max(1, int(self.positions.max() + 1) // self.rows) if self.rows else 1
-        static = gradient.values.shape[1:].num_elements()
-        per_row = static or per_row
-        columns = tf.gather(values, self.positions % per_row, axis=1)
-        rows = tf.constant(self.positions // per_row, gradient.indices.dtype)
+        columns = tf.gather(values, self.positions % self.columns, axis=1)
+        rows = tf.constant(self.positions // self.columns, gradient.indices.dtype)
         return tf.reduce_sum(columns * tf.cast(gradient.indices[:, None] == rows, columns.dtype), axis=0)
 
 
@@ -118,9 +117,7 @@ class Ledger:
             for key, v in zip(self.keys, variables, strict=True)
         ]
         bounds = np.cumsum([len(_HEAD), *(plan.width for plan in self._plans)])
-        self.parts = {
-            key: slice(a, b) for key, a, b in zip(self.keys, bounds[:-1], bounds[1:], strict=True)
-        }
+        self.parts = {key: slice(a, b) for key, a, b in zip(self.keys, bounds[:-1], bounds[1:], strict=True)}
         self.width = int(bounds[-1])
         self.capacity = int(np.clip(_BYTES // (8 * self.width), 64, 8192))
         device = getattr(graph.raw(variables[0]), "device", "")
@@ -257,11 +254,14 @@ def _told(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:
     keys = applied.ledger.keys
     settled = [row.number for row in rows if row.values[1] == SETTLED and row.ledger is applied.ledger]
     before = max([before, *settled])
-    calls, earlier = [], []
+    calls: list[Given] = []
+    earlier: list[Given] = []
     for row in rows[-1024:]:
         if row.values[1] >= 0:
             (calls if row.number > before else earlier).append(_given(row, keys, applied.ledger))
-    if any(row.ledger.gap > before for row in rows):  # some of them were overwritten: only what is the same tells
+    if any(
+        row.ledger.gap > before for row in rows
+    ):  # some of them were overwritten: only what is the same tells
         earlier, calls = [*earlier, *calls], []
     parts, begin = [], 0
     for key in keys:

@@ -145,10 +145,11 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
 def _site(tape: Any) -> int:
     """A mark of the place in the user's program where a tape was asked, and for the how many-th time."""
     tape._mlflow_tfmon_asked = asked = getattr(tape, "_mlflow_tfmon_asked", 0) + 1
-    frame, place = sys._getframe(3), []
+    frame: Any = sys._getframe(3)
+    place: list[Any] = []
     while frame is not None and len(place) < _FRAMES:
         place.append((frame.f_code, frame.f_lasti))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return _sites.setdefault((asked, *place), len(_sites) + 1_000_000)
 
 
@@ -189,7 +190,7 @@ def _drop(calls: list[origin.Call]) -> None:
 
 
 def watch_end(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the end of what TensorFlow traces a function's body in: what is not known to be a step's is written down."""
+    """Wraps the end of the tracing of a function: what is not known to be a step's is written down."""
 
     def __exit__(self: Any, kind: Any, *how: Any) -> Any:
         function = graph.tracing()
@@ -252,7 +253,9 @@ def _given() -> dict[int, tuple[origin.Call, str]]:
     """What tapes gave, as far as its tensors are in reach: by their ids, the call and the key of the variable."""
     function = graph.tracing()
     if function is None:
-        return {number: (call, key) for number, (alive, call, key) in _eager.given.items() if alive() is not None}
+        return {
+            number: (call, key) for number, (alive, call, key) in _eager.given.items() if alive() is not None
+        }
     return {
         id(origin.values(g)): (call, key)
         for outer in graph.enclosing(function)

@@ -93,7 +93,7 @@ def _is_plain(factor: float | None, count: int) -> bool:
 
 
 def _loss(factor: float, calls: Sequence[Given]) -> float | None:
-    """The loss of the sum of some calls, times a factor; None if it can't be told whether a sum or a mean was scaled."""
+    """The loss of the sum of some calls, times a factor; None if a sum or a mean may have been scaled."""
     losses = [one.loss for one in calls]
     if np.isclose(factor, 1.0, rtol=1e-4):
         return float(np.sum(losses))

@@ -28,7 +28,9 @@ _FROM = {
 }
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
-_ABSENT = 1000  # letters of the tag that names what is absent, before names that tell nothing new are left out
+_ABSENT = (
+    1000  # letters of the tag that names what is absent, before names that tell nothing new are left out
+)
 _MOST = 64  # streams of a recording
 _SEAMS = 4000  # letters of the tag that names the seams: MLflow takes no more, and nobody reads more
 
@@ -106,7 +108,9 @@ class Recording:
             for stream in self._streams:
                 gone = [one for one in stream.rings if any(one is ring for ring in rings)]
                 if gone:
-                    for block in [one for one in stream.blocks if any(one.ring is ring for ring in gone)][-1:]:
+                    for block in [one for one in stream.blocks if any(one.ring is ring for ring in gone)][
+                        -1:
+                    ]:
                         self._take(stream, block, last=True)
                     stream.rings = [one for one in stream.rings if not any(one is ring for ring in gone)]
 
