@@ -12,8 +12,8 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs soak test test-demos test-thorough test-oldest bench gallery ui clean
-.PHONY: bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints
+.PHONY: demo docs soak test test-demos test-thorough test-oldest test-keras bench gallery ui clean
+.PHONY: bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
@@ -38,13 +38,16 @@ soak: $(VENV)/test.stamp  ## An hour of trainings with 200 random kills, then ev
 test-oldest: $(OLDEST)/test.stamp  ## All tests on the oldest supported TensorFlow, Keras and MLflow.
 	env -u MLFLOW_TRACKING_URI $(OLDEST)/bin/python -m pytest $(TWO_AT_ONCE)
 
+test-keras: $(VENV)/test.stamp  ## Keras's own tests, watched and unwatched: each ends the same way. KERAS=trainers chooses.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m tests.keras_suite $(KERAS)
+
 docs: $(VENV)/docs.stamp  ## Build the documentation site into site/, strictly.
 	$(VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(VENV)/bench.stamp  ## What watching costs: ratios to the same training unwatched; BENCH=--help shows how to choose.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.overhead $(BENCH)
 
-bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints: bench-%: $(VENV)/bench.stamp  ## What it costs once; what long and large trainings cost.
+bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many: bench-%: $(VENV)/bench.stamp  ## What it costs once; what long and large trainings cost.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.$* $(BENCH)
 
 ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow as tf
 from google.protobuf import text_format
@@ -209,60 +209,6 @@ def host_of(device: str) -> str:
     return str(tf.DeviceSpec.from_string(device).replace(device_type="CPU", device_index=0).to_string())
 
 
-class Eager:
-    """A function that eager code calls: traced, since there each op would cost a call of its own.
-
-    A `tf.function` that is called directly warns the user of its tracings when many models are trained.
-
-    Args:
-        function: of tensors, in any structure, and of plain values; what it does is an effect.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._traced: dict[tuple[Any, ...], Any] = {}
-
-    def __call__(self, *arguments: Any) -> Any:
-        leaves = tf.nest.flatten(arguments)
-        key = tuple(map(_kind, leaves))
-        if key not in self._traced:
-            self._traced[key] = self._trace(arguments, leaves)
-        return self._traced[key](*filter(_is_value, leaves))
-
-    def _trace(self, arguments: tuple[Any, ...], leaves: list[Any]) -> Any:
-        function = self._function
-        plain = [None if _is_value(one) else one for one in leaves]
-        values = [_is_value(one) for one in leaves]
-        structure = tf.nest.map_structure(lambda _: 0, arguments)
-
-        def call(*given: Any) -> Any:
-            rest = iter(given)
-            packed = [next(rest) if value else one for value, one in zip(values, plain, strict=True)]
-            return function(*tf.nest.pack_sequence_as(structure, packed))
-
-        specs = [_spec(one) for one in leaves if _is_value(one)]
-        return tf.function(call, autograph=False).get_concrete_function(*specs)
-
-
-def _is_value(one: Any) -> bool:
-    return isinstance(one, (tf.Tensor, tf.IndexedSlices))
-
-
-def _spec(one: Any) -> Any:
-    if isinstance(one, tf.IndexedSlices):  # of which each may have another number of rows
-        shape = tf.TensorShape([None, *one.values.shape[1:]])
-        dense = None if one.dense_shape is None else one.dense_shape.dtype
-        return tf.IndexedSlicesSpec(one.shape, one.dtype, one.indices.dtype, dense, shape[:1])
-    # Weights are empty where a step is not deep.
-    return tf.TensorSpec([None] if one.shape.rank == 1 else one.shape, one.dtype)
-
-
-def _kind(one: Any) -> Any:
-    if _is_value(one):
-        return type(one).__name__, str(_spec(one))
-    return id(one) if isinstance(one, tf.Variable) else one
-
-
 class Once:
     """A function of tensors that is traced once for their dtypes, whatever their shapes, and then called.
 
@@ -290,6 +236,66 @@ class Once:
                     specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
                     self._traced[dtypes] = function.get_concrete_function(*specs)
             return self._traced[dtypes](*tensors)
+
+
+class Traced:
+    """A function for eager code, which pays for each op: all of it is one, traced for each kind of arguments.
+
+    A `tf.function` called directly would warn the user of its tracings when many models are trained. Functions of one
+    kind are traced once and called with the variables of each: a script may make an optimizer for each example.
+
+    Args:
+        function: of nested tensors, None and variables; how many rows a tensor has it is not told.
+        state: the variables that it uses.
+        kind: what its trace depends on but for the arguments, the dtypes and shapes of `state` included; None if it is
+            the only one of its kind.
+    """
+
+    _shared: ClassVar[dict[Any, dict[Any, Any]]] = {}  # those used last come last
+
+    def __init__(self, function: Callable[..., Any], state: Sequence[Any] = (), kind: Any = None) -> None:
+        self._function = function
+        self._state = list(state)
+        self._traced: dict[Any, Any] = {}
+        if kind is not None:
+            self._traced = self._shared[kind] = self._shared.pop(kind, {})
+            for oldest in list(self._shared)[:-_KINDS]:  # what it holds on to may be large
+                del self._shared[oldest]
+
+    def __call__(self, *args: Any) -> Any:
+        leaves = tf.nest.flatten(args)
+        sparse = tuple(isinstance(one, tf.IndexedSlices) for one in leaves)
+        if any(sparse):
+            leaves = tf.nest.flatten(args, expand_composites=True)
+        fixed = [one if isinstance(one, _FIXED) else _TENSOR for one in leaves]
+        tensors = [
+            tf.convert_to_tensor(one) for one, kind in zip(leaves, fixed, strict=True) if kind is _TENSOR
+        ]
+        specs = [
+            tf.TensorSpec([None, *one.shape[1:]] if one.shape.rank else [], one.dtype) for one in tensors
+        ]
+        key = (sparse, tuple(specs), tuple(one if isinstance(one, (bool, int)) else id(one) for one in fixed))
+        if key not in self._traced:
+
+            def function(*given: tf.Tensor) -> Any:
+                left = iter(given)
+                whole = [next(left) if kind is _TENSOR else kind for kind in fixed]
+                return self._function(*tf.nest.pack_sequence_as(args, whole, expand_composites=True))
+
+            made = tf.function(function, autograph=False).get_concrete_function(*specs)
+            handles = {id(one.handle): at for at, one in enumerate(self._state)}
+            captured = [handles.get(id(one), one) for one in made.captured_inputs]
+            self._traced[key] = made, captured, fixed
+        made, captured, _ = self._traced[key]
+        given = [self._state[one].handle if isinstance(one, int) else one for one in captured]
+        with stop_recording():
+            # As a call of `made` does where no tape looks on, with variables of its own (TF 2.16 to 2.21).
+            return made._inference_function.call_preflattened([*tensors, *given])
+
+
+_TENSOR = object()
+_FIXED = (type(None), bool, int, tf.Variable)  # what an argument may be that is no tensor
+_KINDS = 8
 
 
 class Reader:

@@ -58,8 +58,8 @@ def _join(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
 
 
 def _histogram(values: tf.Tensor) -> tf.Tensor:
-    """The row of one histogram."""
-    return over_pieces(_piece, _join, [values])
+    """The row of one histogram; of complex numbers, that of their absolute values."""
+    return over_pieces(_piece, _join, [tf.abs(values) if values.dtype.is_complex else values])
 
 
 _row = graph.Once(_histogram)

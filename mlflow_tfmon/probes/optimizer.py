@@ -45,7 +45,12 @@ class _Step:
     learning_rate: Any = None
 
     def begin(
-        self, gradients: Sequence[Any], variables: Sequence[Any], on_ring: OnRing, **scalars: Any
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[Any],
+        on_ring: OnRing,
+        given: Sequence[Any] = (),
+        **scalars: Any,
     ) -> None:
         """Before the update.
 
@@ -53,6 +58,7 @@ class _Step:
             gradients: unscaled, before clipping.
             variables: that they are of.
             on_ring: told of a new ring and its optimizer.
+            given: the gradients as the optimizer was given them, if those are scaled.
             **scalars: further figures of the step; with any, the update may be left out.
         """
         if not graph.can_record() or not replicas.supported() or not replicas.writes():
@@ -66,7 +72,7 @@ class _Step:
                 "one: a training with gradient_accumulation_steps on several replicas is not watched step by step.",
             )
             return
-        self.made_of = tape.step_of(gradients, variables)
+        self.made_of = tape.step_of(given or gradients, variables)
         norms = _norms(updater, by_hand=self.made_of.before is not None)
         names = (*((APPLIED,) if accumulates or scalars else ()), *scalars)
         self.probe = probe_of(self.optimizer, variables, norms, names, self.made_of.parts, on_ring)
@@ -166,7 +172,7 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
                 ]
                 scale = tf.identity(graph.raw(self.dynamic_scale))
                 unscaled = [keras.ops.divide(g, scale) for g, _ in pairs]
-                step.begin(unscaled, [v for _, v in pairs], on_ring, loss_scale=scale)
+                step.begin(unscaled, [v for _, v in pairs], on_ring, [g for g, _ in pairs], loss_scale=scale)
             return original(self, grads, trainable_variables)
 
     return _common_apply

@@ -8,7 +8,7 @@ the optimizer's gradients back to what a tape gave.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,20 +23,6 @@ _SUMS = frozenset({"Add", "AddV2", "AddN"})
 _ZEROS = frozenset({"ZerosLike"})
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where the losses of one set of variables wait for the row of their step.
-
-    Attributes:
-        values: the sum of losses since the last step, their number (0 in replicas but the first), and the sums of what
-            they are made of.
-        parts: names of what they are made of.
-    """
-
-    values: tf.Variable
-    parts: tuple[str, ...]
-
-
 @dataclass(eq=False)
 class Call:
     """One call of `tf.GradientTape.gradient`.
@@ -46,18 +32,20 @@ class Call:
         scaled: whether the optimizer has scaled the loss, and will scale the gradients back.
         reading: tensor (loss, 1, what it is made of), or None if there is no loss.
         parts: names of what it is made of.
-        slot: what keeps it, or None.
-        gradients: what it gave, by the variables' keys.
-        alone: of eager code: whether no call before it, since the last step, had any of these variables.
+        variables: that have a gradient.
+        gradients: what it gave, by the variables' keys; none of eager code any more once they are told by their ids.
+        site: a mark of the place in the program where the tape was asked.
+        told: whether it is known, or written down, whose step it is.
     """
 
     targets: list[Any]
     scaled: bool
     reading: tf.Tensor | None
     parts: tuple[str, ...]
-    slot: Slot | None
+    variables: list[Any] = field(repr=False)
     gradients: dict[str, Any] = field(repr=False)
-    alone: bool = False
+    site: int = 0
+    told: bool = False
 
 
 class Origin(NamedTuple):
@@ -72,28 +60,25 @@ class Origin(NamedTuple):
     before: list[Any] | None
 
 
-def trace(gradients: Sequence[Any], keys: Sequence[str], calls: Iterable[Call]) -> Origin | None:
+def trace(
+    gradients: Sequence[Any], variables: Sequence[Any], given: Mapping[int, tuple[Call, str]]
+) -> Origin | None:
     """Follows an optimizer's gradients back to the calls that gave them.
 
     Args:
         gradients: as the optimizer is given them.
-        keys: of their variables.
-        calls: the calls in reach.
+        variables: that they are of.
+        given: of the tensors in reach that a call gave, by their ids: the call, and the key of the variable.
 
     Returns:
         Their origin; None where they can't be followed (a variable or another function lies between), or where they
-        are made of something else as well (weight decay by hand).
+        are made of something else as well (momentum by hand), but the weights themselves (their decay).
     """
-    calls = list(calls)
-    given = {id(values(g)): (call, key) for call in calls for key, g in call.gradients.items()}
-    alone = {key: values(g) for call in calls if call.alone for key, g in call.gradients.items()}
-    walk = _Walk(given)
+    walk = _Walk(given, variables)
     terms: dict[Any, tuple[float, Call]] = {}
     before, changed = [], False
-    for gradient, key in zip(gradients, keys, strict=True):
-        source = walk.source(values(gradient), key)
-        if source is None:
-            source = alone.get(key)  # eager tensors don't tell; but there is only one that it can be made of
+    for gradient, variable in zip(gradients, variables, strict=True):
+        source = walk.source(values(gradient), graph.key(variable))
         if source is None:
             return None
         for made_of, factor in (walk.factors(source) or {}).items():
@@ -116,7 +101,7 @@ def values(gradient: Any) -> Any:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
-def _like(gradient: Any, source: Any, given: dict[int, tuple[Call, str]]) -> Any:
+def _like(gradient: Any, source: Any, given: Mapping[int, tuple[Call, str]]) -> Any:
     if id(source) in given:
         call, key = given[id(source)]
         return call.gradients[key]
@@ -128,8 +113,9 @@ def _like(gradient: Any, source: Any, given: dict[int, tuple[Call, str]]) -> Any
 class _Walk:
     """Walks back from tensors to those that a tape gave (`given`: their ids)."""
 
-    def __init__(self, given: dict[int, tuple[Call, str]]) -> None:
+    def __init__(self, given: Mapping[int, tuple[Call, str]], variables: Sequence[Any]) -> None:
         self._given = given
+        self._weights = [getattr(graph.raw(v), "handle", None) for v in variables]
         self._factors: dict[int, dict[int, float] | None] = {}
         self._scalars: dict[int, dict[str, dict[int, Any]]] = {}
         self._kept: list[Any] = []  # so that ids stay those of their tensors
@@ -162,6 +148,8 @@ class _Walk:
                     found.setdefault(key, {})[id(at)] = at
                 continue
             inputs = _inputs(at)
+            if inputs is None and self._is_weight(at):
+                continue
             if inputs is None:  # its value comes from elsewhere
                 alien |= at.shape.is_compatible_with(tensor.shape) and at.dtype.is_floating
             elif at.shape.num_elements() == 1 != tensor.shape.num_elements():
@@ -173,6 +161,14 @@ class _Walk:
             else:
                 pending += inputs
         return found, alien
+
+    def _is_weight(self, tensor: Any) -> bool:
+        """Whether it is the value of a variable that is trained (weight decay by hand)."""
+        op = _op(tensor)
+        if op is None or op.type != "ReadVariableOp":
+            return False
+        handle = _outermost(op.inputs[0])
+        return any(handle is weight for weight in self._weights)
 
     def factors(self, tensor: Any) -> dict[int, float] | None:
         """The weights of a weighted sum of given tensors (none for zeros); None if it is something else."""
@@ -245,6 +241,16 @@ def _outward(tensor: Any) -> Any:
         if outside is None or outside.dtype == tf.resource:
             return tensor
         tensor = outside
+
+
+def _outermost(handle: Any) -> Any:
+    """For the handle of a variable that functions have captured, the one outside of them."""
+    while (op := _op(handle)) is not None and op.type == "Placeholder":
+        outside = next((o for o, inner in getattr(op.graph, "captures", ()) if inner is handle), None)
+        if outside is None:
+            break
+        handle = outside
+    return handle
 
 
 def _inputs(tensor: Any) -> list[Any] | None:

@@ -21,16 +21,33 @@ _UP, _DOWN = 2.0**100, 2.0**-80
 # XLA on a CPU adds one number after the other, each waiting for the one before: groups of so many, of which the
 # processor has several under way at once, take half the time (TF 2.21, 3.2 M parameters).
 _GROUP = 32
+_PARTS: dict[bool, list[int]] = {False: [], True: [2]}  # axes that `real` adds to a complex number's
 
 
 def dense_values(gradient: Any) -> tf.Tensor:
-    """The values of a gradient; of a sparse one (an embedding's), its rows with those of equal index summed."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return tf.convert_to_tensor(gradient)
-    if graph.in_xla():  # tf.unique has no static shape
-        return tf.convert_to_tensor(gradient)
-    rows, position = tf.unique(gradient.indices)
-    return tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+    """The values of a gradient; of a sparse one (an embedding's), its rows with those of equal index summed.
+
+    Of a complex one, the absolute values.
+    """
+    if not isinstance(gradient, tf.IndexedSlices) or graph.in_xla():  # where tf.unique has no static shape
+        values = tf.convert_to_tensor(gradient)
+    else:
+        rows, position = tf.unique(gradient.indices)
+        values = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+    return tf.abs(values) if values.dtype.is_complex else values
+
+
+def real(values: Any) -> tf.Tensor:
+    """Numbers as real ones: of a complex one both parts, along an axis of their own at the end."""
+    values = tf.convert_to_tensor(values)
+    if not values.dtype.is_complex:
+        return values
+    return tf.stack([tf.math.real(values), tf.math.imag(values)], axis=-1)
+
+
+def sizes(variables: Sequence[tf.Variable]) -> list[int]:
+    """Of how many numbers variables are."""
+    return [int(np.prod(v.shape)) for v in variables]
 
 
 def half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -101,7 +118,7 @@ def snapshot(deep: bool | tf.Tensor, variables: Sequence[tf.Variable], whole: bo
     it keeps of the values what is read.
     """
     if graph.in_xla():
-        return [] if deep is False else [v.read_value() for v in variables]
+        return [] if deep is False else [real(v.read_value()) for v in variables]
     dtype = _list_dtype(variables)
 
     def empty() -> tf.Tensor:
@@ -111,7 +128,7 @@ def snapshot(deep: bool | tf.Tensor, variables: Sequence[tf.Variable], whole: bo
     def values() -> tf.Tensor:
         held = empty()
         for variable in variables:
-            value = tf.cast(variable.read_value(), dtype)
+            value = tf.cast(real(variable.read_value()), dtype)
             held = tf.raw_ops.TensorListPushBack(input_handle=held, tensor=value)
         return held
 
@@ -119,7 +136,7 @@ def snapshot(deep: bool | tf.Tensor, variables: Sequence[tf.Variable], whole: bo
 
 
 def _list_dtype(variables: Sequence[tf.Variable]) -> tf.DType:
-    return tf.float64 if any(v.dtype == tf.float64 for v in variables) else tf.float32
+    return tf.float64 if any(v.dtype in (tf.float64, tf.complex128) for v in variables) else tf.float32
 
 
 def _unpacked(before: Any, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
@@ -130,7 +147,9 @@ def _unpacked(before: Any, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
     for variable in reversed(variables):
         before, value = tf.raw_ops.TensorListPopBack(
             input_handle=before,
-            element_shape=tf.constant(variable.shape.as_list(), tf.int32),
+            element_shape=tf.constant(
+                [*variable.shape.as_list(), *_PARTS[variable.dtype.is_complex]], tf.int32
+            ),
             element_dtype=_list_dtype(variables),
         )
         found.append(value)
@@ -176,7 +195,7 @@ def deep_row(
     found: list[tf.Tensor] = []
     for variable, *told in zip(variables, _unpacked(before, variables), gradients, strict=True):
         with graph.after(found[-1:]):  # one after the other: what they take in between is taken once
-            found.append(measure(variable.read_value(), *told))
+            found.append(measure(real(variable.read_value()), *told))
     after, earlier, change, nonzero = tf.unstack(tf.stack(found, axis=1))
     if applied is not None:
         change = tf.where(applied > 0, change, tf.constant(float("nan"), tf.float64))

@@ -21,6 +21,7 @@ _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictio
 _lock = threading.Lock()  # other threads look at it while this one trains
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
+_FEW = 10**6  # weights of an optimizer that may be one of many
 OnRing = Callable[[Ring, Any], None]
 _UNKNOWN = float("nan")
 
@@ -56,8 +57,13 @@ class StepProbe:
         clipped = len(variables) * ("grad_norm_clipped" in layout.norms)
         self.made = lasting_variable(1 + clipped, device=layout.device) if APPLIED in layout.scalars else None
         # Eager code pays for each op: there, one call of a traced function does the lot.
-        self._before_traced = graph.Eager(self._before)
-        self._record_traced = graph.Eager(self._record)
+        state = [*self.ring.state, *([] if self.made is None else [self.made]), *variables]
+        kind = None
+        if replicas.count() == 1 and sum(quantities.sizes(variables)) <= _FEW:
+            shapes = tuple((v.dtype, tuple(v.shape), v.device) for v in variables)
+            kind = (shapes, layout.norms, layout.scalars, layout.parts, graph.has_clock())
+        self._before_traced = graph.Traced(self._before, state, kind and ("before", *kind))
+        self._record_traced = graph.Traced(self._record, state, kind and ("record", *kind))
 
     def before(self, gradients: Sequence[Any], updates: Any = None, window: int = 1) -> Before:
         """Before the update: which step it is, at a deep one the weights; when the gradients are ready.
@@ -105,8 +111,9 @@ class StepProbe:
         graph.keep_alive(made_of.slots)
         norms = [norm for norm in self.ring.layout.norms if norm == "grad_norm" or self.made is None]
         gradients = [[apart(gradient) for gradient in kinds[norm]] for norm in norms]
+        rate = tf.convert_to_tensor(learning_rate) if tf.executing_eagerly() else apart(learning_rate)
         record = self._record_traced if tf.executing_eagerly() else self._record
-        record(before, made_of.reading, made_of.slots, gradients, apart(learning_rate), scalars)
+        record(before, made_of.reading, made_of.slots, gradients, rate, scalars)
 
     def note_update(self, clipped: Sequence[Any]) -> None:
         """In the branch where the update is made: that it is, and its clipped gradients."""

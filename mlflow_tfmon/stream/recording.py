@@ -28,6 +28,10 @@ _FROM = {
 }
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
+_ABSENT = (
+    1000  # letters of the tag that names what is absent, before names that tell nothing new are left out
+)
+_MOST = 64  # streams of a recording
 _SEAMS = 4000  # letters of the tag that names the seams: MLflow takes no more, and nobody reads more
 
 
@@ -48,21 +52,40 @@ class Recording:
         self._lock = threading.RLock()
 
     # -- streams ---------------------------------------------------------------------------------------------------
-    def open_stream(self, ring: Ring, name: str, model: str, total_steps: int | None) -> None:
+    def open_stream(
+        self, ring: Ring, name: str, model: str, total_steps: int | None, compiled: bool = False
+    ) -> None:
         """Makes a ring's steps part of the recording.
 
-        A ring over variables that a stream already trains goes on with that stream (the model was compiled anew, or
-        layers were frozen); any other gets one of its own, with names of its own.
+        A stream is an optimizer, and what takes its place over the same variables (the model was compiled anew); any
+        other gets one of its own, with names of its own.
+
+        Args:
+            ring: the ring.
+            name: of what is trained.
+            model: name of the model.
+            total_steps: how many steps are expected, or None.
+            compiled: whether the optimizer is the one that the model is compiled with.
         """
         with self._lock:
             variables = mark(variable.name for variable in ring.layout.variables)
             self.bind(ring.layout.keys, variables)
-            stream = self._of(ring)
+            stream = self._of(ring) or next((s for s in self._streams if s.is_of(ring)), None)
+            if stream is None:  # of several, that which was there last
+                stream = next((s for s in self._streams[::-1] if s.goes_on_with(ring, compiled)), None)
             if stream is not None:
                 stream.keys |= ring.layout.keys
+                self._open(stream, ring)
                 if total_steps is not None:
                     stream.total_steps = total_steps + (0 if stream.carried else stream.steps)
                     stream.opened = None
+                return
+            if len(self._streams) >= _MOST:
+                say_once(
+                    "many optimizers",
+                    f"mlflow_tfmon: of the optimizers of one training the first {_MOST} are recorded, no more (one "
+                    "for each example?).",
+                )
                 return
             if len(self._streams) == 1 and self._streams[0].begins:
                 self._name(self._streams[0], f"{self._streams[0].name}.")
@@ -72,6 +95,24 @@ class Recording:
             stream = Stream(len(self._streams), ring.layout.keys, name, prefix, model, total_steps)
             stream.named, stream.variables = bool(self._streams), variables
             self._streams.append(stream)
+            self._open(stream, ring)
+
+    def _open(self, stream: Stream, ring: Ring) -> None:
+        stream.optimizer = ring.optimizer
+        if not any(known is ring for known in stream.rings):
+            stream.rings.append(ring)
+
+    def close_rings(self, rings: Sequence[Ring]) -> None:
+        """Lets go of rings, of which nothing is to come."""
+        with self._lock:
+            for stream in self._streams:
+                gone = [one for one in stream.rings if any(one is ring for ring in rings)]
+                if gone:
+                    for block in [one for one in stream.blocks if any(one.ring is ring for ring in gone)][
+                        -1:
+                    ]:
+                        self._take(stream, block, last=True)
+                    stream.rings = [one for one in stream.rings if not any(one is ring for ring in gone)]
 
     def bind(self, keys: frozenset[str], variables: str) -> None:
         """Has a stream of an earlier recording go on, if it is one of these variables.
@@ -132,9 +173,7 @@ class Recording:
             stream.opened = opened
 
     def _of(self, ring: Ring) -> Stream | None:
-        keys = ring.layout.keys
-        # Two optimizers that share a trunk are two streams; layers frozen or set free are one.
-        return next((s for s in self._streams if s.keys and (s.keys <= keys or keys <= s.keys)), None)
+        return next((s for s in self._streams if any(one is ring for one in s.rings)), None)
 
     def steps_of(self, keys: frozenset[str]) -> int:
         """How many steps the stream that trains these variables has made (drained so far)."""
@@ -157,48 +196,58 @@ class Recording:
         """Records a block of rows."""
         with self._lock:
             stream = self._of(block.ring)
-            if stream is None:
-                return
-            out: list[records.Record] = []
-            if block.lost:
-                out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + block.lost))
-            offset = stream.steps + 1 - block.first
-            if stream.steps + len(block.rows) > records.BEGINNING:
-                stream.begins, stream.named = False, True
-            opened = stream.opened
-            for part in rows.runs(block):
-                layout, steps = stream.read(block, part, offset)
-                out += [steps] if layout == opened else [layout, steps]
-                opened = layout
-            out += self._absent_from(opened)
-            if len(block.deep.rows):
-                out.append(records.DeepSteps(stream.number, block.seen, rows.deep_steps(block, offset)))
-            histograms = rows.histograms(block, offset)
-            if len(histograms):
-                out.append(records.Histograms(stream.number, block.seen, histograms))
-            if block.deep.lost or block.histograms.lost:
-                out.append(records.Overwritten(stream.number, block.deep.lost, block.histograms.lost))
-            self._append(out)
-            # Only now: a block that could not be written down comes again.
-            stream.opened = opened
-            stream.steps += len(block.rows) + block.lost
-            stream.last_histogram = int(histograms[-1, 0]) if len(histograms) else stream.last_histogram
-            stream.carried = False
-            if len(block.rows):
-                stream.learning_rate = rows.learning_rate(block)
+            if stream is not None:
+                self._take(stream, block)
+
+    def _take(self, stream: Stream, block: Block, last: bool = False) -> None:
+        ready, left = stream.in_order(block, last)
+        for one in ready:
+            self._record(stream, one)
+        stream.blocks = left
+
+    def _record(self, stream: Stream, block: Block) -> None:
+        out: list[records.Record] = []
+        if block.lost:
+            out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + block.lost))
+        offset = stream.steps + 1 - block.first
+        if stream.steps + len(block.rows) > records.BEGINNING:
+            stream.begins, stream.named = False, True
+        opened = stream.opened
+        for part in rows.runs(block):
+            layout, steps = stream.read(block, part, offset)
+            out += [steps] if layout == opened else [layout, steps]
+            opened = layout
+        out += self._absent_from(opened)
+        if len(block.deep.rows):
+            out.append(records.DeepSteps(stream.number, block.seen, rows.deep_steps(block, offset)))
+        histograms = rows.histograms(block, offset)
+        if len(histograms):
+            out.append(records.Histograms(stream.number, block.seen, histograms))
+        if block.deep.lost or block.histograms.lost:
+            out.append(records.Overwritten(stream.number, block.deep.lost, block.histograms.lost))
+        self._append(out)
+        # Only now: a block that could not be written down comes again.
+        stream.opened = opened
+        stream.steps += len(block.rows) + block.lost
+        stream.last_histogram = int(histograms[-1, 0]) if len(histograms) else stream.last_histogram
+        stream.carried = False
+        if len(block.rows):
+            stream.learning_rate = rows.learning_rate(block)
 
     def _absent_from(self, layout: records.StreamOpened | None) -> list[records.Record]:
         """What tells, once, which series a stream can't have in the way that it is trained."""
         if layout is None:
             return []
-        absent = {f"{layout.prefix}{name}" for name, of in _FROM.items() if not of & set(layout.columns)}
-        if absent <= self._absent.keys():
+        lacking = sorted(name for name, of in _FROM.items() if not of & set(layout.columns))
+        absent = {f"{layout.prefix}{name}" for name in lacking}
+        known = {name for one in self._absent for name in _FROM if one.endswith(name)}
+        names = ", ".join([*self._absent, *sorted(absent - self._absent.keys())])
+        # A training of many optimizers has as many names; those of the first will do.
+        if absent <= self._absent.keys() or (set(lacking) <= known and len(names) > _ABSENT):
             return []
         self._absent |= dict.fromkeys(sorted(absent))
-        names = ", ".join(self._absent)
-        say_once(
-            f"absent {names}", f"mlflow_tfmon: can't be measured in this training: {names}.", logging.INFO
-        )
+        said = names if len(self._streams) == 1 else ", ".join(lacking)
+        say_once(f"absent {said}", f"mlflow_tfmon: can't be measured in this training: {said}.", logging.INFO)
         return [records.Facts(tags={ABSENT_TAG: names}, time=time.time())]
 
     # -- from callbacks and from the user --------------------------------------------------------------------------

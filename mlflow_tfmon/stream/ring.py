@@ -291,6 +291,15 @@ class Ring:
             self._host_first = lasting_variable(dtype=tf.int64, fill=1, device=layout.host)
         self.begin(1)
 
+    @property
+    def state(self) -> list[tf.Variable]:
+        """All variables that it is made of."""
+        own = [self.count, self._deep_next, self._begin, self._every, self.rows]
+        if self.layout.split:
+            own += [self._host_rows, self._host_count]
+            own += [self._host_begin, self._host_every, self._host_first]
+        return own + [v for seldom in (self.deep, self.histograms) for v in (seldom.rows, seldom.count)]
+
     # -- traced into the user's graph ------------------------------------------------------------------------------
     def next_step(self, updates: Any = None, window: int = 1) -> tuple[tf.Tensor, tf.Tensor, Any]:
         """Which step is being made, and what is measured at it.

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.ring import APPLIED, DEEP
+from mlflow_tfmon.stream.ring import APPLIED, DEEP, SeldomRows
 
 DEEP_QUANTITIES = ("weight_norm", "update_ratio", "grad_zero_fraction")
 
@@ -82,6 +82,38 @@ def runs(block: Block) -> list[slice]:
     edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
     bounds = [0, *edges.tolist(), len(block.rows)]
     return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
+
+
+def timed(block: Block) -> bool:
+    """Whether it is known of each row when the step was made."""
+    return len(block.rows) > 0 and not np.isnan(column(block, "time")).any()
+
+
+def times(block: Block) -> np.ndarray:
+    """When the steps of a block were made, Unix seconds."""
+    return column(block, "time")
+
+
+def piece(block: Block, begin: int, end: int) -> Block:
+    """Some consecutive rows of a block, with what else it has of their steps."""
+    if (begin, end) == (0, len(block.rows)):
+        return block
+    first = block.first + block.lost + begin
+    upto = first + end - begin - 1
+
+    def of(seldom: SeldomRows) -> SeldomRows:
+        of_steps = (seldom.rows[:, 0] >= first) & (seldom.rows[:, 0] <= upto)
+        return dataclasses.replace(seldom, rows=seldom.rows[of_steps], lost=0 if begin else seldom.lost)
+
+    return dataclasses.replace(
+        block,
+        rows=block.rows[begin:end],
+        deep=of(block.deep),
+        histograms=of(block.histograms),
+        first=first if begin else block.first,
+        lost=0 if begin else block.lost,
+        more={name: values[begin:end] for name, values in block.more.items()},
+    )
 
 
 def with_batches(block: Block, batches: Callable[[float], np.ndarray]) -> Block:

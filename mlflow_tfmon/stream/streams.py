@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from mlflow_tfmon.stream import records, rows
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.past import PastStream
+from mlflow_tfmon.stream.ring import Ring
 
 
 @dataclass
@@ -23,6 +26,9 @@ class Stream:
         variables: a mark of what it trains.
         carried: whether it has been taken over from a checkpoint, and has not gone on yet.
         last_histogram: the last step that has histograms.
+        optimizer: gives the optimizer whose steps they are, while it lives.
+        rings: into which it writes them.
+        blocks: read of these rings, and not recorded yet.
     """
 
     number: int
@@ -40,6 +46,9 @@ class Stream:
     variables: str = ""
     carried: bool = False
     last_histogram: int = 0
+    optimizer: Callable[[], Any] = field(default=lambda: None, repr=False)
+    rings: list[Ring] = field(default_factory=list, repr=False)
+    blocks: list[Block] = field(default_factory=list, repr=False)
 
     @classmethod
     def carried_on(cls, past: PastStream, resumed: bool) -> Stream:
@@ -48,6 +57,57 @@ class Stream:
             past.number, frozenset(), past.name, past.prefix, past.model, None, past.steps,
             begins=False, named=True, variables=past.variables, carried=resumed,
         )  # fmt: skip
+
+    def is_of(self, ring: Ring) -> bool:
+        """Whether a ring's steps are those of this stream's optimizer."""
+        optimizer = ring.optimizer()
+        return optimizer is not None and optimizer is self.optimizer() and bool(self.keys & ring.layout.keys)
+
+    def goes_on_with(self, ring: Ring, compiled: bool) -> bool:
+        """Whether a ring's optimizer takes the place of this stream's, which trained the same variables.
+
+        Args:
+            ring: of an optimizer that has no stream.
+            compiled: whether the optimizer is the one that a model is compiled with: it takes the place of whatever
+                trained the model before; any other that of one which is no more.
+        """
+        keys = ring.layout.keys
+        nested = bool(self.keys) and (self.keys <= keys or keys <= self.keys)
+        return nested and (self.optimizer() is None or (compiled and not self.begins))
+
+    def in_order(self, block: Block, last: bool = False) -> tuple[list[Block], list[Block]]:
+        """Puts rows in the order of the updates, whichever of the stream's rings they are in.
+
+        Args:
+            block: that has been read; one that could not be recorded comes again.
+            last: whether nothing is waited for.
+
+        Returns:
+            What is to be recorded now, and what has to wait for rows of another ring that may come before.
+        """
+        known = [one for one in self.blocks if one.ring is not block.ring or one.first != block.first]
+        blocks = [*known, block] if len(block.rows) or block.lost else known
+        if len({id(one.ring) for one in blocks} | {id(ring) for ring in self.rings}) < 2:
+            return blocks, []
+        unread = [] if last else [ring for ring in self.rings if _has_more(ring, block)]
+        if any(all(one.ring is not ring for one in blocks) for ring in unread):
+            return [], blocks
+        if not all(rows.timed(one) for one in blocks):
+            return blocks, []
+        ends = [rows.times(one)[-1] for one in blocks if any(one.ring is ring for ring in unread)]
+        times = np.concatenate([rows.times(one) for one in blocks])
+        of = np.concatenate([np.full(len(one.rows), at) for at, one in enumerate(blocks)])
+        order = np.argsort(times, kind="stable")
+        order = order[times[order] <= min(ends, default=np.inf)]
+        done = [0] * len(blocks)
+        found = []
+        for part in np.split(of[order], np.flatnonzero(np.diff(of[order])) + 1):
+            if len(part):
+                at, begin = int(part[0]), done[int(part[0])]
+                done[at] += len(part)
+                found.append(rows.piece(blocks[at], begin, done[at]))
+        left = [rows.piece(one, begin, len(one.rows)) for one, begin in zip(blocks, done, strict=True)]
+        return found, [one for one in left if len(one.rows)]
 
     def read(self, block: Block, part: slice, offset: int) -> tuple[records.StreamOpened, records.Steps]:
         """Some rows of a block, and the layout that they have."""
@@ -58,3 +118,9 @@ class Stream:
             self.total_steps, self.model, self.named,
         )  # fmt: skip
         return opened, records.Steps(self.number, block.seen, np.column_stack([*columns.values(), norms]))
+
+
+def _has_more(ring: Ring, block: Block) -> bool:
+    """Whether a ring has rows that were not read yet, now that a block has been."""
+    read = block.first + block.lost + len(block.rows) - 1 if ring is block.ring else ring.taken
+    return ring.written() > read

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlflow_tfmon.checkpoints.best import Best
 from mlflow_tfmon.errors import SettingError, logger
+from mlflow_tfmon.probes import all_rings, tape
 
 
 def say_what_is_missing(model: Any, steps: int, best: Best) -> None:
@@ -29,10 +30,34 @@ def _why_no_steps(model: Any) -> str:
         return "the model has no trainable weights (or was not built); unfreeze a layer."
     if model is not None and getattr(model, "optimizer", True) is None:
         return "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
-    return (
+    if tape.applied(None if model is None else model.trainable_variables):
+        return (
+            "an optimizer was given gradients, but made no step, or none that could be measured (what failed, if "
+            "anything did, is said above)."
+        )
+    return _not_applied() or (
         "no Keras optimizer was applied, or the training step had been traced before watching began; call "
         "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
     )
+
+
+def _not_applied() -> str:
+    names = tape.not_applied()
+    if not names:
+        return ""
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"gradients of {some} were taken, but no Keras optimizer was given them: what a script does with gradients by "
+        "itself (assign_sub, tf.compat.v1.train, SciPy) is not seen; apply them by a Keras optimizer, such as "
+        "keras.optimizers.SGD(rate).apply_gradients."
+    )
+
+
+def say_what_was_not_seen() -> None:
+    """Says, at the end of a script, why nothing of it was recorded, if it took gradients of losses."""
+    why = "" if any(ring.written() for ring in all_rings()) else _not_applied()
+    if why:
+        logger.warning("mlflow_tfmon: no training step was recorded: %s", why)
 
 
 def plain_epoch(epoch: Any) -> int:

@@ -20,6 +20,7 @@ from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.watching import claims, pipeline, resuming
 from mlflow_tfmon.watching.actions import say_what_loops_lack
+from mlflow_tfmon.watching.complaints import say_what_was_not_seen
 from mlflow_tfmon.watching.monitor import Monitor
 
 _loops: dict[int, Monitor] = {}  # the loop that each thread is in, by the thread's id
@@ -42,7 +43,7 @@ def begin() -> None:
     claims.unclaimed.append(_adopt)
     pipeline.on_look.append(_look_for_old_rings)
     pipeline.on_run_end.append(_run_ends)
-    pipeline.on_exit.append(_settle)
+    pipeline.on_exit += [_settle, say_what_was_not_seen]
     hooks.put_in([mlflow_hooks.run_starts(watch_run_start)])
     pipeline.DRAIN.keep_running()
 

@@ -23,7 +23,7 @@ from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
-from mlflow_tfmon.probes import batches, inputs
+from mlflow_tfmon.probes import batches, inputs, ledger
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
@@ -108,17 +108,29 @@ class Pipeline:
         for keeper in self._keepers.values():
             keeper.finish()
 
-    def attach(self, ring: Ring, name: str, model: str, total_steps: int | None, deep_every: int) -> None:
+    def attach(
+        self,
+        ring: Ring,
+        name: str,
+        model: str,
+        total_steps: int | None,
+        deep_every: int,
+        compiled: bool = False,
+    ) -> None:
         """Records a ring's steps from the first on that was not taken yet."""
         self.drain()  # whether it is part of a training that begins goes by the steps made, not by those taken
-        self.recording.open_stream(ring, name, model, total_steps)
+        # Where neither the optimizer nor a function that it was traced into is left, no step will be made.
+        gone = [one for one in self._rings if one.optimizer() is None and one.graph() is None]
+        if gone:
+            self.release(gone)
+        self.recording.open_stream(ring, name, model, total_steps, compiled)
         ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(block: Block) -> None:
             batches.glance(ring)
-            self.recording.take(whole(with_batches(block, taken.until)))
+            self.recording.take(whole(ledger.with_losses(with_batches(block, taken.until))))
 
         DRAIN.attach(ring, take)
 
@@ -126,6 +138,7 @@ class Pipeline:
         """Takes what is left in rings and lets go of them; the run may go on."""
         with self._spool.last_call():
             DRAIN.detach(rings)
+        self.recording.close_rings(rings)
         self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 
     def drain(self) -> None:

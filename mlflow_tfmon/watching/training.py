@@ -55,6 +55,7 @@ class Training:
         self._made_pipeline = False
         self._in_fit = False
         self._rings: list[Ring] = []
+        self._trained: frozenset[str] = frozenset()  # keys of what optimizers were seen to train
         self._epoch_offset: int | None = None
         # The number that the training itself, its fit or its loop, gives its first epoch.
         self._began_with = 0
@@ -177,6 +178,7 @@ class Training:
             elif not pipeline.closed:
                 pipeline.flush()
         self._rings.clear()
+        self._trained = frozenset()
         self._pipeline = None
         if self.settings.silent:
             quiet(autolog_settings().silent)
@@ -255,14 +257,18 @@ class Training:
         """Records the steps of a ring."""
         if self._pipeline is not None and not any(known is ring for known in self._rings):
             self._rings.append(ring)
+            self._trained |= ring.layout.keys
             name = claims.trained(ring)
             model = name if self.model is None else str(self.model.name)
-            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every)
+            optimizer = ring.optimizer()
+            compiled = optimizer is not None and getattr(self.model, "optimizer", None) is optimizer
+            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every, compiled)
+            self._rings = [one for one in self._rings if one is ring or pipelines.DRAIN.has(one)]
             self.tell_premises()
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""
-        return any(ring.layout.keys & keys for ring in self._rings)
+        return bool(self._trained & keys)
 
     def begins(self) -> bool:
         """Whether this is the training's very beginning: a further optimizer is part of it."""
@@ -273,7 +279,7 @@ class Training:
 
     def _keys(self) -> frozenset[str]:
         if self.model is None:
-            return frozenset[str]().union(*(ring.layout.keys for ring in self._rings))
+            return self._trained
         return frozenset(graph.key(v) for v in self.model.trainable_variables)
 
     @property

@@ -27,4 +27,9 @@ HOOKS = [
         "memory is not given back after a training",
         graph.watch_function,
     ),
+    Hook(
+        "tensorflow.python.framework.auto_control_deps.AutomaticControlDependencies.__exit__",
+        "the loss of each step may not be recorded",
+        tape.watch_end,
+    ),
 ]
