@@ -227,7 +227,8 @@ def _merged(calls: list[origin.Call]) -> list[origin.Call]:
 
 
 def _sum(tensors: list[Any]) -> tf.Tensor:
-    sums = [tf.reduce_sum(tf.cast(t, tf.float64)) for t in tensors]
+    wide = [tf.cast(t, tf.float64) for t in tensors]
+    sums = [t if t.shape.rank == 0 else tf.reduce_sum(t) for t in wide]
     return sums[0] if len(sums) == 1 else tf.add_n(sums)
 
 
