@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+OURS = "mlflow_tfmon"  # what the names of this package's threads begin with
 
 
 def python_and_numpy() -> tuple[Any, Any]:
@@ -30,10 +33,16 @@ def same_random_numbers() -> Iterator[None]:
     asks a server again (3.1 to 3.17). Where none were taken nothing is put back: what another thread draws is its own.
     A model that is made beside the training would have the next one of the user's called `sequential_2`.
 
+    On a thread of this package's own, such as the one that writes checkpoints, nothing is put back: the training draws
+    meanwhile, and would be given the same numbers again. What is done there draws none.
+
     Example:
         >>> with same_random_numbers():
         ...     sample = np.random.normal(size=100)
     """
+    if threading.current_thread().name.startswith(OURS):
+        yield
+        return
     python, numpy = python_and_numpy()
     names = dict(_keras_names())
     try:

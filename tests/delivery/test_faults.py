@@ -260,12 +260,12 @@ ELSEWHERE = {
 @pytest.mark.thorough
 @pytest.mark.timeout(0)
 def test_a_fault_at_every_place(bench: Bench) -> None:
-    """MLFLOW_TFMON_FAULTS, from 0 to 1, is the share of the cases that is tried: all of them take hours."""
+    """TFMON_FAULTS, from 0 to 1, is the share of the cases that is tried: all of them take hours."""
     wanted, calls = bench.reference()
     never = {name for name, count in calls.items() if not count}
     assert [name for name in never if not name.startswith(tuple(ELSEWHERE))] == []
     every = cases(calls)
     chance = random.Random(int(os.environ.get("MLFLOW_TFMON_SEED", "1")))
-    share = float(os.environ.get("MLFLOW_TFMON_FAULTS", "0.01"))
+    share = float(os.environ.get("TFMON_FAULTS", "0.01"))
     for name, kind, mode in chance.sample(every, int(share * len(every))):
         bench.check(name, kind, mode, chance.randrange(calls[name]), wanted)
