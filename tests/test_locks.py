@@ -97,3 +97,16 @@ def test_where_nothing_can_be_locked_a_recording_waits_elsewhere(
     journal = Journal.create()
     assert journal.folder.is_relative_to(second_home())
     journal.close()
+
+
+def test_a_folder_that_somebody_holds_keeps_no_store_from_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "MAKING_SECONDS", 0.2)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with locks.one_at_a_time(tmp_path):
+            pass
+    finally:
+        os.close(handle)
