@@ -82,7 +82,8 @@ def check_artifacts(client: Any, uri: str) -> None:
             return
     raise WithheldError(
         f"its files are on {there}, and the credentials that are set ({found}) are for "
-        f"{address(client.tracking_uri)}: they are not sent to another server; ask whoever made the experiment, or unset them"
+        f"{address(client.tracking_uri)}: they are not sent to another server; ask whoever made the experiment, or "
+        "unset them"
     )
 
 

@@ -79,7 +79,7 @@ def test_the_token_does_not_go_to_where_an_experiment_keeps_its_files(
     client = mlflow.MlflowClient(store)
     place = f"{other.uri}/api/2.0/mlflow-artifacts/artifacts/x"
     run_id = client.create_run(client.create_experiment("theirs", place)).info.run_id
-    with pytest.raises(WithheldError, match="MLFLOW_TRACKING_TOKEN|token") as raised:
+    with pytest.raises(WithheldError, match="token") as raised:
         load_run(run_id, store)
     assert not other.seen and other.uri in str(raised.value)
     assert main(["sync", "--check", run_id, "--tracking-uri", store]) == 1
