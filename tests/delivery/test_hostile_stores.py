@@ -24,9 +24,11 @@ from mlflow_tfmon.delivery.tally import MANIFEST, read_manifest
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.report.making import _code
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import Problems, RunEnded
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.credentials import WithheldError, check_artifacts
+from mlflow_tfmon.tracking.models import registered_as
 from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.runs import Run
 from mlflow_tfmon.uris import in_a_line
@@ -206,3 +208,23 @@ def test_what_the_report_gives_to_be_copied_is_a_name_and_no_program() -> None:
 def test_a_problem_is_text_in_the_description_all_of_it() -> None:
     one = {"kind": "<img src=x>", "severity": "<b>", "first_step": 1, "evidence": "<i>", "advice": "<u>"}
     assert "<" not in findings.summary(Problems(1, 0.0, (one,))).replace("\\<", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        "7",
+        '{"streams": [{"number": "x"}]}',
+        '{"epochs": {"": "x"}}',
+        '{"epochs": {"": true}, "seams": [1]}',
+    ],
+)
+def test_what_a_tag_says_of_the_past_is_that_or_nothing(text: str) -> None:
+    assert Past.from_text(text) == Past()
+
+
+@pytest.mark.parametrize("text", [DEEP, "7", "[7]", "no JSON"])
+def test_a_model_of_which_nobody_can_tell_whether_it_is_registered_is_kept(text: str) -> None:
+    model: Any = SimpleNamespace(tags={"mlflow.modelVersions": text})
+    assert registered_as(model)
