@@ -157,13 +157,14 @@ def test_an_alert_goes_to_the_address_that_was_named_alone(
     assert f"it answers {status}, which leads elsewhere" in caplog.text
 
 
-def test_an_error_has_no_secret_in_what_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_has_no_secret_in_what_it_came_from(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow_tfmon.checkpoints.promote import PromotionError, promote
     from mlflow_tfmon.watching import resuming
 
     def fails(*_: object, **__: object) -> None:
         raise mlflow.MlflowException("API request to http://ann:QJZ@db/x failed with exception no")
 
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", store)
     monkeypatch.setattr(mlflow.MlflowClient, "get_run", fails)
     for call in (lambda: resuming.prepare("some"), lambda: promote("some")):
         with pytest.raises((SettingError, PromotionError)) as raised:
