@@ -15,6 +15,7 @@ from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
+from mlflow_tfmon.checkpoints.names import MODEL_ID
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.names import RECORDED_AS
 from mlflow_tfmon.tracking.patience import patient_uploads
@@ -181,6 +182,9 @@ def drop_model(run: RunStore, model_id: str) -> None:
         if model is None or registered_as(model) or _has_versions(client, model_id):
             return
         client.delete_logged_model(model_id)
+        # A server says where they are: that may be any folder of this machine.
+        if not MODEL_ID.fullmatch(model_id) or not model.artifact_location.endswith(f"/{model_id}/artifacts"):
+            return
         # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.
         with contextlib.suppress(Exception), current_store(client.tracking_uri):
             get_artifact_repository(model.artifact_location).delete_artifacts()

@@ -28,9 +28,10 @@ from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import Problems, RunEnded
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.credentials import WithheldError, check_artifacts
-from mlflow_tfmon.tracking.models import registered_as
+from mlflow_tfmon.tracking.models import drop_model, registered_as
 from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.runs import Run
+from mlflow_tfmon.tracking.store import RunStore
 from mlflow_tfmon.uris import in_a_line
 
 ENDED = RunEnded(BEGUN + 10, "FINISHED", True)
@@ -229,3 +230,27 @@ def test_what_a_tag_says_of_the_past_is_that_or_nothing(text: str) -> None:
 def test_a_model_of_which_nobody_can_tell_whether_it_is_registered_is_kept(text: str) -> None:
     model: Any = SimpleNamespace(tags={"mlflow.modelVersions": text})
     assert registered_as(model)
+
+
+@pytest.mark.parametrize("model_id", ["m-1", "..", "precious"])
+def test_what_a_server_calls_a_models_files_is_not_deleted(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_id: str
+) -> None:
+    precious, model = tmp_path / "precious", tmp_path / "1" / "models" / "m-1" / "artifacts"
+    for folder in (precious / "artifacts", model):
+        folder.mkdir(parents=True)
+        (folder / "kept").write_text("PRECIOUS")
+    client = mlflow.MlflowClient(store)
+    said = {"m-1": precious, "..": precious / ".." / "artifacts", "precious": precious}[model_id]
+    location = [str(said)]
+    known = SimpleNamespace(tags={})
+    monkeypatch.setattr(client, "delete_logged_model", lambda _: None)
+    monkeypatch.setattr(client, "search_model_versions", lambda _: [])
+    monkeypatch.setattr(
+        client, "get_logged_model", lambda _: SimpleNamespace(tags=known.tags, artifact_location=location[0])
+    )
+    drop_model(RunStore(client, "run"), model_id)
+    assert (precious / "artifacts" / "kept").exists()
+    location[0] = str(model)
+    drop_model(RunStore(client, "run"), "m-1")
+    assert not model.exists()
