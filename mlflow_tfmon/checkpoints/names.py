@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 
 BEST, LAST, FINAL, ERROR = "best_model", "last_model", "model", "checkpoint_error"
 RESUME = "resume_model"  # the last at an epoch's end, from which a training goes on
 REGISTERED = "tfmon.registered"  # what became of the registered model
-MODEL_ID = re.compile(r"[\w\-]+")  # of a logged model: nothing that reads as another address
 MODELS = "models:/"  # precedes the id of a logged model where there could be a path
 EPOCH, STEP, METRIC, VALUE, MODE = "tfmon.epoch", "tfmon.step", "tfmon.metric", "tfmon.value", "tfmon.mode"
 WEIGHTS_ONLY = "tfmon.weights_only"  # "true" of a checkpoint that MLflow cannot load

@@ -10,7 +10,7 @@ from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
 
-from mlflow_tfmon.checkpoints.names import BEST, FINAL, MODEL_ID, MODELS, pointer
+from mlflow_tfmon.checkpoints.names import BEST, FINAL, MODELS, pointer
 from mlflow_tfmon.checkpoints.registry import (
     ALIAS,
     Standing,
@@ -22,6 +22,7 @@ from mlflow_tfmon.checkpoints.registry import (
     why_not,
 )
 from mlflow_tfmon.tracking.credentials import check_artifacts
+from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.tracking.store import AwayError, RefusedError
 
 

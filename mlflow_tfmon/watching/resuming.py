@@ -18,7 +18,6 @@ from mlflow_tfmon.checkpoints.names import (
     LAST,
     METRIC,
     MODE,
-    MODEL_ID,
     RESUME,
     STEP,
     VALUE,
@@ -39,7 +38,7 @@ from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.past import Past, mark
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.models import registered_as
-from mlflow_tfmon.tracking.names import DELIVERY_TAG
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, MODEL_ID
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import claims, pipeline
 from mlflow_tfmon.watching.pipeline import Pipeline
