@@ -16,12 +16,14 @@ from mlflow_tfmon.journal.homes import second_home
 from mlflow_tfmon.journal.journal import Journal
 
 HOLDER = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from mlflow_tfmon import locks
 assert locks.hold(Path(sys.argv[1]))
+holder = os.getpid()
 if os.fork() == 0:  # it outlives the holder, and has its descriptors
-    sys.stdin.readline()
+    while os.getppid() == holder:  # whose line it must not take
+        time.sleep(0.01)
     sys.stdin.readline()
     os._exit(0)
 print("held", flush=True)
