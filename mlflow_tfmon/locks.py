@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ try:
 except ImportError:  # Windows: nothing is known of other processes
     fcntl = None  # type: ignore[assignment]
 
+MAKING_SECONDS = 60.0  # that the making of a store may take
+_POLL_SECONDS = 0.05
 _held: dict[Path, tuple[int, int]] = {}  # those of this process: process id and file descriptor
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
@@ -99,6 +102,8 @@ def is_held(path: Path) -> bool:
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """One process at a time, of all on this machine that make a store in a folder; where it can't be locked, any.
 
+    So it is where somebody holds it for longer than a store takes to be made: whoever can read a folder can lock it.
+
     What is locked is the folder itself, by `flock`: whoever can make the store sees it, whatever their home or user,
     and no file of ours is left there.
     """
@@ -107,7 +112,9 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         if fcntl is not None:
             handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            give_up = time.monotonic() + MAKING_SECONDS
+            while not _flocked(handle) and time.monotonic() < give_up:
+                time.sleep(_POLL_SECONDS)
     try:
         yield
     finally:
@@ -116,6 +123,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
                 # Closing leaves it locked where a forked child has it open too.
                 fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
+
+
+def _flocked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(path: Path, handle: int) -> bool:

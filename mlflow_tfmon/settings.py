@@ -93,7 +93,7 @@ class Settings:
     tensorboard: bool = False
     silent: bool = False
     on_problem: str | Callable[[Problem], Any] = "warn"
-    alert_url: str | None = None
+    alert_url: str | None = dataclasses.field(default=None, repr=False)  # it may have a password, or be one
     resume: str | None = None
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import stat
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "MLFLOW_TFMON_"
+_MOST_BYTES = 2**20  # of a project's file
 _INTERNAL = {"HOME", "RAISE_ERRORS"}  # further variables of ours
 _TRUE_OR_FALSE = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -92,15 +94,40 @@ def _environment(types: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     return settings
 
 
+class _NotOursError(OSError):
+    """A file is not read, and why."""
+
+
+def _read(path: Path) -> str:
+    """The text of a project's file, unless somebody has put it there for others: into a folder above theirs, say."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # it waits for no FIFO
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise _NotOursError("is no regular file")
+        # Who runs a script in somebody's folder trusts them: in a container, say, it may be another user's.
+        if os.name == "posix" and about.st_uid not in (0, os.geteuid(), Path.cwd().stat().st_uid):
+            raise _NotOursError(
+                f"belongs to user {about.st_uid}: if its settings are to hold, give them by {PREFIX}…"
+            )
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return text.decode("utf-8")
+
+
 def _project(types: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     here = Path.cwd()
     for folder in (here, *here.parents):
         path = folder / "pyproject.toml"
         try:
-            table = tomllib.loads(path.read_text("utf-8")).get("tool", {}).get("mlflow_tfmon")
+            table = tomllib.loads(_read(path)).get("tool", {}).get("mlflow_tfmon")
+        except _NotOursError as error:
+            say_once(str(path), f"mlflow_tfmon: {path} is not read, since it {error}.")
+            continue
         except OSError:
             continue
-        except ValueError as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             say_once(str(path), f"mlflow_tfmon: {path} is not read, since it is no TOML: {error}")
             continue
         if table is not None:

@@ -65,6 +65,7 @@ _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
 # What MLflow makes of what requests makes of what urllib3 says (MLflow 3.1 to 3.17).
 _NO_ANSWER = re.compile(r"API request to (\w+://[^/\s]+)\S* failed with exception (.*)", re.DOTALL)
 _CAUSE = re.compile(r".*\(Caused by \w+\((.*)\)\)", re.DOTALL)
+_LONGEST = 20_000  # characters of an error that are looked at
 _CONNECTION = re.compile(r"^[\"']?(?:(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)):)?\s*[\"']?")
 
 
@@ -153,6 +154,8 @@ def in_a_line(error: Exception) -> str:
         'no space left on the device'
     """
     text = str(error)
+    if len(text) > _LONGEST:  # a server's answer may be made to take for ever
+        text = text[:_LONGEST].rpartition(" ")[0]
     found = _NO_ANSWER.match(text)
     if found:
         inner = _CAUSE.match(found[2])

@@ -16,12 +16,14 @@ from mlflow_tfmon.journal.homes import second_home
 from mlflow_tfmon.journal.journal import Journal
 
 HOLDER = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from mlflow_tfmon import locks
 assert locks.hold(Path(sys.argv[1]))
+holder = os.getpid()
 if os.fork() == 0:  # it outlives the holder, and has its descriptors
-    sys.stdin.readline()
+    while os.getppid() == holder:  # whose line it must not take
+        time.sleep(0.01)
     sys.stdin.readline()
     os._exit(0)
 print("held", flush=True)
@@ -97,3 +99,16 @@ def test_where_nothing_can_be_locked_a_recording_waits_elsewhere(
     journal = Journal.create()
     assert journal.folder.is_relative_to(second_home())
     journal.close()
+
+
+def test_a_folder_that_somebody_holds_keeps_no_store_from_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "MAKING_SECONDS", 0.2)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with locks.one_at_a_time(tmp_path):
+            pass
+    finally:
+        os.close(handle)

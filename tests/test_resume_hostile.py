@@ -14,10 +14,11 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon.checkpoints import reading
-from mlflow_tfmon.checkpoints.state import Callbacks, State, chance
+from mlflow_tfmon.checkpoints.state import Callbacks, State, assign, chance
 from mlflow_tfmon.errors import SettingError
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -202,10 +203,14 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(interrupted: tuple[str, Path
     assert net.fit(X, Y, epochs=4, verbose=0).epoch == [1, 2, 3]  # the second was interrupted
 
 
-@pytest.mark.parametrize("write", [0, 1, 2], ids=["linked", "external", "compressed"])
+@pytest.mark.parametrize(
+    "write", range(5), ids=["linked", "external", "compressed", "within itself", "no array"]
+)
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, write: int) -> None:
-    (linked, external, compressed)[write](tmp_path / "net.keras", tmp_path / "elsewhere.h5")
-    with pytest.raises(ValueError, match=("link", "another file", "at most")[write]):
+    (linked, external, compressed, within_itself, no_array)[write](
+        tmp_path / "net.keras", tmp_path / "elsewhere.h5"
+    )
+    with pytest.raises(ValueError, match=("link", "another file", "at most", "too deep", "no array")[write]):
         reading.weights_file(tmp_path / "net.keras", tmp_path, 2**20)
 
 
@@ -240,6 +245,31 @@ def compressed(path: Path, other: Path) -> None:
     with h5py.File(made, "w") as file:
         file.create_dataset("layers/out/vars/0", (2**20, 2**10), "f4", chunks=(64, 64), compression="gzip")
     pack(path, made)
+
+
+def within_itself(path: Path, other: Path) -> None:
+    """Weights in a group that is in itself."""
+    made = other.with_name("made.h5")
+    with h5py.File(made, "w") as file:
+        file["layers/again"] = file.create_group("layers")
+    pack(path, made)
+
+
+def no_array(path: Path, other: Path) -> None:
+    """A type in the place of weights."""
+    made = other.with_name("made.h5")
+    with h5py.File(made, "w") as file:
+        file["layers"] = np.dtype("f4")
+    pack(path, made)
+
+
+def test_few_bytes_that_say_that_they_are_many_values_are_refused() -> None:
+    variable = keras.Variable(np.zeros((2, 3), "float32"))
+    many = tf.make_tensor_proto(1.0, shape=(2**40,)).SerializeToString()
+    with pytest.raises(ValueError, match="no value for"):
+        assign(variable, np.frombuffer(many, np.uint8))
+    assign(variable, np.frombuffer(tf.io.serialize_tensor(tf.ones((2, 3))).numpy(), np.uint8))
+    assert variable.numpy().tolist() == [[1.0] * 3] * 2
 
 
 def test_weights_of_a_model_are_a_file_of_weights(tmp_path: Path) -> None:

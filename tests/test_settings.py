@@ -1,5 +1,6 @@
 """Where settings come from: what is given, else the environment, else pyproject.toml, else the default."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,29 @@ def test_a_setting_that_is_a_function_can_only_be_given(monkeypatch, caplog):
     assert Settings.make().epoch_metrics is None
     assert "MLFLOW_TFMON_EPOCH_METRICS: there is no setting" in caplog.text
     assert "epoch_metrics" in Settings.types() and "epoch_metrics" not in Settings.written()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the superuser gives files away"
+)
+def test_a_project_that_somebody_else_has_put_above_is_said_and_left(project, tmp_path, monkeypatch, caplog):
+    errors._said.clear()
+    monkeypatch.setattr(errors.logger, "propagate", True)
+    path = project("deep_every = 3")
+    os.chown(path, 4711, 4711)
+    assert Settings.make().deep_every == DEFAULTS.deep_every
+    assert f"{path} is not read, since it belongs to user 4711" in caplog.text
+    os.chown(Path.cwd(), 4711, 4711)  # who works in their folder trusts them
+    assert Settings.make().deep_every == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+@pytest.mark.parametrize("text", [None, "a = " + "[" * 100_000, "tool = 3"])
+def test_a_project_that_is_made_to_do_harm_is_left(project, tmp_path, text):
+    path = project("deep_every = 3")
+    path.unlink()
+    if text is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(text)
+    assert Settings.make().deep_every == DEFAULTS.deep_every

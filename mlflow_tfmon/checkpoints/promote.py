@@ -21,6 +21,8 @@ from mlflow_tfmon.checkpoints.registry import (
     version_tags,
     why_not,
 )
+from mlflow_tfmon.tracking.credentials import check_artifacts
+from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.tracking.store import AwayError, RefusedError
 
 
@@ -95,13 +97,18 @@ def promote(
         with registry_errors(client):
             return _promote(client, client.get_run(run_id), alias, name, dry_run, force)
     except (AwayError, RefusedError) as error:
-        raise PromotionError(str(error)) from error
+        raise PromotionError(str(error)) from None  # what MLflow said may have a password
 
 
 def _promote(
     client: MlflowClient, run: Run, alias: str, name: str | None, dry_run: bool, force: bool
 ) -> Promotion:
     run_id, model_id = run.info.run_id, _best_of(run)
+    if not MODEL_ID.fullmatch(model_id):
+        raise PromotionError(
+            f"run {run_id} has a tag that names no model ({model_id!r}): promote another run."
+        )
+    check_artifacts(client, client.get_logged_model(model_id).artifact_location)
     if not get_model_info(f"{MODELS}{model_id}").flavors:
         raise PromotionError(
             f"the best model of run {run_id} ({model_id}) is weights alone, which MLflow neither loads nor serves; "

@@ -50,7 +50,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-    if any(one.compress_type != zipfile.ZIP_STORED or one.file_size > size for one in members):
+    stored = all(one.compress_type == zipfile.ZIP_STORED for one in members)
+    if not stored or sum(one.file_size for one in members) > size:  # members may lie over one another
         raise ValueError(f"{path.name} is compressed")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
@@ -108,7 +109,10 @@ def weights_file(path: Path, holder: Path, limit: int) -> Path:
     import h5py  # type: ignore[import-untyped]
 
     with h5py.File(path, "r") as file:
-        size = sum(_sizes(file, h5py))
+        try:
+            size = sum(_sizes(file, h5py))
+        except RecursionError:  # a group may be within itself
+            raise ValueError("it is nested too deep") from None
     if size > limit:
         raise ValueError(f"its weights take {size:,} bytes, and the model's {limit:,} at most")
     return path
@@ -121,6 +125,8 @@ def _sizes(group: Any, h5py: Any) -> Iterator[int]:
         one = group[name]
         if isinstance(one, h5py.Group):
             yield from _sizes(one, h5py)
+        elif not isinstance(one, h5py.Dataset):
+            raise ValueError(f"{name} is no array")
         elif one.external or one.is_virtual:
             raise ValueError(f"{name} is in another file")
         else:

@@ -131,13 +131,13 @@ class Checkpoint:
             self._load_weights(model)
             for at, variable in enumerate(states.seeds(model)):
                 if f"seed/{at}" in self.state.arrays:
-                    states.assign(variable, self.state.arrays[f"seed/{at}"])
+                    self._assign(variable, f"seed/{at}")
             for number, (optimizer, told) in enumerate(zip(optimizers, about["optimizers"], strict=True)):
                 of = [model.trainable_variables[at] for at in told["of"]]
                 _build(optimizer, of, len(told["shapes"]))
                 self._compare("optimizer", told["shapes"], optimizer.variables)
                 for at, variable in enumerate(optimizer.variables):
-                    states.assign(variable, self.state.arrays[f"optimizer/{number}/{at}"])
+                    self._assign(variable, f"optimizer/{number}/{at}")
         states.set_chance(self.state)
 
     def check_fit(self, fits: int) -> None:
@@ -186,6 +186,14 @@ class Checkpoint:
                     f"its file of weights is none ({in_a_line(error)}); train anew without resume"
                 ) from error
             model.load_weights(str(file))
+
+    def _assign(self, variable: Any, name: str) -> None:
+        try:
+            states.assign(variable, self.state.arrays[name])
+        except Exception as error:  # TensorFlow's, of whatever somebody has written there
+            raise self._error(
+                f"it has no {name} for {variable.path} ({in_a_line(error)}); train anew without resume"
+            ) from error
 
     def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:
         now = states.shapes(variables)

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 from mlflow_tfmon.chance import python_and_numpy, restore
 from mlflow_tfmon.checkpoints import reading
@@ -111,7 +112,14 @@ def seeds(model: Any) -> list[Any]:
 
 
 def assign(variable: Any, array: np.ndarray) -> None:
-    """Gives a variable the value that `of_snapshot` kept."""
+    """Gives a variable the value that `of_snapshot` kept.
+
+    Raises:
+        ValueError: it is none for this variable: a few bytes may say that they are any number of values.
+    """
+    told = TensorProto.FromString(array.tobytes())
+    if [one.size for one in told.tensor_shape.dim] != [int(size) for size in variable.shape]:
+        raise ValueError(f"the checkpoint has no value for {variable.path}")
     variable.assign(tf.io.parse_tensor(array.tobytes(), tf.as_dtype(variable.dtype)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -24,6 +25,6 @@ def command(reference: str, output: Path | None, tracking_uri: str | None) -> No
 
     run_id = find_run(reference, tracking_uri)
     page = make(run_id, tracking_uri)
-    path = output or Path(f"report-{run_id}.html")
+    path = output or Path(f"report-{re.sub(r'[^0-9A-Za-z_-]', '_', run_id)}.html")  # a server may give any id
     path.write_text(page, "utf-8")
     echo(str(path))

@@ -53,23 +53,25 @@ def _chosen(found: Sequence[Waiting], references: Sequence[str]) -> list[Waiting
 
 
 def _check(references: Sequence[str], tracking_uri: str | None) -> None:
-    import json
-
-    from mlflow_tfmon.delivery.tally import load_manifest, missing
+    from mlflow_tfmon.delivery.tally import MANIFEST, load_manifest, missing, read_manifest
+    from mlflow_tfmon.tracking.credentials import check_artifacts
 
     if not references:
         raise click.UsageError("--check needs a run.")
     client = open_client(tracking_uri)
     lacking = 0
     for run in [find_run(reference, tracking_uri) for reference in references]:
+        check_artifacts(client, client.get_run(run).info.artifact_uri)
         manifest = load_manifest(client, run)
         if manifest is None:
             raise click.ClickException(
                 f"run {run} is not delivered to its end: it goes on, waits, or was not watched."
             )
+        wanted = read_manifest(manifest)
+        if wanted is None:
+            raise click.ClickException(f"run {run}: its artifact {MANIFEST} is nothing of mlflow_tfmon's.")
         lacks = missing(client, run, manifest)
         lacking += len(lacks)
-        wanted = json.loads(manifest)
         points, rows = (sum(wanted[what].values()) for what in ("series", "files"))
         echo(
             "\n".join([f"{run}: not all is there:", *lacks])

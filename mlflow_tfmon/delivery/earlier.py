@@ -14,7 +14,8 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon import private, temporary
-from mlflow_tfmon.delivery.tally import load_manifest
+from mlflow_tfmon.delivery.tally import load_manifest, read_manifest
+from mlflow_tfmon.reading import files
 from mlflow_tfmon.stream.records import Problems
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import REACHED_TAG
@@ -68,7 +69,9 @@ class Earlier:
         text = load_manifest(client, run_id) if REACHED_TAG in data.tags else None
         if text is None:
             return cls()
-        manifest = json.loads(text)
+        manifest = read_manifest(text)
+        if manifest is None:  # somebody else has written there; nothing waits for it
+            return cls()
         # Of a series MLflow keeps the point of the highest step at hand (3.1 to 3.17).
         latest = {metric.key: int(metric.step) for metric in data._metric_objs}
         last = {key: latest[key] for key in manifest["series"] if key in latest}
@@ -107,4 +110,23 @@ def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
         return ()
     with temporary.Folder() as folder:
         path = Path(client.download_artifacts(run_id, findings.FILE, folder))
-        return tuple(json.loads(path.read_text("utf-8")))
+        try:
+            found = files.read_json(path)
+        except files.UnreadableError:
+            return ()
+    return tuple(_with_texts(one) for one in found if _is_problem(one)) if isinstance(found, list) else ()
+
+
+def _is_problem(one: Any) -> bool:
+    """Whether it is a problem as this package writes it."""
+    texts = ("kind", "severity", "evidence", "advice")
+    return (
+        isinstance(one, dict)
+        and all(isinstance(one.get(name), str) for name in texts)
+        and isinstance(one.get("first_step"), int)
+        and isinstance(one.get("variables", []), list)
+    )
+
+
+def _with_texts(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "variables": [str(name) for name in one.get("variables", [])]}

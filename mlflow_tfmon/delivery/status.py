@@ -55,7 +55,7 @@ def read_status(folder: Path) -> Status:
         values = json.loads(private.read_text(folder / FILE))
         names = {item.name for item in dataclasses.fields(Status)}
         return Status(**{name: value for name, value in values.items() if name in names})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return Status(complete=not folder.exists())
 
 

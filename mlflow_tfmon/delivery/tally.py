@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_tfmon import temporary
+from mlflow_tfmon.tracking.names import HISTOGRAMS, TELEMETRY
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.state import State, of_array
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "tfmon/delivery.json"  # artifact of the run
 FORMAT = 1
+# A telemetry file: a name that leads elsewhere would be written there.
+_FILE = re.compile(rf"(?:{TELEMETRY}|{HISTOGRAMS})/[\w\-]+\.parquet", re.ASCII)
+_MOST_BYTES = 64 * 2**20
 _NAMES = ("texts", "params", "tags", "datasets")
 
 
@@ -149,6 +154,17 @@ def missing(
     return found
 
 
+def read_manifest(text: str) -> dict[str, Any] | None:
+    """A manifest as it was written; None if it is none: anybody who may write to the store may have made it."""
+    try:
+        found = json.loads(text)
+        counted = [count for what in ("series", "files") for count in found[what].values()]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    whole = all(type(count) is int and 0 <= count < 2**53 for count in counted)
+    return found if whole and all(_FILE.fullmatch(name) for name in found["files"]) else None
+
+
 def _rows(client: MlflowClient, run_id: str, name: str) -> int:
     import pyarrow.parquet as pq
 
@@ -164,4 +180,5 @@ def load_manifest(client: MlflowClient, run_id: str) -> str | None:
     if not any(item.path == MANIFEST for item in client.list_artifacts(run_id, "tfmon")):
         return None
     with temporary.Folder() as folder:
-        return Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text("utf-8")
+        path = Path(client.download_artifacts(run_id, MANIFEST, folder))
+        return path.read_text("utf-8", "replace") if path.stat().st_size <= _MOST_BYTES else ""

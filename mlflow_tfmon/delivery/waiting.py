@@ -38,7 +38,7 @@ class Waiting:
         written: whether its training goes on.
         damaged: whether its journal is not what was written: what can be read of it is delivered, and it is put aside.
         error: why it could not be delivered, as far as that is known.
-        unread: whether it is not even read, since others can write it.
+        unread: whether it is not even read, since others can write it, or it is no recording.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
     for one in [home] if home is not None else all_homes():
         try:
             private.check_home(one)
-            found += [_look(folder) for folder in (one / "recordings").iterdir()]
+            found += [_looked_at(folder) for folder in (one / "recordings").iterdir()]
         except private.NotOursError as error:
             found.append(_unread(one, error))
         except OSError:  # nothing was recorded
@@ -82,9 +82,18 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
     return sorted((one for one in found if one is not None), key=lambda one: one.begun)
 
 
-def _unread(folder: Path, error: private.NotOursError) -> Waiting:
-    """What is not read, since others can write it: it is shown, and stays where it is."""
-    return Waiting(folder, None, None, "", "", folder.lstat().st_mtime, 0, 0, False, False, str(error), True)
+def _looked_at(folder: Path) -> Waiting | None:
+    """A recording; one that cannot be read, whatever is in it, keeps no other from being delivered."""
+    try:
+        return _look(folder)
+    except Exception as error:
+        return _unread(folder, error)
+
+
+def _unread(folder: Path, error: Exception) -> Waiting:
+    """What is not read, since others can write it or it is none: it is shown, and stays where it is."""
+    told = str(error) if isinstance(error, private.NotOursError) else f"{folder} cannot be read: {error!r}"
+    return Waiting(folder, None, None, "", "", folder.lstat().st_mtime, 0, 0, False, False, told, True)
 
 
 def _look(folder: Path) -> Waiting | None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_tfmon.errors import logger
+from mlflow_tfmon import private
+from mlflow_tfmon.errors import logger, say_once
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.homes import all_homes
 from mlflow_tfmon.journal.journal import DATABASE, JournalReader
@@ -59,8 +60,17 @@ def recordings(of: Callable[[Here], bool] = lambda one: True) -> list[Here]:
         of: which of them.
     """
     folders = [one / "recordings" for one in all_homes()]
-    found = [_look(one) for folder in folders if folder.is_dir() for one in sorted(folder.iterdir())]
+    found = [_looked_at(one) for folder in folders if folder.is_dir() for one in sorted(folder.iterdir())]
     return [one for one in found if one is not None and of(one)]
+
+
+def _looked_at(folder: Path) -> Here | None:
+    """A recording; one that cannot be read, whatever is in it, is none."""
+    try:
+        return _look(folder)
+    except Exception as error:
+        say_once(f"here {folder}", f"mlflow_tfmon: the recording {folder} cannot be read: {error!r}.")
+        return None
 
 
 def of_run(run_id: str) -> Callable[[Here], bool]:
@@ -112,7 +122,7 @@ def _look(folder: Path) -> Here | None:
     started = first[0][1]
     written, claimed = life.is_written(folder), life.is_claimed(folder)
     try:
-        status = json.loads((folder / "status.json").read_text("utf-8"))
+        status = json.loads(private.read_text(folder / "status.json"))
         touched = (folder / DATABASE).stat().st_mtime
     except FileNotFoundError:
         if not folder.exists():

@@ -196,7 +196,7 @@ class JournalReader:
             )
             for seq, kind, body, block in rows:
                 found.append((seq, self._decoded(seq, kind, body, block)))
-                size += len(body) + len(block or b"")
+                size += sum(len(one) for one in (body, block) if isinstance(one, (str, bytes)))
                 if size > _READ_BYTES:
                     break
             self.bytes += size
@@ -214,7 +214,7 @@ class JournalReader:
     def _decoded(self, seq: int, kind: str, body: str, block: bytes | None) -> Record | UnreadableError:
         try:
             return decode(kind, json.loads(body), block)
-        except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError, zlib.error) as error:
             return UnreadableError(
                 f"record {seq} of journal {self.folder / DATABASE} cannot be read by this version: {error!r}"
             )
@@ -262,9 +262,15 @@ class JournalReader:
             uri = (self.folder / DATABASE).as_uri() + "?mode=rw"  # never makes a file where there is none
             connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None)
             try:
+                # What its schema says is not done: a view or a trigger could be anybody's program.
+                connection.execute("PRAGMA trusted_schema=OFF")
+                connection.execute("PRAGMA cell_size_check=ON")
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version > FORMAT:
                     raise _NewerError(f"format {version} is newer than {FORMAT}; upgrade mlflow_tfmon")
+                others = "SELECT count(*) FROM sqlite_master WHERE type <> 'table' OR name <> 'records'"
+                if connection.execute(others).fetchone()[0]:
+                    raise sqlite3.DatabaseError("it has more in it than the table of records")
             except BaseException:
                 connection.close()
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from mlflow_tfmon import locks
@@ -78,4 +79,6 @@ def disclaim_run(folder: Path, run_id: str) -> None:
 
 
 def _of_run(folder: Path, run_id: str) -> Path:
-    return folder.parent.parent / "runs" / run_id
+    # A server gives a run its id: it may be any text, a path as well.
+    name = hashlib.sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return folder.parent.parent / "runs" / name

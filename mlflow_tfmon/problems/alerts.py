@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import dataclasses
 import json
@@ -19,6 +20,18 @@ from mlflow_tfmon.uris import apart
 
 _TIMEOUT = 10.0  # s for an answer
 _PAUSES = (0.0, 2.0, 8.0)  # s before each try
+_LONGEST = 45.0  # s that the end of a script waits for an alert: for all tries that nobody answers
+
+
+_posting: list[threading.Thread] = []
+
+
+@atexit.register
+def _wait() -> None:
+    """The last problem of a script is told as well; but who listens may answer a byte at a time, for ever."""
+    until = time.monotonic() + _LONGEST
+    for thread in _posting:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Callable[[Problem], None]]:
@@ -31,8 +44,9 @@ def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Cal
 
         def alert(problem: Problem) -> None:
             about = {"run_id": run_id, "run_name": run_name, "problem": dataclasses.asdict(problem)}
-            # No daemon: the last problem of a script is told as well, before the interpreter ends.
-            threading.Thread(target=post, args=(url, about), name="mlflow_tfmon-alert").start()
+            thread = threading.Thread(target=post, args=(url, about), name="mlflow_tfmon-alert", daemon=True)
+            thread.start()
+            _posting.append(thread)
 
         found.append(alert)
     return found
@@ -60,10 +74,15 @@ def post(url: str, about: dict[str, Any]) -> bool:
     for pause in _PAUSES:
         time.sleep(pause)
         try:
-            answer = requests.post(plain, body, headers=headers, auth=auth, timeout=_TIMEOUT)
-            if answer.ok:
+            # What is answered beside the status is not read. Nor is it followed: most redirections would have the
+            # alert lost (of a POST they make a GET), and any has it sent to an address that the user has not named.
+            with requests.post(
+                plain, body, headers=headers, auth=auth, timeout=_TIMEOUT, stream=True, allow_redirects=False
+            ) as answer:
+                status = answer.status_code
+            if status < 300:
                 return True
-            reason = f"it answers {answer.status_code}"
+            reason = f"it answers {status}{', which leads elsewhere' if status < 400 else ''}"
         except Exception as error:  # whose text has the address
             reason = f"{type(error).__name__}{_cause(error)}"
     say_once(f"alert {host}", f"mlflow_tfmon: {host} took no alert ({reason}); see that alert_url is right.")

@@ -18,6 +18,7 @@ from mlflow_tfmon.errors import logger
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
 from mlflow_tfmon.stream.past import SEAMS_TAG
+from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
 
@@ -187,7 +188,8 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
         tracking_uri: where the run is; default MLflow's current tracking URI.
 
     Raises:
-        ValueError: the run was not watched, nothing of it has arrived yet, or a file of it is damaged, which it names.
+        ValueError: the run was not watched, nothing of it has arrived yet, a file of it is damaged, which it names, or
+            its files are on a server that the credentials are not for.
         mlflow.MlflowException: there is no such run.
 
     Example:
@@ -198,6 +200,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
 
     client = mlflow.MlflowClient(tracking_uri)
     run = client.get_run(run_id)
+    check_artifacts(client, run.info.artifact_uri)
     left = here.wait(here.of_run(run_id), f"run {run_id}")
     until = time.monotonic() + here.PATIENCE_SECONDS
     while not client.list_artifacts(run_id, TELEMETRY):

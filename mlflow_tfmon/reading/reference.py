@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_tfmon.tables import echo
 from mlflow_tfmon.tracking.names import DELIVERY_TAG
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _wait_for_what_is_here(tracking_uri: str) -> None:
     left = here.wait(here.of_store(tracking_uri), "what was recorded on this machine")
     if left:
         said = "; ".join(map(str, left[:_SHOWN])) + ("; …" if len(left) > _SHOWN else "")
-        click.echo(f"mlflow-tfmon: not in MLflow yet: {said}. `mlflow-tfmon sync` delivers it.", err=True)
+        echo(f"mlflow-tfmon: not in MLflow yet: {said}. `mlflow-tfmon sync` delivers it.", err=True)
 
 
 def _search(

@@ -192,14 +192,16 @@ def _tables(run: Any) -> list[Table]:
 
 
 def _code(run: Any) -> list[tuple[str, str]]:
-    load = "import mlflow\nmodel = mlflow.tensorflow.load_model('models:/{}')"
+    load = "import mlflow\nmodel = mlflow.tensorflow.load_model({!r})"
     found, shown = [], set[str]()
     for kind, what in ((BEST, "best"), (LAST, "last")):
         for tag, model_id in sorted(run.data.tags.items()):
             if tag.startswith("tfmon.") and tag.endswith(kind) and model_id not in shown:
                 shown.add(model_id)  # the last may be the best
                 of = tag.removeprefix("tfmon.").removesuffix(kind).rstrip(".")
-                found.append((f"The {what} model{f' of {of}' if of else ''}", load.format(model_id)))
+                found.append(
+                    (f"The {what} model{f' of {of}' if of else ''}", load.format(f"models:/{model_id}"))
+                )
     lines = "import mlflow_tfmon\nrun = mlflow_tfmon.load_run({!r})\nrun.steps, run.layers, run.histograms, run.epochs"
     found.append(("Everything that was recorded, as pandas", lines.format(run.info.run_id)))
     return found

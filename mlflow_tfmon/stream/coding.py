@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mlflow_tfmon.stream.measured import (
 )
 from mlflow_tfmon.stream.records import Facts, ModelSaved, Problems, Record
 
+_MOST_BYTES = 2**30  # of a block, unpacked: a small one may say that it holds terabytes
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]
 
 
@@ -45,12 +47,18 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
 
 
 def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
-    """Puts together again what `encode` split."""
+    """Puts together again what `encode` split.
+
+    Raises:
+        AttributeError, LookupError, TypeError, ValueError, zlib.error: it is none of that.
+    """
     cls = KINDS[kind]
+    if "stream" in body and type(body["stream"]) is not int:  # it is part of the names of files
+        raise ValueError("its stream has no number")
     if cls in (Steps, DeepSteps, Histograms):
         more = {}
         if cls is Histograms:
-            more["kinds"], block = tuple(body.get("kinds", bins.KINDS)), zlib.decompress(block or b"")
+            more["kinds"], block = tuple(body.get("kinds", bins.KINDS)), _unpacked(block or b"")
         values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
         result: Record = cls(stream=body["stream"], seen=body["seen"], values=values, **more)
         return result
@@ -66,7 +74,17 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
     if cls is Facts:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
     if cls is ModelSaved:
+        if PurePath(body["path"]).is_absolute() or ".." in PurePath(body["path"]).parts:
+            raise ValueError("its model is outside the recording")
         body = {**body, **{key: tuple(body[key]) for key in ("pointers", "drops") if key in body}}
         body["datasets"] = {context: tuple(one) for context, one in body.get("datasets", {}).items()}
     record: Record = cls(**body)
     return record
+
+
+def _unpacked(block: bytes) -> bytes:
+    unpacking = zlib.decompressobj()
+    found = unpacking.decompress(block, _MOST_BYTES)
+    if not unpacking.eof:
+        raise ValueError(f"its block is cut off, or holds more than {_MOST_BYTES:,} bytes")
+    return found

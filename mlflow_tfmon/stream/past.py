@@ -65,8 +65,15 @@ class Past:
     def from_text(cls, text: str | None) -> Past:
         """Reads the run's tag; one that is missing, or that somebody has changed, gives an empty past."""
         try:
-            return cls.from_dict(json.loads(text or "{}"))
-        except (ValueError, TypeError, AttributeError):
+            found = cls.from_dict(json.loads(text or "{}"))
+            whole = [*found.epochs.values(), *(n for one in found.streams for n in (one.number, one.steps))]
+            texts = [
+                *found.seams,
+                *(t for one in found.streams for t in (one.prefix, one.name, one.model, one.variables)),
+            ]
+            right = all(type(one) is int for one in whole) and all(isinstance(one, str) for one in texts)
+            return found if right else cls()
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return cls()
 
 

@@ -6,18 +6,22 @@ call. A recording names its server, without credentials; those of whoever delive
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow_tfmon.uris import address
+from mlflow_tfmon.uris import address, apart
 
 _DATABASES = ("postgresql", "mysql", "mssql", "oracle")
 _OF_DATABASES = ("PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MYSQL_PWD")
 _OWN = ("databricks", "databricks-uc", "uc")  # the address names the profile that has address and credential
+_PORTS = {"http": 80, "https": 443}
+_FIRST = "0"  # the experiment that a store is made with
 _FIELDS = ("username", "password", "token", "aws_sigv4", "auth", "client_cert_path")
 
 
-class WithheldError(Exception):
+class WithheldError(ValueError):
     """A store is not called, since credentials would go there that are configured for another; says the remedy."""
 
 
@@ -41,6 +45,46 @@ def addresses(store: str, registry: str, given: str | None = None) -> tuple[str 
     if registry in ("", store):
         return tracking_uri, tracking_uri
     return tracking_uri, _configured(registry, mlflow.get_registry_uri(), "MLFLOW_REGISTRY_URI")
+
+
+def check_artifacts(client: Any, uri: str) -> None:
+    """Checks that what is read of a run or a model is not read from a server that credentials are not for.
+
+    MLflow (3.1 to 3.17) sends those of the tracking server to whatever server an experiment, which anybody may have
+    made, names for its artifacts. It may be the tracking server itself, or the one whose address the tracking server
+    has given its first experiment: that is configured by whoever runs it.
+
+    Args:
+        client: of the store.
+        uri: of the artifacts.
+
+    Raises:
+        WithheldError: it is another server, and there are credentials that it would get.
+    """
+    tracking = urlsplit(apart(client.tracking_uri)[0])
+
+    def server(of: str) -> str | None:
+        """How it is called; None if it is none, or the tracking server itself."""
+        parts = urlsplit(apart(of)[0])
+        scheme = tracking.scheme if parts.scheme == "mlflow-artifacts" else parts.scheme
+        if scheme not in _PORTS or not parts.hostname:
+            return None
+        return f"{scheme}://{parts.hostname}:{parts.port or _PORTS[scheme]}"
+
+    there = server(uri)
+    if there is None or there == server(client.tracking_uri):
+        return
+    found = _sent_to(there)
+    if not found:
+        return
+    with contextlib.suppress(Exception):  # it may not be this user's to see
+        if server(client.get_experiment(_FIRST).artifact_location) == there:
+            return
+    raise WithheldError(
+        f"its files are on {there}, and the credentials that are set ({found}) are for "
+        f"{address(client.tracking_uri)}: they are not sent to another server; ask whoever made the experiment, or "
+        "unset them"
+    )
 
 
 def same(one: str, other: str) -> bool:

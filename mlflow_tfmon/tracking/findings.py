@@ -28,7 +28,8 @@ def summary(record: Problems) -> str:
     """The part of the description, in Markdown; "" if the training is clean."""
     found = [Problem.from_dict(one) for one in record.found]
     lines = [
-        f"- **{one.kind}** ({one.severity}, since step {one.first_step}): {plain(one.evidence)} *{plain(one.advice)}*"
+        f"- **{plain(str(one.kind))}** ({plain(str(one.severity))}, since step {plain(str(one.first_step))}): "
+        f"{plain(str(one.evidence))} *{plain(str(one.advice))}*"
         for one in found
     ]
     return "\n".join(["**Problems of this training** (mlflow_tfmon)", "", *lines]) if lines else ""

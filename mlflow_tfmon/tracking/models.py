@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
@@ -15,7 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import ModelSaved
-from mlflow_tfmon.tracking.names import RECORDED_AS
+from mlflow_tfmon.tracking.names import MODEL_ID, RECORDED_AS
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_refusal, store_errors
@@ -180,6 +181,9 @@ def drop_model(run: RunStore, model_id: str) -> None:
         if model is None or registered_as(model) or _has_versions(client, model_id):
             return
         client.delete_logged_model(model_id)
+        # A server says where they are: that may be any folder of this machine.
+        if not MODEL_ID.fullmatch(model_id) or not model.artifact_location.endswith(f"/{model_id}/artifacts"):
+            return
         # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.
         with contextlib.suppress(Exception), current_store(client.tracking_uri):
             get_artifact_repository(model.artifact_location).delete_artifacts()
@@ -194,7 +198,7 @@ def _has_versions(client: MlflowClient, model_id: str) -> bool:
 
 def note_version(client: MlflowClient, model_id: str, name: str, version: str) -> None:
     """Has a logged model say that it is a version of a registered model, as MLflow's server does."""
-    told = json.loads(client.get_logged_model(model_id).tags.get(_VERSIONS) or "[]")
+    told = _versions(client.get_logged_model(model_id)) or []
     if all(one["name"] != name for one in told):
         told.append({"name": name, "version": version})
         client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps(told)})
@@ -202,7 +206,18 @@ def note_version(client: MlflowClient, model_id: str, name: str, version: str) -
 
 def registered_as(model: LoggedModel) -> tuple[str, ...]:
     """The registered models that a logged model is a version of."""
-    return tuple(str(one["name"]) for one in json.loads(model.tags.get(_VERSIONS) or "[]"))
+    told = _versions(model)
+    return ("what its tag does not say",) if told is None else tuple(str(one["name"]) for one in told)
+
+
+def _versions(model: LoggedModel) -> list[dict[str, Any]] | None:
+    """What a logged model's tag says of its versions; None if somebody has written something else there."""
+    try:
+        told = json.loads(model.tags.get(_VERSIONS) or "[]")
+    except (ValueError, RecursionError):
+        return None
+    right = isinstance(told, list) and all(isinstance(one, dict) and "name" in one for one in told)
+    return told if right else None
 
 
 def datasets_of(run: Run, known: Mapping[str, tuple[str, str]] | None = None) -> DatasetOf:

@@ -19,6 +19,7 @@ REPORT = "tfmon/report.html"  # artifact of the run
 # With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
 MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tensorboard"
 RECORDED_AS = "tfmon.recorded_as"  # tag of a logged model: path of its record
+MODEL_ID = re.compile(r"[\w\-]+")  # of a logged model: nothing that reads as another address
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 _run_names = Counter[str]()  # how often each was given in this process

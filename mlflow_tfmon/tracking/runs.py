@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,8 +39,8 @@ class Run:
     run_id: str | None
     experiment_id: str
     name: str | None
-    tracking_uri: str
-    registry_uri: str
+    tracking_uri: str = field(repr=False)  # as the next: with its credentials
+    registry_uri: str = field(repr=False)
     start_time: float
     owned: bool
     active: bool
@@ -73,7 +73,7 @@ def of_id(run_id: str) -> Run:
         raise SettingError(
             f"run_id={run_id!r}: no such run in {without_secrets(mlflow.get_tracking_uri())} ({type(error).__name__}); "
             "give the id of a run there, or none to have one made."
-        ) from error
+        ) from None  # whose text may have a password
     return _known(run, owned=False, active=False)
 
 
@@ -240,7 +240,7 @@ def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
         raise SettingError(
             f"resume={run_id!r}: MLflow does not let the run go on ({text}); resume it in its own experiment, or train "
             "anew without resume."
-        ) from error
+        ) from None  # as above
     if not stay_active:
         fluent._active_run_stack.get().pop()
     if on is not None:

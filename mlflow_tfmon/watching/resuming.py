@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +36,9 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.past import Past, mark
+from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.models import registered_as
-from mlflow_tfmon.tracking.names import DELIVERY_TAG
+from mlflow_tfmon.tracking.names import DELIVERY_TAG, MODEL_ID
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import claims, pipeline
 from mlflow_tfmon.watching.pipeline import Pipeline
@@ -46,7 +46,6 @@ from mlflow_tfmon.watching.pipeline import Pipeline
 LATEST = "latest"
 _PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
 _PAUSE = 0.2  # s
-_ID = re.compile(r"[\w\-]+")  # of a logged model: nothing that reads as another address
 _WHICH = (
     "they are kept of Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with a "
     "Monitor(model); of one model a run"
@@ -128,7 +127,7 @@ def _find(run_id: str) -> Checkpoint:
         raise SettingError(
             f"resume={run_id!r}: no such run in {uri} ({type(error).__name__}); give the id of a run there, or "
             "resume='latest'."
-        ) from error
+        ) from None  # whose text may have a password
     if fluent._active_experiment_id not in (None, experiment):
         raise SettingError(
             f"resume={run_id!r}: it is of experiment {experiment}, but {fluent._active_experiment_id} is set; call "
@@ -137,13 +136,14 @@ def _find(run_id: str) -> Checkpoint:
     _wait_for_delivery(run_id)
     tags = client.get_run(run_id).data.tags
     of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
-    if len(of) != 1 or not _ID.fullmatch(next(iter(of))):
+    if len(of) != 1 or not MODEL_ID.fullmatch(next(iter(of))):
         why = {0: "no checkpoint to go on from", 1: "a tag that names no checkpoint"}.get(
             len(of), f"checkpoints of {len(of)} models"
         )
         raise SettingError(f"resume={run_id!r}: the run has {why}; train anew without resume ({_WHICH}).")
     holder = temporary.Folder()
     try:
+        check_artifacts(client, client.get_logged_model(next(iter(of))).artifact_location)
         folder = Path(
             mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{next(iter(of))}", dst_path=holder.name
@@ -157,7 +157,7 @@ def _find(run_id: str) -> Checkpoint:
         raise SettingError(
             f"resume={run_id!r}: its checkpoint cannot be read ({type(error).__name__}: {text}); train anew without "
             "resume."
-        ) from error
+        ) from None  # as above
     object.__setattr__(checkpoint, "_holder", holder)  # the files live as long as it does
     return checkpoint
 
