@@ -15,10 +15,12 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon import private, temporary
 from mlflow_tfmon.delivery.tally import load_manifest
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream.records import Problems
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.translation.state import State
 
 _FILE = "earlier.json"
 
@@ -52,9 +54,10 @@ class Earlier:
             Exception: MLflow's own, if the store does not answer.
         """
         path = folder / _FILE
-        if path.exists():
-            values = json.loads(private.read_text(path))
-            return cls(**{**values, "problems": tuple(values["problems"])})
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):  # a damaged one is made anew
+            state = State(json.loads(private.read_text(path)), "it")
+            counts = (state.integers(name) for name in ("last", "series", "files"))
+            return cls(*counts, _known(state.items("problems")))
         found = cls._look(client, run_id)
         with contextlib.suppress(OSError):  # a full disk: what is asked again is only what has arrived since
             draft = path.with_suffix(".new")
@@ -68,11 +71,15 @@ class Earlier:
         text = load_manifest(client, run_id) if REACHED_TAG in data.tags else None
         if text is None:
             return cls()
-        manifest = json.loads(text)
         # Of a series MLflow keeps the point of the highest step at hand (3.1 to 3.17).
         latest = {metric.key: int(metric.step) for metric in data._metric_objs}
-        last = {key: latest[key] for key in manifest["series"] if key in latest}
-        return cls(last, manifest["series"], manifest["files"], _problems(client, run_id))
+        try:
+            manifest = State(json.loads(text), "it")
+            series, files = manifest.integers("series"), manifest.integers("files")
+        except (ValueError, RecursionError):  # somebody has changed it: any series may be of a recording
+            return cls(latest, problems=_problems(client, run_id))
+        last = {key: latest[key] for key in series if key in latest}
+        return cls(last, series, files, _problems(client, run_id))
 
     def new(self, points: Iterable[Point]) -> list[Point]:
         """Those of some points that are at steps which their series does not have yet."""
@@ -107,4 +114,15 @@ def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
         return ()
     with temporary.Folder() as folder:
         path = Path(client.download_artifacts(run_id, findings.FILE, folder))
-        return tuple(json.loads(path.read_text("utf-8")))
+        with contextlib.suppress(ValueError, RecursionError):
+            return _known(json.loads(path.read_text("utf-8")))
+        return ()
+
+
+def _known(problems: Any) -> tuple[dict[str, Any], ...]:
+    """Those of some problems that are any: somebody may have changed the file."""
+    found = []
+    for one in problems if isinstance(problems, list) else ():
+        with contextlib.suppress(ValueError):
+            found.append(dataclasses.asdict(Problem.from_dict(one)))
+    return tuple(found)

@@ -164,4 +164,4 @@ def load_manifest(client: MlflowClient, run_id: str) -> str | None:
     if not any(item.path == MANIFEST for item in client.list_artifacts(run_id, "tfmon")):
         return None
     with temporary.Folder() as folder:
-        return Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text("utf-8")
+        return Path(client.download_artifacts(run_id, MANIFEST, folder)).read_text("utf-8", "replace")
