@@ -140,9 +140,14 @@ def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     one.kill()
 
 
-@pytest.fixture
-def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the delivery process has none: MLflow itself would ask for minutes."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
     one = Proxy(server.uri)
     yield one
     one.close()
