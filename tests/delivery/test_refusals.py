@@ -9,9 +9,12 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.db.utils import _get_managed_session_maker
 from mlflow.utils.rest_utils import verify_rest_response
 from recordings import BEGUN, blocks, deliver, layout, started, values, write
 from requests import Response
+from sqlalchemy import create_engine, exc
+from sqlalchemy.orm import sessionmaker
 
 from mlflow_tfmon.delivery import calls
 from mlflow_tfmon.delivery.deliverer import Deliverer
@@ -122,6 +125,34 @@ def answered(status: int, body: bytes) -> Response:
 def test_only_what_mlflow_itself_says_is_a_refusal(status: int, body: bytes, refused: bool) -> None:
     with pytest.raises(RefusedError if refused else AwayError), store_errors():
         verify_rest_response(answered(status, body), "/api/2.0/mlflow/runs/log-batch")
+
+
+@pytest.mark.parametrize("through_a_server", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        (exc.DataError, True),
+        (exc.ProgrammingError, False),  # a column is missing: the database is being migrated
+        (exc.InternalError, False),  # it is read-only for a while
+        (exc.IntegrityError, False),
+        (exc.TimeoutError, False),  # no connection is free
+        (exc.OperationalError, False),
+    ],
+)
+def test_what_a_database_says_is_a_refusal_only_where_it_is_about_the_value(
+    kind: type[Exception], refused: bool, through_a_server: bool
+) -> None:
+    said = kind("no", code="3o7r") if kind is exc.TimeoutError else kind("INSERT", {}, ValueError("no"))  # type: ignore[call-arg]
+    session = _get_managed_session_maker(sessionmaker(create_engine("sqlite://")), "sqlite")
+    with pytest.raises(MlflowException) as caught, session():
+        raise said
+    with pytest.raises(RefusedError if refused else AwayError), store_errors():
+        if not through_a_server:
+            raise caught.value
+        body = caught.value.serialize_as_json().encode()
+        verify_rest_response(
+            answered(caught.value.get_http_status_code(), body), "/api/2.0/mlflow/runs/log-batch"
+        )
 
 
 def test_what_mlflow_says_without_a_server_is_a_refusal() -> None:
