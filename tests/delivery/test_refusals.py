@@ -224,14 +224,16 @@ def test_a_server_whose_artifacts_are_on_a_disk_that_cannot_be_written(server: S
     if served.exists():
         served.rename(aside)
     served.write_text("a file where the folder should be")
-    one = Deliverer(write(home, *recording(server.uri, run_id)))
-    for _ in range(3):
-        one.advance(trainer_gone=True, hurry=True)
-    assert check_all_but_files(client, run_id).data.tags["tfmon.delivery"] == "incomplete"
-    one.close()
-    served.unlink()
-    if aside.exists():
-        aside.rename(served)
+    try:
+        one = Deliverer(write(home, *recording(server.uri, run_id)))
+        for _ in range(3):
+            one.advance(trainer_gone=True, hurry=True)
+        assert check_all_but_files(client, run_id).data.tags["tfmon.delivery"] == "incomplete"
+        one.close()
+    finally:
+        served.unlink()
+        if aside.exists():
+            aside.rename(served)
     assert sync(find_waiting()[0]) is None
     check_all(client, run_id, server.uri)
 
