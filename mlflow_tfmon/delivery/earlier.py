@@ -56,8 +56,8 @@ class Earlier:
         path = folder / _FILE
         with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):  # a damaged one is made anew
             state = State(json.loads(private.read_text(path)), "it")
-            counts = (state.integers(name) for name in ("last", "series", "files"))
-            return cls(*counts, _known(state.items("problems")))
+            last, series, files = (state.integers(name) for name in ("last", "series", "files"))
+            return cls(last, series, files, _known(state.items("problems")))
         found = cls._look(client, run_id)
         with contextlib.suppress(OSError):  # a full disk: what is asked again is only what has arrived since
             draft = path.with_suffix(".new")
