@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,9 @@ def adam() -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.05, 5, 0.8))
 
 
-def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording() -> None:
+def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole, own = model(), adam()
     np.random.seed(11)
     with mlflow_tfmon.Monitor(whole, checkpoint=False, extra_tags={"whole": "yes"}) as monitor:
@@ -183,6 +186,8 @@ def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording() -
     np.random.seed(11)
     with pytest.raises(Interrupted), mlflow_tfmon.Monitor(net) as monitor:
         loop(monitor, net, optimizer, 2 * STEPS + 3)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600.0)  # it was set back meanwhile
     net, optimizer = model(), adam()
     np.random.seed(12)  # whatever it is
     with mlflow_tfmon.Monitor(net, optimizer=optimizer, resume="latest") as monitor:
@@ -199,6 +204,7 @@ def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording() -
     tags = dict(run.data.tags)
     problems = client.download_artifacts(run.info.run_id, "tfmon/problems.json")
     before = Path(problems).read_text("utf-8")
+    monkeypatch.setattr(time, "time", lambda: clock() - 7200.0)
     with mlflow.start_run(run_id=run.info.run_id), mlflow_tfmon.Monitor(net, checkpoint=False) as monitor:
         loop(monitor, net, optimizer)
     run = client.get_run(run.info.run_id)

@@ -14,12 +14,14 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon import private, temporary
-from mlflow_tfmon.delivery.tally import load_manifest, read_manifest
+from mlflow_tfmon.delivery.tally import load_manifest
+from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.reading import files
 from mlflow_tfmon.stream.records import Problems
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.translation.state import State
 
 _FILE = "earlier.json"
 
@@ -53,9 +55,10 @@ class Earlier:
             Exception: MLflow's own, if the store does not answer.
         """
         path = folder / _FILE
-        if path.exists():
-            values = json.loads(private.read_text(path))
-            return cls(**{**values, "problems": tuple(values["problems"])})
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):  # a damaged one is made anew
+            state = State(json.loads(private.read_text(path)), "it")
+            last, series, files = (state.integers(name) for name in ("last", "series", "files"))
+            return cls(last, series, files, _known(state.items("problems")))
         found = cls._look(client, run_id)
         with contextlib.suppress(OSError):  # a full disk: what is asked again is only what has arrived since
             draft = path.with_suffix(".new")
@@ -69,13 +72,15 @@ class Earlier:
         text = load_manifest(client, run_id) if REACHED_TAG in data.tags else None
         if text is None:
             return cls()
-        manifest = read_manifest(text)
-        if manifest is None:  # somebody else has written there; nothing waits for it
-            return cls()
         # Of a series MLflow keeps the point of the highest step at hand (3.1 to 3.17).
         latest = {metric.key: int(metric.step) for metric in data._metric_objs}
-        last = {key: latest[key] for key in manifest["series"] if key in latest}
-        return cls(last, manifest["series"], manifest["files"], _problems(client, run_id))
+        try:
+            manifest = State(json.loads(text), "it")
+            series, sent = manifest.integers("series"), manifest.integers("files")
+        except (ValueError, RecursionError):  # somebody has changed it: any series may be of a recording
+            return cls(latest, problems=_problems(client, run_id))
+        last = {key: latest[key] for key in series if key in latest}
+        return cls(last, series, sent, _problems(client, run_id))
 
     def new(self, points: Iterable[Point]) -> list[Point]:
         """Those of some points that are at steps which their series does not have yet."""
@@ -110,23 +115,15 @@ def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
         return ()
     with temporary.Folder() as folder:
         path = Path(client.download_artifacts(run_id, findings.FILE, folder))
-        try:
-            found = files.read_json(path)
-        except files.UnreadableError:
-            return ()
-    return tuple(_with_texts(one) for one in found if _is_problem(one)) if isinstance(found, list) else ()
+        with contextlib.suppress(files.UnreadableError, ValueError, RecursionError):
+            return _known(files.read_json(path))
+        return ()
 
 
-def _is_problem(one: Any) -> bool:
-    """Whether it is a problem as this package writes it."""
-    texts = ("kind", "severity", "evidence", "advice")
-    return (
-        isinstance(one, dict)
-        and all(isinstance(one.get(name), str) for name in texts)
-        and isinstance(one.get("first_step"), int)
-        and isinstance(one.get("variables", []), list)
-    )
-
-
-def _with_texts(one: dict[str, Any]) -> dict[str, Any]:
-    return {**one, "variables": [str(name) for name in one.get("variables", [])]}
+def _known(problems: Any) -> tuple[dict[str, Any], ...]:
+    """Those of some problems that are any: somebody may have changed the file."""
+    found = []
+    for one in problems if isinstance(problems, list) else ():
+        with contextlib.suppress(ValueError):
+            found.append(dataclasses.asdict(Problem.from_dict(one)))
+    return tuple(found)

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow_tfmon import private
 from mlflow_tfmon.journal.homes import is_private, second_home
@@ -44,6 +46,18 @@ class Status:
     models: dict[str, str] = field(default_factory=dict)
 
 
+# What a field may be, by its type above.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int and 0 <= value < 2**63,
+    "bool": lambda value: isinstance(value, bool),
+    "float": lambda value: type(value) in (int, float) and 0 <= value < 2**63,
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "dict[str, str]": lambda value: (
+        isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+    ),
+}
+
+
 def read_status(folder: Path) -> Status:
     """Reads a recording's status; that of a recording without one, or with a damaged one, is as at the start.
 
@@ -53,10 +67,13 @@ def read_status(folder: Path) -> Status:
         return Status(complete=True)
     try:
         values = json.loads(private.read_text(folder / FILE))
-        names = {item.name for item in dataclasses.fields(Status)}
-        return Status(**{name: value for name, value in values.items() if name in names})
+        known = {item.name: str(item.type) for item in dataclasses.fields(Status)}
+        found = {name: value for name, value in values.items() if name in known}
+        if all(_FITS[known[name]](value) for name, value in found.items()):
+            return Status(**found)
     except (OSError, ValueError, AttributeError, RecursionError):
-        return Status(complete=not folder.exists())
+        pass
+    return Status(complete=not folder.exists())
 
 
 def write_status(folder: Path, status: Status) -> None:

@@ -38,10 +38,25 @@ class Problem:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Problem:
-        """A problem as `dataclasses.asdict` (or a JSON file) tells it; what is not known is left out."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        found = {name: value for name, value in values.items() if name in known}
-        return cls(**{**found, "variables": tuple(found.get("variables", ()))})
+        """A problem as `dataclasses.asdict` (or a JSON file) tells it; what is not known is left out.
+
+        Raises:
+            ValueError: it tells none.
+        """
+        try:
+            known = {item.name for item in dataclasses.fields(cls)}
+            found = {name: value for name, value in values.items() if name in known}
+            one = cls(**{**found, "variables": tuple(found.get("variables", ()))})
+            texts = (one.kind, one.severity, one.evidence, one.advice, *one.variables)
+            numbers = (one.first_step, one.last_step, one.said_at, one.confidence)
+            fits = all(isinstance(text, str) for text in texts) and all(
+                abs(number) < 2**53 for number in numbers
+            )
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"it tells no problem: {error}") from error
+        if not fits:
+            raise ValueError("it tells no problem")
+        return one
 
     def line(self) -> str:
         """In a line for a terminal."""

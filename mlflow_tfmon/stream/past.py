@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SEAMS_TAG = "tfmon.seams"
+_MOST = 2**53  # what counts are below
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class Past:
         epochs: how many epochs were done, by prefix.
         seams: first steps of further fits.
         resumed: whether a training goes on from a checkpoint, rather than another one begins.
+        begun: when the latest of them began, milliseconds since 1970: the next one's time is later, whatever the clock
+            says, for recordings are in the order of their times.
     """
 
     streams: tuple[PastStream, ...] = ()
     epochs: Mapping[str, int] = field(default_factory=dict)
     seams: tuple[str, ...] = ()
     resumed: bool = False
+    begun: int = 0
 
     @property
     def steps(self) -> dict[str, int]:
@@ -56,23 +60,31 @@ class Past:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Past:
-        """Puts together what `as_dict` gave; nothing gives an empty past."""
+        """Puts together what `as_dict` gave; nothing gives an empty past.
+
+        Raises:
+            ValueError: it gave no such thing; so do `TypeError` and `AttributeError`.
+        """
         streams = tuple(PastStream(**one) for one in values.get("streams", ()))
-        seams = tuple(values.get("seams", ()))
-        return cls(streams, dict(values.get("epochs", {})), seams, bool(values.get("resumed", False)))
+        epochs, seams = dict(values.get("epochs", {})), tuple(values.get("seams", ()))
+        begun = values.get("begun", 0)
+        texts = [
+            *epochs,
+            *seams,
+            *(text for s in streams for text in (s.prefix, s.name, s.model, s.variables)),
+        ]
+        counts = [*epochs.values(), *(count for s in streams for count in (s.number, s.steps))]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name is no text")
+        if not all(type(count) is int and abs(count) < _MOST for count in (*counts, begun)):
+            raise ValueError("a count is none")
+        return cls(streams, epochs, seams, bool(values.get("resumed", False)), begun)
 
     @classmethod
     def from_text(cls, text: str | None) -> Past:
         """Reads the run's tag; one that is missing, or that somebody has changed, gives an empty past."""
         try:
-            found = cls.from_dict(json.loads(text or "{}"))
-            whole = [*found.epochs.values(), *(n for one in found.streams for n in (one.number, one.steps))]
-            texts = [
-                *found.seams,
-                *(t for one in found.streams for t in (one.prefix, one.name, one.model, one.variables)),
-            ]
-            right = all(type(one) is int for one in whole) and all(isinstance(one, str) for one in texts)
-            return found if right else cls()
+            return cls.from_dict(json.loads(text or "{}"))
         except (ValueError, TypeError, AttributeError, RecursionError):
             return cls()
 

@@ -255,7 +255,8 @@ def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
 def _known(run: Any, *, owned: bool, active: bool, tags: Mapping[str, str] | None = None) -> Run:
     info, past = run.info, Past.from_text(run.data.tags.get(REACHED_TAG))
     found = _run(info.run_id, info.experiment_id, info.run_name, owned=owned, active=active, tags=tags)
-    return dataclasses.replace(found, past=past)
+    # Recordings are in the order of their times, which a clock that was set back would change.
+    return dataclasses.replace(found, past=past, start_time=max(found.start_time, (past.begun + 2) / 1e3))
 
 
 def _run(

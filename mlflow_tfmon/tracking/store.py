@@ -30,6 +30,10 @@ from mlflow_tfmon.uris import in_a_line, sqlite_path
 
 DESCRIPTION = "mlflow.note.content"
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
+# MLflow (3.1 to 3.17) calls whatever its database says a bad request, but for what SQLAlchemy calls operational: also
+# that no connection is free, that it is read-only, or is being migrated. Of all that only a value of the wrong size or
+# kind (DataError) stays refused; each kind has an address, which ends the message.
+_OF_DATABASE, _DATA_ERROR = "https://sqlalche.me/e/", "/9h9h"
 _HTTP_CLIENT = "mlflow.utils.rest_utils"  # where MLflow reads a server's answers (3.1 to 3.17)
 _OPEN_SECONDS = 60.0
 _MIGRATION = "alembic.runtime.migration"  # a line for each of forty steps, with MLflow 3.1
@@ -63,6 +67,8 @@ def is_refusal(error: BaseException | None, codes: Container[str]) -> bool:
     Not so where what lies between has answered (a proxy, with a page of HTML or a JSON of its own): MLflow's client
     makes an error code of the bare HTTP status then, of 400 the one for a value that is never taken.
     """
+    if _OF_DATABASE in str(error) and _DATA_ERROR not in str(error):
+        return False
     if isinstance(error, RestException):
         return error.json.get("error_code") in codes
     if not isinstance(error, MlflowException) or error.error_code not in codes:

@@ -75,15 +75,19 @@ _HISTOGRAMS = pa.schema(
 class Telemetry:
     """Makes the telemetry files of one recording.
 
+    Attributes:
+        begun: when the recording began, milliseconds since 1970.
+
     Args:
         folder: where they are to be written.
-        begun: when the recording began, Unix seconds.
+        begun: the same, Unix seconds.
         past: how far earlier ones of the run had come.
     """
 
     def __init__(self, folder: Path, begun: float, past: Past) -> None:
         self._folder = folder
-        self._about = {"recording": f"{int(begun * 1e3):x}", "after": past.steps}
+        self.begun = int(begun * 1e3)
+        self._about = {"recording": f"{self.begun:011x}", "after": past.steps}  # they are sorted as texts
         self._files: dict[str, File] = {}
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._schemas: dict[str, pa.Schema] = {}

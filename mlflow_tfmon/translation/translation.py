@@ -195,7 +195,8 @@ class Translation:
             variables = mark(variable.name for variable in layout.variables)
             steps = self.progress.step(number)
             streams[number] = PastStream(number, layout.prefix, name, layout.model, steps, variables)
-        return Past(tuple(streams.values()), {**self._past.epochs, **self.progress.epochs}, self._seams)
+        epochs = {**self._past.epochs, **self.progress.epochs}
+        return Past(tuple(streams.values()), epochs, self._seams, begun=self.telemetry.begun)
 
     def settle(self) -> list[Point]:
         """Points that were held back to be made in one go; to be asked for after each batch of records."""

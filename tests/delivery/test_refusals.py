@@ -9,9 +9,12 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.db.utils import _get_managed_session_maker
 from mlflow.utils.rest_utils import verify_rest_response
 from recordings import BEGUN, blocks, deliver, layout, started, values, write
 from requests import Response
+from sqlalchemy import create_engine, exc
+from sqlalchemy.orm import sessionmaker
 
 from mlflow_tfmon.delivery import calls
 from mlflow_tfmon.delivery.deliverer import Deliverer
@@ -124,6 +127,34 @@ def test_only_what_mlflow_itself_says_is_a_refusal(status: int, body: bytes, ref
         verify_rest_response(answered(status, body), "/api/2.0/mlflow/runs/log-batch")
 
 
+@pytest.mark.parametrize("through_a_server", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        (exc.DataError, True),
+        (exc.ProgrammingError, False),  # a column is missing: the database is being migrated
+        (exc.InternalError, False),  # it is read-only for a while
+        (exc.IntegrityError, False),
+        (exc.TimeoutError, False),  # no connection is free
+        (exc.OperationalError, False),
+    ],
+)
+def test_what_a_database_says_is_a_refusal_only_where_it_is_about_the_value(
+    kind: type[Exception], refused: bool, through_a_server: bool
+) -> None:
+    said = kind("no", code="3o7r") if kind is exc.TimeoutError else kind("INSERT", {}, ValueError("no"))  # type: ignore[call-arg]
+    session = _get_managed_session_maker(sessionmaker(create_engine("sqlite://")), "sqlite")
+    with pytest.raises(MlflowException) as caught, session():
+        raise said
+    with pytest.raises(RefusedError if refused else AwayError), store_errors():
+        if not through_a_server:
+            raise caught.value
+        body = caught.value.serialize_as_json().encode()
+        verify_rest_response(
+            answered(caught.value.get_http_status_code(), body), "/api/2.0/mlflow/runs/log-batch"
+        )
+
+
 def test_what_mlflow_says_without_a_server_is_a_refusal() -> None:
     with pytest.raises(RefusedError), store_errors():
         raise MlflowException.invalid_parameter_value("no")
@@ -140,9 +171,14 @@ def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     one.kill()
 
 
-@pytest.fixture
-def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the delivery process has none: MLflow itself would ask for minutes."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
     one = Proxy(server.uri)
     yield one
     one.close()
@@ -188,14 +224,16 @@ def test_a_server_whose_artifacts_are_on_a_disk_that_cannot_be_written(server: S
     if served.exists():
         served.rename(aside)
     served.write_text("a file where the folder should be")
-    one = Deliverer(write(home, *recording(server.uri, run_id)))
-    for _ in range(3):
-        one.advance(trainer_gone=True, hurry=True)
-    assert check_all_but_files(client, run_id).data.tags["tfmon.delivery"] == "incomplete"
-    one.close()
-    served.unlink()
-    if aside.exists():
-        aside.rename(served)
+    try:
+        one = Deliverer(write(home, *recording(server.uri, run_id)))
+        for _ in range(3):
+            one.advance(trainer_gone=True, hurry=True)
+        assert check_all_but_files(client, run_id).data.tags["tfmon.delivery"] == "incomplete"
+        one.close()
+    finally:
+        served.unlink()
+        if aside.exists():
+            aside.rename(served)
     assert sync(find_waiting()[0]) is None
     check_all(client, run_id, server.uri)
 
