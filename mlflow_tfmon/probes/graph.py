@@ -184,13 +184,7 @@ def rarely(
     for op in graph.get_operations()[before:]:
         if whole and op.type in ("If", "StatelessIf"):
             with contained("leaving a branch whole", "each step costs a little more"):
-                value = internal(
-                    "tensorflow.core.framework.attr_value_pb2.AttrValue",
-                    None,
-                    "each step costs a little more",
-                )
-                if value is not None:
-                    op._set_attr("_lower_using_switch_merge", value(b=False))
+                op._set_attr("_lower_using_switch_merge", tf.compat.v1.AttrValue(b=False))
     return result
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.stream.past import NOTHING, Past
 from mlflow_tfmon.tracking.names import REACHED_TAG, clean, run_name
 from mlflow_tfmon.uris import without_secrets
@@ -21,6 +22,16 @@ from mlflow_tfmon.uris import without_secrets
 INTEGRATION = "mlflow_tfmon"
 # s to wait for a tracking server before the training starts without it: for a word, and for an answer
 _REACH, _ANSWER = 2.0, 5.0
+
+
+def autologging(integration: str, setting: str, otherwise: Any) -> Any:
+    """What MLflow knows of a setting of one of its autologging integrations, ours among them."""
+    get = internal(
+        "mlflow.utils.autologging_utils.get_autologging_config",
+        lambda _, __, otherwise: otherwise,
+        "MLflow's own switches of autologging are not heeded",
+    )
+    return get(integration, setting, otherwise)
 
 
 @dataclass(frozen=True)
