@@ -127,12 +127,14 @@ def set_last_model_id(model_id: str) -> None:
 
 
 def _active_run(thread: int | None) -> Any:
-    from mlflow.tracking import fluent
+    import mlflow
 
     if thread is None or thread == threading.get_ident():
-        stack = fluent._active_run_stack.get()
-    else:  # MLflow 3.0 to 3.17 keeps a stack a thread
-        stack = fluent._active_run_stack.get_all_thread_values().get(thread)
+        return mlflow.active_run()
+    stacks = internal(  # MLflow 3.0 to 3.17 keeps a stack a thread
+        "mlflow.tracking.fluent._active_run_stack", None, "loops of several threads get runs of their own"
+    )
+    stack = None if stacks is None else stacks.get_all_thread_values().get(thread)
     return stack[-1] if stack else None
 
 
@@ -323,10 +325,10 @@ def reachable(uri: str) -> bool:
 
 
 def _answers(uri: str, endpoint: str, patience: float, **more: Any) -> bool:
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
     try:  # by MLflow's own way, with its proxies, certificates and tokens
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
         answer = http_request(
             get_default_host_creds(uri),
             endpoint,
