@@ -9,25 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import keras
-from mlflow.utils.autologging_utils import (
-    autologging_integration,
-    autologging_is_disabled,
-    safe_patch,
-)
 
 from mlflow_tfmon import kerases, probes, versions
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import compiled, hooks
+from mlflow_tfmon.probes.hooks import Hook
 from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.settings import Settings, set_autolog_settings
-from mlflow_tfmon.tracking.runs import INTEGRATION
+from mlflow_tfmon.tracking.runs import INTEGRATION, autologging
 from mlflow_tfmon.watching import claims, fitting, logged, loops, peers, pipeline, resuming
 
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _in_fit: list[Any] = []
 _USER = "autolog"  # as which it wants the probes in
+_MLFLOW = "mlflow.utils.autologging_utils"
+_NO_SWITCH = "MLflow's own switches of autologging do not turn it off for fit"
 _on: list[str] = []
 _Arguments = ParamSpec("_Arguments")
 
@@ -50,7 +49,6 @@ def _given_to(apply: Callable[[dict[str, Any]], None]) -> Any:
 def _switch(given: dict[str, Any]) -> None:
     if given.get("disable"):
         quiet(given.get("silent", False))
-        _integration(disable=True)
         _disable()
         return
     for name in ("monitor", "mode"):
@@ -70,7 +68,6 @@ def _switch(given: dict[str, Any]) -> None:
         untested, old = versions.untested(found), versions.older(found)
     if untested and given.get("disable_for_unsupported_versions"):
         logger.warning("mlflow_tfmon: not enabled, since it was not tested with %s.", ", ".join(untested))
-        _integration(disable=True)
         _disable()
         return
     if old:
@@ -82,7 +79,7 @@ def _switch(given: dict[str, Any]) -> None:
     resuming.prepare(settings.resume)
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
     with contained("patching fit", "trainings by fit are not recorded; custom loops are"):
-        _integration(disable=False, exclusive=given.get("exclusive", False), silent=settings.silent)
+        _switch_fit(exclusive=given.get("exclusive", False), silent=settings.silent)
     _enable(settings)
 
 
@@ -186,16 +183,36 @@ def autolog(
     """
 
 
-@autologging_integration(INTEGRATION)
-def _integration(disable: bool = False, silent: bool = False, exclusive: bool = False) -> None:
-    """What MLflow knows of us: its switch, and its patch of `fit`."""
-    safe_patch(INTEGRATION, keras.Model, "fit", _fit)
-    kerases.when_keras_2(_patch_keras_2)
+def _switch_fit(disable: bool = False, exclusive: bool = False, silent: bool = False) -> None:
+    """Puts the patch of `fit` in, or takes it out: by MLflow's autologging, which then knows of it, if that can be."""
+    integration = internal(f"{_MLFLOW}.autologging_integration", None, _NO_SWITCH)
+    patch = internal(f"{_MLFLOW}.safe_patch", None, _NO_SWITCH)
+    if integration is None or patch is None:
+        patch = _put_in
+
+    def switch(disable: bool = False, silent: bool = False, exclusive: bool = False) -> None:
+        if not disable:
+            patch(INTEGRATION, keras.Model, "fit", _fit)
+            kerases.when_keras_2(_patch_keras_2)
+
+    def _patch_keras_2(module: Any) -> None:
+        if not autologging(INTEGRATION, "disable", False):
+            patch(INTEGRATION, module.Model, "fit", _fit)
+
+    if patch is not _put_in:
+        switch = integration(INTEGRATION)(switch)
+    switch(disable=disable, silent=silent, exclusive=exclusive)
 
 
-def _patch_keras_2(module: Any) -> None:
-    if not autologging_is_disabled(INTEGRATION):
-        safe_patch(INTEGRATION, module.Model, "fit", _fit)
+def _put_in(_: str, owner: Any, name: str, patch: Callable[..., Any]) -> None:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return patch(original, self, *args, **kwargs) if _on else original(self, *args, **kwargs)
+
+        return patched
+
+    module = "keras" if owner is keras.Model else "tf_keras"
+    hooks.put_in([Hook(f"{module}.Model.{name}", "trainings by fit are not recorded", wrap)])
 
 
 def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -225,6 +242,8 @@ def _enable(settings: Settings) -> None:
 
 
 def _disable() -> None:
+    with contained("taking the patch of fit out", "fit stays watched"):
+        _switch_fit(disable=True)
     loops.stop()
     set_autolog_settings(None)
     probes.remove(_USER)

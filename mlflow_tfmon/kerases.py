@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from mlflow.utils.import_hooks import register_post_import_hook
 
 from mlflow_tfmon.errors import contained
+from mlflow_tfmon.internals import internal
 
 _KERAS_2 = "tf_keras"
 # By name, so that what is asked for again takes the place of what was.
@@ -45,7 +45,17 @@ def every(name: str) -> tuple[Any, ...]:
 def when_keras_2(tell: Callable[[Any], None]) -> None:
     """Has a function called with Keras 2's module: now if it is imported, else as soon as it is."""
     _waiting[tell.__qualname__] = tell
-    register_post_import_hook(_keras_2_is_imported, _KERAS_2)  # which calls at once what is imported already
+    tell_of_import = internal(
+        "mlflow.utils.import_hooks.register_post_import_hook",  # which calls at once what is imported already
+        _if_imported,
+        "trainings with Keras 2 (tf_keras) are recorded only if it is imported before autolog() is called",
+    )
+    tell_of_import(_keras_2_is_imported, _KERAS_2)
+
+
+def _if_imported(tell: Callable[[Any], None], name: str) -> None:
+    if name in sys.modules:
+        tell(sys.modules[name])
 
 
 def _keras_2_is_imported(module: Any) -> None:

@@ -53,8 +53,10 @@ def shared_state() -> dict[str, Any]:
         "logging levels": {
             name: (one.level, one.disabled, one.propagate, list(one.handlers))
             for name, one in logging.root.manager.loggerDict.items()
-            if isinstance(one, logging.Logger) and name.split(".")[0] not in ("mlflow_tfmon", "mlflow")
-        },
+            if isinstance(one, logging.Logger)
+            and name.split(".")[0] not in ("mlflow_tfmon", "mlflow")
+            and (one.level, one.disabled, one.propagate, one.handlers) != (logging.NOTSET, False, True, [])
+        },  # not those as `getLogger` makes them: a library that is imported has changed none
         "tensorflow's logger": tf.get_logger().level,
         "directory": os.getcwd(),
         "umask": mask,

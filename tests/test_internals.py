@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -31,12 +33,16 @@ NEEDED = [  # in each fit
     "tensorflow.python.saved_model.save_context.in_save_context",
     "tensorflow.python.ops.control_flow_util.GraphOrParentsInXlaContext",
     "tensorflow.python.framework.config.is_op_determinism_enabled",
-    "tensorflow.core.framework.attr_value_pb2.AttrValue",
     "tensorflow.python.eager.record.stop_recording",
     "tensorflow.python.eager.record.could_possibly_record",
     "tensorflow.python.eager.context.context",
     "tensorflow.python.ops.resource_variable_ops.ResourceVariable",
     "tensorflow.python.distribute.multi_worker_util",
+    "tensorflow.python.distribute.values.SyncOnReadVariable._get_cross_replica",
+    "mlflow.utils.autologging_utils.autologging_integration",
+    "mlflow.utils.autologging_utils.safe_patch",
+    "mlflow.utils.autologging_utils.get_autologging_config",
+    "mlflow.utils.import_hooks.register_post_import_hook",
 ]
 NAMES = [
     *NEEDED,
@@ -107,7 +113,16 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
 ALL = [*KERAS_3, *TENSORFLOW, *MLFLOW, *NAMES]
 # One of each kind is enough from day to day.
-DAILY = [KERAS_3[1], KERAS_3[9], *TENSORFLOW[:2], MLFLOW[1], NAMES[1], NAMES[7]]
+DAILY = [KERAS_3[1], KERAS_3[9], *TENSORFLOW[:2], MLFLOW[1], NAMES[1], NAMES[6], NEEDED[-3]]
+PRIVATE = (
+    "tensorflow.python",
+    "tensorflow.core",
+    "keras.src",
+    "tf_keras",
+    "mlflow.utils",
+    "mlflow.store",
+    "mlflow.data",
+)
 
 
 @pytest.mark.parametrize("name", thorough(ALL, [one for one in ALL if one not in DAILY]))
@@ -129,6 +144,15 @@ def test_each_name_that_is_gone_costs_its_own_figure(
     assert bool(found) == (last not in NO_STEP)
     if found:
         assert np.isfinite(found.get("loss", [])).sum() == (0 if last in NO_LOSS else 3)
+
+
+def test_no_module_fails_without_a_private_name() -> None:
+    """None is imported at a module's top."""
+    for path in Path(mlflow_tfmon.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            assert not [one for one in names if f"{one}.".startswith(tuple(f"{p}." for p in PRIVATE))], path
 
 
 def test_the_tables_name_what_is_there() -> None:

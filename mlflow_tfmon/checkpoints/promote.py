@@ -8,7 +8,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
-from mlflow.utils import validation
 
 from mlflow_tfmon.checkpoints.names import BEST, FINAL, MODELS, pointer
 from mlflow_tfmon.checkpoints.registry import (
@@ -21,6 +20,7 @@ from mlflow_tfmon.checkpoints.registry import (
     version_tags,
     why_not,
 )
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.tracking.store import AwayError, RefusedError
@@ -139,8 +139,12 @@ def _promote(
 def _check(alias: str) -> None:
     """Refuses an alias as MLflow does, but before there is a version that lacks it."""
     try:
-        validation._validate_model_alias_name(alias)  # MLflow 3.1 to 3.17
-        validation._validate_model_alias_name_reserved(alias)
+        for name in (
+            "_validate_model_alias_name",
+            "_validate_model_alias_name_reserved",
+        ):  # MLflow 3.1 to 3.17
+            path = f"mlflow.utils.validation.{name}"
+            internal(path, lambda _: None, "an alias may be refused after its version was made")(alias)
     except MlflowException as error:
         raise PromotionError(f"alias={alias!r}: {error.message} Give another, such as champion.") from error
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModelInput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import LATEST_CHECKPOINT_ARTIFACT_TAG_KEY
 
 from mlflow_tfmon.checkpoints.names import BEST, FINAL, LAST, MODELS
 from mlflow_tfmon.checkpoints.registry import register_pointed
@@ -23,6 +22,9 @@ from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import RefusedError, RunStore, is_refusal, store_errors
 from mlflow_tfmon.tracking.texts import milliseconds
 
+_LATEST = (
+    "mlflow.latest_checkpoint_artifact"  # tag by which MLflow's `load_checkpoint` finds it (3.1 to 3.17)
+)
 Asked = Callable[[RunStore], "dict[str, str] | None"]
 
 
@@ -141,11 +143,11 @@ def as_autologged(run: RunStore, saved: ModelSaved, files: Path) -> dict[str, st
     except RefusedError as error:
         return {f"datasets of model {saved.name}": str(error)}
     found = [*files.glob("data/model.*"), *files.glob("model.weights.h5")]
-    latest = BEST in kinds or (LAST in kinds and LATEST_CHECKPOINT_ARTIFACT_TAG_KEY not in tags)
+    latest = BEST in kinds or (LAST in kinds and _LATEST not in tags)
     if not latest or not found:
         return {}
     place = found[0].relative_to(files).as_posix()
-    return run.tags({LATEST_CHECKPOINT_ARTIFACT_TAG_KEY: f"{saved.name}/{place}"})
+    return run.tags({_LATEST: f"{saved.name}/{place}"})
 
 
 def _drop(run: RunStore, known: Mapping[str, str], path: str) -> None:

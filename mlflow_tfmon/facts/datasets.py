@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.digest_utils import MAX_ROWS, compute_numpy_digest, get_normalized_md5_digest
-from mlflow.data.schema import TensorDatasetSchema
-from mlflow.data.tensorflow_dataset import from_tensorflow
-from mlflow.tracking.context.registry import resolve_tags
 
 from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.specs import schema
+from mlflow_tfmon.internals import find
 from mlflow_tfmon.stream.records import DatasetUsed
+
+if TYPE_CHECKING:
+    from mlflow.data.dataset_source import DatasetSource
 
 _logger = logging.getLogger(__name__)
 # MLflow's digest of a tf.data pipeline runs the pipeline; below these bounds that takes some 25 ms.
@@ -41,7 +39,7 @@ def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
         >>> [used.context for used in datasets(bind_fit(keras.Model.fit, model, (x, y), {}))]
         ['train']
     """
-    source = CodeDatasetSource(tags=resolve_tags())
+    source = _source(find("mlflow.tracking.context.registry.resolve_tags")())
     data = [("train", arguments.x, arguments.y)]
     validation = arguments.validation_data
     if isinstance(validation, (tuple, list)) and validation:
@@ -60,6 +58,15 @@ def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
         else:
             found.append(DatasetUsed(dataset=description, context=context))
     return tuple(found)
+
+
+def _source(tags: dict[str, str]) -> DatasetSource:
+    source: DatasetSource = find("mlflow.data.code_dataset_source.CodeDatasetSource")(tags=tags)
+    return source
+
+
+def _digest(*parts: Any) -> str:
+    return str(find("mlflow.data.digest_utils.compute_numpy_digest")(*parts))
 
 
 def describe(features: Any, targets: Any, source: DatasetSource) -> dict[str, str] | None:
@@ -83,7 +90,7 @@ def describe(features: Any, targets: Any, source: DatasetSource) -> dict[str, st
         }
     else:
         return None
-    digest = compute_numpy_digest(*(_heads(part) for part in given))
+    digest = _digest(*(_heads(part) for part in given))
     return _entry(source, digest, features, targets, profile)
 
 
@@ -98,7 +105,8 @@ def _entry(source: DatasetSource, digest: str, features: Any, targets: Any, prof
     features_schema = schema(features)
     if features_schema is not None:
         targets_schema = None if targets is None else schema(targets)
-        entry["schema"] = json.dumps(TensorDatasetSchema(features_schema, targets_schema).to_dict())
+        both = find("mlflow.data.schema.TensorDatasetSchema")(features_schema, targets_schema)
+        entry["schema"] = json.dumps(both.to_dict())
     return entry
 
 
@@ -120,7 +128,8 @@ class _Head:
     def flatten(self) -> np.ndarray:
         head = self._array
         if self.shape:
-            head = head[: -(-MAX_ROWS // max(int(np.prod(self.shape[1:], dtype=np.int64)), 1))]
+            rows = find("mlflow.data.digest_utils.MAX_ROWS")
+            head = head[: -(-rows // max(int(np.prod(self.shape[1:], dtype=np.int64)), 1))]
         return np.asarray(head).flatten()
 
 
@@ -141,8 +150,10 @@ def _pipeline_digest(dataset: tf.data.Dataset) -> str:
         and 0 < int(dataset.cardinality()) <= _MAX_ELEMENTS
         and pipelines.cost(dataset) <= _MAX_NUMBERS
     ):
-        return str(from_tensorflow(dataset, source=CodeDatasetSource(tags={})).digest)
+        described = find("mlflow.data.tensorflow_dataset.from_tensorflow")(dataset, source=_source({}))
+        return str(described.digest)
     known = [repr(dataset.element_spec), str(int(dataset.cardinality()))]
     known += [pipelines.kind(step) for step in pipelines.steps(dataset)]
-    known += [compute_numpy_digest(_Head(tensor)) for tensor in pipelines.tensors(dataset)]
-    return str(get_normalized_md5_digest([text.encode() for text in known]))
+    known += [_digest(_Head(tensor)) for tensor in pipelines.tensors(dataset)]
+    digest = find("mlflow.data.digest_utils.get_normalized_md5_digest")
+    return str(digest([text.encode() for text in known]))

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.distribute.values import SyncOnReadVariable
-from tensorflow.python.ops.resource_variable_ops import default_variable_creator_v2
+
+from mlflow_tfmon.internals import internal
 
 _here = threading.local()
 _lock = threading.Lock()
 _inside = 0  # threads that are within `alone`
 # Through which all reads of such a variable go, those of a SavedModel too (TF 2.16 to 2.21).
-_READ = "_get_cross_replica"
-_original: Callable[[Any], Any] = getattr(SyncOnReadVariable, _READ)
+_CLASS, _READ = "tensorflow.python.distribute.values.SyncOnReadVariable", "_get_cross_replica"
+_CREATOR = "tensorflow.python.ops.resource_variable_ops.default_variable_creator_v2"
+_WAITS = "where several processes train, what one of them reads or makes by itself may wait for the others"
+_original: Callable[[Any], Any] | None = None  # while `_read` is in its place
 
 
 @contextlib.contextmanager
@@ -30,10 +32,12 @@ def alone() -> Iterator[None]:
 
     A sum or a mean over replicas is then that over the replicas of this process.
     """
-    global _inside
+    global _inside, _original
     with _lock:
+        if not _inside:
+            _original = internal(f"{_CLASS}.{_READ}", None, _WAITS)
+            _put(_read)
         _inside += 1
-        setattr(SyncOnReadVariable, _READ, _read)
     before, _here.alone = getattr(_here, "alone", False), True
     try:
         with (
@@ -47,12 +51,17 @@ def alone() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if not _inside:
-                setattr(SyncOnReadVariable, _READ, _original)
+                _put(_original)
+
+
+def _put(read: Callable[[Any], Any] | None) -> None:
+    if _original is not None:
+        setattr(internal(_CLASS, None, _WAITS), _READ, read)
 
 
 def _read(variable: Any) -> Any:
     if not getattr(_here, "alone", False):
-        return _original(variable)
+        return _original(variable)  # type: ignore[misc]
     parts = [part.read_value() for part in variable.values]
     if variable.aggregation == tf.VariableAggregation.SUM:
         return tf.add_n(parts)
@@ -61,5 +70,6 @@ def _read(variable: Any) -> Any:
     return parts[0]
 
 
-def _made_here(_: Any, **options: Any) -> Any:
-    return default_variable_creator_v2(None, **options)
+def _made_here(creator: Callable[..., Any], **options: Any) -> Any:
+    create = internal(_CREATOR, None, _WAITS)
+    return creator(**options) if create is None else create(None, **options)

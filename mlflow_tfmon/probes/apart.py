@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 
 _REGROUPED: dict[str, Callable[..., tf.Tensor]] = {
     "Mul": lambda x, y: tf.raw_ops.Mul(x=x, y=y),
@@ -44,7 +43,7 @@ def _apart(tensor: Any) -> Any:
         return tensor
     with tf.device(op.device):
         copy = _REGROUPED[op.type](*map(_apart, op.inputs))
-    copy.op._set_attr(_MARK, attr_value_pb2.AttrValue(b=True))
+    copy.op._set_attr(_MARK, tf.compat.v1.AttrValue(b=True))
     return copy
 
 

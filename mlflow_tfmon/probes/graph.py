@@ -118,7 +118,8 @@ def watch_function(original: Callable[..., None]) -> Callable[..., None]:
     """Wraps the making of a function that can be run: what its graph has kept is the function's from then on.
 
     TensorFlow's registry of gradients holds a graph with a custom gradient in it for ever, Keras's train step among
-    them (2.16 to 2.21). What can be run goes with its last user.
+    them (2.16 to 2.21), with all that the probes have put into it. What can be run goes with its last user; with that
+    the registry lets go of the graph, of which no gradient is asked any more.
     """
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -136,10 +137,29 @@ def _hand_over(graph: Any, function: Any) -> None:
     if kept is not None:
         delattr(graph, _KEPT)
         setattr(graph, _HANDED_OVER, weakref.ref(kept))
+        weakref.finalize(kept, _forget, _custom_gradients(graph)).atexit = False
     elif hasattr(graph, _HANDED_OVER):  # a further function of one graph: one with a gradient
         kept = getattr(graph, _HANDED_OVER)()
     if kept is not None:
         setattr(function, _KEPT, kept)
+
+
+def _custom_gradients(graph: Any) -> list[str]:
+    """The names under which the custom gradients of a graph are registered: each is of one op of it."""
+    names = []
+    for op in graph.get_operations():
+        if op.type == "IdentityN":  # by which `tf.custom_gradient` marks them (TF 2.16 to 2.21)
+            with contextlib.suppress(ValueError):
+                names.append(op.get_attr("_gradient_op_type").decode())
+    return [name for name in names if name.startswith("CustomGradient-")]
+
+
+def _forget(gradients: list[str]) -> None:
+    registry = internal(
+        "tensorflow.python.framework.ops.gradient_registry", None, "memory is not given back after a training"
+    )
+    for name in gradients:
+        getattr(registry, "_registry", {}).pop(name, None)
 
 
 def _drop(graph: Callable[[], Any], functions: Iterable[str], branching: Iterable[str]) -> None:
@@ -184,13 +204,7 @@ def rarely(
     for op in graph.get_operations()[before:]:
         if whole and op.type in ("If", "StatelessIf"):
             with contained("leaving a branch whole", "each step costs a little more"):
-                value = internal(
-                    "tensorflow.core.framework.attr_value_pb2.AttrValue",
-                    None,
-                    "each step costs a little more",
-                )
-                if value is not None:
-                    op._set_attr("_lower_using_switch_merge", value(b=False))
+                op._set_attr("_lower_using_switch_merge", tf.compat.v1.AttrValue(b=False))
     return result
 
 

@@ -12,7 +12,6 @@ import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import ModelSaved
@@ -186,6 +185,8 @@ def drop_model(run: RunStore, model_id: str) -> None:
             return
         # MLflow only marks it as deleted; an artifact store that deletes nothing keeps the files.
         with contextlib.suppress(Exception), current_store(client.tracking_uri):
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
             get_artifact_repository(model.artifact_location).delete_artifacts()
 
 

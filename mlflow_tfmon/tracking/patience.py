@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
+from mlflow_tfmon.internals import internal
+
+_CLIENT = "mlflow.utils.rest_utils"
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 LONGEST_CALL = 40  # s
 _CALL, _UPLOAD = 10, 120  # s
@@ -46,10 +50,9 @@ def give_more_time(reason: str) -> None:
 
 
 def _distrust_empty_answers() -> None:
-    from mlflow.utils import rest_utils
-
-    verify = rest_utils.verify_rest_response
-    if hasattr(verify, "__wrapped__"):
+    verify = internal(f"{_CLIENT}.verify_rest_response", None, "an answer that was cut short counts as empty")
+    client = sys.modules.get(_CLIENT)
+    if verify is None or client is None or client.verify_rest_response is not verify:
         return
 
     @functools.wraps(verify)
@@ -58,7 +61,7 @@ def _distrust_empty_answers() -> None:
             raise MlflowException(f"the answer of {endpoint} was cut short")
         return verify(response, endpoint, *args, **kwargs)
 
-    rest_utils.verify_rest_response = verified
+    client.verify_rest_response = verified  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

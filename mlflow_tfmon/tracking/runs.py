@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.stream.past import NOTHING, Past
 from mlflow_tfmon.tracking.names import REACHED_TAG, clean, run_name
 from mlflow_tfmon.uris import without_secrets
@@ -21,6 +22,16 @@ from mlflow_tfmon.uris import without_secrets
 INTEGRATION = "mlflow_tfmon"
 # s to wait for a tracking server before the training starts without it: for a word, and for an answer
 _REACH, _ANSWER = 2.0, 5.0
+
+
+def autologging(integration: str, setting: str, otherwise: Any) -> Any:
+    """What MLflow knows of a setting of one of its autologging integrations, ours among them."""
+    get = internal(
+        "mlflow.utils.autologging_utils.get_autologging_config",
+        lambda _, __, otherwise: otherwise,
+        "MLflow's own switches of autologging are not heeded",
+    )
+    return get(integration, setting, otherwise)
 
 
 @dataclass(frozen=True)
@@ -116,12 +127,14 @@ def set_last_model_id(model_id: str) -> None:
 
 
 def _active_run(thread: int | None) -> Any:
-    from mlflow.tracking import fluent
+    import mlflow
 
     if thread is None or thread == threading.get_ident():
-        stack = fluent._active_run_stack.get()
-    else:  # MLflow 3.0 to 3.17 keeps a stack a thread
-        stack = fluent._active_run_stack.get_all_thread_values().get(thread)
+        return mlflow.active_run()
+    stacks = internal(  # MLflow 3.0 to 3.17 keeps a stack a thread
+        "mlflow.tracking.fluent._active_run_stack", None, "loops of several threads get runs of their own"
+    )
+    stack = None if stacks is None else stacks.get_all_thread_values().get(thread)
     return stack[-1] if stack else None
 
 
@@ -313,10 +326,10 @@ def reachable(uri: str) -> bool:
 
 
 def _answers(uri: str, endpoint: str, patience: float, **more: Any) -> bool:
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
     try:  # by MLflow's own way, with its proxies, certificates and tokens
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
         answer = http_request(
             get_default_host_creds(uri),
             endpoint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import posixpath
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
@@ -11,15 +12,9 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.validation import (
-    MAX_METRICS_PER_BATCH,
-    MAX_PARAM_VAL_LENGTH,
-    MAX_PARAMS_TAGS_PER_BATCH,
-    MAX_TAG_VAL_LENGTH,
-    path_not_unique,
-)
 
 from mlflow_tfmon import locks
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.noise import hushed
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import clean
@@ -28,6 +23,15 @@ from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.texts import cut, milliseconds, sayable
 from mlflow_tfmon.uris import in_a_line, sqlite_path
 
+
+def _bound(name: str, otherwise: int) -> int:
+    return int(internal(f"mlflow.utils.validation.{name}", otherwise, f"it is taken to be {otherwise}"))
+
+
+MAX_METRICS_PER_BATCH = _bound("MAX_METRICS_PER_BATCH", 1000)
+MAX_PARAMS_TAGS_PER_BATCH = _bound("MAX_PARAMS_TAGS_PER_BATCH", 100)
+MAX_PARAM_VAL_LENGTH = _bound("MAX_PARAM_VAL_LENGTH", 6000)  # characters
+MAX_TAG_VAL_LENGTH = _bound("MAX_TAG_VAL_LENGTH", 5000)  # characters
 DESCRIPTION = "mlflow.note.content"
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
 # MLflow (3.1 to 3.17) calls whatever its database says a bad request, but for what SQLAlchemy calls operational: also
@@ -222,7 +226,7 @@ class RunStore:
 
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""
-        if path_not_unique(path):
+        if path in ("", ".") or path != posixpath.normpath(path) or path.startswith(("..", "/")):
             raise RefusedError(f"artifact path {path!r} is not one that MLflow takes")
         with store_errors(), patient_uploads():
             self.client.log_text(self.run_id, sayable(text), path)

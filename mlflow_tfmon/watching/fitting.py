@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlflow.utils.autologging_utils import ExceptionSafeClass
-
 from mlflow_tfmon.checkpoints.names import FINAL, pointer
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
@@ -19,6 +17,7 @@ from mlflow_tfmon.facts.geometry import total_steps
 from mlflow_tfmon.facts.params import fit_params
 from mlflow_tfmon.facts.saving import save_model
 from mlflow_tfmon.facts.summary import can_summarize, model_summary
+from mlflow_tfmon.internals import internal
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tracking.names import MODEL
@@ -28,6 +27,10 @@ from mlflow_tfmon.watching.callback import CompleteLogs, MonitorCallback, PassOv
 from mlflow_tfmon.watching.monitor import Monitor, watching
 
 _LOSS = "this fit is not recorded"
+# What MLflow's test mode wants of the class of a callback that autologging adds.
+_ExceptionSafe: Any = internal(
+    "mlflow.utils.autologging_utils.ExceptionSafeClass", type, "it may fail in MLflow's test mode"
+)
 
 
 def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,15 +56,15 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
     return history
 
 
-class _Added(MonitorCallback, metaclass=ExceptionSafeClass):
-    """The callback that autologging adds; MLflow's test mode wants those to be of this kind."""
+class _Added(MonitorCallback, metaclass=_ExceptionSafe):
+    """The callback that autologging adds."""
 
 
-class _AddedBefore(CompleteLogs, metaclass=ExceptionSafeClass):
+class _AddedBefore(CompleteLogs, metaclass=_ExceptionSafe):
     """The one that it adds before the user's."""
 
 
-class _Passed(PassOver, metaclass=ExceptionSafeClass):
+class _Passed(PassOver, metaclass=_ExceptionSafe):
     """The one that is added to a fit that was over before."""
 
 

@@ -9,8 +9,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from mlflow.utils.autologging_utils import autologging_is_disabled, get_autologging_config
-
 from mlflow_tfmon import probes
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.probes import hooks
@@ -100,11 +98,11 @@ def _run_ends(run_id: str) -> None:
 
 def _adopt(ring: Ring, ended_run: str | None = None) -> None:
     """A ring that no monitor claims: a custom loop begins, or goes on with a further optimizer."""
-    if autologging_is_disabled(runs.INTEGRATION):
+    if runs.autologging(runs.INTEGRATION, "disable", False):
         return
     with _lock:
         active = ended_run or runs.active_id(ring.thread)
-        if active is not None and get_autologging_config(runs.INTEGRATION, "exclusive", False):
+        if active is not None and runs.autologging(runs.INTEGRATION, "exclusive", False):
             return
         loop = _loops.get(ring.thread)
         if loop is not None and not _goes_on(loop, ring, active):

@@ -10,10 +10,9 @@ import importlib
 import sys
 from typing import Any
 
-from mlflow.utils.autologging_utils import AUTOLOGGING_INTEGRATIONS, autologging_is_disabled
-from mlflow.utils.autologging_utils.safety import revert_patches
-
 from mlflow_tfmon.errors import contained, say_once
+from mlflow_tfmon.internals import find
+from mlflow_tfmon.tracking.runs import autologging
 
 # Integration and the module whose `autolog` patches `keras.Model.fit` by its global `safe_patch` (MLflow 3.0 to 3.17).
 _PEERS = {"tensorflow": "mlflow.tensorflow", "keras": "mlflow.keras.autologging"}
@@ -24,8 +23,8 @@ def set_aside() -> None:
     """Takes the peers' patches of `fit` out, and keeps those from being put in that are enabled later."""
     for integration, module_name in _PEERS.items():
         with contained(f"setting mlflow.{integration}.autolog aside", "a fit may be recorded twice"):
-            if not autologging_is_disabled(integration):
-                revert_patches(integration)
+            if not autologging(integration, "disable", True):
+                find("mlflow.utils.autologging_utils.safety.revert_patches")(integration)
                 _say(integration)
             module = importlib.import_module(module_name)
             if integration not in _originals:
@@ -72,7 +71,7 @@ def bring_back() -> None:
             continue
         module = sys.modules[module_name]
         module.safe_patch = safe_patch  # type: ignore[attr-defined]
-        if not autologging_is_disabled(integration):
+        if not autologging(integration, "disable", True):
             with contained(f"bringing mlflow.{integration}.autolog back", "it must be enabled anew"):
-                arguments = dict(AUTOLOGGING_INTEGRATIONS[integration])
+                arguments = dict(find("mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS")[integration])
                 module.autolog(**arguments)
