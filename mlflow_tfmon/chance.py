@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+_OURS = "mlflow_tfmon"  # how the names of our threads begin
 
 
 def python_and_numpy() -> tuple[Any, Any]:
@@ -28,6 +31,7 @@ def same_random_numbers() -> Iterator[None]:
 
     Libraries draw from them unasked: MLflow for the name of a run that has none, and for how long it waits before it
     asks a server again (3.1 to 3.17). Where none were taken nothing is put back: what another thread draws is its own.
+    Nor are they on a thread of ours, beside which the training goes on: there what was drawn meanwhile is its.
     A model that is made beside the training would have the next one of the user's called `sequential_2`.
 
     Example:
@@ -39,10 +43,11 @@ def same_random_numbers() -> Iterator[None]:
     try:
         yield
     finally:
-        if random.getstate() != python:
-            random.setstate(python)
-        if not _same(np.random.get_state(legacy=True), numpy):
-            np.random.set_state(numpy)
+        if not threading.current_thread().name.startswith(_OURS):
+            if random.getstate() != python:
+                random.setstate(python)
+            if not _same(np.random.get_state(legacy=True), numpy):
+                np.random.set_state(numpy)
         if (now := _keras_names()) != names:
             now.clear()
             now.update(names)
