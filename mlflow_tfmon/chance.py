@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-OURS = "mlflow_tfmon"  # what the names of this package's threads begin with
+_OURS = "mlflow_tfmon"  # what the names of this package's threads begin with
 
 
 def python_and_numpy() -> tuple[Any, Any]:
@@ -33,25 +33,23 @@ def same_random_numbers() -> Iterator[None]:
     asks a server again (3.1 to 3.17). Where none were taken nothing is put back: what another thread draws is its own.
     A model that is made beside the training would have the next one of the user's called `sequential_2`.
 
-    On a thread of this package's own, such as the one that writes checkpoints, nothing is put back: the training draws
-    meanwhile, and would be given the same numbers again. What is done there draws none.
+    On a thread of this package's own, such as the one that writes checkpoints, no random numbers are: the training draws
+    meanwhile, and would be given the same ones again. What is done there draws none.
 
     Example:
         >>> with same_random_numbers():
         ...     sample = np.random.normal(size=100)
     """
-    if threading.current_thread().name.startswith(OURS):
-        yield
-        return
     python, numpy = python_and_numpy()
     names = dict(_keras_names())
     try:
         yield
     finally:
-        if random.getstate() != python:
-            random.setstate(python)
-        if not _same(np.random.get_state(legacy=True), numpy):
-            np.random.set_state(numpy)
+        if not threading.current_thread().name.startswith(_OURS):
+            if random.getstate() != python:
+                random.setstate(python)
+            if not _same(np.random.get_state(legacy=True), numpy):
+                np.random.set_state(numpy)
         if (now := _keras_names()) != names:
             now.clear()
             now.update(names)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -204,3 +207,31 @@ def test_what_a_library_draws_is_given_back() -> None:
         random.random()
         np.random.normal()
     assert (random.random(), np.random.rand()) == expected
+
+
+def test_what_a_training_draws_while_a_checkpoint_is_written_is_not_drawn_again(tmp_path: Path) -> None:
+    from mlflow_tfmon.checkpoints.writing import Queue
+    from mlflow_tfmon.facts import saving
+
+    begun, written = threading.Event(), threading.Event()
+
+    def write(number: int, job: Path) -> bool:
+        begun.set()
+        saving.save_form(job, keras, frozenset(), None, None)
+        written.set()
+        return True
+
+    np.random.seed(7)
+    random.seed(7)
+    queue: Queue[Path] = Queue(write)
+    queue.put(0, tmp_path / "form", frozenset({0}))
+    begun.wait()
+    found = []
+    while not written.is_set():
+        found.append((np.random.random(), random.random()))
+        time.sleep(0.001)
+    assert queue.finish()
+    found.append((np.random.random(), random.random()))
+    np.random.seed(7)
+    random.seed(7)
+    assert found == [(np.random.random(), random.random()) for _ in found]
