@@ -33,8 +33,8 @@ def same_random_numbers() -> Iterator[None]:
     asks a server again (3.1 to 3.17). Where none were taken nothing is put back: what another thread draws is its own.
     A model that is made beside the training would have the next one of the user's called `sequential_2`.
 
-    On a thread of this package's own, such as the one that writes checkpoints, no random numbers are: the training draws
-    meanwhile, and would be given the same ones again. What is done there draws none.
+    On a thread of this package's own, such as the one that writes checkpoints, no random numbers are: the training
+    draws meanwhile, and would be given the same ones again. What is done there draws none.
 
     Example:
         >>> with same_random_numbers():
