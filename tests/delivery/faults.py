@@ -28,7 +28,15 @@ import mlflow_tfmon.translation
 import mlflow_tfmon.uris
 
 # The trainer's side of it, and commands: they run in other processes.
-ELSEWHERE = {"delivery.process", "delivery.main", "delivery.waiting", "delivery.left", "tracking.runs"}
+ELSEWHERE = {
+    "delivery.process",
+    "delivery.daemon",
+    "delivery.ending",
+    "delivery.main",
+    "delivery.waiting",
+    "delivery.left",
+    "tracking.runs",
+}
 WRITING = tuple(f"journal.journal.{name}" for name in ("Journal.", "coded", "_row", "plain"))  # the trainer's
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "MemoryError": MemoryError,

@@ -250,7 +250,9 @@ def test_a_fault_at_some_places(bench: Bench) -> None:
 # What is called only where a store refuses something, is away, or holds an earlier recording of the run, where a
 # journal is damaged, and for people: other tests do.
 ELSEWHERE = {
-    "checkpoints.registry", "delivery.attempt.Attempt._end_abandoned", "delivery.calls.AnyOrder.has",
+    "checkpoints.registry", "tracking.credentials", "temporary", "tracking.names._script", "tracking.names.run_name",
+    "delivery.counting.Counting._tell_what_is_left", "delivery.counting.Counting._takes_tags",
+    "delivery.attempt.Attempt._end_abandoned", "delivery.calls.AnyOrder.has",
     "delivery.deliverer", "delivery.earlier", "delivery.outbox.Outbox", "delivery.showing", "delivery.tally",
     "journal.journal", "stream.bins", "stream.past.Past.from_text", "tracking.names._marked", "tracking.patience",
     "tracking.store", "tracking.texts._escape", "translation.state", "translation.thinning", "uris", "tracking.models",
