@@ -158,9 +158,16 @@ class _Clock:
             self._handle = tf.identity(self.written.handle)
         self._handle._cached_variable = self.written.handle._cached_variable  # see lasting_variable
 
-    def read(self) -> tf.Tensor:
+    def read(self, waits: bool) -> tf.Tensor:
+        """What it says; traced.
+
+        Args:
+            waits: whether TensorFlow is to wait for the assignment: where nothing that was computed from the batch can
+                be waited for, since that is on another device.
+        """
         with replicas.at(self.written):
-            values = tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float64)
+            handle = self.written.handle if waits else self._handle
+            values = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float64)
             values.set_shape([3])
             return values
 

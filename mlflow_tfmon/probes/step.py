@@ -169,7 +169,7 @@ class StepProbe:
             if clock is not None:
                 # What was computed from the batch comes after the clock was set; but nobody waits for a device.
                 with graph.after([time] if layout.split else [time, last]):
-                    reading = clock.read()
+                    reading = clock.read(waits=layout.split)
             return [reading, tf.stack([time, ready])]
 
     def _look(
