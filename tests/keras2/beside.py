@@ -59,10 +59,12 @@ def test_both_kerases_in_one_run() -> None:
 
 def test_all_is_as_it_was_when_disabled() -> None:
     from mlflow_tfmon import kerases
-    from mlflow_tfmon.probes import keras2
+    from mlflow_tfmon.internals import find
+    from mlflow_tfmon.probes.hooks import keras2
     from tests.keras2 import nets
 
-    methods = [(owner, name) for owner, name, *_ in keras2.methods(print)]
+    targets = [hook.target.rpartition(".") for hook in keras2.hooks(print)]
+    methods = [(find(owner), name) for owner, _, name in targets]
     methods += [(module.Model, "fit") for module in kerases.imported()]
     before = [getattr(owner, name) for owner, name in methods]
     mlflow_tfmon.autolog()
