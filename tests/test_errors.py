@@ -35,7 +35,7 @@ PLANTED = {
         "mlflow_tfmon.probes.quantities.snapshot",
         "this training's steps are not recorded",
     ),
-    "tape probe": ("mlflow_tfmon.probes.tape._slot", "the loss of each step is not recorded"),
+    "tape probe": ("mlflow_tfmon.probes.tape._sum", "the loss of each step is not recorded"),
     "input probe": (
         "mlflow_tfmon.probes.inputs._reading",
         "the time spent waiting for input is not recorded",

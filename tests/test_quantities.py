@@ -42,7 +42,7 @@ def test_zeros_and_what_is_not_finite_stay_what_they_are() -> None:
         assert zero == 0 and np.isinf(infinite) and np.isnan(undefined)
 
 
-@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 3])
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 3])
 def test_what_is_computed_in_pieces_is_that_of_the_whole(size: int) -> None:
     values = tf.constant(np.random.default_rng(0).integers(-9, 9, (1, size)), tf.float32)
 

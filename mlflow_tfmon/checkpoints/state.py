@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 from mlflow_tfmon.chance import python_and_numpy, restore
 from mlflow_tfmon.checkpoints import reading
@@ -23,6 +22,7 @@ from mlflow_tfmon.internals import internal
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
+_TENSOR_PROTO = "tensorflow.core.framework.tensor_pb2.TensorProto"
 # What Keras's own callbacks count and compare with (3.7 to 3.15): none of it is a path or an option.
 _OF_KERAS = frozenset(
     ("wait", "stopped_epoch", "best", "best_epoch", "best_weights", "cooldown_counter", "_current_epoch",
@@ -117,7 +117,10 @@ def assign(variable: Any, array: np.ndarray) -> None:
     Raises:
         ValueError: it is none for this variable: a few bytes may say that they are any number of values.
     """
-    told = TensorProto.FromString(array.tobytes())
+    tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers can't be gone on from")
+    if tensor_proto is None:
+        raise ValueError(f"how large the value of {variable.path} is can't be told")
+    told = tensor_proto.FromString(array.tobytes())
     if [one.size for one in told.tensor_shape.dim] != [int(size) for size in variable.shape]:
         raise ValueError(f"the checkpoint has no value for {variable.path}")
     variable.assign(tf.io.parse_tensor(array.tobytes(), tf.as_dtype(variable.dtype)))

@@ -38,7 +38,7 @@ def over_pieces(
         return compute(*(tf.slice(one, [begin], [length]) for one in flat))
 
     # What is left over comes first: XLA knows the size of a slice before it runs.
-    rest = (whole - 1) % PIECE + 1
+    rest = tf.minimum((whole - 1) % PIECE + 1, whole) if size is None else (whole - 1) % PIECE + 1
 
     def further(begin: tf.Tensor, sofar: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return begin + PIECE, join(sofar, piece(begin, PIECE))
