@@ -1,4 +1,4 @@
-"""Whether delivery ends with who has started it, though it is nobody's child: containers and job managers kill all."""
+"""Environments whose end ends every process, delivery too: containers, job managers, CI services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the delivery process does, once it was started (`daemon`).
+"""The delivery process, from its start by `daemon` to its end.
 
 Reads commands from stdin, a JSON object a line:
 

@@ -1,4 +1,4 @@
-"""What of a run is on this machine and not in MLflow yet: whoever reads a run waits for it, or says so."""
+"""Recordings of a run that are on this machine and not yet in MLflow; reading the run waits for them, or says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one process of several does by itself: nothing in it may wait for the others, who do not join.
+"""Reads by one process of several, without a collective operation that the others would have to join.
 
 Under a strategy a variable whose replicas differ until it is read (the state of metrics; of Keras 2 also the averages
 of batch normalization) is summed over all processes by reading it, and a new variable is sent from the chief to all

@@ -1,4 +1,4 @@
-"""What is patched in other libraries while trainings are watched: a table a library, and one installer."""
+"""Hooks into other libraries while trainings are watched: a table for each library, and one installer."""
 
 from __future__ import annotations
 

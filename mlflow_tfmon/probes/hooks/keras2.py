@@ -1,4 +1,4 @@
-"""What is patched in Keras 2, `tf_keras` (2.16 to 2.21)."""
+"""Hooks into Keras 2, `tf_keras` (2.16 to 2.21)."""
 
 from __future__ import annotations
 

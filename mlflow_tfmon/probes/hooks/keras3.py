@@ -1,4 +1,4 @@
-"""What is patched in Keras 3 (3.7 to 3.15)."""
+"""Hooks into Keras 3 (3.7 to 3.15)."""
 
 from __future__ import annotations
 

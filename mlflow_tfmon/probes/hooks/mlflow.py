@@ -1,4 +1,4 @@
-"""What is patched in MLflow (3.1 to 3.17) besides `fit`, which its own autologging patches for us."""
+"""Hooks into MLflow (3.1 to 3.17) besides `fit`, which its own autologging patches for us."""
 
 from __future__ import annotations
 

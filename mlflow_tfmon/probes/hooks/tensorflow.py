@@ -1,4 +1,4 @@
-"""What is patched in TensorFlow (2.16 to 2.21)."""
+"""Hooks into TensorFlow (2.16 to 2.21)."""
 
 from __future__ import annotations
 
