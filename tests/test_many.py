@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
-from mlflow_tfmon.errors import logger
 from mlflow_tfmon.probes.step import StepProbe
 from mlflow_tfmon.watching import pipeline
 
@@ -29,7 +28,6 @@ def test_an_optimizer_for_each_example(
         record(self, *args)
 
     monkeypatch.setattr(StepProbe, "_record", recorded)
-    monkeypatch.setattr(logger, "propagate", True)
     mlflow_tfmon.autolog(log_models=False)
     threads: set[int] = set()
     files: set[int] = set()
@@ -51,5 +49,5 @@ def test_an_optimizer_for_each_example(
                 assert len(pipeline.DRAIN._taps) <= 2
     assert len(traced) == 1
     assert len(threads) == 1 and len(files) == 1
-    assert sum("can't be measured" in line for line in caplog.messages) <= 2
+    assert sum("can't be measured" in line for line in caplog.messages) == 1
     assert not any("retracing" in line for line in caplog.messages)
