@@ -345,7 +345,8 @@ def test_an_artifact_store_that_is_away_does_not_hold_up_the_curves(
     deliverer = Deliverer(journal.folder)
     deliverer.advance()
     assert (deliverer.status.error, deliverer.status.delivered) == (None, last)
-    assert len(load_run(run_id, store).steps) >= 200  # what comes after may be there already
+    steps = load_run(run_id, store).steps.index.tolist()
+    assert steps in (list(range(1, 201)), list(range(1, 401)))  # what comes after may be there already
     journal.append([ENDED])
     deliverer.advance()
     assert load_run(run_id, store).steps.index.tolist() == list(range(1, 401))
