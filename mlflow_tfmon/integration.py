@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import keras
+import mlflow
 
 from mlflow_tfmon import kerases, probes, versions
 from mlflow_tfmon.delivery.process import DeliveryProcess
@@ -238,7 +239,8 @@ def _enable(settings: Settings) -> None:
     with contained("watching custom loops", "they are not recorded; fit is"):
         loops.begin()
     with contained("starting the delivery process", "what is recorded waits on this machine"):
-        DeliveryProcess.shared()  # by the time that a training starts, it has loaded MLflow
+        # By the time that a training starts, it has loaded MLflow.
+        DeliveryProcess.shared().expect(mlflow.get_tracking_uri())
 
 
 def _disable() -> None:

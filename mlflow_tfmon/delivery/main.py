@@ -6,6 +6,7 @@ Reads commands from stdin, a JSON object a line:
     {"watch": ..., "rest": [[kind, body], ...], "begins": [...]}                       and what its journal did not take
     {"environment": {"NAME": "value", "OTHER": null}}                                  what has changed in the trainer's
     {"wake": true}                                                                     look for new records now
+    {"expect": "..."}                                                                  recordings for a store come soon
 
 The end of stdin, or of the trainer, means that no more records come: what is left is delivered, then the process ends.
 SIGTERM means that there is little time: what there is is delivered, as far as it can be in `TERMINATE_SECONDS`.
@@ -59,6 +60,7 @@ class Delivery:
     def listen(self, lines: Iterable[str | bytes]) -> None:
         """Takes commands until there are no more; meant for a thread of its own."""
         from mlflow_tfmon.delivery.deliverer import Deliverer
+        from mlflow_tfmon.tracking.store import load_store
 
         for line in lines:
             with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
@@ -82,6 +84,8 @@ class Delivery:
                         os.environ.pop(name, None)
                     else:
                         os.environ[name] = value
+                if "expect" in command:
+                    load_store(command["expect"])
                 self._hurry = self._hurry or "wake" in command
             self._wake.set()
         self._closed = True

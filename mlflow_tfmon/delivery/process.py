@@ -78,6 +78,15 @@ class DeliveryProcess:
                 self._tell_environment()
                 self._tell(command)
 
+    def expect(self, tracking_uri: str) -> None:
+        """Has the process load now what it needs for a store, while the trainer still builds its model.
+
+        Args:
+            tracking_uri: MLflow tracking URI.
+        """
+        with self._lock:
+            self._tell({"expect": absolute(tracking_uri)})
+
     def rest(
         self,
         folder: Path,
