@@ -1,11 +1,9 @@
-"""What is measured, as TensorFlow ops.
-
-A new quantity per variable is added here, in `stream.ring.DEEP` and in `stream.rows`.
-"""
+"""The signals' ingredients (`mlflow_tfmon.signals`) as TensorFlow ops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,8 @@ import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.pieces import over_pieces
+from mlflow_tfmon.signals import INGREDIENTS
+from mlflow_tfmon.signals.signal import SAMPLE, Ingredient, Of
 
 # Half sums of squares between these are known well from float32, which loses squares below 1e-38, even 1e9 of them.
 _LEAST, _MOST = np.float64(1e-24), np.float64(1e36)
@@ -156,27 +156,80 @@ def _unpacked(before: Any, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
     return found[::-1]
 
 
-@graph.Once
-def _of_variable(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    return _deep(new, old, gradient)
+class Part:
+    """A part of a variable's tensors, flat, for `signals.signal.Ingredient.trace`."""
+
+    def __init__(self, new: Any = None, old: Any = None, gradient: Any = None, pairs: bool = False) -> None:
+        self.new, self.old, self.gradient = new, old, gradient
+        self._pairs = pairs  # whether two of the weights' numbers are one complex one
+
+    def half_square(self, values: tf.Tensor) -> tf.Tensor:
+        """Half the sum of squares."""
+        return half_square(values)
+
+    def count(self, condition: tf.Tensor) -> tf.Tensor:
+        """How often a condition holds."""
+        return tf.reduce_sum(tf.cast(condition, tf.float64))
+
+    def largest(self, values: tf.Tensor) -> tf.Tensor:
+        """The largest absolute value."""
+        sizes = tf.abs(values)
+        if self._pairs and values is not self.gradient:
+            sizes = tf.norm(tf.reshape(values, [-1, 2]), axis=1)
+        return tf.cast(tf.reduce_max(sizes), tf.float64)
 
 
-def _deep(new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
-    """The deep quantities of one variable, in the order of `stream.ring.DEEP`."""
+def _join(joins: Sequence[str], one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    if set(joins) == {"sum"}:
+        return one + other
+    return tf.where(tf.constant([join == "sum" for join in joins]), one + other, tf.maximum(one, other))
+
+
+def _deep(pairs: bool, new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+    """The stateless ingredients of one variable, in the order of `signals.INGREDIENTS`."""
     wide = tf.float64 if new.dtype == tf.float64 else tf.float32
+    of_weights, of_gradient = (
+        [one for one in INGREDIENTS if not one.state and one.of is of] for of in (Of.WEIGHTS, Of.GRADIENT)
+    )
 
-    def halves(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-        after, before = tf.cast(after, wide), tf.cast(before, wide)
-        return half_squares([after, before, after - before])
+    def weights(after: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        part = Part(tf.cast(after, wide), tf.cast(before, wide), pairs=pairs)
+        return tf.stack([one.trace(part) for one in of_weights])
 
-    def nonzero(values: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(tf.cast(tf.not_equal(values, 0), tf.float64))
+    def gradients(values: tf.Tensor) -> tf.Tensor:
+        return tf.stack([one.trace(Part(gradient=values)) for one in of_gradient])
 
     if graph.in_xla():  # which keeps nothing in between, but would copy what a loop reads
-        return tf.concat([halves(new, old), nonzero(gradient)[None]], axis=0)
+        flat = [tf.reshape(values, [-1]) for values in (new, old, gradient)]
+        return tf.concat([weights(*flat[:2]), gradients(flat[2])], axis=0)
     # A sparse gradient has another size.
-    squares = over_pieces(halves, tf.add, [new, old])
-    return tf.concat([squares, over_pieces(nonzero, tf.add, [gradient])[None]], axis=0)
+    found = [
+        over_pieces(weights, partial(_join, [one.join for one in of_weights]), [new, old]),
+        over_pieces(gradients, partial(_join, [one.join for one in of_gradient]), [gradient]),
+    ]
+    return tf.concat(found, axis=0)
+
+
+# In a graph of its own, which is traced once for all variables of a dtype.
+_of_variable = {pairs: graph.Once(partial(_deep, pairs)) for pairs in (False, True)}
+
+
+def _kept(
+    one: Ingredient, held: tf.Tensor, gradients: Sequence[tf.Tensor], variables: Sequence[tf.Variable]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """An ingredient with a state: its numbers and the new state, a row a variable."""
+    found = []
+    for state, gradient, variable in zip(tf.unstack(held), gradients, variables, strict=True):
+        if (
+            gradient.shape.rank is None or gradient.shape != variable.shape
+        ):  # a sparse one: other rows each time
+            found.append((tf.constant(float("nan"), tf.float64), state))
+            continue
+        flat = tf.reshape(gradient, [-1])
+        every = -(-flat.shape[0] // SAMPLE)
+        found.append(one.trace(Part(gradient=tf.cast(flat[::every], tf.float64)), state))
+    numbers, states = zip(*found, strict=True)
+    return tf.stack(numbers), tf.stack(states)
 
 
 def deep_row(
@@ -185,18 +238,30 @@ def deep_row(
     before: Any,
     gradients: Sequence[tf.Tensor],
     applied: tf.Tensor | None,
-) -> tf.Tensor:
-    """What the host makes the deep quantities of (`stream.ring.DEEP`), after the number of the step.
+    kept: Mapping[str, tf.Variable],
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """The ingredients of the deep signals, after the number of the step; and what `kept` is to hold from now on.
 
-    Where `applied` is 0 no update was made, and nothing is told of the change.
+    Where `applied` is 0 no update was made, and nothing is told of the update.
     """
-    # In XLA a shape that is not known could not be told apart in groups.
-    measure = _deep if graph.in_xla() else _of_variable
     found: list[tf.Tensor] = []
     for variable, *told in zip(variables, _unpacked(before, variables), gradients, strict=True):
+        pairs = variable.dtype.is_complex
+        # In XLA a shape that is not known could not be told apart in groups.
+        measure = partial(_deep, pairs) if graph.in_xla() else _of_variable[pairs]
         with graph.after(found[-1:]):  # one after the other: what they take in between is taken once
             found.append(measure(real(variable.read_value()), *told))
-    after, earlier, change, nonzero = tf.unstack(tf.stack(found, axis=1))
+    numbers = tf.unstack(tf.stack(found, axis=1))
+    states = []
+    for one in INGREDIENTS:
+        if one.state:
+            of_all, state = _kept(one, kept[one.name].read_value(), gradients, variables)
+            numbers.append(of_all)
+            states.append(state)
     if applied is not None:
-        change = tf.where(applied > 0, change, tf.constant(float("nan"), tf.float64))
-    return tf.concat([tf.cast(done + 1, tf.float64)[None], after, earlier, change, nonzero], axis=0)
+        unknown = tf.constant(float("nan"), tf.float64)
+        numbers = [
+            tf.where(applied > 0, values, unknown) if one.of_update else values
+            for one, values in zip(INGREDIENTS, numbers, strict=True)
+        ]
+    return tf.concat([tf.cast(done + 1, tf.float64)[None], *numbers], axis=0), states

@@ -186,12 +186,16 @@ class StepProbe:
         def nothing() -> tf.Tensor:
             return tf.constant(0)
 
+        def deep_row() -> tuple[tf.Tensor, list[tf.Tensor]]:
+            return quantities.deep_row(done, self._variables, weights, gradients, applied, ring.kept)
+
         def count() -> tf.Tensor:
             ring.histograms.write(histograms.row(done, self._variables, gradients))
             return nothing()
 
         def measure() -> tf.Tensor:
-            ring.write_deep(done, quantities.deep_row(done, self._variables, weights, gradients, applied))
+            row, kept = deep_row()
+            ring.write_deep(done, row, kept)
             if counted is None:
                 graph.rarely(ring.histogram_due(done), count, nothing, self._whole)
             return nothing()
@@ -217,8 +221,8 @@ class StepProbe:
         ring, (done, deep, _, weights, _) = self.ring, before
         due = deep & ring.histogram_due(done)
 
-        def measure() -> tf.Tensor:
-            return quantities.deep_row(done, self._variables, weights, gradients, applied)
+        def measure() -> tuple[tf.Tensor, list[tf.Tensor]]:
+            return quantities.deep_row(done, self._variables, weights, gradients, applied, ring.kept)
 
         def count() -> tf.Tensor:
             return histograms.row(done, self._variables, gradients)
@@ -226,13 +230,15 @@ class StepProbe:
         def none(width: int) -> Callable[[], tf.Tensor]:
             return lambda: tf.zeros([width], tf.float64)
 
-        def both() -> tuple[tf.Tensor, tf.Tensor]:
+        def both() -> tuple[Any, tf.Tensor]:
             return measure(), graph.rarely(due, count, none(ring.histograms.width))
 
-        row, counts = graph.rarely(
-            deep, both, lambda: (none(ring.deep.width)(), none(ring.histograms.width)())
-        )
-        ring.write_deep(done, row, None if isinstance(deep, bool) else deep)
+        def neither() -> tuple[Any, tf.Tensor]:
+            kept = [one.read_value() for one in ring.kept.values()]
+            return (none(ring.deep.width)(), kept), none(ring.histograms.width)()
+
+        (row, kept), counts = graph.rarely(deep, both, neither)
+        ring.write_deep(done, row, kept, if_=None if isinstance(deep, bool) else deep)
         ring.histograms.write(counts, due)
 
 

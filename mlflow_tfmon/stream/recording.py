@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mlflow_tfmon import signals
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import bins, records, rows
 from mlflow_tfmon.stream.drain import Block
@@ -18,14 +19,6 @@ from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.streams import Stream
 
 ABSENT_TAG = "tfmon.absent"
-# Series, and of which columns each is made (any of them will do).
-_FROM = {
-    "batch/loss": {"loss"},
-    "batch/grad_norm": {"grad_norm"},
-    "batch/step_time_ms": {"time", "input_time"},
-    "batch/examples_per_second": {"examples"},
-    "batch/input_wait_share": {"input_wait"},
-}
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
 _ABSENT = (
@@ -238,9 +231,9 @@ class Recording:
         """What tells, once, which series a stream can't have in the way that it is trained."""
         if layout is None:
             return []
-        lacking = sorted(name for name, of in _FROM.items() if not of & set(layout.columns))
+        lacking = sorted(f"batch/{name}" for name in signals.absent(layout.columns))
         absent = {f"{layout.prefix}{name}" for name in lacking}
-        known = {name for one in self._absent for name in _FROM if one.endswith(name)}
+        known = {name for name in lacking if any(one.endswith(name) for one in self._absent)}
         names = ", ".join([*self._absent, *sorted(absent - self._absent.keys())])
         # A training of many optimizers has as many names; those of the first will do.
         if absent <= self._absent.keys() or (set(lacking) <= known and len(names) > _ABSENT):

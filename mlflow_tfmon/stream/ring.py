@@ -21,19 +21,19 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.internals import internal
+from mlflow_tfmon.signals import INGREDIENTS
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
 from mlflow_tfmon.stream.records import Variable
 
 # What a row holds besides the norms. Of the host: when the batch was asked for and when it was there (Unix seconds),
 # how many examples it has, when the step's update had been done, and when this worker's gradients were ready to be
 # summed with those of the others; NaN is what this trace does not measure. Of the device: "loss" is the sum of so many
-# "losses" as were differentiated for the step, none where that is not known; "learning_rate" is that of the update.
+# "losses" as were differentiated for the step, 0 where that is not known; "learning_rate" is that of the update.
 HOST = ("input_start", "input_time", "examples", "time", "ready")
 DEVICE = ("loss", "losses", "learning_rate")
 APPLIED = "applied"
-# A deep row is the step and then, per variable, each of these: half the squares of the weights after the step, of those
-# before it and of their difference, and how many elements of the gradient are not zero.
-DEEP = ("after", "before", "change", "nonzero")
+# Of these, NaN tells that the trace does not measure them, nor what is made of them.
+TELLING = ("time", "input_start", "losses")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
 _DEEP_ROWS = 256
@@ -268,7 +268,12 @@ class Ring:
         count, device = len(layout.variables), layout.device
         self.width = len(layout.columns)
         self.capacity = _power_of_two(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS)
-        self.deep = SeldomRing(1 + count * len(DEEP), _ROW_BYTES, _DEEP_ROWS, device, layout.xla)
+        # A deep row is the step and then, of each ingredient of the deep signals, one number a variable.
+        self.deep = SeldomRing(1 + count * len(INGREDIENTS), _ROW_BYTES, _DEEP_ROWS, device, layout.xla)
+        # What ingredients keep of each variable from one deep step to the next, by their name.
+        self.kept = {
+            one.name: lasting_variable(count, one.state, device=device) for one in INGREDIENTS if one.state
+        }
         counts = 1 + count * len(KINDS) * WIDTH
         self.histograms = SeldomRing(counts, _HISTOGRAM_BYTES, _HISTOGRAM_ROWS, device, layout.xla)
 
@@ -298,6 +303,7 @@ class Ring:
         if self.layout.split:
             own += [self._host_rows, self._host_count]
             own += [self._host_begin, self._host_every, self._host_first]
+        own += self.kept.values()
         return own + [v for seldom in (self.deep, self.histograms) for v in (seldom.rows, seldom.count)]
 
     # -- traced into the user's graph ------------------------------------------------------------------------------
@@ -325,12 +331,15 @@ class Ring:
         due = done >= _read(self._deep_next)
         return done, due if updates is None else due & updates, None
 
-    def write_deep(self, done: tf.Tensor, row: tf.Tensor, if_: tf.Tensor | None = None) -> None:
+    def write_deep(
+        self, done: tf.Tensor, row: tf.Tensor, kept: Sequence[tf.Tensor], if_: tf.Tensor | None = None
+    ) -> None:
         """Writes a deep row, and says when the next is due.
 
         Args:
             done: steps before this one.
             row: of a step.
+            kept: what `self.kept` is to hold from now on.
             if_: whether it is one, where that is not known before.
         """
         begin, every = _read(self._begin), _read(self._every)
@@ -338,6 +347,8 @@ class Ring:
         if if_ is not None:
             due = tf.where(if_, due, _read(self._deep_next))
         tf.raw_ops.AssignVariableOp(resource=self._deep_next.handle, value=due)
+        for variable, value in zip(self.kept.values(), kept, strict=True):
+            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
         self.deep.write(row, if_)
 
     def histogram_due(self, done: tf.Tensor) -> tf.Tensor:
@@ -375,6 +386,8 @@ class Ring:
         self.traces = 0
         self.deep.skip()
         self.histograms.skip()
+        for kept in self.kept.values():
+            kept.assign(tf.zeros_like(kept))
         self.done, self.deep_every = done, deep_every
         self.begun += 1
         begin = self.taken - done

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mlflow_tfmon import signals
+from mlflow_tfmon.signals import INGREDIENTS
+from mlflow_tfmon.signals.signal import Signal
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.drain import Block
-from mlflow_tfmon.stream.ring import APPLIED, DEEP, SeldomRows
-
-DEEP_QUANTITIES = ("weight_norm", "update_ratio", "grad_zero_fraction")
+from mlflow_tfmon.stream.ring import APPLIED, TELLING, SeldomRows
 
 
 def column(block: Block, name: str) -> np.ndarray:
@@ -43,42 +44,43 @@ def columns_of(block: Block, part: slice, offset: int) -> tuple[dict[str, np.nda
         times variables.
     """
     layout = block.ring.layout
-    rows = dict(zip(layout.columns, block.rows[part].T, strict=True))
-    columns = {"step": (steps(block)[part] + offset).astype(float)}
-    if not np.isnan(rows["time"][0]):
-        columns["time"] = rows["time"]
-    if not np.isnan(rows["input_start"][0]):
-        columns["input_time"] = rows["input_time"]
-        columns["input_wait"] = rows["input_time"] - rows["input_start"]
-        columns["examples"] = rows["examples"]
-    if rows["losses"][0]:
-        columns["loss"] = rows["loss"] / rows["losses"]
-    columns["learning_rate"] = rows["learning_rate"]
-    scalars = {name: rows[name] for name in layout.scalars}
+    rows = _named(block, part)
     norms = []
     for norm in layout.norms:
         halves = np.column_stack([rows[f"{norm}/{at}"] for at in range(len(layout.variables))])
-        if APPLIED in scalars and norm == "grad_norm_clipped":
-            halves[scalars[APPLIED] == 0] = np.nan  # nothing was clipped there
-        squares = 2 * halves  # the ring holds halves
-        columns[norm] = np.sqrt(squares.sum(axis=1))
-        norms.append(np.sqrt(squares))
-    for name, values in scalars.items():
-        if name not in layout.parts:
-            columns[name] = values
-        elif "loss" in columns:
-            columns[name] = values / rows["losses"]
-    if "loss_scale" in scalars:  # Keras's rule for leaving a step out
-        columns["skipped"] = 1.0 - np.isfinite(columns["grad_norm"])
-    columns["traces"] = np.full(len(columns["step"]), float(block.ring.traces))
+        if APPLIED in rows and norm == "grad_norm_clipped":
+            halves[rows[APPLIED] == 0] = np.nan  # nothing was clipped there
+        rows[f"{norm}/square"] = 2 * halves.sum(axis=1)
+        signal = signals.of_variable(norm)
+        assert signal is not None
+        norms.append(signal.finish({"half_square": halves}))
+    columns = {"step": (steps(block)[part] + offset).astype(float)}
+    columns |= {one.name: one.finish(rows) for one in signals.OF_STEP if _is_measured(one, rows)}
+    if "loss" in columns:
+        columns |= {name: rows[name] / rows["losses"] for name in layout.parts}
     columns |= {name: values[part] for name, values in block.more.items()}
     return columns, np.concatenate(norms, axis=1)
 
 
+def _named(block: Block, part: slice) -> dict[str, np.ndarray]:
+    """Columns of some rows, by name."""
+    rows = dict(zip(block.ring.layout.columns, block.rows[part].T, strict=True))
+    rows["losses"] = np.where(rows["losses"] > 0, rows["losses"], np.nan)
+    rows["traces"] = np.full(len(rows["losses"]), float(block.ring.traces))
+    return rows
+
+
+def _is_measured(signal: Signal, rows: Mapping[str, np.ndarray]) -> bool:
+    needs = [str(one) for one in signal.needs]
+    return all(one in rows for one in needs) and not any(
+        np.isnan(rows[one][0]) for one in needs if one in TELLING
+    )
+
+
 def runs(block: Block) -> list[slice]:
     """Splits a block's rows where what they measure changes (another trace of the same training)."""
-    known = [~np.isnan(column(block, name)) for name in ("time", "input_start")]
-    measured = np.stack([*known, column(block, "losses") > 0], axis=1)
+    rows = _named(block, slice(None))
+    measured = np.stack([~np.isnan(rows[name]) for name in TELLING], axis=1)
     edges = np.flatnonzero(np.diff(measured, axis=0).any(axis=1)) + 1
     bounds = [0, *edges.tolist(), len(block.rows)]
     return [slice(start, end) for start, end in itertools.pairwise(bounds) if end > start]
@@ -157,15 +159,9 @@ def histograms(block: Block, offset: int) -> np.ndarray:
 
 
 def deep_steps(block: Block, offset: int) -> np.ndarray:
-    """The deep rows of a block with the quantities instead of what they are made of.
-
-    The update ratio is ||after - before|| / ||before||, NaN for weights that were all zero. The elements that a sparse
-    gradient leaves out are zeros as well.
-    """
-    sizes = np.array([np.prod(variable.shape) for variable in block.ring.layout.variables], np.float64)
-    cuts = 1 + len(sizes) * np.arange(len(DEEP))
-    step, after, before, change, nonzero = np.split(block.deep.rows, cuts, axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(before > 0, np.sqrt(change / before), np.nan)
-        zeros = (sizes - nonzero) / sizes
-    return np.concatenate([step + offset, np.sqrt(2 * after), ratios, zeros], axis=1)
+    """The deep rows of a block with the signals instead of what they are made of."""
+    sizes = np.array([variable.size for variable in block.ring.layout.variables], np.float64)
+    cuts = 1 + len(sizes) * np.arange(len(INGREDIENTS))
+    step, *found = np.split(block.deep.rows, cuts, axis=1)
+    arrays = dict(zip((one.name for one in INGREDIENTS), found, strict=True)) | {"size": sizes}
+    return np.concatenate([step + offset, *(one.finish(arrays) for one in signals.DEEP)], axis=1)

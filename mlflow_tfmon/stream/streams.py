@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tfmon import signals
 from mlflow_tfmon.stream import records, rows
 from mlflow_tfmon.stream.drain import Block
 from mlflow_tfmon.stream.past import PastStream
@@ -114,8 +115,8 @@ class Stream:
         columns, norms = rows.columns_of(block, part, offset)
         layout = block.ring.layout
         opened = records.StreamOpened(
-            self.number, self.prefix, layout.variables, tuple(columns), layout.norms, rows.DEEP_QUANTITIES,
-            self.total_steps, self.model, self.named,
+            self.number, self.prefix, layout.variables, tuple(columns), layout.norms,
+            tuple(one.name for one in signals.DEEP), self.total_steps, self.model, self.named,
         )  # fmt: skip
         return opened, records.Steps(self.number, block.seen, np.column_stack([*columns.values(), norms]))
 
