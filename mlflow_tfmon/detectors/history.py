@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mlflow_tfmon import signals
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.table import Gathering, Table
 
 _STEPS, _VARIABLES, _EPOCHS, _DEEP = 512, 128, 256, 64  # rows of the tables
 _FIRST = 5  # steps whose loss is that before training, where they do not make it worse
-DEEP = ("weight_norm", "update_ratio", "grad_zero_fraction")
 ACTIVATIONS = ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction")
 
 
@@ -41,7 +41,7 @@ class History:
         total_steps: how many are expected in all, or None.
         steps: columns as in a recording's `Steps` blocks: loss, learning_rate, grad_norm, …
         gradients: gradient norm, a column a variable.
-        deep: by quantity ("weight_norm", "update_ratio", "grad_zero_fraction"), a column a variable.
+        deep: by name of the signal (of `signals.DEEP`: "weight_norm", "update_ratio", …), a column a variable.
         epochs: the epochs' metrics, rows numbered from 1, and "step".
         activations: by quantity ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction"), a column a
             layer; the output layer is not among them.
@@ -117,7 +117,7 @@ class Gatherer:
         self._first_losses: list[float] = []
         self._steps = Gathering(_STEPS)
         self._gradients = Gathering(_VARIABLES)
-        self._deep = {name: Gathering(_DEEP) for name in DEEP}
+        self._deep = {name: Gathering(_DEEP) for name in (one.name for one in signals.DEEP)}
         self._epochs = Gathering(_EPOCHS)
         self._activations = {name: Gathering(_DEEP) for name in ACTIVATIONS}
         self._activation_names: dict[str, str] = {}
@@ -143,13 +143,13 @@ class Gatherer:
         self._variables |= {name: (size, kernel) for name, size, kernel in variables}
         self._now = tuple(name for name, _, _ in variables)
 
-    def steps(self, columns: Sequence[str], values: np.ndarray, gradients: np.ndarray) -> None:
+    def steps(self, columns: Sequence[str], values: np.ndarray, gradients: np.ndarray | None) -> None:
         """Takes steps.
 
         Args:
             columns: names of the scalars, "step" among them.
             values: array (steps, columns).
-            gradients: array (steps, variables) of gradient norms.
+            gradients: array (steps, variables) of gradient norms before clipping, or None where they are not known.
         """
         if not len(values):
             return
@@ -166,14 +166,15 @@ class Gatherer:
             if name in columns:
                 bad = np.isinf(values[:, columns.index(name)]) | np.isnan(values[:, columns.index(name)])
                 self._note(name, numbers[bad & ~skipped])
-        bad = ~np.isfinite(gradients) & ~skipped[:, None]
-        for at in np.flatnonzero(bad.any(axis=0)):
-            self._note(self._now[at], numbers[bad[:, at]])
+        if gradients is not None:
+            bad = ~np.isfinite(gradients) & ~skipped[:, None]
+            for at in np.flatnonzero(bad.any(axis=0)):
+                self._note(self._now[at], numbers[bad[:, at]])
+            self._gradients.add(numbers, self._now, gradients)
         if "time" in columns:  # from the end of a step to that of the next
             values = np.column_stack([values, np.diff(values[:, columns.index("time")], prepend=np.nan)])
             columns.append("seconds")
         self._steps.add(numbers, columns, values)
-        self._gradients.add(numbers, self._now, gradients)
 
     def deep(self, steps: np.ndarray, quantities: Mapping[str, np.ndarray]) -> None:
         """Takes deep rows: by quantity an array (rows, variables)."""

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.weighing import Given, loss_of
-from mlflow_tfmon.stream.drain import Block
+from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.ring import Ring, lasting_variable
 from mlflow_tfmon.stream.rows import column
 
@@ -222,21 +222,21 @@ class _Row(NamedTuple):
     values: np.ndarray
 
 
-def with_losses(block: Block) -> Block:
-    """Puts into a block the losses that its steps asked for; a loss that can't be told is absent."""
-    asking = np.flatnonzero(column(block, "losses") == ASKED)
+def with_losses(reading: Reading) -> Reading:
+    """Puts into a reading the losses that its steps asked for; a loss that can't be told is absent."""
+    asking = np.flatnonzero(column(reading, "losses") == ASKED)
     if not len(asking):
-        return block
+        return reading
     with _lock:
-        ledgers = [one for keys, one in _ledgers.items() if keys & block.ring.layout.keys]
+        ledgers = [one for keys, one in _ledgers.items() if keys & reading.ring.layout.keys]
         for one in ledgers:
             one.look()
         known = sorted(
             (_Row(row[0], one, row) for one in ledgers for row in one.history), key=lambda row: row.number
         )
     numbers = np.array([row.number for row in known])
-    block = dataclasses.replace(block, rows=block.rows.copy())
-    losses, counts, before = column(block, "loss"), column(block, "losses"), _asked.get(block.ring, 0.0)
+    reading = dataclasses.replace(reading, rows=reading.rows.copy())
+    losses, counts, before = column(reading, "loss"), column(reading, "losses"), _asked.get(reading.ring, 0.0)
     for at in asking:
         number = float(losses[at])
         place = int(np.searchsorted(numbers, number))
@@ -245,8 +245,8 @@ def with_losses(block: Block) -> Block:
             loss = _told(known[place], known[:place], before)
         losses[at], counts[at] = (0.0, 0.0) if loss is None else (loss, 1.0)
         before = number
-    _asked[block.ring] = before
-    return block
+    _asked[reading.ring] = before
+    return reading
 
 
 def _told(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:

@@ -8,6 +8,7 @@ from mlflow_tfmon.detectors import Gatherer, History
 from mlflow_tfmon.detectors.history import ACTIVATIONS
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream.block import Block
 
 _FEW = 16  # a unit that is zero for fewer examples need not be dead
 
@@ -40,20 +41,16 @@ class Replay:
             self._layouts[record.stream] = record
             self._tell()
         elif isinstance(record, records.Steps) and record.stream in self._gatherers:
-            layout = self._layouts[record.stream]
-            count, width = len(layout.columns), len(layout.variables)
-            gradients = record.values[:, count : count + width]
-            self._gatherers[record.stream].steps(layout.columns, record.values[:, :count], gradients)
-            if "time" in layout.columns:
-                self._turn(record.stream, record.values[:, layout.columns.index("time")])
+            block = Block.of(self._layouts[record.stream], record)
+            # Clipped gradients, where those before clipping are not known, tell nothing of exploding ones.
+            gradients = block.variables("grad_norm") if "grad_norm" in block.quantities else None
+            self._gatherers[record.stream].steps(block.names, block.scalars, gradients)
+            if "time" in block.names:
+                self._turn(record.stream, block.times)
         elif isinstance(record, records.DeepSteps) and record.stream in self._gatherers:
-            layout = self._layouts[record.stream]
-            width = len(layout.variables)
-            quantities = {
-                name: record.values[:, 1 + at * width : 1 + (at + 1) * width]
-                for at, name in enumerate(layout.deep_columns)
-            }
-            self._gatherers[record.stream].deep(record.values[:, 0], quantities)
+            block = Block.of(self._layouts[record.stream], record)
+            quantities = {name: block.variables(name) for name in block.quantities}
+            self._gatherers[record.stream].deep(block.step("step"), quantities)
         elif isinstance(record, records.EpochEnded):
             for gatherer in self._of(record.prefix):
                 gatherer.epoch(record.epoch, record.step, record.metrics)

@@ -7,31 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from mlflow_tfmon import signals
 from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.histograms import histograms
 from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section
 from mlflow_tfmon.report.thin import Buckets
+from mlflow_tfmon.signals.signal import Signal
 
 _FEW = 8  # the largest kernels, which get curves and histograms of their own
 _CELLS, _MOST_COLUMNS = 16_000, 300  # of a picture of all variables, at most
-# Where training mostly goes well: updates of about a thousandth of the weights (Karpathy, CS231n, "Babysitting").
-HEALTHY_RATIO = (1e-4, 1e-2)
-_QUANTITIES = {
-    "grad_norm": ("Gradient norms", "gradient norm"),
-    "weight_norm": ("Weight norms", "weight norm"),
-    "update_ratio": ("Update ratios", "update ratio"),
-}
 
 
 def layers(run: RecordedRun) -> list[Section]:
     """The sections on the layers."""
-    norms = {quantity: _Norms(run) for quantity in _QUANTITIES}
+    drawn = [one for one in signals.OF_VARIABLE if one.panel]
+    norms = {one.name: _Norms(run) for one in drawn}
     for variables, steps, wide in run.layer_blocks():  # once: of a long training it is half a gigabyte
         for quantity in norms.keys() & wide.keys():
             norms[quantity].add(variables, steps, wide[quantity])
     panels: list[Panel | Picture] = []
-    for quantity, (title, name) in _QUANTITIES.items():
-        panels += _panels(norms[quantity], quantity, title, name)
+    for signal in drawn:
+        panels += _panels(norms[signal.name], signal)
     found = Section("Layers", tuple(panels)), histograms(run, largest(run)), _activations(run)
     return [section for section in found if section is not None and section.panels]
 
@@ -78,7 +74,7 @@ class _Norms:
         }
 
 
-def _panels(norms: _Norms, quantity: str, title: str, name: str) -> list[Panel | Picture]:
+def _panels(norms: _Norms, signal: Signal) -> list[Panel | Picture]:
     """Curves of the largest kernels, how the quantity spreads over all variables, and a picture of all of them."""
     names, buckets, joined = norms.names, norms.buckets, norms.largest()
     shared = _shared(names)
@@ -86,14 +82,14 @@ def _panels(norms: _Norms, quantity: str, title: str, name: str) -> list[Panel |
     curves = tuple(curve for curve in found if curve.points)
     if not curves:
         return []
-    band = HEALTHY_RATIO if quantity == "update_ratio" else None
-    note = "Shaded: where training mostly goes well, 1e-4 to 1e-2 a step." if band else ""
+    quantity, title, band = signal.name, signal.plural, signal.band
+    note = f"Shaded: where training mostly goes well, {band[0]:g} to {band[1]:g}." if band else ""
     if len(names) > len(curves):
         note = f"The {len(curves)} largest kernels. {note}"
     return [
         Panel(f"{quantity} by layer", f"{title} by layer", curves, log=True, band=band, note=note),
         *_spread(buckets, quantity, title),
-        *_all(buckets, names, quantity, name),
+        *_all(buckets, names, quantity, signal.label),
     ]
 
 

@@ -21,7 +21,7 @@ _FULL = 0.25
 
 
 @dataclass(frozen=True)
-class Block:
+class Reading:
     """What was read of a ring at once.
 
     Attributes:
@@ -52,7 +52,7 @@ class NotNowError(Exception):
 @dataclass
 class _Tap:
     ring: Ring
-    sink: Callable[[Block], None]
+    sink: Callable[[Reading], None]
 
 
 class Drain:
@@ -72,7 +72,7 @@ class Drain:
         self._stopped = False
         self._called = threading.Event()
 
-    def attach(self, ring: Ring, sink: Callable[[Block], None]) -> None:
+    def attach(self, ring: Ring, sink: Callable[[Reading], None]) -> None:
         """Hands a ring's steps to a sink, from the first on that was not taken yet; a ring has one sink."""
         with self._lock:
             if self.has(ring):
@@ -124,7 +124,7 @@ class Drain:
         rows, lost = ring.read(after, upto)
         deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
         try:
-            tap.sink(Block(ring, rows, deep, histograms, after + 1, lost, time.time()))
+            tap.sink(Reading(ring, rows, deep, histograms, after + 1, lost, time.time()))
         except NotNowError:
             return 0.0  # to look again soon would be no use
         # If the sink failed, the rows are read again as long as they are in the ring.

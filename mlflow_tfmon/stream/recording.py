@@ -13,7 +13,7 @@ import numpy as np
 from mlflow_tfmon import signals
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import bins, records, rows
-from mlflow_tfmon.stream.drain import Block
+from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.streams import Stream
@@ -101,10 +101,10 @@ class Recording:
             for stream in self._streams:
                 gone = [one for one in stream.rings if any(one is ring for ring in rings)]
                 if gone:
-                    for block in [one for one in stream.blocks if any(one.ring is ring for ring in gone)][
+                    for reading in [one for one in stream.readings if any(one.ring is ring for ring in gone)][
                         -1:
                     ]:
-                        self._take(stream, block, last=True)
+                        self._take(stream, reading, last=True)
                     stream.rings = [one for one in stream.rings if not any(one is ring for ring in gone)]
 
     def bind(self, keys: frozenset[str], variables: str) -> None:
@@ -185,47 +185,47 @@ class Recording:
             return f"{model}." if self._streams else ""
 
     # -- from the drain --------------------------------------------------------------------------------------------
-    def take(self, block: Block) -> None:
-        """Records a block of rows."""
+    def take(self, reading: Reading) -> None:
+        """Records what was read of rows."""
         with self._lock:
-            stream = self._of(block.ring)
+            stream = self._of(reading.ring)
             if stream is not None:
-                self._take(stream, block)
+                self._take(stream, reading)
 
-    def _take(self, stream: Stream, block: Block, last: bool = False) -> None:
-        ready, left = stream.in_order(block, last)
+    def _take(self, stream: Stream, reading: Reading, last: bool = False) -> None:
+        ready, left = stream.in_order(reading, last)
         for one in ready:
             self._record(stream, one)
-        stream.blocks = left
+        stream.readings = left
 
-    def _record(self, stream: Stream, block: Block) -> None:
+    def _record(self, stream: Stream, reading: Reading) -> None:
         out: list[records.Record] = []
-        if block.lost:
-            out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + block.lost))
-        offset = stream.steps + 1 - block.first
-        if stream.steps + len(block.rows) > records.BEGINNING:
+        if reading.lost:
+            out.append(records.Lost(stream.number, stream.steps + 1, stream.steps + reading.lost))
+        offset = stream.steps + 1 - reading.first
+        if stream.steps + len(reading.rows) > records.BEGINNING:
             stream.begins, stream.named = False, True
         opened = stream.opened
-        for part in rows.runs(block):
-            layout, steps = stream.read(block, part, offset)
+        for part in rows.runs(reading):
+            layout, steps = stream.read(reading, part, offset)
             out += [steps] if layout == opened else [layout, steps]
             opened = layout
         out += self._absent_from(opened)
-        if len(block.deep.rows):
-            out.append(records.DeepSteps(stream.number, block.seen, rows.deep_steps(block, offset)))
-        histograms = rows.histograms(block, offset)
+        if len(reading.deep.rows):
+            out.append(records.DeepSteps(stream.number, reading.seen, rows.deep_steps(reading, offset)))
+        histograms = rows.histograms(reading, offset)
         if len(histograms):
-            out.append(records.Histograms(stream.number, block.seen, histograms))
-        if block.deep.lost or block.histograms.lost:
-            out.append(records.Overwritten(stream.number, block.deep.lost, block.histograms.lost))
+            out.append(records.Histograms(stream.number, reading.seen, histograms))
+        if reading.deep.lost or reading.histograms.lost:
+            out.append(records.Overwritten(stream.number, reading.deep.lost, reading.histograms.lost))
         self._append(out)
         # Only now: a block that could not be written down comes again.
         stream.opened = opened
-        stream.steps += len(block.rows) + block.lost
+        stream.steps += len(reading.rows) + reading.lost
         stream.last_histogram = int(histograms[-1, 0]) if len(histograms) else stream.last_histogram
         stream.carried = False
-        if len(block.rows):
-            stream.learning_rate = rows.learning_rate(block)
+        if len(reading.rows):
+            stream.learning_rate = rows.learning_rate(reading)
 
     def _absent_from(self, layout: records.StreamOpened | None) -> list[records.Record]:
         """What tells, once, which series a stream can't have in the way that it is trained."""

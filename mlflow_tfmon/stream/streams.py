@@ -11,7 +11,7 @@ import numpy as np
 
 from mlflow_tfmon import signals
 from mlflow_tfmon.stream import records, rows
-from mlflow_tfmon.stream.drain import Block
+from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.past import PastStream
 from mlflow_tfmon.stream.ring import Ring
 
@@ -49,7 +49,7 @@ class Stream:
     last_histogram: int = 0
     optimizer: Callable[[], Any] = field(default=lambda: None, repr=False)
     rings: list[Ring] = field(default_factory=list, repr=False)
-    blocks: list[Block] = field(default_factory=list, repr=False)
+    readings: list[Reading] = field(default_factory=list, repr=False)
 
     @classmethod
     def carried_on(cls, past: PastStream, resumed: bool) -> Stream:
@@ -76,52 +76,52 @@ class Stream:
         nested = bool(self.keys) and (self.keys <= keys or keys <= self.keys)
         return nested and (self.optimizer() is None or (compiled and not self.begins))
 
-    def in_order(self, block: Block, last: bool = False) -> tuple[list[Block], list[Block]]:
+    def in_order(self, reading: Reading, last: bool = False) -> tuple[list[Reading], list[Reading]]:
         """Puts rows in the order of the updates, whichever of the stream's rings they are in.
 
         Args:
-            block: that has been read; one that could not be recorded comes again.
+            reading: that has been read; one that could not be recorded comes again.
             last: whether nothing is waited for.
 
         Returns:
             What is to be recorded now, and what has to wait for rows of another ring that may come before.
         """
-        known = [one for one in self.blocks if one.ring is not block.ring or one.first != block.first]
-        blocks = [*known, block] if len(block.rows) or block.lost else known
-        if len({id(one.ring) for one in blocks} | {id(ring) for ring in self.rings}) < 2:
-            return blocks, []
-        unread = [] if last else [ring for ring in self.rings if _has_more(ring, block)]
-        if any(all(one.ring is not ring for one in blocks) for ring in unread):
-            return [], blocks
-        if not all(rows.timed(one) for one in blocks):
-            return blocks, []
-        ends = [rows.times(one)[-1] for one in blocks if any(one.ring is ring for ring in unread)]
-        times = np.concatenate([rows.times(one) for one in blocks])
-        of = np.concatenate([np.full(len(one.rows), at) for at, one in enumerate(blocks)])
+        known = [one for one in self.readings if one.ring is not reading.ring or one.first != reading.first]
+        readings = [*known, reading] if len(reading.rows) or reading.lost else known
+        if len({id(one.ring) for one in readings} | {id(ring) for ring in self.rings}) < 2:
+            return readings, []
+        unread = [] if last else [ring for ring in self.rings if _has_more(ring, reading)]
+        if any(all(one.ring is not ring for one in readings) for ring in unread):
+            return [], readings
+        if not all(rows.timed(one) for one in readings):
+            return readings, []
+        ends = [rows.times(one)[-1] for one in readings if any(one.ring is ring for ring in unread)]
+        times = np.concatenate([rows.times(one) for one in readings])
+        of = np.concatenate([np.full(len(one.rows), at) for at, one in enumerate(readings)])
         order = np.argsort(times, kind="stable")
         order = order[times[order] <= min(ends, default=np.inf)]
-        done = [0] * len(blocks)
+        done = [0] * len(readings)
         found = []
         for part in np.split(of[order], np.flatnonzero(np.diff(of[order])) + 1):
             if len(part):
                 at, begin = int(part[0]), done[int(part[0])]
                 done[at] += len(part)
-                found.append(rows.piece(blocks[at], begin, done[at]))
-        left = [rows.piece(one, begin, len(one.rows)) for one, begin in zip(blocks, done, strict=True)]
+                found.append(rows.piece(readings[at], begin, done[at]))
+        left = [rows.piece(one, begin, len(one.rows)) for one, begin in zip(readings, done, strict=True)]
         return found, [one for one in left if len(one.rows)]
 
-    def read(self, block: Block, part: slice, offset: int) -> tuple[records.StreamOpened, records.Steps]:
-        """Some rows of a block, and the layout that they have."""
-        columns, norms = rows.columns_of(block, part, offset)
-        layout = block.ring.layout
+    def read(self, reading: Reading, part: slice, offset: int) -> tuple[records.StreamOpened, records.Steps]:
+        """Some rows of a reading, and the layout that they have."""
+        columns, norms = rows.columns_of(reading, part, offset)
+        layout = reading.ring.layout
         opened = records.StreamOpened(
             self.number, self.prefix, layout.variables, tuple(columns), layout.norms,
             tuple(one.name for one in signals.DEEP), self.total_steps, self.model, self.named,
         )  # fmt: skip
-        return opened, records.Steps(self.number, block.seen, np.column_stack([*columns.values(), norms]))
+        return opened, records.Steps(self.number, reading.seen, np.column_stack([*columns.values(), norms]))
 
 
-def _has_more(ring: Ring, block: Block) -> bool:
+def _has_more(ring: Ring, reading: Reading) -> bool:
     """Whether a ring has rows that were not read yet, now that a block has been."""
-    read = block.first + block.lost + len(block.rows) - 1 if ring is block.ring else ring.taken
+    read = reading.first + reading.lost + len(reading.rows) - 1 if ring is reading.ring else ring.taken
     return ring.written() > read

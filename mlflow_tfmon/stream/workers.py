@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import say_once
-from mlflow_tfmon.stream.drain import Block
+from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.rows import column, steps
 
@@ -41,10 +41,10 @@ def reports(ring: Ring) -> bool:
     return ring.layout.workers > 1 and place is not None and place.index > 0
 
 
-def gathered(ring: Ring) -> Callable[[Block], Block]:
+def gathered(ring: Ring) -> Callable[[Reading], Reading]:
     """What makes a ring's blocks whole on the chief; where there is one worker, they are."""
     if ring not in _number_of:
-        return lambda block: block
+        return lambda reading: reading
     if ring not in _gatherers:
         _gatherers[ring] = Gatherer(ring)
     return _gatherers[ring].whole
@@ -56,24 +56,24 @@ class _Reports:
     def __init__(self) -> None:
         self._step, self._time = 0, np.nan
 
-    def of(self, block: Block) -> np.ndarray:
+    def of(self, reading: Reading) -> np.ndarray:
         """Shape (steps, 5): step, half the squared norm of the gradient, own time in s, loss, examples.
 
         A worker's own time of a step goes from the end of the step before to its gradients being ready for the sum;
         the rest of the step is spent waiting for the other workers. NaN is what was not measured.
         """
-        numbers, times, counts = steps(block), column(block, "time"), column(block, "losses")
+        numbers, times, counts = steps(reading), column(reading, "time"), column(reading, "losses")
         before = np.concatenate([[self._time], times[:-1]])
         before[np.diff(numbers, prepend=self._step) != 1] = np.nan
-        layout = block.ring.layout
+        layout = reading.ring.layout
         norms = [f"{layout.norms[0]}/{at}" for at in range(len(layout.variables))]
         out = np.column_stack(
             [
                 numbers,
-                np.sum([column(block, norm) for norm in norms], axis=0),
-                column(block, "ready") - before,
-                np.where(counts > 0, column(block, "loss") / np.maximum(counts, 1), np.nan),
-                column(block, "examples"),
+                np.sum([column(reading, norm) for norm in norms], axis=0),
+                column(reading, "ready") - before,
+                np.where(counts > 0, column(reading, "loss") / np.maximum(counts, 1), np.nan),
+                column(reading, "examples"),
             ]
         )
         if len(numbers):
@@ -90,9 +90,9 @@ class Reporter:
         self._sent = 0
         self._heard = True
 
-    def take(self, block: Block) -> None:
-        """Sends what is to be told of a block."""
-        report = self._reports.of(block)
+    def take(self, reading: Reading) -> None:
+        """Sends what is to be told of a reading."""
+        report = self._reports.of(reading)
         if self._sent >= _UNREAD and cluster.receive(f"{self._name}/{self._sent - _UNREAD}", 0.001):
             self._heard = False
         if self._heard and len(report):
@@ -140,27 +140,27 @@ class Gatherer:
         self._reports = _Reports()
         self._inboxes = [_Inbox(ring, worker) for worker in range(1, ring.layout.workers)]
 
-    def whole(self, block: Block) -> Block:
+    def whole(self, reading: Reading) -> Reading:
         """The block with loss and examples of all workers, and the own step time of each of them.
 
         Waits for the other workers; one that does not tell in time is waited for no more.
         """
-        if not len(block.rows):
-            return block
-        own = self._reports.of(block)
-        block = dataclasses.replace(block, rows=block.rows.copy())
+        if not len(reading.rows):
+            return reading
+        own = self._reports.of(reading)
+        reading = dataclasses.replace(reading, rows=reading.rows.copy())
         told = [inbox.rows(own[:, _STEP]) for inbox in self._inboxes]
         for theirs in told:
             same = np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=1e-6, equal_nan=True)
             theirs[~same | np.isnan(theirs[:, _STEP])] = np.nan
         everyone = np.stack([own, *told])
         known = ~np.isnan(everyone[:, :, _STEP]).any(axis=0)
-        column(block, "loss")[:] = everyone[:, :, _LOSS].sum(axis=0)
-        column(block, "losses")[:] = known & (column(block, "losses") > 0)
-        column(block, "examples")[:] = everyone[:, :, _EXAMPLES].sum(axis=0)
+        column(reading, "loss")[:] = everyone[:, :, _LOSS].sum(axis=0)
+        column(reading, "losses")[:] = known & (column(reading, "losses") > 0)
+        column(reading, "examples")[:] = everyone[:, :, _EXAMPLES].sum(axis=0)
         times = {
             f"worker_{worker}/step_time_ms": 1e3 * figures[:, _OWN_TIME]
             for worker, figures in enumerate(everyone)
             if not np.isnan(figures[:, _OWN_TIME]).all()
         }
-        return dataclasses.replace(block, more=times)
+        return dataclasses.replace(reading, more=times)

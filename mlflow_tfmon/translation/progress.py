@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite, nan
 from typing import Any
 
 import numpy as np
 
-from mlflow_tfmon.stream.records import EpochEnded, Steps
-from mlflow_tfmon.translation.series import StreamSeries
+from mlflow_tfmon.stream.block import Block
+from mlflow_tfmon.stream.records import EpochEnded
 from mlflow_tfmon.translation.state import State, StateError
 
 _SHOWN = ("loss", "learning_rate", "grad_norm")
@@ -46,12 +47,11 @@ class Progress:
             if not isfinite(row.get("step", nan)):
                 raise StateError("a stream's last row has no step")
 
-    def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
+    def steps(self, block: Block, measures: Mapping[str, np.ndarray]) -> None:
         """Takes a block and the measures that were computed from it."""
-        row = dict(zip(series.layout.columns, block.values[-1].tolist(), strict=False))
-        row |= zip(series.measures, measures[-1].tolist(), strict=True)
-        self._rows.pop(block.stream, None)
-        self._rows[block.stream] = series.layout.prefix, row
+        row = block.last | {name: float(values[-1]) for name, values in measures.items()}
+        self._rows.pop(block.layout.stream, None)
+        self._rows[block.layout.stream] = block.layout.prefix, row
 
     def epoch(self, record: EpochEnded) -> None:
         """Takes an epoch's end."""

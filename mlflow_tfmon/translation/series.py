@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tfmon.stream.records import DeepSteps, Paused, Steps, StreamOpened, Variable
+from mlflow_tfmon import signals
+from mlflow_tfmon.signals.signal import Signal
+from mlflow_tfmon.signals.steps import SECONDS
+from mlflow_tfmon.stream.block import Block
+from mlflow_tfmon.stream.records import Paused, StreamOpened, Variable
 from mlflow_tfmon.translation.state import State, StateError
-
-MEASURES = ("step_time_ms", "examples_per_second", "input_wait_share")
-_NO_SERIES = frozenset({"step", "time", "input_time", "input_wait", "examples", "applied", "traces"})
-_NO_VARIABLE_SERIES = frozenset({"grad_norm_clipped"})
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StreamSeries:
     """Reads the blocks of one layout.
 
     Attributes:
-        measures: what is computed from the rows, of `MEASURES`.
+        measures: names of what is computed from the rows (`signals.MEASURES`).
         step_keys: MLflow keys of the columns of `steps(...)`.
         deep_keys: MLflow keys of the columns of `deep(...)`.
 
@@ -118,76 +118,75 @@ class StreamSeries:
     def __init__(self, layout: StreamOpened, max_variables: int, clock: StepClock) -> None:
         self.layout = layout
         self._clock = clock
-        columns = layout.columns
-        self._at = {name: at for at, name in enumerate(columns)}
-        self._clocked = "time" if "time" in self._at else "input_time" if "input_time" in self._at else None
-        self.measures = tuple(
-            name
-            for name, needs in zip(MEASURES, (None, "examples", "input_wait"), strict=True)
-            if self._clocked and (needs is None or needs in self._at)
-        )
-        chosen = charted(layout.variables, max_variables)
-        names = [layout.variables[at].name for at in chosen]
-        count = len(layout.variables)
-        scalars = [name for name in columns if name not in _NO_SERIES]
-        quantities = [
-            (at, name) for at, name in enumerate(layout.variable_columns) if name not in _NO_VARIABLE_SERIES
+        self._measures = signals.measures(layout.columns)
+        self.measures = tuple(one.name for one in self._measures)
+        self._chosen = charted(layout.variables, max_variables)
+        self._scalars = [
+            name for name in layout.columns if name != "step" and _is_curve(signals.of_step(name))
         ]
+        self._quantities = _curves(layout.variable_columns)
+        self._deep = _curves(layout.deep_columns)
         self.step_keys = (
             *(
-                layout.prefix + (name if name.startswith("worker_") else f"batch/{name}")
-                for name in (*scalars, *self.measures)
+                layout.prefix + (name if _is_of_worker(name) else f"batch/{name}")
+                for name in (*self._scalars, *self.measures)
             ),
-            *(f"{layout.prefix}{quantity}/{name}" for _, quantity in quantities for name in names),
+            *self._keys(self._quantities),
         )
-        self.deep_keys = tuple(
-            f"{layout.prefix}{quantity}/{name}" for quantity in layout.deep_columns for name in names
-        )
-        self._clipped = scalars.index("grad_norm_clipped") if "grad_norm_clipped" in scalars else None
-        self._by_worker = [at for at, name in enumerate(scalars) if name.startswith("worker_")]
-        self._step_columns = [self._at[name] for name in scalars]
-        self._variable_columns = [len(columns) + at * count + one for at, _ in quantities for one in chosen]
-        self._deep_columns = [
-            1 + at * count + one for at in range(len(layout.deep_columns)) for one in chosen
-        ]
-        self._undefined = [name == "update_ratio" for name in layout.deep_columns for _ in chosen]
+        self.deep_keys = self._keys(self._deep)
 
-    def column(self, block: Steps, name: str) -> np.ndarray:
-        """A scalar column of a block."""
-        values: np.ndarray = block.values[:, self._at[name]]
-        return values
+    def _keys(self, quantities: Sequence[str]) -> tuple[str, ...]:
+        names = [self.layout.variables[at].name for at in self._chosen]
+        return tuple(f"{self.layout.prefix}{quantity}/{name}" for quantity in quantities for name in names)
 
-    def times(self, block: Steps) -> np.ndarray:
-        """Unix time of each row, seconds."""
-        return self.column(block, "time") if "time" in self._at else np.full(len(block.values), block.seen)
-
-    def measured(self, block: Steps) -> np.ndarray:
+    def measured(self, block: Block) -> np.ndarray:
         """The block's `measures` (shape (rows, measures)); each block must be asked once, in order."""
-        if self._clocked is None:
-            return np.zeros((len(block.values), 0))
-        spans = self._clock.durations(
-            self.column(block, "step"), self.column(block, self._clocked), self._clocked
-        )
-        found = [spans * 1e3]
-        if "examples_per_second" in self.measures:
-            found.append(self.column(block, "examples") / spans)
-        if "input_wait_share" in self.measures:
-            found.append(np.clip(self.column(block, "input_wait") / spans, 0.0, 1.0))
-        return np.stack(found, axis=1)
+        clocked = next((name for name in ("time", "input_time") if name in block.names), None)
+        if clocked is None:
+            return np.zeros((len(block), 0))
+        spans = self._clock.durations(block.step("step"), block.step(clocked), clocked)
+        arrays = {name: block.step(name) for name in block.names} | {SECONDS: spans}
+        return np.stack([one.finish(arrays) for one in self._measures], axis=1)
 
-    def steps(self, block: Steps, measures: np.ndarray) -> Rows:
+    def steps(self, block: Block, measures: np.ndarray) -> Rows:
         """The rows of the block's series; `measures` as `measured` gave them."""
-        scalars, variables = block.values[:, self._step_columns], block.values[:, self._variable_columns]
-        values = np.concatenate([scalars, measures, variables], axis=1)
+        scalars = [block.step(name) for name in self._scalars]
+        variables = [block.variables(name)[:, self._chosen] for name in self._quantities]
+        values = np.column_stack([*scalars, measures, *variables])
         measured = np.ones(values.shape, bool)
-        measured[:, scalars.shape[1] : scalars.shape[1] + measures.shape[1]] = False
-        if self._clipped is not None and "applied" in self._at:
-            measured[:, self._clipped] = self.column(block, "applied") > 0
-        measured[:, self._by_worker] = False
-        return Rows(self.column(block, "step").astype(np.int64), self.times(block), values, measured)
+        measured[:, len(scalars) : len(scalars) + measures.shape[1]] = False
+        for at, name in enumerate(self._scalars):
+            if name == "grad_norm_clipped" and "applied" in block.names:
+                measured[:, at] = block.step("applied") > 0
+            elif _is_of_worker(name):
+                measured[:, at] = False
+        return Rows(block.steps, block.times, values, measured)
 
-    def deep(self, block: DeepSteps) -> Rows:
+    def deep(self, block: Block) -> Rows:
         """The rows of the block's per-variable series."""
-        values = block.values[:, self._deep_columns]
-        measured = ~(np.isnan(values) & np.array(self._undefined, bool)[None, :])
-        return Rows(block.values[:, 0].astype(np.int64), np.full(len(values), block.seen), values, measured)
+        if not self._deep:
+            values = np.zeros((len(block), 0))
+            return Rows(block.steps, block.times, values, np.ones(values.shape, bool))
+        values = np.column_stack([block.variables(name)[:, self._chosen] for name in self._deep])
+        may_lack = np.repeat([_may_lack(name) for name in self._deep], len(self._chosen))
+        return Rows(block.steps, block.times, values, ~(np.isnan(values) & may_lack[None, :]))
+
+
+def _is_curve(signal: Signal | None) -> bool:
+    return (
+        signal is None or signal.curve
+    )  # what has no declaration here comes from another version, or the user
+
+
+def _curves(quantities: Sequence[str]) -> list[str]:
+    return [name for name in quantities if _is_curve(signals.of_variable(name))]
+
+
+def _may_lack(name: str) -> bool:
+    """Whether a NaN of a signal says something else than that the training diverged."""
+    signal = signals.of_variable(name)
+    return signal is not None and bool(signal.undefined)
+
+
+def _is_of_worker(name: str) -> bool:
+    return name.startswith("worker_")

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,16 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_tfmon.stream import bins
+from mlflow_tfmon.stream.block import Block
 from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import (
     Activations,
-    DeepSteps,
     EpochEnded,
     Histograms,
     Logged,
-    Steps,
     StreamOpened,
 )
 from mlflow_tfmon.translation.parts import File, Part
-from mlflow_tfmon.translation.series import StreamSeries
 from mlflow_tfmon.translation.state import State, StateError, by_number, number_of, of_batches
 
 FORMAT = 1
@@ -104,25 +103,21 @@ class Telemetry:
             self._rows.pop(f"{quantity}-{stream}", None)
             self._files.pop(f"{quantity}-{stream}", None)
 
-    def steps(self, series: StreamSeries, block: Steps, measures: np.ndarray) -> None:
-        """Adds a block and the measures that were computed from it."""
-        layout = series.layout
-        arrays: dict[str, pa.Array] = {}
-        for at, name in enumerate(layout.columns):
-            column = block.values[:, at]
-            arrays[name] = pa.array(
-                column.astype(np.int64) if name == "step" else np.ascontiguousarray(column)
-            )
-        for at, name in enumerate(series.measures):
-            arrays[name] = pa.array(np.ascontiguousarray(measures[:, at]))
-        arrays |= _lists(block.values, len(layout.columns), layout.variable_columns, len(layout.variables))
-        self._write(f"steps-{layout.stream}", arrays, layout)
+    def steps(self, block: Block, measures: Mapping[str, np.ndarray]) -> None:
+        """Adds a block of steps, and what was computed of it."""
+        self._add_block("steps", block, measures)
 
-    def deep(self, layout: StreamOpened, block: DeepSteps) -> None:
+    def deep(self, block: Block) -> None:
         """Adds a block of deep rows."""
-        arrays = {"step": pa.array(block.values[:, 0].astype(np.int64))}
-        arrays |= _lists(block.values, 1, layout.deep_columns, len(layout.variables))
-        self._write(f"deep-{layout.stream}", arrays, layout)
+        self._add_block("deep", block, {})
+
+    def _add_block(self, quantity: str, block: Block, more: Mapping[str, np.ndarray]) -> None:
+        arrays = {name: pa.array(np.ascontiguousarray(block.step(name))) for name in block.names}
+        arrays |= {name: pa.array(np.ascontiguousarray(values)) for name, values in more.items()}
+        arrays["step"] = pa.array(block.steps)
+        # A scalar may have the name of a per-variable quantity ("grad_norm"): the lists are told by their prefix.
+        arrays |= {_LISTS + name: _list(block.variables(name)) for name in block.quantities}
+        self._write(f"{quantity}-{block.layout.stream}", arrays, block.layout)
 
     def histograms(self, layout: StreamOpened, block: Histograms) -> None:
         """Adds a block of histograms."""
@@ -261,12 +256,6 @@ class Telemetry:
 
 def _flags(state: State, stem: str) -> dict[str, bool]:
     return {name: bool(flag) for name, flag in state.integers(stem).items()}
-
-
-def _lists(values: np.ndarray, begin: int, quantities: tuple[str, ...], count: int) -> dict[str, pa.Array]:
-    # A scalar may have the name of a per-variable quantity ("grad_norm"): the lists are told by their prefix.
-    parts = {name: slice(begin + at * count, begin + (at + 1) * count) for at, name in enumerate(quantities)}
-    return {_LISTS + name: _list(values[:, part]) for name, part in parts.items()}
 
 
 def _list(values: np.ndarray) -> pa.Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mlflow_tfmon.stream.block import Block
 from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.records import (
     BEGINNING,
@@ -223,21 +224,24 @@ class Translation:
         self._curves.open(("deep", layout.stream), series.deep_keys, layout.total_steps)
         return []
 
-    def _steps(self, block: Steps) -> list[Point]:
-        if not len(block.values):
+    def _steps(self, record: Steps) -> list[Point]:
+        if not len(record.values):
             return []
-        series = self._streams[block.stream]
+        series = self._streams[record.stream]
+        block = Block.of(series.layout, record)
         measures = series.measured(block)
-        self.telemetry.steps(series, block, measures)
-        self.progress.steps(series, block, measures)
+        by_name = dict(zip(series.measures, measures.T, strict=True))
+        self.telemetry.steps(block, by_name)
+        self.progress.steps(block, by_name)
         rows = series.steps(block, measures)
         self.last_step = max(self.last_step, int(rows.steps[-1]))
-        return self._curves.rows(("steps", block.stream), rows)
+        return self._curves.rows(("steps", record.stream), rows)
 
-    def _deep(self, block: DeepSteps) -> list[Point]:
-        series = self._streams[block.stream]
-        self.telemetry.deep(series.layout, block)
-        return self._curves.rows(("deep", block.stream), series.deep(block))
+    def _deep(self, record: DeepSteps) -> list[Point]:
+        series = self._streams[record.stream]
+        block = Block.of(series.layout, record)
+        self.telemetry.deep(block)
+        return self._curves.rows(("deep", record.stream), series.deep(block))
 
     def _histograms(self, block: Histograms) -> list[Point]:
         self.telemetry.histograms(self._streams[block.stream].layout, block)

@@ -28,7 +28,7 @@ from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records, workers
-from mlflow_tfmon.stream.drain import Block, Drain
+from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
@@ -128,9 +128,9 @@ class Pipeline:
         self._rings.append(ring)
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
-        def take(block: Block) -> None:
+        def take(reading: Reading) -> None:
             batches.glance(ring)
-            self.recording.take(whole(ledger.with_losses(with_batches(block, taken.until))))
+            self.recording.take(whole(ledger.with_losses(with_batches(reading, taken.until))))
 
         DRAIN.attach(ring, take)
 
@@ -258,7 +258,7 @@ def report(ring: Ring) -> None:
     if place is not None:
         reporter, batches = workers.Reporter(ring, place.index), inputs.Batches(ring.thread)
         ring.begin(_NEVER)
-        DRAIN.attach(ring, lambda block: reporter.take(with_batches(block, batches.until)))
+        DRAIN.attach(ring, lambda reading: reporter.take(with_batches(reading, batches.until)))
 
 
 def of_run(run_id: str | None) -> Pipeline | None:

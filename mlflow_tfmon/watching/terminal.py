@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream.block import Block
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -44,15 +45,14 @@ class Figures:
             if isinstance(record, records.StreamOpened):
                 self._opened[record.stream] = record
             elif isinstance(record, records.Steps) and record.stream in self._opened and len(record.values):
-                opened = self._opened[record.stream]
-                row = dict(zip(opened.columns, record.values[-1].tolist(), strict=False))
-                at = opened.columns.index("examples") if "examples" in row else None
-                now = row.get("time", record.seen)
-                examples = nan if at is None else float(record.values[:, at].sum())
+                block = Block.of(self._opened[record.stream], record)
+                examples = float(block.step("examples").sum()) if "examples" in block.names else nan
+                self._row = block.last
+                now = self._row.get("time", block.seen)
                 if now > self._last:
                     self._rate = examples / (now - self._last)
-                self._row, self._last = row, now
-                self.step, self.total = int(row["step"]), opened.total_steps
+                self._last = now
+                self.step, self.total = int(self._row["step"]), block.layout.total_steps
 
     def text(self) -> str:
         """Such as "step 1,200  loss 0.1234  lr 0.001  grad norm 1.2  5,120 examples/s", without what is not finite."""
