@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from recordings import BEGUN, VARIABLES, layout, values
 
+from mlflow_tfmon.stream.block import Block
 from mlflow_tfmon.stream.records import DeepSteps, Paused, Steps, Variable
 from mlflow_tfmon.translation.series import StepClock, StreamSeries, charted
 
@@ -64,10 +65,12 @@ def test_lost_steps_and_another_clock_have_no_step_time() -> None:
 
 
 def test_keys_and_values_are_those_of_the_contract() -> None:
-    series = StreamSeries(layout(prefix="generator."), 50, StepClock())
+    opened = layout(prefix="generator.")
+    series = StreamSeries(opened, 50, StepClock())
     rows = values(100, seconds=0.02)
     block = Steps(0, BEGUN, rows)
-    found = series.steps(block, series.measured(block))
+    rows = Block.of(opened, block)
+    found = series.steps(rows, series.measured(rows))
     column = dict(zip(series.step_keys, found.values.T, strict=True))
     assert set(column) == {
         "generator.batch/loss", "generator.batch/learning_rate", "generator.batch/grad_norm",
@@ -84,23 +87,27 @@ def test_keys_and_values_are_those_of_the_contract() -> None:
 
 
 def test_without_a_clock_there_are_no_step_times_and_rows_have_the_time_of_the_block() -> None:
-    series = StreamSeries(layout(columns=("step", "loss"), variable_columns=()), 50, StepClock())
+    opened = layout(columns=("step", "loss"), variable_columns=())
+    series = StreamSeries(opened, 50, StepClock())
     block = Steps(0, BEGUN + 3.0, np.array([[1.0, 0.5], [2.0, 0.4]]))
-    found = series.steps(block, series.measured(block))
+    rows = Block.of(opened, block)
+    found = series.steps(rows, series.measured(rows))
     assert series.step_keys == ("batch/loss",)
     np.testing.assert_array_equal(found.times, [BEGUN + 3.0] * 2)
 
 
 def test_input_times_stand_in_for_times() -> None:
-    series = StreamSeries(layout(columns=("step", "input_time"), variable_columns=()), 50, StepClock())
+    opened = layout(columns=("step", "input_time"), variable_columns=())
+    series = StreamSeries(opened, 50, StepClock())
     block = Steps(0, BEGUN, np.array([[1.0, 10.0], [2.0, 10.5]]))
-    np.testing.assert_allclose(series.measured(block)[:, 0], [np.nan, 500.0])
+    np.testing.assert_allclose(series.measured(Block.of(opened, block))[:, 0], [np.nan, 500.0])
 
 
 def test_an_undefined_update_ratio_is_absent_and_any_other_nan_is_not_finite() -> None:
-    series = StreamSeries(layout(), 1, StepClock())
+    opened = layout()
+    series = StreamSeries(opened, 1, StepClock())
     assert series.deep_keys == ("weight_norm/dense.kernel", "update_ratio/dense.kernel")
     rows = np.full((1, 7), np.nan)
     rows[0, 0] = 10
-    found = series.deep(DeepSteps(0, BEGUN, rows))
+    found = series.deep(Block.of(opened, DeepSteps(0, BEGUN, rows)))
     assert found.measured.tolist() == [[True, False]]
