@@ -68,9 +68,8 @@ def test_keys_and_values_are_those_of_the_contract() -> None:
     opened = layout(prefix="generator.")
     series = StreamSeries(opened, 50, StepClock())
     rows = values(100, seconds=0.02)
-    block = Steps(0, BEGUN, rows)
-    rows = Block.of(opened, block)
-    found = series.steps(rows, series.measured(rows))
+    block = Block.of(opened, Steps(0, BEGUN, rows))
+    found = series.steps(block, series.measured(block))
     column = dict(zip(series.step_keys, found.values.T, strict=True))
     assert set(column) == {
         "generator.batch/loss", "generator.batch/learning_rate", "generator.batch/grad_norm",
