@@ -58,13 +58,12 @@ def recorded(way: str) -> pd.DataFrame:
     return layers[(layers.step == 1) | (layers.step % DEEP_EVERY == 0)].set_index(["step", "variable"])
 
 
-def compare(way: str, signal: str, by_hand: Callable[[list[Step]], float], rtol: float = 1e-5) -> None:
-    """Compares a signal, at each deep step and of each variable, with what NumPy makes of the training by hand.
+def compare(way: str, signals: dict[str, Callable[[list[Step]], float]], rtol: float = 1e-5) -> None:
+    """Compares signals, at each deep step and of each variable, with what NumPy makes of the training by hand.
 
     Args:
         way: how the watched training is written, of `WAYS`.
-        signal: its name.
-        by_hand: makes it of the deep steps of a variable so far; the last is that which it is of.
+        signals: name -> makes it of the deep steps of a variable so far; the last is that which it is of.
         rtol: relative tolerance.
     """
     steps = steps_by_hand()
@@ -74,8 +73,8 @@ def compare(way: str, signal: str, by_hand: Callable[[list[Step]], float], rtol:
     assert len(found) == len(deep) * len(variables) and len(variables) == len(steps[1])
     for done, number in enumerate(deep, 1):
         for at, variable in enumerate(variables):
-            expected = by_hand([steps[one][at] for one in deep[:done]])
-            np.testing.assert_allclose(
-                found.loc[(number, variable), signal], expected, rtol=rtol, atol=1e-9,
-                err_msg=f"{signal} of {variable} at step {number}",
-            )  # fmt: skip
+            for signal, by_hand in signals.items():
+                np.testing.assert_allclose(
+                    found.loc[(number, variable), signal], by_hand([steps[one][at] for one in deep[:done]]),
+                    rtol=rtol, atol=1e-9, err_msg=f"{signal} of {variable} at step {number}",
+                )  # fmt: skip
