@@ -24,13 +24,19 @@ _GROUP = 32
 _PARTS: dict[bool, list[int]] = {False: [], True: [2]}  # axes that `real` adds to a complex number's
 
 
-def dense_values(gradient: Any) -> tf.Tensor:
+def dense_values(gradient: Any, shape: tf.TensorShape | None = None) -> tf.Tensor:
     """The values of a gradient; of a sparse one (an embedding's), its rows with those of equal index summed.
 
     Of a complex one, the absolute values.
+
+    Args:
+        gradient: of a variable.
+        shape: of the variable, where a trace that serves several sizes does not know it.
     """
     if not isinstance(gradient, tf.IndexedSlices) or graph.in_xla():  # where tf.unique has no static shape
         values = tf.convert_to_tensor(gradient)
+        if shape is not None:
+            values.set_shape(shape)
     else:
         rows, position = tf.unique(gradient.indices)
         values = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))

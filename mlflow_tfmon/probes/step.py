@@ -136,7 +136,10 @@ class StepProbe:
         self, before: Before, loss: Any, slots: Any, gradients: Any, learning_rate: Any, scalars: Any
     ) -> None:
         ring, done = self.ring, before.done
-        dense = [[quantities.dense_values(g) for g in kind] for kind in gradients]
+        shapes = [v.shape for v in self._variables]
+        dense = [
+            [quantities.dense_values(g, s) for g, s in zip(kind, shapes, strict=True)] for kind in gradients
+        ]
         every = [gradient for kind in dense for gradient in kind]
         quick = quantities.quick_half_squares(every)
         host = self._host(quick, before.ready)
