@@ -119,6 +119,7 @@ def autolog(
     exit_wait: float | None = None,
     report: bool = True,
     tensorboard: bool = False,
+    sinks: str | None = None,
     on_problem: str | Callable[[Problem], Any] = "warn",
     alert_url: str | None = None,
     resume: str | None = None,
@@ -167,6 +168,8 @@ def autolog(
             (in a container, say, or under Kubernetes, SLURM or Ray), else 0.
         report: whether a run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
+        sinks: where else what is recorded goes while training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of an
+            installed package; several with commas between them.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
         alert_url: where each new problem is posted, as JSON.
         resume: id of a run, or "latest": the next `fit` goes on with its training.

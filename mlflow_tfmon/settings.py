@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_tfmon import sources
 from mlflow_tfmon.errors import SettingError
+from mlflow_tfmon.sinks import sinks
 
 if TYPE_CHECKING:
     from mlflow_tfmon.detectors.problem import Problem
@@ -58,6 +59,9 @@ class Settings:
             Kubernetes, SLURM, SageMaker, Ray, CI, …), else 0, since delivery goes on by itself.
         report: whether the run gets a report, `tfmon/report.html`, at its end.
         tensorboard: whether the run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
+        sinks: where else what is recorded goes while training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER"
+            (event files that grow), or the sink of an installed package, several with commas between them. None: MLflow
+            alone.
         silent: whether nothing is said, neither log lines nor warnings.
         on_problem: what follows from a problem: "warn" (it is said), "stop" (`fit` ends, with its best weights),
             "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
@@ -91,6 +95,7 @@ class Settings:
     exit_wait: float | None = None
     report: bool = True
     tensorboard: bool = False
+    sinks: str | None = None
     silent: bool = False
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = dataclasses.field(default=None, repr=False)  # it may have a password, or be one
@@ -138,6 +143,15 @@ class Settings:
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")
+        if self.sinks is not None:
+            if not isinstance(self.sinks, str):
+                raise self._error("sinks", 'must be a text such as "jsonl:FOLDER"')
+            try:
+                named = [name for name, _ in sinks.parsed(self.sinks)]
+            except ValueError as error:
+                raise self._error("sinks", str(error)) from None
+            if "tensorboard" in named and find_spec("tensorboard") is None:
+                raise self._error("sinks", "needs TensorBoard: pip install 'mlflow-tfmon[tensorboard]'")
         if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
             raise self._error("resume", 'must be the id of a run, or "latest"')
         name_ = self.registered_model_name

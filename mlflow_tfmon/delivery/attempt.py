@@ -20,7 +20,9 @@ from mlflow_tfmon.delivery.moment import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.journal.journal import JournalReader
-from mlflow_tfmon.stream.records import EpochEnded, Flushed, Record, RunEnded, RunStarted
+from mlflow_tfmon.sinks.sink import Target
+from mlflow_tfmon.sinks.sinks import Sinks
+from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, Record, RunEnded, RunStarted
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError
 from mlflow_tfmon.tracking.texts import said
@@ -74,6 +76,8 @@ class Attempt:
         self._unread = unread
         self.outbox = Outbox(folder, uris, ledger, unread)
         self._translation: Translation | None = None
+        self._sinks = Sinks()
+        self._status = ""  # how the recording ended
         self._live = Live(self.outbox.show)
         self._progress = Pace(_PROGRESS_SECONDS)
         self._resumed = ledger.status.delivered  # last record that an earlier delivery has delivered
@@ -114,14 +118,18 @@ class Attempt:
         more = True
         while more:
             self.outbox.send()
+            self._open_sinks()
             if files_away is None:
                 try:
                     self.outbox.send_files()
                 except AwayError as away:
                     files_away = away  # the curves go on meanwhile
             if self.outbox.empty and not self.outbox.left and self._seq > self._ledger.status.delivered:
+                self._sinks.flush()
                 self._ledger.note(delivered=self._seq)
             more = not self._ended and time.monotonic() < until and self._read(trainer_gone, damaged, alone)
+        if self.over:
+            self._sinks.close(self._status)
         if files_away is not None:
             raise files_away
         if self._ended or not self.outbox.empty or self._translation is None or self._seq < self._resumed:
@@ -132,7 +140,17 @@ class Attempt:
 
     def close(self) -> None:
         """Lets the journal go."""
+        self._sinks.close("")
         self.reader.close()
+
+    def _open_sinks(self) -> None:
+        """Opens the sinks once the run has an id, and names what they lack in the run."""
+        started, run_id = self.started, self._ledger.status.run_id
+        if started is not None and run_id is not None:
+            recording = f"{int(started.start_time * 1e3):011x}"
+            notes = self._folder / "sinks"
+            self._sinks.open(started.sinks, Target("", run_id, started.run_name, recording, notes))
+        self._ledger.reject(self._sinks.faults)
 
     def _take_over(self) -> None:
         """Goes on from the moment that an earlier delivery has written down, if there is one."""
@@ -143,6 +161,7 @@ class Attempt:
         self._resumed = max(self._resumed, moment.seq)
         self.moment = self._seq = moment.seq
         self._time, self.started, self._translation = moment.time, moment.started, moment.translation
+        self._translation.sinks = self._sinks
         self.outbox.muted = True
         self.outbox.begin(moment.started)
         self.outbox.so_far = moment.sent
@@ -194,7 +213,7 @@ class Attempt:
         """Reads records and hands over what they give; `_seq` follows when all of that is done."""
         points: list[Point] = []
         for seq, record in batch:
-            self.outbox.muted = seq <= self._resumed
+            self.outbox.muted = self._sinks.muted = seq <= self._resumed
             if seq in self._unread:
                 continue
             self.reading = seq
@@ -231,6 +250,7 @@ class Attempt:
         if isinstance(record, RunStarted):
             self.started = record
             self._translation = Translation(record, self._telemetry_folder())
+            self._translation.sinks = self._sinks
             self.outbox.begin(record)
         if self._translation is None:
             return []
@@ -239,6 +259,8 @@ class Attempt:
         found = self._translation.take(record)
         if isinstance(record, EpochEnded):
             self.outbox.linkable(found)
+        elif isinstance(record, Problems):
+            self._sinks.problems(record)
         self.outbox.record(record, self._time, self._translation.names)
         return found
 
@@ -253,6 +275,7 @@ class Attempt:
     ) -> None:
         translation = self._translation
         assert translation is not None
+        self._status = ended.status if ended is not None else ""
         self.outbox.points(points + translation.flush(final=ended is not None))
         self.outbox.files(translation.telemetry.finished())
         self.outbox.progress(translation.progress.text(), translation.reached())

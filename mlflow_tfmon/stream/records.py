@@ -50,6 +50,7 @@ class RunStarted:
         tensorboard: whether event files are made at the end.
         experiment_name: the experiment's name where its id was not known, or None.
         past: how far earlier recordings of the run had come, as `past.Past.as_dict` gives it.
+        sinks: where else it goes, as the setting of that name says; paths are absolute.
     """
 
     tracking_uri: str
@@ -67,6 +68,7 @@ class RunStarted:
     tensorboard: bool = False
     experiment_name: str | None = None
     past: dict[str, Any] = field(default_factory=dict)
+    sinks: str = ""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,14 @@ class EventFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def flush(self) -> None:
+        """Brings what was written to the disk."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
         self._records.flush()
         self._file.close()
 

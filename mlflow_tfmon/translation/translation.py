@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mlflow_tfmon.sinks.sink import Sink
 from mlflow_tfmon.stream.block import Block
 from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
 from mlflow_tfmon.stream.records import (
@@ -62,6 +63,7 @@ class Translation:
         left_out: kind of record -> how many rows were measured and not kept.
         why: they were not.
         names: gives each metric the name that MLflow has for it.
+        sinks: where else what is read goes; nowhere, unless it is set.
 
     Args:
         started: the recording's first record.
@@ -77,6 +79,7 @@ class Translation:
         self.left_out: dict[str, int] = {}
         self.why = ""
         self.names = Names()
+        self.sinks = Sink()
         self._max_variables = started.max_variables
         self._curves = Curves(started.max_points, self.names)
         self._seams = self._past.seams
@@ -233,6 +236,7 @@ class Translation:
         by_name = dict(zip(series.measures, measures.T, strict=True))
         self.telemetry.steps(block, by_name)
         self.progress.steps(block, by_name)
+        self.sinks.steps(block, by_name)
         rows = series.steps(block, measures)
         self.last_step = max(self.last_step, int(rows.steps[-1]))
         return self._curves.rows(("steps", record.stream), rows)
@@ -241,16 +245,20 @@ class Translation:
         series = self._streams[record.stream]
         block = Block.of(series.layout, record)
         self.telemetry.deep(block)
+        self.sinks.deep_steps(block)
         return self._curves.rows(("deep", record.stream), series.deep(block))
 
     def _histograms(self, block: Histograms) -> list[Point]:
-        self.telemetry.histograms(self._streams[block.stream].layout, block)
+        layout = self._streams[block.stream].layout
+        self.telemetry.histograms(layout, block)
+        self.sinks.histograms(layout, block)
         return []
 
     def _logged(self, record: Logged) -> list[Point]:
         self.telemetry.logged(record)
         series = self._streams.get(record.stream)
         prefix, total = (series.layout.prefix, series.layout.total_steps) if series else ("", None)
+        self.sinks.logged(prefix, record)
         for name, value in record.values.items():
             key = f"{prefix}batch/{name}"
             if series and key in series.step_keys:  # our curves are never mixed with the user's
@@ -261,6 +269,7 @@ class Translation:
     def _epoch(self, record: EpochEnded) -> list[Point]:
         self.telemetry.epoch(record)
         self.progress.epoch(record)
+        self.sinks.epoch(record)
         found: list[Point] = []
         for name, value in record.metrics.items():
             found += self._curves.exact(record.prefix + name, value, record.epoch, record.time)

@@ -27,6 +27,7 @@ from mlflow_tfmon.probes import batches, inputs, ledger
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.sinks import sinks
 from mlflow_tfmon.stream import records, workers
 from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
@@ -70,7 +71,7 @@ class Pipeline:
         self._started = records.RunStarted(
             run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
             run.start_time, run.owned, run.active, settings.max_points, settings.max_variables, settings.report,
-            settings.tensorboard, run.experiment_name, run.past.as_dict(),
+            settings.tensorboard, run.experiment_name, run.past.as_dict(), sinks.absolute(settings.sinks or ""),
         )  # fmt: skip
         self.recording.append(self._started)
         with contained("describing the environment", "it is not recorded"):
