@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.problems.others import Detector
     from mlflow_tfmon.reading.recorded import load_run
     from mlflow_tfmon.report.comparison import compare
+    from mlflow_tfmon.sinks.sink import Sink
     from mlflow_tfmon.watching.callback import MonitorCallback
     from mlflow_tfmon.watching.loops import end_run
     from mlflow_tfmon.watching.monitor import Monitor
@@ -26,6 +27,7 @@ __all__ = [
     "MonitorCallback",
     "Problem",
     "SettingError",
+    "Sink",
     "autolog",
     "compare",
     "end_run",
@@ -43,6 +45,7 @@ _HOMES = {
     "promote": "checkpoints.promote",
     "Problem": "detectors.problem",
     "Detector": "problems.others",
+    "Sink": "sinks.sink",
     "compare": "report.comparison",
 }
 

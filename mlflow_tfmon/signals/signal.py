@@ -86,7 +86,8 @@ class Signal:
     Attributes:
         name: of the column in files and tables, and of the MLflow metric.
         finish: makes it of the arrays that it `needs`, NaN where it is undefined. Of a variable's signal these have the
-            shape (rows, variables), and "size" is the number of elements of each variable, shape (variables,).
+            shape (rows, variables), and "size" is the number of elements of each variable, shape (variables,). A
+            division by zero warns of nothing.
         needs: ingredients of a variable's signal; of any other, names of the columns of a step (`stream.ring`).
         formula: how it is computed, with its unit.
         label: what people call it, in the singular; "" for what is there for other signals to be computed of.

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlflow_tfmon.signals.signal import Arrays, Ingredient, Signal
+from mlflow_tfmon.signals.signal import Ingredient, Signal
 
 AFTER = Ingredient("after", lambda v: v.half_square(v.new))
 BEFORE = Ingredient("before", lambda v: v.half_square(v.old))
 CHANGE = Ingredient("change", lambda v: v.half_square(v.new - v.old), of_update=True)
-
-
-def _ratio(a: Arrays) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(a["before"] > 0, np.sqrt(a["change"] / a["before"]), np.nan)
 
 
 SIGNALS = (
@@ -28,7 +23,7 @@ SIGNALS = (
     ),
     Signal(
         name="update_ratio",
-        finish=_ratio,
+        finish=lambda a: np.where(a["before"] > 0, np.sqrt(a["change"] / a["before"]), np.nan),
         needs=(CHANGE, BEFORE),
         formula="‖Δw‖ / ‖w before‖",
         label="update ratio",

@@ -58,8 +58,8 @@ class JsonLines(Sink):
 
     def problems(self, record: Problems) -> None:
         for one in record.found:
-            told = {name: one[name] for name in ("severity", "evidence", "advice") if name in one}
-            self._write("problem", "", {"step": record.step, "problem": one.get("kind"), **told})
+            told = {name: one.get(name) for name in ("severity", "evidence", "advice")}
+            self._write("problem", "", {"step": record.step, "problem": one.get("kind")} | told)
 
     def flush(self) -> None:
         self._file.flush()

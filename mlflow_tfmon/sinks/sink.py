@@ -33,7 +33,7 @@ class Target:
 
 
 class Sink:
-    """One more place to write to. Subclass it, and override what it writes.
+    r"""One more place to write to. Subclass it, and override what it writes.
 
     A sink lives in the delivery process, one for each recording, and is called in the order of the records. Whatever
     it raises is contained: it is named in the run's tag `tfmon.refused`, and keeps no other sink from its work. A write
@@ -51,7 +51,7 @@ class Sink:
         >>> class Losses(Sink):
         ...     def steps(self, block, measures):
         ...         with open(self.target.path, "a") as file:
-        ...             print(*block.step("loss"), sep="\\n", file=file)
+        ...             print(*block.step("loss"), sep="\n", file=file)
     """
 
     def __init__(self, target: Target = Target()) -> None:  # it is frozen

@@ -55,7 +55,8 @@ def columns_of(reading: Reading, part: slice, offset: int) -> tuple[dict[str, np
         assert signal is not None
         norms.append(signal.finish({"half_square": halves}))
     columns = {"step": (steps(reading)[part] + offset).astype(float)}
-    columns |= {one.name: one.finish(rows) for one in signals.OF_STEP if _is_measured(one, rows)}
+    with np.errstate(all="ignore"):
+        columns |= {one.name: one.finish(rows) for one in signals.OF_STEP if _is_measured(one, rows)}
     if "loss" in columns:
         columns |= {name: rows[name] / rows["losses"] for name in layout.parts}
     columns |= {name: values[part] for name, values in reading.more.items()}
@@ -162,6 +163,8 @@ def deep_steps(reading: Reading, offset: int) -> np.ndarray:
     """The deep rows of a reading with the signals instead of what they are made of."""
     sizes = np.array([variable.size for variable in reading.ring.layout.variables], np.float64)
     cuts = 1 + len(sizes) * np.arange(len(INGREDIENTS))
-    step, *found = np.split(reading.deep.rows, cuts, axis=1)
-    arrays = dict(zip((one.name for one in INGREDIENTS), found, strict=True)) | {"size": sizes}
-    return np.concatenate([step + offset, *(one.finish(arrays) for one in signals.DEEP)], axis=1)
+    step, *parts = np.split(reading.deep.rows, cuts, axis=1)
+    arrays = dict(zip((one.name for one in INGREDIENTS), parts, strict=True)) | {"size": sizes}
+    with np.errstate(all="ignore"):
+        found = [one.finish(arrays) for one in signals.DEEP]
+    return np.concatenate([step + offset, *found], axis=1)

@@ -146,7 +146,8 @@ class StreamSeries:
             return np.zeros((len(block), 0))
         spans = self._clock.durations(block.step("step"), block.step(clocked), clocked)
         arrays = {name: block.step(name) for name in block.names} | {SECONDS: spans}
-        return np.stack([one.finish(arrays) for one in self._measures], axis=1)
+        with np.errstate(all="ignore"):
+            return np.stack([one.finish(arrays) for one in self._measures], axis=1)
 
     def steps(self, block: Block, measures: np.ndarray) -> Rows:
         """The rows of the block's series; `measures` as `measured` gave them."""
