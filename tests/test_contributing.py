@@ -73,10 +73,10 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
         "PYTHONPATH": str(folder),
     }  # fmt: skip
     environment = {**os.environ, **own}
+    command, work = [sys.executable, "-c", TRAINING], folder / "work"
     done = subprocess.run(
-        [sys.executable, "-c", TRAINING], cwd=folder / "work", env=environment, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
+        command, cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -15,6 +15,7 @@ from tests import trainings
 
 DEEP_EVERY, EPOCHS, RATE = 2, 2, 0.1
 WAYS = ("fit", "fit, XLA", "loop", "loop, XLA", "eager")
+FEW_WAYS = ("fit", "loop, XLA")  # for what has no state: how it is traced is tested of all signals together
 
 
 @dataclass(frozen=True)

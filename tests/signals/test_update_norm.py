@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.signals.compared import WAYS, compare
+from tests.signals.compared import FEW_WAYS, compare
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", FEW_WAYS)
 def test_it_is_the_norm_of_what_the_step_did(fresh: None, way: str) -> None:
     # A float32 update of weights is known to 1e-7 of the weights.
     compare(
