@@ -54,3 +54,14 @@ def test_rooms_are_listed_in_the_order_in_which_they_import() -> None:
     for room, others in imports().items():
         for other in others & folders:
             assert room not in folders or listed.index(other) < listed.index(room), f"{room} imports {other}"
+
+
+def test_every_tag_stands_in_one_module() -> None:
+    others = [path for path in PACKAGE.rglob("*.py") if path.name != "tags.py"]
+    for path in others:
+        strings = [
+            node.value
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        assert not [one for one in strings if re.fullmatch(r"tfmon\.[a-z_.]*", one)], path

@@ -18,7 +18,7 @@ from mlflow_tfmon.checkpoints import names
 from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.checkpoints.folder import Writer
 from mlflow_tfmon.checkpoints.moments import Moment
-from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME, WEIGHTS_ONLY, pointer
+from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
 from mlflow_tfmon.checkpoints.state import State, joined, of_snapshot
 from mlflow_tfmon.checkpoints.which import Before, Kept
@@ -26,6 +26,7 @@ from mlflow_tfmon.checkpoints.writing import SHARE, Queue
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.tags import WEIGHTS_ONLY, pointer
 from mlflow_tfmon.tracking.models import datasets_among
 
 
@@ -284,7 +285,7 @@ class Keeper:
         return gone
 
     def _tell(self, saved: records.ModelSaved, error: Exception) -> None:
-        text = f"the checkpoint of epoch {saved.tags['tfmon.epoch']} is not saved: {type(error).__name__}: {error}"
+        text = f"the checkpoint of epoch {saved.tags[EPOCH]} is not saved: {type(error).__name__}: {error}"
         text = " ".join(text.split())[:400]
         say_once(
             f"checkpoint {self._folder} {type(error).__name__}",

@@ -5,23 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from mlflow_tfmon.tags import DATASET, EPOCH, METRIC, MODE, STEP, VALUE
+
 BEST, LAST, FINAL, ERROR = "best_model", "last_model", "model", "checkpoint_error"
 RESUME = "resume_model"  # the last at an epoch's end, from which a training goes on
-REGISTERED = "tfmon.registered"  # what became of the registered model
 MODELS = "models:/"  # precedes the id of a logged model where there could be a path
-EPOCH, STEP, METRIC, VALUE, MODE = "tfmon.epoch", "tfmon.step", "tfmon.metric", "tfmon.value", "tfmon.mode"
-WEIGHTS_ONLY = "tfmon.weights_only"  # "true" of a checkpoint that MLflow cannot load
-DATASET = "tfmon.dataset"  # digest of the data that the metric was measured on
-
-
-def pointer(kind: str, prefix: str = "") -> str:
-    """The run's tag that holds the id of its best or last model.
-
-    Example:
-        >>> pointer(BEST, "generator.")
-        'tfmon.generator.best_model'
-    """
-    return f"tfmon.{prefix}{kind}"
 
 
 def judged_on(metric: str, dataset_of: Callable[[str], tuple[str, str] | None]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import get_model_info
 from mlflow.tracking import MlflowClient
 
-from mlflow_tfmon.checkpoints.names import BEST, FINAL, MODELS, pointer
+from mlflow_tfmon.checkpoints.names import BEST, FINAL, MODELS
 from mlflow_tfmon.checkpoints.registry import (
     ALIAS,
     Standing,
@@ -21,6 +21,7 @@ from mlflow_tfmon.checkpoints.registry import (
     why_not,
 )
 from mlflow_tfmon.internals import internal
+from mlflow_tfmon.tags import PREFIX, pointer
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.tracking.store import AwayError, RefusedError
@@ -153,7 +154,7 @@ def _best_of(run: Run) -> str:
     """The id of a run's best model, or of its only one."""
     for kind in (BEST, FINAL):
         found = [
-            value for tag, value in run.data.tags.items() if tag.startswith("tfmon.") and tag.endswith(kind)
+            value for tag, value in run.data.tags.items() if tag.startswith(PREFIX) and tag.endswith(kind)
         ]
         exact = run.data.tags.get(pointer(kind))
         if exact or len(set(found)) == 1:

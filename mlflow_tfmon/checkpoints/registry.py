@@ -13,12 +13,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_tfmon.checkpoints.names import DATASET, EPOCH, METRIC, MODE, REGISTERED, STEP, VALUE, judged_on
+from mlflow_tfmon.checkpoints.names import judged_on
+from mlflow_tfmon.tags import ALIAS_TAGS, DATASET, EPOCH, METRIC, MODE, REGISTERED, RUN, STEP, VALUE
 from mlflow_tfmon.tracking.models import current_store, datasets_of, note_version
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_refusal, store_errors
 
 ALIAS = "best"
-RUN = "tfmon.run"
 _WON = "won"
 # What a registry answers for good, beside what `store_errors` knows.
 _REFUSALS = frozenset(
@@ -184,7 +184,7 @@ def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | No
     Returns:
         Why it does not have the alias in the end, or None if it does.
     """
-    name, state = version.name, f"tfmon.alias.{alias}"
+    name, state = version.name, f"{ALIAS_TAGS}{alias}"
 
     def winners() -> dict[str, ModelVersion]:
         found = client.search_model_versions(f"name={_quoted(name)}")

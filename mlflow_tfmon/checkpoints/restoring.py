@@ -23,10 +23,10 @@ from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.facts import order, underway
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.tags import RESUMED_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import in_a_line
 
-RESUMED_TAG = "tfmon.resumed"
 _WIDEST = 8  # bytes of a number
 _ROOM = 64 * 2**20  # bytes for what such a file has beside numbers
 

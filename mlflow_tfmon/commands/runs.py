@@ -11,8 +11,8 @@ import click
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
 from mlflow_tfmon.tables import echo, table
+from mlflow_tfmon.tags import DELIVERY_TAG
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
-from mlflow_tfmon.tracking.names import DELIVERY_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

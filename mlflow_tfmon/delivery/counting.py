@@ -16,10 +16,9 @@ from mlflow_tfmon.delivery.sent import Sent
 from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.delivery.tally import MANIFEST, missing
 from mlflow_tfmon.stream.records import RunEnded, RunStarted
-from mlflow_tfmon.tracking.names import DELIVERY_TAG
+from mlflow_tfmon.tags import DELIVERY_TAG, REFUSED_TAG
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors
 
-REFUSED_TAG = "tfmon.refused"
 _TAG_LENGTH = 5000  # of the longest that every store takes
 
 

@@ -18,8 +18,8 @@ from mlflow_tfmon.delivery.tally import load_manifest
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.reading import files
 from mlflow_tfmon.stream.records import Problems
+from mlflow_tfmon.tags import REACHED_TAG
 from mlflow_tfmon.tracking import findings
-from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.state import State
 

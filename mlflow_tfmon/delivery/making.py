@@ -5,11 +5,10 @@ from __future__ import annotations
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import RunStarted
+from mlflow_tfmon.tags import RECORDING_TAG
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.store import MAX_TAG_VAL_LENGTH
 from mlflow_tfmon.tracking.texts import cut, milliseconds
-
-RECORDING_TAG = "tfmon.recording"
 
 
 def made_run(client: MlflowClient, started: RunStarted, mark: str) -> str:

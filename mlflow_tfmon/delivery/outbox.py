@@ -12,7 +12,7 @@ from mlflow_tfmon import temporary
 from mlflow_tfmon.delivery import showing
 from mlflow_tfmon.delivery.calls import Call
 from mlflow_tfmon.delivery.checkpointed import Asked, saved_model, settled
-from mlflow_tfmon.delivery.counting import REFUSED_TAG, Counting
+from mlflow_tfmon.delivery.counting import Counting
 from mlflow_tfmon.delivery.tally import MANIFEST
 from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.past import Past
@@ -27,16 +27,14 @@ from mlflow_tfmon.stream.records import (
     RunStarted,
     Text,
 )
+from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TAG, REACHED_TAG, REFUSED_TAG
 from mlflow_tfmon.tracking import findings
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, EVENT_FILES, REACHED_TAG, REPORT, clean
+from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RunStore, store_errors
 from mlflow_tfmon.translation.parts import Part
 from mlflow_tfmon.translation.translation import Translation
 
-LOST_TAGS = "tfmon.lost_"
-LEFT_OUT_TAG = "tfmon.not_kept"
-PROGRESS_TAG = "tfmon.progress"
 _TOLD = 100  # of what was changed
 _SHOWN_TRIES = 3  # of the report and the event files: what was recorded is there without them
 

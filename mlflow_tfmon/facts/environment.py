@@ -11,8 +11,6 @@ import tensorflow as tf
 
 import mlflow_tfmon
 
-ENVIRONMENT_TAG = "tfmon.environment"
-
 
 def environment() -> str:
     """Versions and devices, such as "Python 3.11.4, TensorFlow 2.21.0, …, 8 CPUs, 1 GPU (NVIDIA H200)"."""

@@ -17,10 +17,10 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
-from mlflow_tfmon.stream.past import SEAMS_TAG
+from mlflow_tfmon.tags import DELIVERY_TAG, SEAMS_TAG
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, HISTOGRAMS, TELEMETRY
+from mlflow_tfmon.tracking.names import HISTOGRAMS, TELEMETRY
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.25

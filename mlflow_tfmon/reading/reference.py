@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_tfmon.tables import echo
-from mlflow_tfmon.tracking.names import DELIVERY_TAG
+from mlflow_tfmon.tags import DELIVERY_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run

@@ -13,9 +13,19 @@ from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
 from mlflow_tfmon.report.pictures import pictures
 from mlflow_tfmon.report.training import training
+from mlflow_tfmon.tags import (
+    ABSENT_TAG,
+    ENVIRONMENT_TAG,
+    LEFT_OUT_TAG,
+    LOST_TAGS,
+    PREFIX,
+    PROBLEMS_TAG,
+    REFUSED_TAG,
+    RESCUES_TAG,
+    STOPPED_TAG,
+)
 
-_PROBLEMS_TAG = "tfmon.problems"
-_ACTIONS = {"tfmon.stopped": "stopped", "tfmon.rescues": "rescued"}
+_ACTIONS = {STOPPED_TAG: "stopped", RESCUES_TAG: "rescued"}
 _KNOTS = 500  # of the clock
 # The panel that shows a problem best, of those that the run has.
 _SHOWN_BY = {
@@ -80,7 +90,7 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
     sections = [*training(recorded), *layers(recorded)]
     keys = {panel.key for section in sections for panel in section.panels}
     findings = [_finding(problem, keys) for problem in recorded.problems]
-    verdict, good = _verdict(findings, run.data.tags.get(_PROBLEMS_TAG))
+    verdict, good = _verdict(findings, run.data.tags.get(PROBLEMS_TAG))
     return Page(
         title=run.info.run_name or run.info.run_id,
         facts=_facts(recorded, run),
@@ -176,12 +186,12 @@ def _tables(run: Any) -> list[Table]:
     tags, params = run.data.tags, run.data.params
     shown = {
         "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
-        "tfmon.environment": "environment", "tfmon.absent": "not measured", "tfmon.lost_steps": "steps lost",
-        "tfmon.not_kept": "not kept", "tfmon.refused": "refused by MLflow",
-        "tfmon.lost_deep_steps": "deep steps lost", "tfmon.lost_histograms": "histograms lost",
+        ENVIRONMENT_TAG: "environment", ABSENT_TAG: "not measured", f"{LOST_TAGS}steps": "steps lost",
+        LEFT_OUT_TAG: "not kept", REFUSED_TAG: "refused by MLflow",
+        f"{LOST_TAGS}deep_steps": "deep steps lost", f"{LOST_TAGS}histograms": "histograms lost",
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
-    own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", "tfmon."))]
+    own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", PREFIX))]
     best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
     actions = [(name, tags[key]) for key, name in _ACTIONS.items() if key in tags]
     tables = (
@@ -196,9 +206,9 @@ def _code(run: Any) -> list[tuple[str, str]]:
     found, shown = [], set[str]()
     for kind, what in ((BEST, "best"), (LAST, "last")):
         for tag, model_id in sorted(run.data.tags.items()):
-            if tag.startswith("tfmon.") and tag.endswith(kind) and model_id not in shown:
+            if tag.startswith(PREFIX) and tag.endswith(kind) and model_id not in shown:
                 shown.add(model_id)  # the last may be the best
-                of = tag.removeprefix("tfmon.").removesuffix(kind).rstrip(".")
+                of = tag.removeprefix(PREFIX).removesuffix(kind).rstrip(".")
                 found.append(
                     (f"The {what} model{f' of {of}' if of else ''}", load.format(f"models:/{model_id}"))
                 )

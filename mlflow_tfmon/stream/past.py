@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SEAMS_TAG = "tfmon.seams"
 _MOST = 2**53  # what counts are below
 
 

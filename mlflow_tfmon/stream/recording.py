@@ -14,11 +14,11 @@ from mlflow_tfmon import signals
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import bins, records, rows
 from mlflow_tfmon.stream.drain import Reading
-from mlflow_tfmon.stream.past import NOTHING, SEAMS_TAG, Past, PastStream, mark
+from mlflow_tfmon.stream.past import NOTHING, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.streams import Stream
+from mlflow_tfmon.tags import ABSENT_TAG, SEAMS_TAG
 
-ABSENT_TAG = "tfmon.absent"
 # So long the series of a stream that begins wait for another one, which gives names to both, before they are shown.
 _MOMENT = 2.0  # s
 _ABSENT = (

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_tfmon.tags import SOURCE_TAG
 from mlflow_tfmon.tensorboard.events import need_tensorboard
 from mlflow_tfmon.tracking.names import clean
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "val", "eval", "test")
-_SOURCE_TAG = "tfmon.tensorboard"
 _MOST = 1000  # metrics that MLflow takes at once
 
 
@@ -82,7 +82,7 @@ def _imported(client: Any, experiment_id: str, name: str, parts: list[Path]) -> 
         experiment_id,
         start_time=start,
         run_name=parts[0].absolute().name if name == "." else name,
-        tags={_SOURCE_TAG: str(parts[0].absolute().parent if len(parts) > 1 else parts[0].absolute())},
+        tags={SOURCE_TAG: str(parts[0].absolute().parent if len(parts) > 1 else parts[0].absolute())},
     )
     for at in range(0, len(metrics), _MOST):
         client.log_batch(run.info.run_id, metrics=metrics[at : at + _MOST], synchronous=True)

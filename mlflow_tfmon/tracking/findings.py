@@ -7,9 +7,10 @@ import re
 
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream.records import Premises, Problems
+from mlflow_tfmon.tags import PROBLEMS_TAG
 from mlflow_tfmon.tracking.names import TELEMETRY, clean
 
-TAG = "tfmon.problems"
+TAG = PROBLEMS_TAG
 FILE = "tfmon/problems.json"
 _BEGIN, _END = "<!-- tfmon.problems -->", "<!-- /tfmon.problems -->"
 

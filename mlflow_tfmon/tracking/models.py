@@ -15,7 +15,8 @@ from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.stream.records import ModelSaved
-from mlflow_tfmon.tracking.names import MODEL_ID, RECORDED_AS
+from mlflow_tfmon.tags import RECORDED_AS
+from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_refusal, store_errors

@@ -10,15 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-DELIVERY_TAG = "tfmon.delivery"
-REACHED_TAG = (
-    "tfmon.reached"  # how far the recordings have come, for the one that goes on (`stream.past.Past`)
-)
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 REPORT = "tfmon/report.html"  # artifact of the run
 # With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
 MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tensorboard"
-RECORDED_AS = "tfmon.recorded_as"  # tag of a logged model: path of its record
 MODEL_ID = re.compile(r"[\w\-]+")  # of a logged model: nothing that reads as another address
 MAX_LENGTH = 250
 _REFUSED = re.compile(r"[^/\w.\- :]")

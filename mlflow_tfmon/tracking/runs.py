@@ -16,7 +16,8 @@ from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.stream.past import NOTHING, Past
-from mlflow_tfmon.tracking.names import REACHED_TAG, clean, run_name
+from mlflow_tfmon.tags import REACHED_TAG
+from mlflow_tfmon.tracking.names import clean, run_name
 from mlflow_tfmon.uris import without_secrets
 
 INTEGRATION = "mlflow_tfmon"

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_tfmon.sinks.sink import Sink
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.past import SEAMS_TAG, Past, PastStream, mark
+from mlflow_tfmon.stream.past import Past, PastStream, mark
 from mlflow_tfmon.stream.records import (
     BEGINNING,
     Activations,
@@ -28,6 +28,7 @@ from mlflow_tfmon.stream.records import (
     Steps,
     StreamOpened,
 )
+from mlflow_tfmon.tags import SEAMS_TAG
 from mlflow_tfmon.tracking.names import Names
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.curves import Curves

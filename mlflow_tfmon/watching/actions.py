@@ -17,11 +17,11 @@ from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.detectors.learning import LITTLE
 from mlflow_tfmon.errors import logger, say_once
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.tags import PREFIX, RESCUES_TAG, STOPPED_TAG
 
 if TYPE_CHECKING:
     from mlflow_tfmon.watching.monitor import Monitor
 
-STOPPED_TAG, RESCUES_TAG = "tfmon.stopped", "tfmon.rescues"
 _SURE = 0.8  # the confidence from which on something is done
 _RESCUABLE = frozenset({"nan_or_inf", "exploding_gradient", "learning_rate_too_high"})
 _MOST_RESCUES = 3
@@ -143,7 +143,7 @@ class Actions:
         self._say(RESCUES_TAG, "; ".join(self._rescues))
 
     def _say(self, tag: str, text: str) -> None:
-        logger.warning("mlflow_tfmon: %s: %s", tag.removeprefix("tfmon."), text)
+        logger.warning("mlflow_tfmon: %s: %s", tag.removeprefix(PREFIX), text)
         self._monitor.record(records.Facts(tags={tag: text}, time=time.time()))
 
 

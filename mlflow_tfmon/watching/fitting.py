@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlflow_tfmon.checkpoints.names import FINAL, pointer
+from mlflow_tfmon.checkpoints.names import FINAL
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts.arguments import FitArguments, bind_fit
 from mlflow_tfmon.facts.datasets import datasets
@@ -20,6 +20,7 @@ from mlflow_tfmon.facts.summary import can_summarize, model_summary
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.tags import pointer
 from mlflow_tfmon.tracking.names import MODEL
 from mlflow_tfmon.watching import logged, loops, peers, resuming
 from mlflow_tfmon.watching import pipeline as pipelines

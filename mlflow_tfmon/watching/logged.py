@@ -13,8 +13,8 @@ import mlflow
 
 from mlflow_tfmon.delivery.status import read_status
 from mlflow_tfmon.errors import contained, logger
+from mlflow_tfmon.tags import RECORDED_AS
 from mlflow_tfmon.tracking import runs
-from mlflow_tfmon.tracking.names import RECORDED_AS
 
 _MOST_SECONDS, _POLL_SECONDS = 60.0, 0.1  # of whoever asks for the model
 _here = threading.local()

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from mlflow_tfmon.checkpoints import moments
 from mlflow_tfmon.checkpoints.moments import Moment
-from mlflow_tfmon.checkpoints.names import REGISTERED
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import SettingError, contained, logger
 from mlflow_tfmon.facts import order, underway
@@ -18,6 +17,7 @@ from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.probes import histograms
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records
+from mlflow_tfmon.tags import REGISTERED
 from mlflow_tfmon.watching import actions, claims, resuming
 from mlflow_tfmon.watching.actions import Actions
 from mlflow_tfmon.watching.activations import ActivationWatch

@@ -19,7 +19,7 @@ from mlflow_tfmon.delivery import ending
 from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
-from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
+from mlflow_tfmon.facts.environment import environment
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
@@ -33,6 +33,7 @@ from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
+from mlflow_tfmon.tags import ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal

@@ -12,19 +12,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.tracking import fluent
 
 from mlflow_tfmon import probes, temporary
-from mlflow_tfmon.checkpoints.names import (
-    BEST,
-    EPOCH,
-    LAST,
-    METRIC,
-    MODE,
-    RESUME,
-    STEP,
-    VALUE,
-    WEIGHTS_ONLY,
-    name_of,
-    pointer,
-)
+from mlflow_tfmon.checkpoints.names import BEST, LAST, RESUME, name_of
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.checkpoints.which import Before
@@ -36,9 +24,10 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.past import Past, mark
+from mlflow_tfmon.tags import DELIVERY_TAG, EPOCH, METRIC, MODE, PREFIX, STEP, VALUE, WEIGHTS_ONLY, pointer
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.models import registered_as
-from mlflow_tfmon.tracking.names import DELIVERY_TAG, MODEL_ID
+from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import claims, pipeline
 from mlflow_tfmon.watching.pipeline import Pipeline
@@ -164,11 +153,11 @@ def _find(run_id: str) -> Checkpoint:
 
 def _pointers(tags: dict[str, str]) -> list[tuple[str, str]]:
     """The tags that name checkpoints, and of which kind each is; those of several models have prefixes."""
-    ends = {pointer(kind).removeprefix("tfmon."): kind for kind in (BEST, LAST, RESUME)}
+    ends = {pointer(kind).removeprefix(PREFIX): kind for kind in (BEST, LAST, RESUME)}
     found = []
     for name in tags:
-        last = name.removeprefix("tfmon.").rpartition(".")[2]
-        if name.startswith("tfmon.") and last in ends:
+        last = name.removeprefix(PREFIX).rpartition(".")[2]
+        if name.startswith(PREFIX) and last in ends:
             found.append((name, ends[last]))
     return found
 

@@ -26,10 +26,10 @@ from mlflow_tfmon.report.making import _code
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import Problems, RunEnded
+from mlflow_tfmon.tags import REACHED_TAG
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.credentials import WithheldError, check_artifacts
 from mlflow_tfmon.tracking.models import drop_model, registered_as
-from mlflow_tfmon.tracking.names import REACHED_TAG
 from mlflow_tfmon.tracking.runs import Run
 from mlflow_tfmon.tracking.store import RunStore
 from mlflow_tfmon.uris import in_a_line

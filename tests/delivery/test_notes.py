@@ -22,7 +22,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.past import Past, PastStream, mark
 from mlflow_tfmon.stream.records import EpochEnded, Problems, Record, RunEnded
-from mlflow_tfmon.tracking.names import REACHED_TAG
+from mlflow_tfmon.tags import REACHED_TAG
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
