@@ -26,7 +26,7 @@ from mlflow_tfmon.checkpoints.writing import SHARE, Queue
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records
-from mlflow_tfmon.tags import WEIGHTS_ONLY, pointer
+from mlflow_tfmon.tags import EPOCH, WEIGHTS_ONLY, pointer
 from mlflow_tfmon.tracking.models import datasets_among
 
 
