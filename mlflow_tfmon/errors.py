@@ -65,7 +65,7 @@ def contained(part: str, consequence: str) -> Iterator[None]:
         say_once(
             f"{part}: {consequence}",
             f"mlflow_tfmon: {part} failed ({type(error).__name__}: {in_a_line(error)[:300]}); "
-            f"the training goes on, but {consequence}.",
+            f"training continues, but {consequence}.",
         )
 
 

@@ -56,19 +56,25 @@ def _switch(given: dict[str, Any]) -> None:
         theirs = given.get(f"checkpoint_{name}") or given.get(name)
         if theirs is not None and given.setdefault(name, theirs) != theirs:
             raise SettingError(
-                f"checkpoint_{name}={theirs!r}: is at odds with {name}={given[name]!r}; leave one of them out."
+                f"checkpoint_{name}={theirs!r}: conflicts with {name}={given[name]!r}; remove one of them."
             )
     settings = Settings.make(**{name: given[name] for name in given if name in Settings.types()})
     quiet(settings.silent)
     if not given.get("log_every_epoch", True) or given.get("log_every_n_steps") is not None:
-        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
+        logger.info(
+            "mlflow_tfmon: log_every_epoch and log_every_n_steps have no effect: everything is always recorded."
+        )
     untested: list[str] = []
     old: list[str] = []
-    with contained("looking at the versions", "whether they were tested is not known"):
+    with contained("checking the versions", "it is unknown whether they were tested"):
         found = versions.installed()
         untested, old = versions.untested(found), versions.older(found)
     if untested and given.get("disable_for_unsupported_versions"):
-        logger.warning("mlflow_tfmon: not enabled, since it was not tested with %s.", ", ".join(untested))
+        logger.warning(
+            "mlflow_tfmon: not enabled, since it was not tested with %s; remove disable_for_unsupported_versions to "
+            "enable it.",
+            ", ".join(untested),
+        )
         _disable()
         return
     if old:
@@ -223,7 +229,7 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return fitting.watched_fit(original, model, *args, **kwargs)
     finally:
-        with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
+        with contained("releasing a train function", "it keeps writing into a ring that nobody reads"):
             _in_fit.remove(model)
             if not _on and model not in _in_fit:  # disabled by a callback of this fit
                 compiled.unwatch(model)
@@ -233,18 +239,18 @@ def _enable(settings: Settings) -> None:
     set_autolog_settings(settings)
     if not _on:
         _on.append(_USER)
-        with contained("putting the probes into TensorFlow and Keras", "nothing is watched"):
+        with contained("installing the probes in TensorFlow and Keras", "nothing is monitored"):
             probes.install(_USER, claims.claim)
     hooks.put_in([mlflow_hooks.run_ends(pipeline.watch_run_end), mlflow_hooks.last_model(logged.watch_last)])
-    with contained("watching custom loops", "they are not recorded; fit is"):
+    with contained("monitoring custom loops", "they are not recorded; fit is"):
         loops.begin()
-    with contained("starting the delivery process", "what is recorded waits on this machine"):
+    with contained("starting the delivery process", "recordings stay on this machine"):
         # By the time that a training starts, it has loaded MLflow.
         DeliveryProcess.shared().expect(mlflow.get_tracking_uri())
 
 
 def _disable() -> None:
-    with contained("taking the patch of fit out", "fit stays watched"):
+    with contained("removing the patch of fit", "fit stays monitored"):
         _switch_fit(disable=True)
     loops.stop()
     set_autolog_settings(None)
@@ -252,6 +258,6 @@ def _disable() -> None:
     _on.clear()
     peers.bring_back()
     for model in [model for model in _fitted if not any(model is busy for busy in _in_fit)]:
-        with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
+        with contained("releasing a train function", "it keeps writing into a ring that nobody reads"):
             compiled.unwatch(model)
     _fitted.clear()

@@ -148,9 +148,7 @@ class Settings:
             if value is not None and not isinstance(value, Mapping):
                 raise self._error(name, "must be a dictionary")
         if name_ is not None and not self.log_models:
-            raise self._error(
-                "registered_model_name", "is at odds with log_models=False; leave one of them out"
-            )
+            raise self._error("registered_model_name", "conflicts with log_models=False; remove one of them")
 
     def _error(self, name: str, remedy: str) -> SettingError:
         value = "…" if name == "alert_url" else repr(getattr(self, name))  # its path may be a secret too

@@ -130,7 +130,7 @@ class Soak:
             print(
                 f"  sync: {done.stdout.splitlines()[-1] if done.stdout else done.stderr[-200:]}", flush=True
             )
-            if "Nothing waits" in done.stdout:
+            if "Everything has been delivered" in done.stdout:
                 return
             time.sleep(2)
         print(f"  something waits still after {_AGAIN} calls of sync", flush=True)

@@ -110,4 +110,4 @@ def test_of_a_metric_that_nobody_knows_less_is_better_and_that_is_said(
         best = Best(Settings.make(monitor="val_bleu"))
         assert best.consider(0, {"val_bleu": 0.5}) and not best.consider(1, {"val_bleu": 0.6})
     (said,) = caplog.messages
-    assert "less of monitor='val_bleu' is taken to be better" in said and 'mode="max"' in said
+    assert "monitor='val_bleu': lower values are assumed to be better" in said and 'mode="max"' in said

@@ -216,7 +216,9 @@ def test_promotion_by_hand(runs: Runs, capsys: pytest.CaptureFixture[str]) -> No
     assert runs.holder("champion") == 0.5
     weights = runs.add(0.2, whole=False)
     for dry_run in (True, False):
-        with pytest.raises(PromotionError, match="is weights alone, which MLflow neither loads nor serves"):
+        with pytest.raises(
+            PromotionError, match="consists of weights only, which MLflow can neither load nor serve"
+        ):
             promote(weights.run_id, "champion", "digits", dry_run=dry_run)
     with pytest.raises(PromotionError, match="has no model"):
         promote(runs.client.create_run("0").info.run_id, name="digits")

@@ -195,7 +195,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(interrupted: tuple[str, Path
     kept = weights.read_bytes()
     for write in (linked, external, compressed, lambda path, other: path.write_bytes(b"no archive")):
         write(weights, folder / "elsewhere.h5")
-        with pytest.raises(SettingError, match="its file of weights is none"):
+        with pytest.raises(SettingError, match="its weights file is invalid"):
             mlflow_tfmon.Monitor(model(), resume=run_id, report=False).start()
         weights.write_bytes(kept)
     mlflow_tfmon.autolog(resume=run_id, report=False)

@@ -58,8 +58,8 @@ class Best:
         if not self._settings.is_told(self.metric, directions):
             say_once(
                 f"direction of {self.metric}",
-                f"mlflow_tfmon: less of monitor={self.metric!r} is taken to be better, for neither Keras nor its name "
-                'tells; say so by mode="max" or mode="min".',
+                f"mlflow_tfmon: monitor={self.metric!r}: lower values are assumed to be better, since neither Keras "
+                'nor the name tells; set mode="max" or mode="min".',
             )
         if self.value is not None:
             gain = value - self.value if self.more else self.value - value
@@ -100,8 +100,8 @@ class Best:
         if self.metric is not None or not self._came:
             return None
         return (
-            f"mlflow_tfmon: monitor={self._settings.monitor!r} never came, so no epoch counts as the best; metrics "
-            f"that came: {', '.join(self._came)}. Set monitor to one of them."
+            f"mlflow_tfmon: monitor={self._settings.monitor!r} was never logged, so there is no best epoch; logged "
+            f"metrics: {', '.join(self._came)}. Set monitor to one of them."
         )
 
 

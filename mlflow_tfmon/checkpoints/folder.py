@@ -130,7 +130,7 @@ class Writer:
         self.whole = False
         self._save = None
         logger.warning(
-            "mlflow_tfmon: the checkpoints of the model %r (%s) are its weights only, since %s. To have all of it, "
-            "decorate its classes with @keras.saving.register_keras_serializable() and give them get_config().",
+            "mlflow_tfmon: the checkpoints of the model %r (%s) contain only its weights, since %s. To save the whole "
+            "model, decorate its classes with @keras.saving.register_keras_serializable() and give them get_config().",
             model.name, type(model).__name__, " ".join(reason.split())[:300],
         )  # fmt: skip

@@ -137,7 +137,7 @@ class Keeper:
     def finish(self) -> None:
         """Has all that waits written at once, and waits for it: after this the recording may be closed."""
         if not self._queue.finish():
-            logger.warning("mlflow_tfmon: the last checkpoints are not written.")
+            logger.warning("mlflow_tfmon: the last checkpoints could not be written.")
 
     def _keep(self, now: Moment, directions: Mapping[str, str]) -> None:
         if not self._due(now):
@@ -288,7 +288,7 @@ class Keeper:
         text = " ".join(text.split())[:400]
         say_once(
             f"checkpoint {self._folder} {type(error).__name__}",
-            f"mlflow_tfmon: {text}; the training goes on, and earlier checkpoints stay.",
+            f"mlflow_tfmon: {text}; training continues, and earlier checkpoints are kept.",
         )
-        with contained("recording what became of a checkpoint", "its run does not say it"):
+        with contained("recording the outcome of a checkpoint", "its run does not show it"):
             self._record(records.Facts(tags={pointer(ERROR, self._prefix): text}, time=time.time()))

@@ -37,12 +37,12 @@ class Promotion:
     Attributes:
         name: the registered model.
         alias: the alias.
-        model_id: logged model that is promoted.
-        version: its version; None if a dry run found that it would be made.
-        standing: by what it is judged, such as "val_loss 0.25".
+        model_id: the promoted logged model.
+        version: its version; None if a dry run would create one.
+        standing: the metric by which it is compared, such as "val_loss 0.25".
         before: version that had the alias, or None.
-        before_standing: by what that was judged.
-        done: whether it was done.
+        before_standing: the metric of that version.
+        done: False for a dry run.
     """
 
     name: str
@@ -106,14 +106,14 @@ def _promote(
     run_id, model_id = run.info.run_id, _best_of(run)
     if not MODEL_ID.fullmatch(model_id):
         raise PromotionError(
-            f"run {run_id} has a tag that names no model ({model_id!r}): promote another run."
+            f"run {run_id} has a tag that does not name a model ({model_id!r}): promote another run."
         )
     check_artifacts(client, client.get_logged_model(model_id).artifact_location)
     if not get_model_info(f"{MODELS}{model_id}").flavors:
         raise PromotionError(
-            f"the best model of run {run_id} ({model_id}) is weights alone, which MLflow neither loads nor serves; "
-            "train with checkpoint_save_weights_only=False and a model that Keras can load again, or register another: "
-            "mlflow.register_model('models:/<id>', name)."
+            f"the best model of run {run_id} ({model_id}) consists of weights only, which MLflow can neither load nor "
+            "serve; train with checkpoint_save_weights_only=False and a model that Keras can load again, or register "
+            "another: mlflow.register_model('models:/<id>', name)."
         )
     name = name or _name_of(client, run_id)
     known = version_of(client, run_id, model_id, name)
@@ -124,8 +124,8 @@ def _promote(
         reason = why_not(mine, theirs)
         if reason is not None and not force:
             raise PromotionError(
-                f"{name}: the alias {alias} stays with version {holder.version}: {reason}. Give --force to move it "
-                "all the same."
+                f"{name}: the alias {alias} stays with version {holder.version}: {reason}. Pass --force to move it "
+                "anyway."
             )
     if not dry_run:
         known = make_version(client, run, model_id, name)
@@ -144,9 +144,9 @@ def _check(alias: str) -> None:
             "_validate_model_alias_name_reserved",
         ):  # MLflow 3.1 to 3.17
             path = f"mlflow.utils.validation.{name}"
-            internal(path, lambda _: None, "an alias may be refused after its version was made")(alias)
+            internal(path, lambda _: None, "an alias may be refused after its version was created")(alias)
     except MlflowException as error:
-        raise PromotionError(f"alias={alias!r}: {error.message} Give another, such as champion.") from error
+        raise PromotionError(f"alias={alias!r}: {error.message} Use another, such as champion.") from error
 
 
 def _best_of(run: Run) -> str:
@@ -160,7 +160,7 @@ def _best_of(run: Run) -> str:
             return str(exact or found[0])
         if found:
             raise PromotionError(
-                f"run {run.info.run_id} has several models; register the one you mean: mlflow.register_model("
+                f"run {run.info.run_id} has several models; register one yourself: mlflow.register_model("
                 f"'models:/<id>', name), where <id> is one of {', '.join(sorted(set(found)))}."
             )
     raise PromotionError(
@@ -172,6 +172,5 @@ def _name_of(client: MlflowClient, run_id: str) -> str:
     names = sorted({one.name for one in client.search_model_versions(f"run_id='{run_id}'")})
     if len(names) == 1:
         return str(names[0])
-    raise PromotionError(
-        f"run {run_id} is registered as {', '.join(names) or 'nothing'}: say which registered model with --name."
-    )
+    has = f"several registered models ({', '.join(names)})" if names else "no registered model yet"
+    raise PromotionError(f"run {run_id} has {has}; pass --name MODEL.")

@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except RecursionError:
-        raise ValueError(f"{path.name} is nested too deep") from None
+        raise ValueError(f"{path.name} is nested too deeply") from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ def check(about: Any) -> None:
         ValueError: it is not; the message names what.
     """
     if not isinstance(about, dict):
-        raise ValueError("it is no checkpoint's")
+        raise ValueError("it does not describe a checkpoint")
     for name, is_right in (*_FIELDS.items(), *_MAYBE.items()):
         if name not in about and name in _FIELDS:
             raise ValueError(f"it lacks {name!r}")
@@ -82,7 +82,7 @@ def _holds(is_right: Callable[[Any], bool], value: Any) -> bool:
 def check_numpy(keys: np.ndarray) -> None:
     """Checks an array of the state of NumPy's random numbers, which NumPy itself reads unchecked (1.26 to 2.3)."""
     if keys.shape != (_MERSENNE,) or keys.dtype.kind not in "ui":
-        raise ValueError("the state of NumPy's random numbers is none")
+        raise ValueError("the state of NumPy's random numbers is invalid")
 
 
 def weights_file(path: Path, holder: Path, limit: int) -> Path:
@@ -101,7 +101,7 @@ def weights_file(path: Path, holder: Path, limit: int) -> Path:
             member = archive.getinfo(_WEIGHTS)
             if member.file_size > limit:
                 raise ValueError(
-                    f"its weights take {member.file_size:,} bytes, and the model's {limit:,} at most"
+                    f"its weights take {member.file_size:,} bytes, but those of the model at most {limit:,}"
                 )
             path = holder / _WEIGHTS
             with archive.open(member) as packed, path.open("wb") as file:
@@ -112,21 +112,21 @@ def weights_file(path: Path, holder: Path, limit: int) -> Path:
         try:
             size = sum(_sizes(file, h5py))
         except RecursionError:  # a group may be within itself
-            raise ValueError("it is nested too deep") from None
+            raise ValueError("it is nested too deeplyly") from None
     if size > limit:
-        raise ValueError(f"its weights take {size:,} bytes, and the model's {limit:,} at most")
+        raise ValueError(f"its weights take {size:,} bytes, but those of the model at most {limit:,}")
     return path
 
 
 def _sizes(group: Any, h5py: Any) -> Iterator[int]:
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is a link to another place")
+            raise ValueError(f"{name} is a link")
         one = group[name]
         if isinstance(one, h5py.Group):
             yield from _sizes(one, h5py)
         elif not isinstance(one, h5py.Dataset):
-            raise ValueError(f"{name} is no array")
+            raise ValueError(f"{name} is not an array")
         elif one.external or one.is_virtual:
             raise ValueError(f"{name} is in another file")
         else:

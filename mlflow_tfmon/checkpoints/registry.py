@@ -69,7 +69,7 @@ def why_not(new: Standing, holder: Standing | None) -> str | None:
         'it is a tie (val_loss 0.3)'
     """
     if not new.metric or not math.isfinite(new.value):
-        return "it has no value of a metric to be judged by"
+        return "it has no metric to compare by"
     if holder is None:
         return None
     if (holder.metric, holder.more) != (new.metric, new.more) or not math.isfinite(holder.value):
@@ -111,7 +111,7 @@ def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
             says += (
                 f" has the alias {ALIAS}"
                 if reason is None
-                else f"; the alias {ALIAS} stays where it is: {reason}"
+                else f"; the alias {ALIAS} was not moved: {reason}"
             )
         return run.tags({REGISTERED: says})
     except RefusedError as error:
@@ -210,12 +210,15 @@ def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | No
     if str(best.version) == str(version.version):
         return None
     return _lost(
-        client, version, state, f"{mine} does not beat {Standing.of(best.tags)}, which came at the same time"
+        client,
+        version,
+        state,
+        f"{mine} does not beat {Standing.of(best.tags)}, which was registered at the same time",
     )
 
 
 def _lost(client: MlflowClient, version: ModelVersion, state: str, reason: str) -> str:
-    client.set_model_version_tag(version.name, str(version.version), state, f"not given: {reason}")
+    client.set_model_version_tag(version.name, str(version.version), state, f"not assigned: {reason}")
     return reason
 
 

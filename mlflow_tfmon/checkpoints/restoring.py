@@ -112,21 +112,25 @@ class Checkpoint:
         """
         about = self.state.about
         if not isinstance(model, keras.Model):
-            raise self._error("only models of Keras 3 can go on from a checkpoint; train anew without resume")
+            raise self._error(
+                "only models of Keras 3 can resume from a checkpoint; train from scratch without resume"
+            )
         if not model.built and len(model.weights) != len(about["weights"]):
-            raise self._error("the model must be built; give it an Input, or call it once")
+            raise self._error("the model is not built; give it an Input, or call it once")
         self._compare("model", about["weights"], model.weights)
         with model.distribute_strategy.scope():
             if about["optimizer"]:
                 if getattr(model, "optimizer", None) is None:
-                    raise self._error("the model must be compiled, as it was; call compile first")
+                    raise self._error(
+                        "the model is not compiled; call compile first, as in the original training"
+                    )
                 _build(model.optimizer, model.trainable_variables, len(about["optimizer"]))
                 self._compare("optimizer", about["optimizer"], model.optimizer.variables)
             optimizers = optimizers or _attributes(model, about["optimizers"])
             if len(optimizers) != len(about["optimizers"]):
                 raise self._error(
-                    f"the training had {len(about['optimizers'])} optimizers of its own, {len(optimizers)} are given; "
-                    "name them: Monitor(model, optimizer=...), several as a list"
+                    f"the training had {len(about['optimizers'])} optimizers besides the model's, but "
+                    f"{len(optimizers)} were passed; pass them to Monitor(model, optimizer=...), several as a list"
                 )
             self._load_weights(model)
             for at, variable in enumerate(states.seeds(model)):
@@ -151,8 +155,8 @@ class Checkpoint:
         """
         if fits != self.fits:
             raise self._error(
-                f"the training was interrupted in fit {self.fits + 1} of the model, and this is fit {fits + 1}; take "
-                "mlflow_tfmon.autolog(resume=...) in place of the Monitor, which passes over the fits before"
+                f"the training was interrupted in fit {self.fits + 1} of the model, but this is fit {fits + 1}; use "
+                "mlflow_tfmon.autolog(resume=...) instead of the Monitor, since it skips the fits before"
             )
 
     def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
@@ -169,7 +173,7 @@ class Checkpoint:
         found = [*self.folder.glob("data/model.keras"), *self.folder.glob(WEIGHTS)]
         if not found:
             raise self._error(
-                "its checkpoint is in another format than .keras; leave keras_model_kwargs as they are"
+                "its checkpoint is not in the .keras format; do not set another one in keras_model_kwargs"
             )
         return found[0]
 
@@ -183,7 +187,7 @@ class Checkpoint:
                 file = reading.weights_file(file, Path(holder), room)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise self._error(
-                    f"its file of weights is none ({in_a_line(error)}); train anew without resume"
+                    f"its weights file is invalid ({in_a_line(error)}); train from scratch without resume"
                 ) from error
             model.load_weights(str(file))
 
@@ -192,7 +196,7 @@ class Checkpoint:
             states.assign(variable, self.state.arrays[name])
         except Exception as error:  # TensorFlow's, of whatever somebody has written there
             raise self._error(
-                f"it has no {name} for {variable.path} ({in_a_line(error)}); train anew without resume"
+                f"it has no {name} for {variable.path} ({in_a_line(error)}); train from scratch without resume"
             ) from error
 
     def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:
@@ -200,13 +204,13 @@ class Checkpoint:
         for (name, shape), (path, size) in zip(saved, now, strict=False):
             if tuple(shape) != size:
                 raise self._error(
-                    f"this is another {what}: {path} has shape {size}, in the checkpoint it is {name} with "
-                    f"{tuple(shape)}; build it as it was, or train anew without resume"
+                    f"the {what} differs: {path} has shape {size}, but in the checkpoint {name} has shape "
+                    f"{tuple(shape)}; build it as before, or train from scratch without resume"
                 )
         if len(saved) != len(now):
             raise self._error(
-                f"this is another {what}: it has {len(now)} variables, in the checkpoint it has {len(saved)}; build "
-                "it as it was, or train anew without resume"
+                f"the {what} differs: it has {len(now)} variables, but {len(saved)} in the checkpoint; build "
+                "it as before, or train from scratch without resume"
             )
 
     def _error(self, text: str) -> SettingError:

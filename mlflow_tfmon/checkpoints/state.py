@@ -117,9 +117,9 @@ def assign(variable: Any, array: np.ndarray) -> None:
     Raises:
         ValueError: it is none for this variable: a few bytes may say that they are any number of values.
     """
-    tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers can't be gone on from")
+    tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers cannot be resumed from")
     if tensor_proto is None:
-        raise ValueError(f"how large the value of {variable.path} is can't be told")
+        raise ValueError(f"the size of the value of {variable.path} cannot be determined")
     told = tensor_proto.FromString(array.tobytes())
     if [one.size for one in told.tensor_shape.dim] != [int(size) for size in variable.shape]:
         raise ValueError(f"the checkpoint has no value for {variable.path}")
@@ -216,8 +216,8 @@ class Callbacks:
                     left.append(name)
             if left:
                 logger.warning(
-                    "mlflow_tfmon: of the callback %s what the checkpoint says of %s is left out: there it is no such "
-                    "number.",
+                    "mlflow_tfmon: callback %s: the checkpoint's value of %s is ignored, since it does not match the "
+                    "callback's attribute.",
                     type(callback).__name__, ", ".join(map(repr, left))[:200],
                 )  # fmt: skip
 

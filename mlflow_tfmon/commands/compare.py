@@ -21,7 +21,7 @@ _ARTIFACT = "tfmon/comparison.html"
     show_default=True,
     help="File to write.",
 )
-@click.option("--log-to", metavar="RUN", help=f"Log it to this run as well, as {_ARTIFACT}.")
+@click.option("--log-to", metavar="RUN", help=f"Also log it to this run, as {_ARTIFACT}.")
 @store_option
 def command(references: tuple[str, ...], output: Path, log_to: str | None, tracking_uri: str | None) -> None:
     """Compare runs: curves laid over one another, settings that differ, where they part."""

@@ -8,7 +8,7 @@ from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
 
-@click.command(epilog=RUN_IS, short_help="Judge a run again.")
+@click.command(epilog=RUN_IS, short_help="Diagnose a run again.")
 @click.argument("reference", metavar="RUN")
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
@@ -34,8 +34,8 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
         raise click.ClickException(str(error)) from error
     if not run.complete:
         echo(
-            "Not all that was recorded of this run has arrived: it is judged by what has. Judge it again when the tag "
-            "tfmon.delivery is `complete`; what a crash or an outage left behind is delivered by `mlflow-tfmon sync`.",
+            "Not everything recorded for this run has arrived: the diagnosis is based on what has. Repeat it when the "
+            "tag tfmon.delivery is `complete`; `mlflow-tfmon sync` delivers what a crash or an outage left behind.",
             err=True,
         )
     if as_json:

@@ -10,7 +10,7 @@ from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
 
-@click.command("export-tensorboard", epilog=RUN_IS, short_help="Write TensorBoard's event files of a run.")
+@click.command("export-tensorboard", epilog=RUN_IS, short_help="Export a run as TensorBoard event files.")
 @click.argument("reference", metavar="RUN")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @store_option

@@ -10,12 +10,12 @@ from mlflow_tfmon.tables import echo
 
 @click.command("promote", epilog=RUN_IS, short_help="Give a run's best model an alias.")
 @click.argument("reference", metavar="RUN")
-@click.option("--alias", default="best", show_default=True, help="The alias that it gets.")
+@click.option("--alias", default="best", show_default=True, help="The alias to assign.")
+@click.option("--name", help="The registered model. Default: the one that the run's model belongs to.")
+@click.option("--dry-run", is_flag=True, help="Only show what would happen.")
 @click.option(
-    "--name", help="The registered model; by default the one that the run's model is registered as."
+    "--force", is_flag=True, help="Move the alias even if the model does not beat the version that has it."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
-@click.option("--force", is_flag=True, help="Also if it does not beat the version that has the alias.")
 @store_option
 def command(
     reference: str, alias: str, name: str | None, dry_run: bool, force: bool, tracking_uri: str | None

@@ -45,7 +45,7 @@ def _as_flag(error: SettingError) -> str:
     "run",
     context_settings={"allow_interspersed_args": False},
     params=_options(),
-    short_help="Run a script, and watch every training in it.",
+    short_help="Run a script and monitor every training in it.",
 )
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
 @click.argument("script")

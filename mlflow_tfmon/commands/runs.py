@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 _ID = 8  # characters of an id: enough to tell some ten thousand runs apart
 
 
-@click.command("runs", short_help="List the watched runs.")
-@click.option("--experiment", help="Name of the experiment to look at. Default: all of them.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
+@click.command("runs", short_help="List the monitored runs.")
+@click.option("--experiment", help="Name of the experiment. Default: all of them.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Largest number of runs to list."
+)
 @store_option
 def command(experiment: str | None, limit: int, tracking_uri: str | None) -> None:
     """List the watched runs, those that were begun last first: state, best value and problems of each."""
@@ -36,7 +38,7 @@ def command(experiment: str | None, limit: int, tracking_uri: str | None) -> Non
     if rows:
         echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
-        echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
+        echo("There are no monitored runs. `mlflow-tfmon run SCRIPT` makes one.")
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -50,7 +52,7 @@ def _row(run: Run) -> tuple[str, ...]:
 def _row_of_one_here(one: here.Here) -> tuple[str, ...]:
     """Of a recording that has not arrived, not even as far as to be known as a watched run."""
     begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
-    return (one.run_id or "")[:_ID], one.run_name or "", begun, "waits on this machine", "", ""
+    return (one.run_id or "")[:_ID], one.run_name or "", begun, "undelivered, on this machine", "", ""
 
 
 def _best(metrics: dict[str, float]) -> str:

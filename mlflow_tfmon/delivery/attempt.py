@@ -153,7 +153,7 @@ class Attempt:
         if first and first[0][0] > 2:
             path = self._folder / FILE
             raise ValueError(
-                f"{path} is missing: records 2 to {first[0][0] - 1} were delivered, and it says how"
+                f"{path} is missing, but needed to continue after records 2 to {first[0][0] - 1}, which were delivered"
             )
 
     def _trim(self, translation: Translation) -> None:
@@ -275,7 +275,7 @@ class Attempt:
         when = self._time or time.time()
         moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
         reason = (
-            "mlflow_tfmon: the training process ended without notice, killed or crashed. "
+            "mlflow_tfmon: the training process was killed or crashed. "
             f"Last recorded: step {self._translation.last_step}, {moment}."
         )
         if self.reader.error:

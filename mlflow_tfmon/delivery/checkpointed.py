@@ -107,7 +107,7 @@ def models_not_there(run: RunStore, sent: Sent, ledger: Ledger, folder: Path) ->
         model_id = ledger.status.models.get(path)
         if not model_id:
             if not _is_gone(folder / path):
-                found.append(f"model of {path}: not there")
+                found.append(f"model of {path}: missing")
             continue
         try:
             status = run.client.get_logged_model(model_id).status

@@ -144,7 +144,7 @@ class Counting:
         """Calls delivery complete if the store holds all that was sent, and tells what it refuses."""
         self.count()
         if ended is not None and ended.set_status and not run.ended():
-            self.lacks.append("end state: the run goes on")
+            self.lacks.append("end state: the run is still active")
         run.text(MANIFEST, self._manifest)
         whole = not self.left.keys() - {MANIFEST}
         state = "incomplete" if not whole else "streaming" if self._coming else self.so_far.tagged

@@ -87,7 +87,7 @@ class Daemon:
         while self.is_alive() and not self._said.endswith(b"\n") and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         if not self._said.endswith(b"\n"):
-            raise OSError("the delivery process has not begun")
+            raise OSError("the delivery process did not start")
         return int(self._said)
 
     def tell(self, line: bytes) -> None:

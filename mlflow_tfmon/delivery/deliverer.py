@@ -209,10 +209,12 @@ class Deliverer:
         left = attempt.outbox.left
         lacks = f"the store lacks {'; '.join(attempt.outbox.lacks)}" if attempt.outbox.lacks else ""
         error = sayable(
-            lacks or "; ".join(f"{name}: {why}" for name, why in left.items()) or "it was not counted"
+            lacks
+            or "; ".join(f"{name}: {why}" for name, why in left.items())
+            or "the store could not be counted"
         )
         if attempt.moment and lacks:
-            error += f" (some of it was deleted here when the store had it; {self.folder} has the rest)"
+            error += f" (part of it was deleted on this machine after the store had it; {self.folder} has the rest)"
         self._ledger.note(delivered=0, waiting=attempt.reader.last() + len(self._rest), error=error[:400])
         self.close()
         self.done = True

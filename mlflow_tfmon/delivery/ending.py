@@ -62,12 +62,12 @@ def wait(patience: float | None, who: str | None) -> None:
     seconds = PATIENCE_SECONDS if patience is None and who else patience or 0.0
     if DeliveryProcess.finish(min(seconds, _SILENCE_SECONDS)) or not seconds:
         return
-    why = f"since {who} ends all processes with this one" if who else "as exit_wait says"
-    logger.info("mlflow_tfmon: waiting, %s, until MLflow has everything: %.0f s at most.", why, seconds)
+    why = f"since {who} ends all processes when this one exits" if who else "as set by exit_wait"
+    logger.info("mlflow_tfmon: waiting, %s, until MLflow has everything: at most %.0f s.", why, seconds)
     if not DeliveryProcess.finish(seconds - _SILENCE_SECONDS):
         logger.warning(
-            "mlflow_tfmon: not everything is in MLflow after %.0f s; `mlflow-tfmon sync` delivers what is left, where "
-            "this machine's disk is left.",
+            "mlflow_tfmon: not everything is in MLflow after %.0f s; `mlflow-tfmon sync` delivers the rest, if "
+            "this machine's disk is still available.",
             seconds,
         )
 

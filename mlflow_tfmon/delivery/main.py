@@ -133,8 +133,8 @@ class Delivery:
             one.close()
             if one.folder in self._silent:
                 continue
-            run = one.status.run_id or "(not made yet)"
-            why = one.status.error or "another process delivers it"
+            run = one.status.run_id or "(not created yet)"
+            why = one.status.error or "another process is delivering it"
             with contextlib.suppress(OSError):
                 print(
                     f"mlflow_tfmon: {one.status.waiting} records of run {run} could not be delivered to {one.where} "

@@ -105,7 +105,7 @@ class Tally:
         folders = {path.rpartition("/")[0] for path in self.texts.difference(refused)}
         there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder or None)}
         return [
-            f"{what} {name}: not there"
+            f"{what} {name}: missing"
             for what, wanted, has in (
                 ("param", self.params, run.data.params.keys()),
                 ("tag", self.tags, run.data.tags.keys()),
@@ -146,7 +146,7 @@ def missing(
     }
     for name, rows in wanted["files"].items():
         if name not in there:
-            found.append(f"file {name}: not there")
+            found.append(f"file {name}: missing")
         elif of is not None and (name not in of or sizes.get(name, -1) == there[name]):
             continue
         elif (got := _rows(client, run_id, name)) != rows:

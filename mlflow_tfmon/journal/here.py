@@ -49,7 +49,7 @@ class Here:
     error: str | None
 
     def __str__(self) -> str:
-        why = self.error or ("it is being delivered" if self.comes else "nobody delivers it now")
+        why = self.error or ("being delivered" if self.comes else "not being delivered")
         return f"{self.waiting:,} record{'s' * (self.waiting != 1)} in {self.folder} ({why})"
 
 
@@ -104,7 +104,7 @@ def wait(of: Callable[[Here], bool], what: str, timeout: float = PATIENCE_SECOND
         if waited > _SILENCE_SECONDS and not said:
             said = True
             logger.info(
-                "mlflow_tfmon: waiting until %s has arrived in MLflow: %.0f s at most.", what, timeout
+                "mlflow_tfmon: waiting until %s has arrived in MLflow: at most %.0f s.", what, timeout
             )
         time.sleep(_POLL_SECONDS)
 

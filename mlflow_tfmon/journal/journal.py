@@ -97,8 +97,8 @@ class Journal:
             journal = cls._create(home)
             say_once(
                 f"home {home}",
-                f"mlflow_tfmon: {home_folder()} cannot be used ({str(error).rstrip('.')}); what is recorded waits in "
-                f"{home}, which a restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
+                f"mlflow_tfmon: {home_folder()} cannot be used ({str(error).rstrip('.')}); recordings are kept in "
+                f"{home}, which a reboot may empty; set MLFLOW_TFMON_HOME to another folder.",
             )
             return journal
 
@@ -125,11 +125,11 @@ class Journal:
             RuntimeError: called in a forked child of the process that made the journal.
         """
         if os.getpid() != self._pid:
-            raise RuntimeError("a recording is written by the process that began it, not by a forked child")
+            raise RuntimeError("a recording is written by the process that started it, not by a forked child")
         rows = [_row(record) for record in records]
         with self._lock:
             if os.stat(self._path).st_ino != self._inode:  # else SQLite would write what nobody can find
-                raise FileNotFoundError(f"another file has taken the place of {self._path}")
+                raise FileNotFoundError(f"{self._path} has been replaced by another file")
             cursor = self._connection.execute("BEGIN IMMEDIATE")
             try:
                 cursor.executemany("INSERT INTO records (kind, body, block) VALUES (?, ?, ?)", rows)
@@ -270,7 +270,7 @@ class JournalReader:
                     raise _NewerError(f"format {version} is newer than {FORMAT}; upgrade mlflow_tfmon")
                 others = "SELECT count(*) FROM sqlite_master WHERE type <> 'table' OR name <> 'records'"
                 if connection.execute(others).fetchone()[0]:
-                    raise sqlite3.DatabaseError("it has more in it than the table of records")
+                    raise sqlite3.DatabaseError("it contains more than the table of records")
             except BaseException:
                 connection.close()
                 raise

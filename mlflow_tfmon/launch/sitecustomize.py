@@ -76,7 +76,7 @@ def _begin() -> None:
     import mlflow_tfmon
     from mlflow_tfmon.errors import contained
 
-    with contained("watching the script", "its trainings are not recorded"):
+    with contained("monitoring the script", "its trainings are not recorded"):
         mlflow_tfmon.autolog()
 
 

@@ -82,10 +82,13 @@ def post(url: str, about: dict[str, Any]) -> bool:
                 status = answer.status_code
             if status < 300:
                 return True
-            reason = f"it answers {status}{', which leads elsewhere' if status < 400 else ''}"
+            reason = f"it answers {status}{', a redirect' if status < 400 else ''}"
         except Exception as error:  # whose text has the address
             reason = f"{type(error).__name__}{_cause(error)}"
-    say_once(f"alert {host}", f"mlflow_tfmon: {host} took no alert ({reason}); see that alert_url is right.")
+    say_once(
+        f"alert {host}",
+        f"mlflow_tfmon: alert_url: {host} did not accept an alert ({reason}); check the address.",
+    )
     return False
 
 

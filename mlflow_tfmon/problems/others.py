@@ -54,7 +54,7 @@ class Detector:
 def others() -> list[Detect]:
     """The detectors that were defined or are installed, one of each, contained."""
     for point in entry_points(group=GROUP):
-        with contained(f"loading the detector {point.name}", "it does not judge"):
+        with contained(f"loading the detector {point.name}", "it is not used"):
             point.load()
     return [_contained(cls) for cls in _defined if cls.detect is not Detector.detect]
 
@@ -70,8 +70,8 @@ def _contained(cls: type[Detector]) -> Detect:
         except Exception as error:  # another's error, not ours: never raised, in tests neither
             say_once(
                 f"detector {cls.__qualname__}",
-                f"mlflow_tfmon: the detector {cls.__qualname__} failed ({type(error).__name__}: {error}); mend it, or "
-                "take it out; the training goes on.",
+                f"mlflow_tfmon: the detector {cls.__qualname__} failed ({type(error).__name__}: {error}); fix or "
+                "remove it; training continues.",
             )
             return []
 
@@ -86,9 +86,9 @@ def _plain(problem: Problem) -> Problem:
         ValueError: something of it has no sense.
     """
     if not isinstance(problem, Problem):
-        raise TypeError(f"detect gives {type(problem).__name__}, not mlflow_tfmon.Problem")
+        raise TypeError(f"detect yields {type(problem).__name__}, not mlflow_tfmon.Problem")
     if problem.severity not in SEVERITIES:
-        raise ValueError(f"severity={problem.severity!r} is none of {', '.join(SEVERITIES)}")
+        raise ValueError(f"severity={problem.severity!r} is not one of {', '.join(SEVERITIES)}")
     return Problem(
         str(problem.kind), problem.severity, int(problem.first_step), tuple(map(str, problem.variables)),
         str(problem.evidence), str(problem.advice), int(problem.last_step), float(problem.confidence),

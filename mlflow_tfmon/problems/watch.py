@@ -58,7 +58,7 @@ class Watch:
 
     def take(self, out: Iterable[records.Record]) -> None:
         """Takes what is recorded."""
-        with contained("gathering what detectors need", "problems may go unnoticed"), self._lock:
+        with contained("gathering data for the detectors", "problems may go unnoticed"), self._lock:
             for record in out:
                 self._replay.take(record)
                 self._changed |= isinstance(record, (records.Steps, records.EpochEnded, records.Premises))
@@ -92,7 +92,7 @@ class Watch:
 
     def _judge(self, final: bool, ended: bool = False) -> None:
         new: list[Problem] = []
-        with contained("judging the training", "problems may go unnoticed"), self._judging:
+        with contained("diagnosing the training", "problems may go unnoticed"), self._judging:
             start = time.thread_time()  # waiting for a busy machine is no cost
             with self._lock:
                 self._changed = False

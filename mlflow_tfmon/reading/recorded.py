@@ -210,8 +210,8 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
         time.sleep(_PAUSE_SECONDS)
     if left:
         logger.warning(
-            "mlflow_tfmon: run %s: not all of it is in MLflow, and so in what is loaded: %s. `mlflow-tfmon sync` "
-            "delivers it.",
+            "mlflow_tfmon: run %s: not everything is in MLflow yet, so what is loaded is incomplete: %s. `mlflow-tfmon "
+            "sync` delivers the rest.",
             run_id, "; ".join(map(str, left)),
         )  # fmt: skip
     run = client.get_run(run_id)
@@ -241,19 +241,19 @@ def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> str:
     """Why there is nothing of a run to be loaded."""
     if left:
         return (
-            f"run {run_id} was recorded on this machine, and no telemetry file of it has arrived in MLflow yet: "
-            f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers what waits."
+            f"run {run_id} was recorded on this machine, but none of its telemetry files has arrived in MLflow yet: "
+            f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers the rest."
         )
     if state is None:
         return (
-            f"run {run_id} has no recording: it was not watched (call mlflow_tfmon.autolog() before the training, "
-            "or train within mlflow_tfmon.Monitor(model)), or on another machine, where all of it waits "
-            "(`mlflow-tfmon sync` there delivers it)."
+            f"run {run_id} has no recording: it was not monitored (call mlflow_tfmon.autolog() before the training, "
+            "or train within mlflow_tfmon.Monitor(model)), or it is undelivered on another machine "
+            "(run `mlflow-tfmon sync` there)."
         )
     return (
-        f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
-        "a running training's first steps come within some seconds, so load it again; what a crash or an outage "
-        "left behind is delivered by `mlflow-tfmon sync` on the machine that trained."
+        f"run {run_id} is monitored, but none of its telemetry files has arrived yet (tag tfmon.delivery={state!r}): "
+        "the first steps of a running training arrive within seconds, so try again; after a crash or an outage, run "
+        "`mlflow-tfmon sync` on the machine that trained."
     )
 
 

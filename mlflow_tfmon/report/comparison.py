@@ -161,7 +161,7 @@ def _names(runs: Sequence[Any]) -> list[str]:
 
 
 def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str, bool | None]:
-    """A sentence for all runs of which the same is to be said: of many variants, that is most of them."""
+    """One sentence for all runs with the same result: for many variants, that is most of them."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for name, one in list(zip(names, recorded, strict=True))[1:]:
         said.setdefault(_said(parting(recorded[0], one), names[0]), []).append(name)
@@ -177,11 +177,11 @@ def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str
 def _said(found: Parting | None, first: str) -> tuple[str, str, str]:
     """The verb for one run and for several, and the rest of the sentence."""
     if found is None:
-        return "is", "are", f"the same as {first} at every step that both have"
-    where = ": other data, seed, weights or settings from the start" if found.step == 1 else ""
+        return "is", "are", f"identical to {first} at every common step"
+    where = ": data, seed, weights or settings differ from the start" if found.step == 1 else ""
     if found.step > 1 and found.variable:
-        where = f" (most: the gradient of {found.variable}, by {found.difference:.2g})"
-    return "parts", "part", f"from {first} at step {found.step}{where}"
+        where = f" (largest difference: gradient of {found.variable}, {found.difference:.2g})"
+    return "diverges", "diverge", f"from {first} at step {found.step}{where}"
 
 
 def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:

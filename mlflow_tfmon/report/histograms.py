@@ -15,11 +15,9 @@ NORMS = {"weight_norm": "weight norm", "grad_norm": "gradient norm"}
 _COLUMNS, _ROWS, _ROWS_OF_NORMS = 48, 40, 20  # of a picture
 _FEWEST = 4  # variables, below which there is nothing to see
 _SCALE = "share"
-_OF_ELEMENTS = (
-    "A column is the histogram at a step; the colour is the share of the elements that a class holds."
-)
+_OF_ELEMENTS = "Each column is the histogram at a step; the color is the share of elements in a bin."
 _OF_NORMS = (
-    "A column is the histogram at a step; the colour is the share of the variables whose norm a class holds."
+    "Each column is the histogram at a step; the color is the share of variables with a norm in a bin."
 )
 
 

@@ -87,7 +87,7 @@ def _panels(norms: _Norms, quantity: str, title: str, name: str) -> list[Panel |
     if not curves:
         return []
     band = HEALTHY_RATIO if quantity == "update_ratio" else None
-    note = "Shaded: where training mostly goes well, 1e-4 to 1e-2 a step." if band else ""
+    note = "Shaded: the usual range in healthy trainings, 1e-4 to 1e-2 a step." if band else ""
     if len(names) > len(curves):
         note = f"The {len(curves)} largest kernels. {note}"
     return [
@@ -112,7 +112,7 @@ def _spread(buckets: Buckets, quantity: str, title: str) -> list[Panel]:
     shares = {"largest": 1.0, "upper quarter": 0.75, "median": 0.5, "lower quarter": 0.25, "least": 0.0}
     found = pd.DataFrame(values.T).quantile(list(shares.values())).to_numpy()
     curves = tuple(Curve.of(name, steps, one) for name, one in zip(shares, found, strict=True))
-    return [Panel(f"{quantity} spread", f"{title} of all variables: how they spread", curves, log=True)]
+    return [Panel(f"{quantity} spread", f"{title} of all variables: distribution", curves, log=True)]
 
 
 def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> list[Picture]:
@@ -163,6 +163,6 @@ def _activations(run: RecordedRun) -> Section | None:
         )
         panels.append(Panel(key, title, tuple(c for c in curves if c.points)))
     rows_seen = int(table.examples.max())
-    note = f"At each epoch's end, for {rows_seen} examples of the training."
+    note = f"At each epoch's end, for {rows_seen} training examples."
     kept = tuple(Panel(p.key, p.title, p.curves, note=note) for p in panels if p.curves)
     return Section("Activations", kept) if kept else None

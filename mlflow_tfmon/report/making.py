@@ -147,8 +147,8 @@ def _verdict(findings: list[Finding], tag: str | None) -> tuple[str, bool | None
         kinds = ", ".join(dict.fromkeys(finding.kind for finding in findings))
         return f"{len(findings)} problem{'s' if len(findings) > 1 else ''} found: {kinds}.", False
     if tag is not None:
-        return "No problem was found.", True
-    return "This run was not searched for problems.", None
+        return "No problems found.", True
+    return "This run was not checked for problems.", None
 
 
 def _facts(recorded: RecordedRun, run: Any) -> list[str]:
@@ -168,7 +168,7 @@ def _facts(recorded: RecordedRun, run: Any) -> list[str]:
         name = monitor.replace("best/", "")
         facts.append(f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch:.0f}")
     if not recorded.complete:
-        facts.append("not all that was recorded has arrived yet")
+        facts.append("not everything recorded has arrived yet")
     return facts
 
 
@@ -177,7 +177,7 @@ def _tables(run: Any) -> list[Table]:
     shown = {
         "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
         "tfmon.environment": "environment", "tfmon.absent": "not measured", "tfmon.lost_steps": "steps lost",
-        "tfmon.not_kept": "not kept", "tfmon.refused": "refused by MLflow",
+        "tfmon.not_kept": "not kept", "tfmon.refused": "rejected by MLflow",
         "tfmon.lost_deep_steps": "deep steps lost", "tfmon.lost_histograms": "histograms lost",
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
@@ -185,7 +185,7 @@ def _tables(run: Any) -> list[Table]:
     best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
     actions = [(name, tags[key]) for key, name in _ACTIONS.items() if key in tags]
     tables = (
-        Table("Acted on problems", actions), Table("Best epoch", best),
+        Table("Actions on problems", actions), Table("Best epoch", best),
         Table("Environment", about + own), Table("Settings", sorted(params.items()))
     )  # fmt: skip
     return [table for table in tables if table.rows]
@@ -203,5 +203,5 @@ def _code(run: Any) -> list[tuple[str, str]]:
                     (f"The {what} model{f' of {of}' if of else ''}", load.format(f"models:/{model_id}"))
                 )
     lines = "import mlflow_tfmon\nrun = mlflow_tfmon.load_run({!r})\nrun.steps, run.layers, run.histograms, run.epochs"
-    found.append(("Everything that was recorded, as pandas", lines.format(run.info.run_id)))
+    found.append(("All recorded data as pandas", lines.format(run.info.run_id)))
     return found

@@ -117,7 +117,7 @@ def _compare(client: MlflowClient, model_id: str, folder: Path) -> None:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and (name not in there or there[name] not in (None, path.stat().st_size)):
-            raise AwayError(f"model {model_id}: the store lacks {name}, or has something else")
+            raise AwayError(f"model {model_id}: the store lacks {name}, or has a different file")
 
 
 def unheard(run: RunStore, path: str) -> str | None:
@@ -145,7 +145,7 @@ def _sign(folder: Path, model_id: str, run_id: str, location: str) -> None:
         model.run_id, model.artifact_path = run_id, location
         model.save(path)
     except Exception as error:
-        raise RefusedError(f"{path} cannot be read, the model was not saved in full: {error}") from error
+        raise RefusedError(f"{path} cannot be read, so the model was not saved in full: {error}") from error
 
 
 def link_models(run: RunStore, steps: Mapping[str, int]) -> None:

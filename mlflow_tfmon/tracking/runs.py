@@ -29,7 +29,7 @@ def autologging(integration: str, setting: str, otherwise: Any) -> Any:
     get = internal(
         "mlflow.utils.autologging_utils.get_autologging_config",
         lambda _, __, otherwise: otherwise,
-        "MLflow's own switches of autologging are not heeded",
+        "MLflow's own switches of autologging are ignored",
     )
     return get(integration, setting, otherwise)
 
@@ -83,7 +83,7 @@ def of_id(run_id: str) -> Run:
     except Exception as error:
         raise SettingError(
             f"run_id={run_id!r}: no such run in {without_secrets(mlflow.get_tracking_uri())} ({type(error).__name__}); "
-            "give the id of a run there, or none to have one made."
+            "give the id of a run there, or omit it to create one."
         ) from None  # whose text may have a password
     return _known(run, owned=False, active=False)
 
@@ -132,7 +132,7 @@ def _active_run(thread: int | None) -> Any:
     if thread is None or thread == threading.get_ident():
         return mlflow.active_run()
     stacks = internal(  # MLflow 3.0 to 3.17 keeps a stack a thread
-        "mlflow.tracking.fluent._active_run_stack", None, "loops of several threads get runs of their own"
+        "mlflow.tracking.fluent._active_run_stack", None, "loops of several threads get separate runs"
     )
     stack = None if stacks is None else stacks.get_all_thread_values().get(thread)
     return stack[-1] if stack else None
@@ -171,9 +171,9 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
             raise
         say_once(
             f"refuses {uri}",
-            f"mlflow_tfmon: the store {without_secrets(uri)} makes no run ({type(error).__name__}: "
+            f"mlflow_tfmon: the store {without_secrets(uri)} cannot create a run ({type(error).__name__}: "
             f"{' '.join(without_secrets(str(error)).split())[:300]}); the training is recorded on this "
-            "machine. Mend what it says (the tracking URI, the experiment, your rights), then `mlflow-tfmon sync` "
+            "machine. Fix the cause (the tracking URI, the experiment, your permissions); then `mlflow-tfmon sync` "
             "delivers it.",
         )
         return later
@@ -203,9 +203,9 @@ def beside(run: Run) -> Run:
             known = client.create_run(run.experiment_id, int(1e3 * run.start_time), tags, name)
             made = replace(made, run_id=known.info.run_id)
     logger.warning(
-        "mlflow_tfmon: run %s is being recorded by another process of this machine, so this training is recorded in a "
-        "run below it: %s.",
-        run.run_id, made.run_id or "one that is made when the server is back",
+        "mlflow_tfmon: run %s is being recorded by another process on this machine, so this training is recorded in a "
+        "child run: %s.",
+        run.run_id, made.run_id or "created when the server is back",
     )  # fmt: skip
     return made
 
@@ -251,15 +251,15 @@ def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
     except Exception as error:
         text = " ".join(without_secrets(str(error)).split())[:300]
         raise SettingError(
-            f"resume={run_id!r}: MLflow does not let the run go on ({text}); resume it in its own experiment, or train "
-            "anew without resume."
+            f"resume={run_id!r}: MLflow does not reopen the run ({text}); resume it in its own experiment, or train "
+            "from scratch without resume."
         ) from None  # as above
     if not stay_active:
         fluent._active_run_stack.get().pop()
     if on is not None:
         logger.info(
-            "mlflow_tfmon: the training goes on in run %s; what comes after it is in the run that is active, %s. To "
-            "have all of it in one: mlflow.start_run(run_id=%r).",
+            "mlflow_tfmon: training resumes in run %s; later fits are logged to the active run, %s. To "
+            "keep everything in one run, call mlflow.start_run(run_id=%r).",
             run_id, on.run_id, run_id,
         )  # fmt: skip
     return _known(run, owned=True, active=stay_active)

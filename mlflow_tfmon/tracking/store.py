@@ -27,7 +27,7 @@ from mlflow_tfmon.uris import in_a_line, sqlite_path
 
 
 def _bound(name: str, otherwise: int) -> int:
-    return int(internal(f"mlflow.utils.validation.{name}", otherwise, f"it is taken to be {otherwise}"))
+    return int(internal(f"mlflow.utils.validation.{name}", otherwise, f"{otherwise} is assumed"))
 
 
 MAX_METRICS_PER_BATCH = _bound("MAX_METRICS_PER_BATCH", 1000)
@@ -245,7 +245,7 @@ class RunStore:
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""
         if path in ("", ".") or path != posixpath.normpath(path) or path.startswith(("..", "/")):
-            raise RefusedError(f"artifact path {path!r} is not one that MLflow takes")
+            raise RefusedError(f"artifact path {path!r} is not valid in MLflow")
         with store_errors(), patient_uploads():
             self.client.log_text(self.run_id, sayable(text), path)
 
@@ -295,7 +295,7 @@ class RunStore:
     def _check_active(self) -> None:
         """A deleted run refuses everything, but can be restored: nothing of it is dropped."""
         if self._run().info.lifecycle_stage != "active":
-            raise AwayError(f"run {self.run_id} is deleted; restore it to have the rest delivered")
+            raise AwayError(f"run {self.run_id} is deleted; restore it to deliver the rest")
 
 
 def _fitting(name: str, value: object, length: int, told: dict[str, str]) -> str:

@@ -116,7 +116,7 @@ class Actions:
         restored = ""
         if self._best_state is not None:
             self._model.set_weights(self._best_state.weights)
-            restored = f"; the weights are those of epoch {self._best.epoch}, the best"
+            restored = f"; restored the weights of the best epoch, {self._best.epoch}"
         self._say(STOPPED_TAG, f"{problem.kind} at step {problem.said_at}{restored}")
 
     def _rescue(self, problem: Problem) -> None:
@@ -155,8 +155,8 @@ def may_act(monitor: Monitor) -> bool:
     if place.index == 0:
         say_once(
             "several workers",
-            f"mlflow_tfmon: on_problem={wanted!r} does nothing but say what is wrong where several workers train: "
-            "they must stop together. Stop by what all of them see, such as EarlyStopping.",
+            f"mlflow_tfmon: on_problem={wanted!r} only reports problems when several workers train: "
+            "they must stop together; use EarlyStopping or the like, which all of them see.",
         )
     return False
 
@@ -177,13 +177,13 @@ def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
     if wanted == "rescue":
         say_once(
             "rescue in a loop",
-            'mlflow_tfmon: on_problem="rescue" acts in fit alone; in a loop of your own problems are said, and '
+            'mlflow_tfmon: on_problem="rescue" acts only in fit; in a custom loop problems are reported, and '
             'on_problem="stop" sets Monitor.should_stop.',
         )
     elif wanted == "stop" and not can_ask:
         say_once(
             "stop in a loop",
-            'mlflow_tfmon: on_problem="stop" ends fit; a loop of your own goes on unless it asks: use '
+            'mlflow_tfmon: on_problem="stop" ends fit; a custom loop must check for itself: use '
             "`with mlflow_tfmon.Monitor(model) as monitor:` and `if monitor.should_stop: break`.",
         )
 

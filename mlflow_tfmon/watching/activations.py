@@ -36,7 +36,7 @@ class ActivationWatch:
             prefix: what precedes the names of the model's layers.
             rings: of the training.
         """
-        with contained("looking at the activations", "they are not recorded"):
+        with contained("measuring the activations", "they are not recorded"):
             rows, inputs = max((batches.kept(ring) for ring in rings), key=lambda k: k[0], default=(0, None))
             if inputs is None or self._given_up:
                 return ()

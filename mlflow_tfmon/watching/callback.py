@@ -123,7 +123,7 @@ class MonitorCallback(_BothKerases):
         """Has the fit go on from a checkpoint, if it does, and looks at it, once the other callbacks have begun."""
         if self._monitor is None:
             return
-        with contained("looking at the callbacks", "their state is not part of the checkpoints"):
+        with contained("reading the callbacks", "their state is not part of the checkpoints"):
             others = [one for one in underway.callbacks() if not isinstance(one, (MonitorCallback, _Last))]
             self._monitor.callbacks = Callbacks(others)
         self._resumed = self._monitor.restore_fit(self.model)
@@ -133,7 +133,7 @@ class MonitorCallback(_BothKerases):
         self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             compiled.watch(self.model)
-        with contained("preparing for problems", "nothing follows from them but a warning"):
+        with contained("preparing for problems", "they only cause a warning"):
             self._actions = Actions.of(self._monitor, self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -182,7 +182,7 @@ class MonitorCallback(_BothKerases):
                     monitor.record(change)
                 self._monitor.paused(time.time())
             if self._actions is not None:
-                with contained("acting on a problem", "the training goes on as it is"):
+                with contained("acting on a problem", "training continues as it is"):
                     self._actions.epoch_ended(epoch_metrics(logs or {}))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -192,7 +192,7 @@ class MonitorCallback(_BothKerases):
         monitor, self._monitor = self._monitor, None
         if monitor is None:
             return
-        with contained("reading what EarlyStopping did", "it is not recorded"):
+        with contained("reading the state of EarlyStopping", "it is not recorded"):
             facts = early_stopping_facts(underway.callbacks(), monitor.epoch_offset, time.time())
             if facts.metrics:
                 monitor.record(facts)

@@ -47,11 +47,11 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
         history = original(model, *args, **kwargs)
     except BaseException as error:
         if fit is not None:
-            with contained("ending the watch of fit", "its end is not recorded"):
+            with contained("ending the monitoring of fit", "its end is not recorded"):
                 fit.fail(error)
         raise
     if fit is not None:
-        with contained("ending the watch of fit", "its end is not recorded"):
+        with contained("ending the monitoring of fit", "its end is not recorded"):
             fit.finish()
     return history
 
@@ -111,7 +111,7 @@ class _Fit:
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Starts watching; returns the arguments to call fit with."""
         with contained(
-            "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
+            "counting the planned steps", "the curves in MLflow may be thinned more than necessary"
         ):
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments

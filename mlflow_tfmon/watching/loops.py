@@ -78,7 +78,7 @@ def watch_run_start(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         thread = threading.get_ident()
         if thread not in _adopting:
-            with contained("ending a loop's part in a run", "some steps may go to a run that is not theirs"):
+            with contained("ending a loop's part in a run", "some steps may be recorded in the wrong run"):
                 _settle(thread)
                 if thread in _loops:
                     _end(thread)
@@ -123,8 +123,9 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             say_what_loops_lack(loop.settings.on_problem, can_ask=False)
             if loop.owns_run:
                 logger.info(
-                    "mlflow_tfmon: made run %s for this training loop; it ends with the script, with the next training "
-                    "or by mlflow_tfmon.end_run(). To log figures of your own to it, train within mlflow.start_run().",
+                    "mlflow_tfmon: created run %s for this training loop; it ends with the script, with the next "
+                    "training or with mlflow_tfmon.end_run(). To log your own metrics to it, train within "
+                    "mlflow.start_run().",
                     loop.run_id,
                 )
         loop.attach(ring)

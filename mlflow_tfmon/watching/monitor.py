@@ -65,14 +65,10 @@ class Monitor(Training):
         **settings: Any,
     ) -> None:
         if model is not None and not hasattr(model, "trainable_variables"):
-            raise SettingError(
-                f"model={model!r}: model must be a Keras model, or None for whatever is trained."
-            )
+            raise SettingError(f"model={model!r}: model must be a Keras model, or None for any model.")
         checked = Settings.make(**settings)
         if settings.get("resume") and (model is None or run_id):
-            raise SettingError(
-                "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
-            )
+            raise SettingError("resume: needs the model and replaces run_id: use Monitor(model, resume=...).")
         if model is not None and not run_id:
             resuming.prepare(checked.resume)
         super().__init__(
@@ -110,7 +106,7 @@ class Monitor(Training):
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
         """As `Training.end`."""
         if status == "FINISHED" and self._pipeline is not None:
-            with contained("looking for a best model", "the run does not say that none is registered"):
+            with contained("looking for a best model", "the run does not show that none is registered"):
                 self._tell_registered()
         super().end(status, reason)
 
@@ -118,7 +114,7 @@ class Monitor(Training):
         """Tells the run, at the end of a loop, if nothing becomes the version that was asked for."""
         name = self.settings.registered_model_name
         if name and self.arguments is None and not self.has_best:
-            why = "no best model is kept that MLflow can load"
+            why = "there is no best model that MLflow can load"
             logger.warning(
                 "mlflow_tfmon: registered_model_name=%r: nothing is registered, since %s.", name, why
             )
@@ -141,7 +137,7 @@ class Monitor(Training):
         """
         numbers = plain_numbers(values, "log")
         if self._pipeline is not None:
-            with contained("Monitor.log", "these figures are not recorded"):
+            with contained("Monitor.log", "these values are not recorded"):
                 self._pipeline.drain()
                 self._pipeline.recording.logged(numbers, self._keys())
                 if isinstance(self.settings.checkpoint_save_freq, int):
@@ -172,10 +168,10 @@ class Monitor(Training):
         """
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
-        with contained("counting epochs", "those that begin anew take the places of the earlier ones"):
+        with contained("counting epochs", "epochs that restart replace the earlier ones"):
             self._count_epoch(epoch)
         self.epoch_ended(epoch, numbers)
-        with contained("acting on a problem", "the training goes on as it is"):
+        with contained("acting on a problem", "training continues as it is"):
             self._actions = self._actions or Actions.of_loop(self)
             if self._actions is not None:
                 self._actions.epoch_ended(numbers)

@@ -63,8 +63,8 @@ class Summary:
             rows.append(
                 (
                     "waiting",
-                    f"{what} wait for delivery{why}. It goes on for a minute after the script's end; what "
-                    "it leaves, `mlflow-tfmon sync` delivers.",
+                    f"{what} {'is' if self.waiting == 1 else 'are'} still being uploaded{why} (continues up to 1 min "
+                    "after exit; then run `mlflow-tfmon sync`).",
                 )
             )
         lines = [f"  {name:<9} {text}" for name, text in rows]

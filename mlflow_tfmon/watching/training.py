@@ -27,7 +27,7 @@ from mlflow_tfmon.watching import pipeline as pipelines
 from mlflow_tfmon.watching.complaints import say_what_is_missing
 from mlflow_tfmon.watching.pipeline import Pipeline
 
-_NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
+_NOT_CHIEF = "this is worker {}; the training is recorded in the chief's run."
 _Self = TypeVar("_Self", bound="Training")
 
 
@@ -166,7 +166,7 @@ class Training:
             return
         if self.settings.tensorboard:
             self._tell_graph()
-        with contained("ending the monitor", "what was recorded last may come late"):
+        with contained("ending the monitor", "the last records may arrive late"):
             pipeline.release(self._rings)
             pipeline.hide()
             pipeline.interrupted = status != "FINISHED"

@@ -151,5 +151,5 @@ def test_a_model_of_keras_2_goes_on_from_no_checkpoint_and_none_is_lost(
     mlflow_tfmon.autolog()
     nets.fit(nets.compiled())
     of_keras_2 = mlflow.last_active_run().info.run_id
-    with pytest.raises(SettingError, match=r"no checkpoint to go on from.*of Keras 3"):
+    with pytest.raises(SettingError, match=r"no checkpoint to resume from.*of Keras 3"):
         mlflow_tfmon.autolog(resume=of_keras_2)

@@ -200,7 +200,7 @@ def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:
     assert data_of(page)["panels"]["loss"]["marks"][0] == 200
     assert "not finite at 101 steps, first at step 200" in page
     clean = render(making.page_of(load_run(run_id), mlflow.get_run(run_id)))
-    assert "was not searched for problems" in clean
+    assert "was not checked for problems" in clean
 
 
 def test_what_was_done_about_problems_is_told(store: str, home: Path) -> None:
