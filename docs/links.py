@@ -1,4 +1,4 @@
-"""A hook of the site: links to files that are beside the documentation, not in it, become their plain names."""
+"""MkDocs hook that turns links to files outside the documentation into their plain names."""
 
 from __future__ import annotations
 

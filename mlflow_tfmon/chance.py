@@ -1,4 +1,4 @@
-"""Random numbers, and numbers in names: they are the training's, and what is done beside it takes none of them."""
+"""Preservation of the training's random state, and of the counters in names, around work done beside it."""
 
 from __future__ import annotations
 

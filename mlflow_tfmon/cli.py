@@ -1,4 +1,4 @@
-"""The mlflow-tfmon command. A command is a module in `mlflow_tfmon/commands` that is loaded when it is called."""
+"""The mlflow-tfmon command. Each subcommand is a module in `mlflow_tfmon/commands`, loaded when called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workers of a `MultiWorkerMirroredStrategy`: which of them this process is, and messages between them.
+"""Workers of a `MultiWorkerMirroredStrategy`: this process's place among them, and messages between them.
 
 Messages go through TensorFlow's coordination service, not through collectives in the graph: an all-reduce of one scalar
 costs 4 ms a step (two workers on one machine), and would wait for ever for a worker that is not watched.

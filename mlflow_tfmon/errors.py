@@ -1,4 +1,4 @@
-"""Containment: an error of ours is said once, in one line, and the training goes on."""
+"""Containment of this package's own errors: each is logged once, in one line, and training continues."""
 
 from __future__ import annotations
 

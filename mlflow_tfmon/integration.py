@@ -1,4 +1,4 @@
-"""autolog(): the MLflow autologging integration; puts the probes in and takes them out."""
+"""autolog(): the MLflow autologging integration; installs and removes the probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of other libraries that are not public: each is looked up when needed, since a new version may lack it."""
+"""Private names of other libraries: each is looked up when needed, since a new version may lack it."""
 
 from __future__ import annotations
 

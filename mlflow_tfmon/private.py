@@ -1,4 +1,4 @@
-"""Folders and files that are this user's alone: what somebody else can write is not read.
+"""Folders and files that only this user can write: anything that others can write is not read.
 
 A recording says where its data go and what is done with them, so that whoever can write it acts as its user. Checked
 are the home of the recordings, the folder `recordings` in it and each recording: where they are made, delivered, read.

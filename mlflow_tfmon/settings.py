@@ -1,4 +1,4 @@
-"""Every setting, checked once, with an error for each bad value that says what to do."""
+"""All settings, validated once, with an error for each invalid value that says what to do."""
 
 from __future__ import annotations
 

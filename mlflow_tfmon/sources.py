@@ -1,4 +1,4 @@
-"""Where settings come from: the environment (`MLFLOW_TFMON_…`) and `[tool.mlflow_tfmon]` in pyproject.toml."""
+"""Sources of settings: the environment (`MLFLOW_TFMON_…`) and `[tool.mlflow_tfmon]` in pyproject.toml."""
 
 from __future__ import annotations
 

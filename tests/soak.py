@@ -1,4 +1,4 @@
-"""Trainings while trainers, delivery processes and the server are killed at random: `make soak`, an hour.
+"""Soak test: trainings while trainers, delivery processes and the server are killed at random: `make soak`, an hour.
 
 Each trainer writes a record of its own: a line a step with the loss, on the disk before the next step is made. At the
 end `mlflow-tfmon sync` delivers what waits, and each line is looked for in the store, by MLflow's client alone: in the

@@ -1,4 +1,4 @@
-"""autolog() as an MLflow integration: on, off, again, beside MLflow's own, in all kinds of runs."""
+"""Tests of autolog() as an MLflow integration: on, off, again, beside MLflow's own, in all kinds of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, each alone: training goes on, what is not kept is counted and said.
+"""Tests with disks that are full, read-only or gone: training continues, lost data are counted and reported.
 
 Each test mounts a small disk of its own (a tmpfs, or a file), which needs root.
 """

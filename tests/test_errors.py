@@ -1,4 +1,4 @@
-"""An error in any part of ours leaves the training as it is, and is said once, in one line."""
+"""Tests of contained errors: an error anywhere in this package does not affect the training, and is logged once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name of another library that is gone, in a new version say, costs the figure that hangs on it, said once."""
+"""Tests without a private name of another library: only the metric that depends on it is lost, logged once."""
 
 from __future__ import annotations
 

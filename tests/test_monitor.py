@@ -1,4 +1,4 @@
-"""Monitor and MonitorCallback, and what reaches MLflow while training goes on."""
+"""Tests of Monitor and MonitorCallback, and of what reaches MLflow during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is lost while the tracking server is away, and no training waits for it."""
+"""Tests of outages of the tracking server: nothing is lost, and no training waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever MLflow's own client can reach, delivery reaches, by the same environment; no secret is written down."""
+"""Tests that delivery reaches whatever MLflow's own client can reach, and writes down no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a person names a run on the command line, and `mlflow-tfmon runs`."""
+"""Tests of RUN on the command line, and of `mlflow-tfmon runs`."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Who gets the alias: the rule, two that finish at once, and promotion by hand. Nothing in here trains."""
+"""Tests of the registry alias: the rule, two simultaneous runs, and promotion by hand. No training is involved."""
 
 from __future__ import annotations
 

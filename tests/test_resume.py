@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on: to the same weights as one that was not, and as one training in MLflow."""
+"""Tests of resumed trainings: same weights as uninterrupted ones, and one training in MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint comes from a store, and anybody may have made it: what is wrong with it is said, and does nothing."""
+"""Tests with malicious checkpoints, which come from a store: faults are reported, and have no effect."""
 
 from __future__ import annotations
 

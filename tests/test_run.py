@@ -1,4 +1,4 @@
-"""`mlflow-tfmon run`: a script does what it does under plain Python, and its trainings are recorded."""
+"""Tests of `mlflow-tfmon run`: a script does the same as under plain Python, and its trainings are recorded."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Where settings come from: what is given, else the environment, else pyproject.toml, else the default."""
+"""Tests of the sources of settings: arguments, else the environment, else pyproject.toml, else the default."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: a real one (a pty), and what goes into a file where there is none."""
+"""Tests of terminal output: in a real terminal (a pty), and in a file."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""From a snapshot to a folder that MLflow can load, off the training thread."""
+"""Conversion of a snapshot to a folder that MLflow can load, off the training thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps the best and the last of one model within one run."""
+"""Keeper of the best and the last checkpoint of one model within one run."""
 
 from __future__ import annotations
 

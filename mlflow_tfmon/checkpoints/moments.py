@@ -1,4 +1,4 @@
-"""A moment of a training: what may become a checkpoint, and what it needs beside its model to go on from there."""
+"""A moment of a training that may become a checkpoint, with all that resuming from it needs besides the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tags by which checkpoints and versions are found again. Nothing in here knows TensorFlow or MLflow."""
+"""Tags by which checkpoints and versions are found again. Imports neither TensorFlow nor MLflow."""
 
 from __future__ import annotations
 

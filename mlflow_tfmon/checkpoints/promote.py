@@ -1,4 +1,4 @@
-"""promote(): gives a run's best model an alias in the registry, by a person's hand."""
+"""promote(): assigns a registry alias to a run's best model, on a user's request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's files: they come from a store, so that anybody may have made them.
+"""Readers of a checkpoint's files, which come from a store and are therefore untrusted.
 
 What is not as this package writes it is refused before anything is done with it: nothing in it names a class, a module,
 an attribute or a path that is then used.

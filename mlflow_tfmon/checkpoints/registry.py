@@ -1,4 +1,4 @@
-"""The model registry: the best of a run becomes a version, and gets an alias if it beats the version that has it."""
+"""Model registry: a run's best model becomes a version, and gets the alias if it beats the version that has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint back to the training that it is of."""
+"""Restoring of a training from its checkpoint."""
 
 from __future__ import annotations
 

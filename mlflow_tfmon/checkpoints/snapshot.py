@@ -1,4 +1,4 @@
-"""A model's variables as they were at one moment, and a way to save the model with them while it trains on."""
+"""Snapshot of a model's variables, and saving of the model with them while it continues to train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training needs to go on beside its model: counts, other optimizers, callbacks, and the state of chance."""
+"""State of a training besides its model: counts, other optimizers, callbacks, and the random state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept."""
+"""Selection of the checkpoints that are kept."""
 
 from __future__ import annotations
 

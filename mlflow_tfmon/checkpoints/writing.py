@@ -1,4 +1,4 @@
-"""The thread that writes checkpoints while the training goes on."""
+"""Thread that writes checkpoints while training continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlflow-tfmon compare RUN RUN…: lays runs over one another in one page."""
+"""mlflow-tfmon compare RUN RUN…: overlays runs in one page."""
 
 from __future__ import annotations
 

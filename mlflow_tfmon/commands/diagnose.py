@@ -1,4 +1,4 @@
-"""`mlflow-tfmon diagnose RUN`: judges a run again."""
+"""`mlflow-tfmon diagnose RUN`: diagnoses a run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlflow-tfmon export-tensorboard RUN DIR: writes what was recorded of a run as TensorBoard's event files."""
+"""mlflow-tfmon export-tensorboard RUN DIR: exports a recording as TensorBoard event files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlflow-tfmon import-tensorboard DIR: makes MLflow runs of a TensorBoard log directory."""
+"""mlflow-tfmon import-tensorboard DIR: creates MLflow runs from a TensorBoard log directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlflow-tfmon promote: gives a run's best model an alias in the model registry."""
+"""mlflow-tfmon promote: assigns a registry alias to a run's best model."""
 
 from __future__ import annotations
 

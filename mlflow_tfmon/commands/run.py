@@ -1,4 +1,4 @@
-"""mlflow-tfmon run SCRIPT: watches a script that was not changed."""
+"""mlflow-tfmon run SCRIPT: monitors an unchanged script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlflow-tfmon runs: lists the watched runs."""
+"""mlflow-tfmon runs: lists the monitored runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An attempt at the delivery of a recording: all that delivery knows and does not write down.
+"""One attempt at delivering a recording: all state of delivery that is only in memory.
 
 It begins at what was committed last: a moment that was written down, else the recording's beginning. What an earlier
 one has delivered is translated again, so that thinning and files go on exactly as they were, and not sent again. So a

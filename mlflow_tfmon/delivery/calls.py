@@ -1,4 +1,4 @@
-"""Calls that wait to be made, and what becomes of one that does not succeed.
+"""Pending calls to the store, and the handling of those that fail.
 
 A call that fails is made again, whatever the reason: it does nothing twice. It holds up others only as far as they
 need it. Rows and facts go in order, for what comes later may take the place of what came before; files in any order,

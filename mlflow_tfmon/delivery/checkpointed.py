@@ -1,4 +1,4 @@
-"""The calls for a recording's models: each becomes a logged model, those that are kept the run's outputs."""
+"""Calls for a recording's models: each becomes a logged model, and those kept become outputs of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two queues of calls, and the count of what they have brought into the store."""
+"""The two queues of calls, and the count of what they have brought to the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The delivery process as a process: how it is started so that it outlives whoever started it, and what it imports.
+"""Start of the delivery process, such that it outlives whoever started it; and the packages it imports.
 
 It is nobody's child, and in a session of its own: what kills the trainer's process group, its session or its children
 (a shell, a supervisor, a Ray worker's end) leaves it alone, and a script that waits for all its children does not wait

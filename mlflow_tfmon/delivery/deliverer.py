@@ -1,4 +1,4 @@
-"""Delivery of one recording: reads its journal and brings MLflow up to it, whatever goes wrong.
+"""Deliverer of one recording: reads its journal and brings MLflow up to date with it, whatever goes wrong.
 
 The journal says what is to be delivered, and what delivery holds beside it (`attempt`) can be made again from it at any
 time. So nothing has to be right after a fault: the attempt is given up, and another begins from what was committed

@@ -1,4 +1,4 @@
-"""What earlier recordings have left in a run: MLflow takes back no point, so a step that is there is not sent again."""
+"""Data of earlier recordings in a run: MLflow cannot delete points, so an existing step is not sent again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments whose end ends every process, delivery too: containers, job managers, CI services."""
+"""Environments that end every process when the script ends, delivery too: containers, job managers, CI services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier trainings have left on this machine, seen at a glance: nothing is opened but locks."""
+"""Quick count of the recordings that earlier trainings left on this machine: opens only locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeing a training while it goes on: its open telemetry parts, uploaded again and again as they grow."""
+"""Live view of a training: its open telemetry parts are uploaded again and again as they grow."""
 
 from __future__ import annotations
 

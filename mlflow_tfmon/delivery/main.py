@@ -1,4 +1,4 @@
-"""The delivery process, from its start by `daemon` to its end.
+"""Main program of the delivery process, from its start by `daemon` to its end.
 
 Reads commands from stdin, a JSON object a line:
 

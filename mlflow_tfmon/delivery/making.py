@@ -1,4 +1,4 @@
-"""The run that a trainer could not make, because its store was away."""
+"""Delayed creation of the run if the trainer could not create it because its store was down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the delivery of a recording has come, in full: so that it can go on without the records up to there.
+"""Complete state of a recording's delivery, from which it can continue without the records up to there.
 
 Written to the recording's folder before they are deleted from its journal, as JSON. What is read of it is looked at as
 if anybody had written it (`translation.state`).

@@ -1,4 +1,4 @@
-"""The calls that a recording asks of MLflow, in order: each is made until it succeeds or is refused."""
+"""Ordered calls that a recording requires of MLflow: each is repeated until it succeeds or is rejected."""
 
 from __future__ import annotations
 

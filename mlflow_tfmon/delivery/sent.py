@@ -1,4 +1,4 @@
-"""What the calls to come depend on: what has been handed over before them."""
+"""Record of what has been handed over, on which later calls depend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people look at, made of all that has arrived: the report, pictures of the histograms, event files."""
+"""Outputs made once everything has arrived: the report, images of the histograms, event files."""
 
 from __future__ import annotations
 

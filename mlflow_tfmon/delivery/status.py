@@ -1,4 +1,4 @@
-"""How far the delivery of a recording has come: a small file that delivery writes and the trainer reads."""
+"""Progress of a recording's delivery: a small file that delivery writes and the trainer reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The count of what was sent, and whether the store holds it."""
+"""Count of everything that was sent, and the check that the store holds it."""
 
 from __future__ import annotations
 

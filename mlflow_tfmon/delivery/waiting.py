@@ -1,4 +1,4 @@
-"""Recordings that wait on this machine's disk, and their delivery by hand."""
+"""Undelivered recordings on this machine's disk, and their delivery on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of the best constant prediction by calling the loss itself, where there is no formula for it.
+"""Loss of the best constant prediction, found by calling the loss itself, for losses without a formula.
 
 A loss of the user's own may do more than compute: it is called, once and while a graph of it is made, only if it is
 seen to keep nothing (`purity`); and the graph is run only if it draws no random numbers and changes nothing. Whatever

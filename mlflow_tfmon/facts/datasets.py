@@ -1,4 +1,4 @@
-"""The datasets of a fit, as MLflow's dataset inputs describe them."""
+"""Datasets of a fit, as MLflow's dataset inputs describe them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a training before its first step: the model, its loss and optimizer, a sample of the data."""
+"""Collection of the facts that are known before the first step: model, loss, optimizer, a sample of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saves a model in MLflow's format."""
+"""Saving of a model in MLflow's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings of a run that are on this machine and not yet in MLflow; reading the run waits for them, or says so."""
+"""Recordings of a run on this machine that are not yet in MLflow; reading the run waits for them, or says so."""
 
 from __future__ import annotations
 

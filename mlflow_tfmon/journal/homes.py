@@ -1,4 +1,4 @@
-"""Where recordings wait: the folders of this user."""
+"""Folders for this user's undelivered recordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who lives that has to do with a recording: each holds a lock for as long as it does, however it ends."""
+"""Locks that show which processes of a recording are alive: each is held until its process ends, in whatever way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written to a journal: what fits within its bound, and what its disk takes; the rest is counted.
+"""Spool: writes to the journal within its size limit and as far as the disk allows, and counts the rest.
 
 The bound is on the records that wait: what has arrived is deleted from the journal (`deliverer`). Where it comes near,
 the bulkiest is left out first: histograms from half of it on, what else is measured every so many steps from three

@@ -1,4 +1,4 @@
-"""Watches a script that was not changed, from the moment that it has imported Keras.
+"""Startup hook that monitors an unchanged script as soon as it has imported Keras.
 
 Python imports a module of this name at its start, before the script. `mlflow-tfmon run` puts this one's folder on
 PYTHONPATH and becomes `python SCRIPT`: so arguments, `__main__`, tracebacks, signals and the exit status are Python's

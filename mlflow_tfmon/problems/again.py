@@ -1,4 +1,4 @@
-"""Judges a run again, from what was recorded of it."""
+"""Repeated diagnosis of a run, from its recording."""
 
 from __future__ import annotations
 

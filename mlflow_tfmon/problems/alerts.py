@@ -1,4 +1,4 @@
-"""Who is told of a new problem: a function of the user's, and whoever listens at a URL."""
+"""Notification of new problems: a function of the user, and an HTTP endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors of other people: subclasses of `Detector`, defined in the script or named by an installed package."""
+"""Third-party detectors: subclasses of `Detector`, defined in the script or named by an installed package."""
 
 from __future__ import annotations
 

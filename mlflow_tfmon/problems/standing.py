@@ -1,4 +1,4 @@
-"""Which problems stand: one is said once, kept up to date, and taken back if the training gets over it."""
+"""Current problems: each is reported once, kept up to date, and withdrawn if the training recovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches a training for problems while it goes on."""
+"""Search for problems while a training runs."""
 
 from __future__ import annotations
 

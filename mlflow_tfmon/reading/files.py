@@ -1,4 +1,4 @@
-"""The files of a run, as they come from its store: of a bounded size, and named where they are no good."""
+"""Files of a run as they come from its store: limited in size, and named if they are invalid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that was recorded of a run, as pandas."""
+"""The complete recording of a run, as pandas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which run a person means: what every command takes for RUN, and where it looks for it."""
+"""Lookup of the run that a user names: the RUN argument of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several runs beside one another: the same panels laid over, what was set differently, and where two of them part."""
+"""Comparison of runs: overlaid panels, settings that differ, and where two runs diverge."""
 
 from __future__ import annotations
 

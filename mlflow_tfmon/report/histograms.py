@@ -1,4 +1,4 @@
-"""Histograms over time, of variables' elements and of the norms of all variables, as pictures of cells."""
+"""Histograms over time, of the elements of variables and of the norms of all variables, as heatmaps."""
 
 from __future__ import annotations
 

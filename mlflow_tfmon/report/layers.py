@@ -1,4 +1,4 @@
-"""The sections on a run's layers: norms, update ratios, histograms over time, activations."""
+"""Report sections on a run's layers: norms, update ratios, histograms over time, activations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the report of a run: reads what was recorded, and what MLflow knows of the run, and puts it on the page."""
+"""Maker of a run's report: reads the recording and MLflow's data of the run, and fills the page."""
 
 from __future__ import annotations
 

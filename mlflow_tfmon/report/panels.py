@@ -1,4 +1,4 @@
-"""What is drawn, as plain data: a panel is curves over the steps, or a picture of cells; each with a text that says it.
+"""Panels as plain data: curves over the steps, or a heatmap; each with a text alternative.
 
 A panel of several runs is that of each run, laid over one another.
 """

@@ -1,4 +1,4 @@
-"""Pictures of histograms for MLflow's image viewer, where a slider goes through the steps."""
+"""Images of histograms for MLflow's image viewer, which has a step slider."""
 
 from __future__ import annotations
 

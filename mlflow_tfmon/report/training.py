@@ -1,4 +1,4 @@
-"""The panels of a run's whole training: loss, metrics, learning rate, gradient, gap, stability, throughput."""
+"""Report panels of the whole training: loss, metrics, learning rate, gradient, gap, stability, throughput."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was recorded of a run, as TensorBoard's event files: `train` and `validation`, as Keras names them."""
+"""Export of a recording as TensorBoard event files: `train` and `validation`, as Keras names them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a credential is: it goes only to the store that it was configured for.
+"""Ownership of credentials: each is sent only to the store that it was configured for.
 
 MLflow sends what MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME and the like say to whatever server it is told to
 call. A recording names its server, without credentials; those of whoever delivers it may be for another.

@@ -1,4 +1,4 @@
-"""From a model saved in a recording's folder to a logged model of the run."""
+"""Conversion of a model saved in a recording's folder to a logged model of the run."""
 
 from __future__ import annotations
 

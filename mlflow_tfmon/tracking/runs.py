@@ -1,4 +1,4 @@
-"""Whose run it is: finds the MLflow run that takes a training, or makes one, and ends what it made."""
+"""Ownership of runs: finds or creates the MLflow run for a training, and ends those it created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What delivery asks of MLflow. All errors become one of two: the store is away, or it refuses."""
+"""Requests of delivery to MLflow. Every error becomes one of two: the store is down, or it rejects the request."""
 
 from __future__ import annotations
 

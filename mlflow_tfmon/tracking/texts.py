@@ -1,4 +1,4 @@
-r"""Texts and figures as every store takes them: what cannot be said is written otherwise or left out, and named.
+r"""Texts and numbers that every store accepts: others are changed or left out, and named.
 
 Python's texts can hold what no other program reads: halves of characters, as `os.fsdecode` makes them of file names
 that are not UTF-8, and NULs. A figure can be a text, or an integer that no float holds. One of them would keep all that

@@ -1,4 +1,4 @@
-"""What follows from a problem at the end of an epoch: `fit` is stopped or rescued, a loop is asked to stop."""
+"""Actions on a problem at the end of an epoch: `fit` is stopped or rescued, a loop is asked to stop."""
 
 from __future__ import annotations
 

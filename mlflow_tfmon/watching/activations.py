@@ -1,4 +1,4 @@
-"""What a model's layers give at epoch ends, for a batch that the training took itself."""
+"""Activations of a model's layers at epoch ends, for a batch that the training used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MonitorCallback: tells a Monitor of fit's epochs and end."""
+"""MonitorCallback: notifies a Monitor of the epochs and the end of a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said to a user whose training, or whose figures, are not as they should be."""
+"""Messages to a user whose training, or whose values, are not as they should be."""
 
 from __future__ import annotations
 

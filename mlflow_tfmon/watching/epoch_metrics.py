@@ -1,4 +1,4 @@
-"""Metrics that the user's own function measures at each epoch's end."""
+"""Custom metrics, computed by the user's function at each epoch's end."""
 
 from __future__ import annotations
 

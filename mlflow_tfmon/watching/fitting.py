@@ -1,4 +1,4 @@
-"""A watched `fit`: the monitor around it, and the facts of the call that MLflow's own autologging records as well."""
+"""A monitored `fit`: the monitor around it, and the facts that MLflow's own autologging records as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlflow.last_logged_model()` after a watched fit: the model that delivery is bringing to MLflow."""
+"""`mlflow.last_logged_model()` after a monitored fit: returns the model that is being delivered."""
 
 from __future__ import annotations
 

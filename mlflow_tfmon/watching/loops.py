@@ -1,4 +1,4 @@
-"""Custom loops under `autolog()`: a monitor for whatever is trained outside of `fit`, without a line in the loop."""
+"""Custom loops under `autolog()`: a monitor for any training outside of `fit`, without a line in the loop."""
 
 from __future__ import annotations
 

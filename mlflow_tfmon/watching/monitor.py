@@ -1,4 +1,4 @@
-"""Monitor: one watched training, as a loop or a fit tells of it: figures, epochs, what may become a checkpoint."""
+"""Monitor: one monitored training as its loop or fit sees it: metrics, epochs, candidates for checkpoints."""
 
 from __future__ import annotations
 

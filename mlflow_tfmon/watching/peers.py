@@ -1,4 +1,4 @@
-"""Side by side with MLflow's own autologging of `fit`: one of the two records a training, never both, never half.
+"""Coexistence with MLflow's own autologging of `fit`: exactly one of the two records a training.
 
 Ours does, in either order of the two calls, since it records all that MLflow's does. MLflow's comes back, with the
 arguments that it was given, when ours is disabled.

@@ -1,4 +1,4 @@
-"""The pipeline of one run: rings, drain, recording, journal and delivery, put together and taken apart."""
+"""Pipeline of one run: rings, drain, recording, journal and delivery, assembled and taken apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on with a training that was interrupted: from the last checkpoint of its run, within the same run."""
+"""Resuming of an interrupted training: from the last checkpoint of its run, in the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said at the end of a training, on one screen."""
+"""Summary at the end of a training, on one screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One watched training's life: it starts, gets its optimizer steps, and ends."""
+"""Life of one monitored training: it starts, gets its optimizer steps, and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery of recordings into real SQLite stores, in this process."""
+"""Tests of delivery to real SQLite stores, in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever reads a run on the machine that recorded it waits for what is on its way, and says what does not come."""
+"""Tests of reading a run on the machine that recorded it: waits for what is on its way, reports what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings, and answers of servers, that somebody has made to do harm."""
+"""Tests with malicious recordings and server answers."""
 
 from __future__ import annotations
 

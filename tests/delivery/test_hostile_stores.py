@@ -1,4 +1,4 @@
-"""What a store says, or whoever answers in its place, is anybody's."""
+"""Tests with malicious data from a store, or from whoever answers in its place."""
 
 from __future__ import annotations
 

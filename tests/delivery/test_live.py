@@ -1,4 +1,4 @@
-"""Seeing a training while it goes on: what is not finished, in real SQLite stores, in this process."""
+"""Tests of live telemetry of unfinished trainings, in real SQLite stores, in this process."""
 
 from __future__ import annotations
 

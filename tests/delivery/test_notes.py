@@ -1,4 +1,4 @@
-"""What delivery reads beside the journal: its own notes, and what a store says of a run's earlier recordings.
+"""Tests of what delivery reads besides the journal: its own files, and a store's data of earlier recordings.
 
 Whatever is in them, the recording is delivered.
 """

@@ -1,4 +1,4 @@
-"""`mlflow-tfmon sync`: what a crash or an outage left behind arrives later, once."""
+"""Tests of `mlflow-tfmon sync`: what a crash or an outage left behind arrives later, once."""
 
 from __future__ import annotations
 

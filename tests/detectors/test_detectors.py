@@ -1,4 +1,4 @@
-"""Each kind of problem, and trainings that look like it and are healthy."""
+"""Tests of each kind of problem, with trainings that have it and healthy ones that resemble them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a model before its first step, and what the detectors make of it: models as users write them."""
+"""Tests of the facts known before the first step, and the detectors' findings, on models as users write them."""
 
 from __future__ import annotations
 

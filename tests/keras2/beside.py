@@ -1,4 +1,4 @@
-"""Keras 2 beside Keras 3 (`import tf_keras`, while `tf.keras` is Keras 3); run by `test_keras2.py` in an own process.
+"""Keras 2 beside Keras 3 (`import tf_keras`, with Keras 3 as `tf.keras`); run by `test_keras2.py` in its own process.
 
 The tests build on each other's imports: the first is the one that imports Keras 2.
 """

@@ -1,4 +1,4 @@
-"""What is acted on, and what is let be: problems that were taken back, another model's, another fit's."""
+"""Tests of which problems are acted on: not withdrawn ones, nor those of another model or fit."""
 
 from __future__ import annotations
 

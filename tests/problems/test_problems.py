@@ -1,4 +1,4 @@
-"""Problems of real trainings: in the run, in the log, acted on, and found again."""
+"""Tests of problems in real trainings: in the run, in the log, acted on, and found again."""
 
 from __future__ import annotations
 

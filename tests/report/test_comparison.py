@@ -1,4 +1,4 @@
-"""Comparison: where runs part, and what differs."""
+"""Tests of the comparison: where runs diverge, and what differs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: what it tells is what was recorded, and nothing in it can do anything."""
+"""Tests of the report: it shows what was recorded, and its content cannot execute anything."""
 
 from __future__ import annotations
 
