@@ -20,10 +20,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class SettingError(ValueError):
-    """A setting has a value that it can't have; the message names setting, value and remedy.
+    """Invalid value of a setting; the message names setting, value and remedy.
 
     Attributes:
-        setting: its name, where it is one of the settings.
+        setting: its name, if it is one of the settings.
     """
 
     def __init__(self, message: str, setting: str | None = None) -> None:

@@ -27,12 +27,12 @@ from mlflow_tfmon.tracking.store import AwayError, RefusedError
 
 
 class PromotionError(Exception):
-    """Nothing was promoted; the message says why, and what to do."""
+    """Failed promotion; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What `promote` did, or would do.
+    """Result of `promote`, or of its dry run.
 
     Attributes:
         name: the registered model.
@@ -70,22 +70,22 @@ def promote(
     force: bool = False,
     tracking_uri: str | None = None,
 ) -> Promotion:
-    """Makes a run's best model a version of a registered model and gives it an alias.
+    """Registers a run's best model as a version of a registered model and assigns an alias to it.
 
     Args:
         run_id: the run.
         alias: the alias.
-        name: registered model. Default: the one that the run's model is registered as already.
-        dry_run: whether only to say what would happen.
-        force: whether also to take the alias from a version that this one does not beat, or can't be compared with.
-        tracking_uri: where the run is. Default: MLflow's current tracking URI.
+        name: registered model. Default: the one that the run's model belongs to.
+        dry_run: whether only to return what would happen.
+        force: whether to move the alias even from a version that this one does not beat, or cannot be compared with.
+        tracking_uri: the run's store. Default: MLflow's current tracking URI.
 
     Returns:
-        What was done.
+        The result.
 
     Raises:
-        PromotionError: nothing was done: no such run, no model, no name, a name or alias that cannot be, or the alias
-            stays where it is.
+        PromotionError: nothing was changed: no such run, no model, no name, an invalid name or alias, or the alias was
+            not moved.
 
     Example:
         >>> print(promote(run_id, alias="champion", dry_run=True))
@@ -97,7 +97,7 @@ def promote(
         with registry_errors(client):
             return _promote(client, client.get_run(run_id), alias, name, dry_run, force)
     except (AwayError, RefusedError) as error:
-        raise PromotionError(str(error)) from None  # what MLflow said may have a password
+        raise PromotionError(str(error)) from None  # MLflow's message may contain a password
 
 
 def _promote(
@@ -137,7 +137,7 @@ def _promote(
 
 
 def _check(alias: str) -> None:
-    """Refuses an alias as MLflow does, but before there is a version that lacks it."""
+    """Validates an alias as MLflow does, but before a version is created."""
     try:
         for name in (
             "_validate_model_alias_name",
@@ -150,7 +150,7 @@ def _check(alias: str) -> None:
 
 
 def _best_of(run: Run) -> str:
-    """The id of a run's best model, or of its only one."""
+    """Returns the id of a run's best model, or of its only one."""
     for kind in (BEST, FINAL):
         found = [
             value for tag, value in run.data.tags.items() if tag.startswith("tfmon.") and tag.endswith(kind)

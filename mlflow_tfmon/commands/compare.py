@@ -24,7 +24,7 @@ _ARTIFACT = "tfmon/comparison.html"
 @click.option("--log-to", metavar="RUN", help=f"Also log it to this run, as {_ARTIFACT}.")
 @store_option
 def command(references: tuple[str, ...], output: Path, log_to: str | None, tracking_uri: str | None) -> None:
-    """Compare runs: curves laid over one another, settings that differ, where they part."""
+    """Compare runs: overlaid curves, settings that differ, where they diverge."""
     import mlflow
 
     from mlflow_tfmon.report.comparison import compare

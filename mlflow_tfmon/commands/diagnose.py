@@ -13,10 +13,10 @@ from mlflow_tfmon.tables import echo
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Judge a run again, from what was recorded of it, with the detectors of this version.
+    """Diagnose a run again, from its recording, with the detectors of this version.
 
-    What has not arrived is not judged, and a line on stderr says so. Changes nothing in the run. The exit status is 0
-    whether there are problems or not.
+    Data that have not arrived are not considered, and a line on stderr says so. Changes nothing in the run. The exit
+    status is 0 whether there are problems or not.
     """
     import dataclasses
     import json

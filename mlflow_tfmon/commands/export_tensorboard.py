@@ -15,7 +15,7 @@ from mlflow_tfmon.tables import echo
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @store_option
 def command(reference: str, folder: Path, tracking_uri: str | None) -> None:
-    """Write what was recorded of RUN into DIR as event files, for `tensorboard --logdir DIR`."""
+    """Export the recording of RUN to DIR as event files, for `tensorboard --logdir DIR`."""
     from mlflow_tfmon.tensorboard.export import export
 
     for written in export(find_run(reference, tracking_uri), folder, tracking_uri):

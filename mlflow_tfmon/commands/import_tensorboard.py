@@ -16,7 +16,7 @@ from mlflow_tfmon.tables import echo
     "--tracking-uri", help="Where to create them. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
 )
 def command(folder: Path, experiment: str | None, tracking_uri: str | None) -> None:
-    """Make MLflow runs of the trainings in DIR; a training's train and validation folders become one run."""
+    """Create MLflow runs from the trainings in DIR; a training's train and validation folders become one run."""
     import mlflow
 
     from mlflow_tfmon.tensorboard.importing import import_logs

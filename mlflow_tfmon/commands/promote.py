@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Give RUN's best model an alias in the model registry.
 
-    It becomes a version of the registered model if it is none yet. The alias stays where it is if the version that has
-    it is not beaten by the same metric on the same data.
+    The model becomes a version of the registered model unless it is one already. The alias is not moved if the version
+    that has it is not beaten in the same metric on the same data.
     """
     from mlflow_tfmon.checkpoints.promote import PromotionError, promote
 

@@ -17,7 +17,7 @@ from mlflow_tfmon.tracking.names import DELIVERY_TAG
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_ID = 8  # characters of an id: enough to tell some ten thousand runs apart
+_ID = 8  # characters of an id: enough to distinguish some ten thousand runs
 
 
 @click.command("runs", short_help="List the monitored runs.")
@@ -27,7 +27,7 @@ _ID = 8  # characters of an id: enough to tell some ten thousand runs apart
 )
 @store_option
 def command(experiment: str | None, limit: int, tracking_uri: str | None) -> None:
-    """List the watched runs, those that were begun last first: state, best value and problems of each."""
+    """List the monitored runs, most recent first: state, best value and problems of each."""
     client = open_client(tracking_uri)
     found = list(itertools.islice(watched(client, experiment), limit))
     rows = [_row(run) for run in found]
@@ -50,7 +50,7 @@ def _row(run: Run) -> tuple[str, ...]:
 
 
 def _row_of_one_here(one: here.Here) -> tuple[str, ...]:
-    """Of a recording that has not arrived, not even as far as to be known as a watched run."""
+    """Returns the row of a recording of which not even the run's tags have arrived."""
     begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
     return (one.run_id or "")[:_ID], one.run_name or "", begun, "undelivered, on this machine", "", ""
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, check: bool) -> None:
     """Deliver what a crash or an outage left on this machine.
 
-    Without RUN all that waits is delivered, else only what belongs to these runs. It can be interrupted and called
-    again: nothing is lost, and nothing arrives twice.
+    Without RUN, everything undelivered is delivered, else only the recordings of these runs. It can be interrupted and
+    called again: nothing is lost, and nothing arrives twice.
     """
     from mlflow_tfmon.delivery.waiting import find_waiting
 
@@ -99,8 +99,8 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
     from mlflow_tfmon.delivery.waiting import deliver
     from mlflow_tfmon.tracking.patience import LONGEST_CALL, be_quick
 
-    be_quick(LONGEST_CALL)  # who has called it waits
-    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+    be_quick(LONGEST_CALL)  # the caller waits
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # we report outages ourselves, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     left = 0
     for one in found:

@@ -215,7 +215,7 @@ def start(trainer: int, pidfd: int) -> None:
 
     be_quick()
     warnings.simplefilter("ignore")
-    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # we report outages ourselves, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     lines = commands(sys.stdin.fileno(), Trainer(trainer, pidfd))
     threading.Thread(target=delivery.listen, args=(lines,), daemon=True).start()

@@ -14,11 +14,10 @@ _defined: list[type[Detector]] = []
 
 
 class Detector:
-    """A detector of your own: subclass it before the training, and it judges with the others.
+    """Base class of custom detectors: a subclass defined before the training runs with the built-in ones.
 
-    It is called now and then, on the thread that takes the measurements, with all that was recorded up to then; an
-    error in it is said once, and the training goes on. A package offers one by an entry point of the group
-    `mlflow_tfmon.detectors`.
+    It is called now and then on the measuring thread, with everything recorded so far; an error in it is logged once,
+    and training continues. A package provides one through the entry-point group `mlflow_tfmon.detectors`.
 
     Example:
         ```python
@@ -40,13 +39,13 @@ class Detector:
         _defined.append(cls)
 
     def detect(self, history: History) -> Iterable[Problem]:
-        """Judges a training.
+        """Returns the problems of a training.
 
         Args:
-            history: the training up to now, of one optimizer; see `mlflow_tfmon.detectors.History`.
+            history: the training so far, of one optimizer; see `mlflow_tfmon.detectors.History`.
 
         Returns:
-            The problems found; each has a kind of your own.
+            The problems found; their kinds must be new ones.
         """
         raise NotImplementedError
 

@@ -104,14 +104,14 @@ def _gradients(run: RecordedRun, first: int, last: int) -> tuple[list[str], np.n
 
 
 def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
-    """The comparison of runs, as HTML.
+    """Returns a comparison of runs as HTML.
 
     Args:
-        run_ids: two MLflow runs or more.
-        tracking_uri: where they are; default MLflow's current tracking URI.
+        run_ids: two or more MLflow runs.
+        tracking_uri: their store; default: MLflow's current tracking URI.
 
     Raises:
-        ValueError: a run was not watched, or nothing of it has arrived yet, or there are fewer than two.
+        ValueError: a run was not monitored, or nothing of it has arrived yet, or there are fewer than two.
         mlflow.MlflowException: there is no such run.
 
     Example:

@@ -37,14 +37,14 @@ _SHOWN_BY = {
 
 
 def make(run_id: str, tracking_uri: str | None = None) -> str:
-    """The report of a run, as HTML.
+    """Returns the report of a run as HTML.
 
     Args:
         run_id: the MLflow run.
-        tracking_uri: where the run is; default MLflow's current tracking URI.
+        tracking_uri: the run's store; default: MLflow's current tracking URI.
 
     Raises:
-        ValueError: the run was not watched, or nothing of it has arrived yet.
+        ValueError: the run was not monitored, or nothing of it has arrived yet.
         mlflow.MlflowException: there is no such run.
 
     Example:
@@ -64,7 +64,7 @@ def report_of(client: Any, run_id: str) -> tuple[str, list[tuple[str, int, Any]]
         run_id: the run.
 
     Raises:
-        ValueError: the run was not watched, or nothing of it has arrived yet.
+        ValueError: the run was not monitored, or nothing of it has arrived yet.
     """
     recorded = load_run(run_id, client.tracking_uri)
     return render(page_of(recorded, client.get_run(run_id))), list(pictures(recorded))

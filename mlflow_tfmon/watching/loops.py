@@ -55,9 +55,9 @@ def stop() -> None:
 
 
 def end_run() -> None:
-    """Ends the run that autologging made for this thread's custom loop, and waits a little for its delivery.
+    """Ends the run that autologging created for this thread's custom loop, and waits a little for its delivery.
 
-    Such a run ends by itself with the script or when another training begins. Does nothing if there is none.
+    Such a run also ends with the script or when another training begins. Does nothing if there is none.
 
     Example:
         ```python
