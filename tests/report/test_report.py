@@ -226,6 +226,6 @@ def test_a_run_that_has_next_to_nothing(store: str, home: Path) -> None:
     run_id = recordings.delivered(store, home, *recordings.training(1, epochs=1)[:2])
     assert set(data_of(making.make(run_id))["panels"]) >= {"loss", "gradient"}
     unwatched = mlflow.MlflowClient().create_run("0").info.run_id
-    with pytest.raises(ValueError, match="not watched"):
+    with pytest.raises(ValueError, match="not monitored"):
         making.make(unwatched)
     assert cli.main(["report", unwatched]) == 1
