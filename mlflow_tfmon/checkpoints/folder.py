@@ -25,16 +25,16 @@ WEIGHTS = "model.weights.h5"
 
 
 class Writer:
-    """Writes snapshots of one model, each into a folder of its own.
+    """Writer of snapshots of one model, each to its own folder.
 
-    All that MLflow wants around a model is made once and copied: per checkpoint only the model itself is saved. A model
-    that Keras could not load again is saved as its weights alone (`model.load_weights` takes them); that is said once.
+    Everything that MLflow needs around a model is made once and copied: per checkpoint only the model itself is saved.
+    A model that Keras could not load again is saved as weights only (for `model.load_weights`), which is logged once.
 
     Args:
-        folder: where to keep what all have in common.
+        folder: where to keep the shared files.
         settings: whether weights only, with signature, with example.
         arguments: the call of fit, or None.
-        once: around what is done once for all.
+        once: context manager for work that is done only once.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Writer:
         self.whole = not settings.checkpoint_save_weights_only
 
     def write(self, snapshot: Snapshot, folder: Path, state: State | None = None) -> None:
-        """Writes a snapshot; the folder is there when it is whole, and not before.
+        """Writes a snapshot; the folder appears only once it is complete.
 
         Args:
             snapshot: what to write.
             folder: where; must not exist yet.
-            state: what a training needs beside it to go on.
+            state: what resuming needs besides the model.
 
         Raises:
-            ChangedError: the model is another one by now.
+            ChangedError: the model has changed since the snapshot.
             OSError: it could not be written (disk full).
         """
         try:

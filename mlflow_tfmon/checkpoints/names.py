@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable
 
 BEST, LAST, FINAL, ERROR = "best_model", "last_model", "model", "checkpoint_error"
-RESUME = "resume_model"  # the last at an epoch's end, from which a training goes on
-REGISTERED = "tfmon.registered"  # what became of the registered model
-MODELS = "models:/"  # precedes the id of a logged model where there could be a path
+RESUME = "resume_model"  # the last at an epoch's end, from which a training resumes
+REGISTERED = "tfmon.registered"  # outcome for the registered model
+MODELS = "models:/"  # prefix of a logged model's id where a path is also possible
 EPOCH, STEP, METRIC, VALUE, MODE = "tfmon.epoch", "tfmon.step", "tfmon.metric", "tfmon.value", "tfmon.mode"
-WEIGHTS_ONLY = "tfmon.weights_only"  # "true" of a checkpoint that MLflow cannot load
+WEIGHTS_ONLY = "tfmon.weights_only"  # "true" for a checkpoint that MLflow cannot load
 DATASET = "tfmon.dataset"  # digest of the data that the metric was measured on
 
 
 def pointer(kind: str, prefix: str = "") -> str:
-    """The run's tag that holds the id of its best or last model.
+    """Returns the run's tag for the id of its best or last model.
 
     Example:
         >>> pointer(BEST, "generator.")
@@ -25,20 +25,20 @@ def pointer(kind: str, prefix: str = "") -> str:
 
 
 def judged_on(metric: str, dataset_of: Callable[[str], tuple[str, str] | None]) -> dict[str, str]:
-    """The tag that says on which data a checkpoint was judged; none if that is not known.
+    """Returns the tag with the data on which a checkpoint was evaluated; none if unknown.
 
     Args:
-        metric: what it was judged by.
-        dataset_of: gives name and digest of the dataset that a metric is of.
+        metric: the metric by which it is compared.
+        dataset_of: returns name and digest of a metric's dataset.
     """
-    data = dataset_of(metric) or dataset_of("")  # a validation split is of the training data
+    data = dataset_of(metric) or dataset_of("")  # a validation split comes from the training data
     return {DATASET: data[1]} if data else {}
 
 
 def name_of(prefix: str = "", best: bool = False) -> str:
-    """What the checkpoints of a model are called in MLflow: those that were the best when they were made, and others.
+    """Returns the name of a model's checkpoints in MLflow: of those that were the best when made, or of others.
 
-    The newest with a name is what `runs:/<run>/<name>` is, and so what `mlflow.tensorflow.load_checkpoint` finds.
+    `runs:/<run>/<name>`, and therefore `mlflow.tensorflow.load_checkpoint`, finds the newest of that name.
 
     Example:
         >>> name_of("generator."), name_of(best=True)
@@ -48,14 +48,14 @@ def name_of(prefix: str = "", best: bool = False) -> str:
 
 
 def tags_of(epoch: int, step: int, metric: str, value: float | None, more: bool) -> dict[str, str]:
-    """What a checkpoint is, as tags of its logged model.
+    """Returns the tags that describe a checkpoint, for its logged model.
 
     Args:
         epoch: its epoch.
         step: optimizer steps done.
-        metric: what it was judged by.
-        value: what that was; None, or not finite, where there is nothing to judge by.
-        more: whether more of it is better.
+        metric: the metric by which it is compared.
+        value: its value; None or non-finite if there is none.
+        more: whether higher values are better.
     """
     tags = {EPOCH: str(epoch), STEP: str(step)}
     if value is not None and math.isfinite(value):

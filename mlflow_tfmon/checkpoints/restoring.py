@@ -28,12 +28,12 @@ from mlflow_tfmon.uris import in_a_line
 
 RESUMED_TAG = "tfmon.resumed"
 _WIDEST = 8  # bytes of a number
-_ROOM = 64 * 2**20  # bytes for what such a file has beside numbers
+_ROOM = 64 * 2**20  # bytes for what such a file contains besides numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
         run_id: its run.
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def first_epoch(self) -> int:
-        """The epoch of the training with which it goes on."""
+        """The epoch at which the training resumes."""
         about = self.state.about
         return int(about["epoch"]) - int(about["first_epoch"]) + (not about["within"])
 
@@ -60,21 +60,21 @@ class Checkpoint:
 
     @property
     def fits(self) -> int:
-        """How many fits the model had had, in the process that made it, before the one that it is of."""
+        """Number of earlier fits of the model in the process that made the checkpoint."""
         return int(self.state.about.get("fits", 0))
 
     @property
     def place(self) -> int:
-        """How many other models had been trained, in the process that made it, before its own."""
+        """Number of other models trained earlier in the process that made the checkpoint."""
         return int(self.state.about.get("place", 0))
 
     def is_placed(self, model: Any) -> bool:
-        """Whether a model's turn is that of the one that was saved: always in the process that made it, by hand."""
+        """Whether a model is trained in the saved one's turn; always true in the process that made the checkpoint."""
         made_in = self.state.about.get("process", order.PROCESS)
         return bool(made_in == order.PROCESS) or order.place(model) == self.place
 
     def is_of(self, model: Any) -> bool:
-        """Whether a model looks like the one that was saved."""
+        """Whether a model looks like the saved one."""
         if not isinstance(model, keras.Model):
             return False
         if not model.built:
@@ -84,12 +84,12 @@ class Checkpoint:
         ]
 
     def run(self, thread: int | None, stay_active: bool) -> runs.Run:
-        """The run, running again; arguments and errors as in `runs.again`."""
+        """Reopens and returns the run; arguments and errors as in `runs.again`."""
         past = dataclasses.replace(Past.from_dict(self.state.about["past"]), resumed=True)
         return dataclasses.replace(runs.again(self.run_id, thread, stay_active), past=past)
 
     def trained(self, model: Any) -> dict[int, frozenset[str]]:
-        """What each stream of the recording trains, for `Recording.go_on`; nothing yet if the model is not built."""
+        """Returns what each stream of a recording trains, for `Recording.go_on`; empty for an unbuilt model."""
         keys = [graph.key(variable) for variable in model.trainable_variables]
         return {
             int(number): frozenset(keys[at] for at in of if at < len(keys))
@@ -97,18 +97,18 @@ class Checkpoint:
         }
 
     def told(self) -> dict[str, str]:
-        """What the run's tags say of it."""
+        """Returns the description of the checkpoint in the run's tags."""
         return {RESUMED_TAG: f"after step {self.state.about['step']}, with epoch {self.first_epoch}"}
 
     def restore(self, model: Any, optimizers: Sequence[Any]) -> None:
-        """Gives a model, its optimizer and others the values of the checkpoint.
+        """Assigns the checkpoint's values to a model, its optimizer and others.
 
         Args:
             model: the Keras model, built.
             optimizers: those that the model is not compiled with.
 
         Raises:
-            SettingError: they are not what was saved.
+            SettingError: they differ from the saved ones.
         """
         about = self.state.about
         if not isinstance(model, keras.Model):
@@ -145,7 +145,7 @@ class Checkpoint:
         states.set_chance(self.state)
 
     def check_fit(self, fits: int) -> None:
-        """Checks that a fit is the one that was interrupted.
+        """Checks that a fit is the interrupted one.
 
         Args:
             fits: how many the model has had before it.
@@ -160,7 +160,7 @@ class Checkpoint:
             )
 
     def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
-        """Has the fit that is just beginning go on with the right epoch, callbacks and order of data."""
+        """Restores epoch, callbacks and order of data of a fit that is just beginning."""
         ended = False
         if callbacks is not None:
             callbacks.restore(self.state)
@@ -194,7 +194,7 @@ class Checkpoint:
     def _assign(self, variable: Any, name: str) -> None:
         try:
             states.assign(variable, self.state.arrays[name])
-        except Exception as error:  # TensorFlow's, of whatever somebody has written there
+        except Exception as error:  # TensorFlow's error for invalid contents
             raise self._error(
                 f"it has no {name} for {variable.path} ({in_a_line(error)}); train from scratch without resume"
             ) from error
@@ -218,7 +218,7 @@ class Checkpoint:
 
 
 def _attributes(model: Any, told: Sequence[dict[str, Any]]) -> list[Any]:
-    """The optimizers that are attributes of a model, as those that were saved had been."""
+    """Returns the optimizers that are attributes of a model, as the saved ones were."""
     found = [vars(model).get(str(one.get("name"))) for one in told]
     return [one for one in found if isinstance(one, keras.optimizers.Optimizer)]
 

@@ -132,7 +132,7 @@ def as_autologged(run: RunStore, saved: ModelSaved, files: Path) -> dict[str, st
         files: the model's folder.
 
     Returns:
-        What was refused: name -> reason.
+        What was rejected: name -> reason.
     """
     kinds = {tag.rpartition(".")[2]: tag for tag in saved.pointers}
     try:

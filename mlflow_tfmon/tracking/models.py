@@ -45,7 +45,7 @@ def deliver_model(
         remember: is told the id as soon as there is one.
 
     Returns:
-        What was refused: name -> reason.
+        What was rejected: name -> reason.
 
     Raises:
         AwayError: the store does not answer; call again, with `known`, to go on.
