@@ -210,7 +210,9 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, write: int) -> No
     (linked, external, compressed, within_itself, no_array)[write](
         tmp_path / "net.keras", tmp_path / "elsewhere.h5"
     )
-    with pytest.raises(ValueError, match=("link", "another file", "at most", "too deep", "not an array")[write]):
+    with pytest.raises(
+        ValueError, match=("link", "another file", "at most", "too deep", "not an array")[write]
+    ):
         reading.weights_file(tmp_path / "net.keras", tmp_path, 2**20)
 
 

@@ -25,7 +25,7 @@ def say_what_waits() -> None:
 
 
 def left_behind() -> int:
-    """How many recordings wait that nobody writes or delivers.
+    """Returns the number of undelivered recordings that no process writes or delivers.
 
     Example:
         >>> left_behind()

@@ -41,7 +41,7 @@ TERMINATE_SECONDS = 20  # SLURM and Kubernetes kill after 30, systemd after 90
 
 
 class Delivery:
-    """Delivers recordings until no more come and all have arrived.
+    """Delivery loop that runs until no more recordings come and all have arrived.
 
     Args:
         give_up: seconds without any success, after the trainer's end, after which what is left is left on the disk.

@@ -13,7 +13,7 @@ RECORDING_TAG = "tfmon.recording"
 
 
 def made_run(client: MlflowClient, started: RunStarted, mark: str) -> str:
-    """Makes it, as the trainer would have; one whose making went well but unheard is found again.
+    """Creates the run as the trainer would have; finds one that was created although the answer was lost.
 
     Args:
         client: of the store.

@@ -28,7 +28,7 @@ _OF_DATA = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment at which no call waits.
+    """A moment at which no call is pending.
 
     Attributes:
         seq: number of the last record that has been delivered.
@@ -45,7 +45,7 @@ class Moment:
     time: float
 
     def state(self) -> dict[str, Any]:
-        """As it is written down."""
+        """Returns the state as JSON-compatible data."""
         return {
             "format": FORMAT, "version": mlflow_tfmon.__version__, "seq": self.seq, "time": self.time,
             "started": of_record(self.started), "translation": self.translation.state(), "sent": self.sent.state(),
@@ -53,7 +53,7 @@ class Moment:
 
     @classmethod
     def restored(cls, state: State, folder: Callable[[], Path]) -> Moment:
-        """What was written down.
+        """Restores the state.
 
         Args:
             state: what was read.

@@ -32,7 +32,7 @@ _NAMES = ("texts", "params", "tags", "datasets")
 
 @dataclass
 class Tally:
-    """What one recording has sent.
+    """Count of what one recording has sent.
 
     Attributes:
         steps: of each metric, the steps at which it has a point.
@@ -72,14 +72,14 @@ class Tally:
         return json.dumps({"format": FORMAT, "series": series, "files": files}, indent=1)
 
     def state(self) -> dict[str, Any]:
-        """As it is written down."""
+        """Returns the state as JSON-compatible data."""
         steps = {key: of_array(np.array(sorted(steps), np.int64)) for key, steps in self.steps.items()}
         names = {name: sorted(getattr(self, name)) for name in _NAMES}
         return {"steps": steps, "rows": self.rows, "sizes": self.sizes, **names}
 
     @classmethod
     def restored(cls, state: State) -> Tally:
-        """What was written down.
+        """Restores the state.
 
         Raises:
             StateError: it is none.

@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Here:
-    """A recording of which something is to arrive.
+    """A recording with undelivered data.
 
     Attributes:
         folder: where it is.
@@ -74,18 +74,18 @@ def _looked_at(folder: Path) -> Here | None:
 
 
 def of_run(run_id: str) -> Callable[[Here], bool]:
-    """Chooses the recordings of a run."""
+    """Returns a filter for the recordings of a run."""
     return lambda one: one.run_id == run_id
 
 
 def of_store(tracking_uri: str) -> Callable[[Here], bool]:
-    """Chooses the recordings that go to a store."""
+    """Returns a filter for the recordings of a store."""
     store = without_secrets(absolute(tracking_uri))
     return lambda one: one.store == store
 
 
 def wait(of: Callable[[Here], bool], what: str, timeout: float = PATIENCE_SECONDS) -> list[Here]:
-    """Waits until what was to arrive has arrived, as long as somebody delivers it; it is said where it takes a moment.
+    """Waits until the expected data have arrived, while a process delivers them; logs a line if that takes a moment.
 
     Args:
         of: the recordings.

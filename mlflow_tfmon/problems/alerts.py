@@ -35,7 +35,7 @@ def _wait() -> None:
 
 
 def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Callable[[Problem], None]]:
-    """What to call with each new problem; none of these waits or raises."""
+    """Returns the functions to call with each new problem; none of them blocks or raises."""
     found: list[Callable[[Problem], None]] = []
     if callable(settings.on_problem):
         found.append(_users_own(settings.on_problem))
@@ -53,7 +53,7 @@ def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Cal
 
 
 def post(url: str, about: dict[str, Any]) -> bool:
-    """Posts JSON, three times at most; returns whether it was taken. A failure is said once, without the address.
+    """Posts JSON, in at most three attempts; returns whether it was accepted. A failure is logged once, without address.
 
     A user name and a password in the address are sent as the header that they stand for. Its path and its query may be
     secret as well.
@@ -116,7 +116,7 @@ def _users_own(function: Callable[[Problem], Any]) -> Callable[[Problem], None]:
     def call(problem: Problem) -> None:
         try:
             function(problem)
-        except Exception as error:  # the user's error, said as such
+        except Exception as error:  # the user's error, reported as such
             say_once(
                 f"on_problem {function!r}",
                 f"mlflow_tfmon: the function given as on_problem failed ({type(error).__name__}: {error}); the "

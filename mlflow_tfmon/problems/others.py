@@ -66,7 +66,7 @@ def _contained(cls: type[Detector]) -> Detect:
             if not made:
                 made.append(cls())
             return [_plain(problem) for problem in made[0].detect(history) or ()]
-        except Exception as error:  # another's error, not ours: never raised, in tests neither
+        except Exception as error:  # another's error, not ours: never raised, not even in tests
             say_once(
                 f"detector {cls.__qualname__}",
                 f"mlflow_tfmon: the detector {cls.__qualname__} failed ({type(error).__name__}: {error}); fix or "

@@ -20,7 +20,7 @@ _URGENT_SHARE = 0.05  # this much at epochs' ends, where a training is to be sto
 
 
 class Watch:
-    """Judges what is recorded in one run, now and then, on the thread that asks it to look.
+    """Periodic diagnosis of one run's recording, on the thread that calls it.
 
     Attributes:
         on_new: told of each new problem, on that thread.
@@ -77,13 +77,13 @@ class Watch:
         return self._standing.learned.get(prefix, float("nan"))
 
     def restart(self, prefix: str) -> None:
-        """Judges a stream's training from here on as one that begins anew."""
+        """Diagnoses a stream's training from here on as a new one."""
         with self._judging, self._lock:
             self._replay.restart(prefix)
             self._standing.restart(prefix)
 
     def finish(self, ended: bool = False) -> None:
-        """Judges all that was recorded.
+        """Diagnoses everything that was recorded.
 
         Args:
             ended: whether nothing is to come, and nothing interrupted the training.

@@ -22,7 +22,7 @@ _BEFORE = 1000  # steps before the loss differs in which a single variable's gra
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two runs part.
+    """Where two runs diverge.
 
     Attributes:
         step: the first step at which they differ beyond noise.

@@ -22,7 +22,7 @@ _OF_NORMS = (
 
 
 def histograms(run: RecordedRun, names: Sequence[str]) -> Section | None:
-    """The section on histograms.
+    """Returns the section on histograms.
 
     Args:
         run: as recorded.
@@ -59,7 +59,7 @@ def norms_over_time(run: RecordedRun, kind: str) -> list[Cells]:
 def _distribution(stream: str, norm: str, rows: pd.DataFrame) -> Cells:
     firsts = np.searchsorted(NORM_EDGES, [edges[0] for edges in rows.edges])
     low, high = int(firsts.min()), int((firsts + [len(counts) for counts in rows.counts]).max())
-    wide = -(-(high - low) // _ROWS_OF_NORMS)  # bins of a class
+    wide = -(-(high - low) // _ROWS_OF_NORMS)  # bins per row
     many = -(-(high - low) // wide)
     cells = []
     for column, (first, counts) in enumerate(zip(firsts, rows.counts, strict=True)):
@@ -80,7 +80,7 @@ def _spaced(count: int) -> np.ndarray:
 
 
 def over_time(name: str, kind: str, rows: pd.DataFrame) -> Cells:
-    """A variable's histograms side by side, in classes of equal width; what lies far out is in the outermost."""
+    """A variable's histograms side by side, in bins of equal width; outliers are in the outermost ones."""
     rows = rows.sort_values("step")
     rows = rows.iloc[_spaced(len(rows))]
     low, high = _extent(rows)

@@ -24,7 +24,7 @@ _QUANTITIES = {
 
 
 def layers(run: RecordedRun) -> list[Section]:
-    """The sections on the layers."""
+    """Returns the sections on the layers."""
     norms = {quantity: _Norms(run) for quantity in _QUANTITIES}
     for variables, steps, wide in run.layer_blocks():  # once: of a long training it is half a gigabyte
         for quantity in norms.keys() & wide.keys():

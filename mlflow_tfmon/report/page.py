@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What is on the page, from the top to the bottom.
+    """Contents of the page, from top to bottom.
 
     Attributes:
         title: of the run.

@@ -15,7 +15,7 @@ _TOWERS = 300.0
 
 
 def training(run: RecordedRun) -> list[Section]:
-    """The sections on the training as a whole and on its speed."""
+    """Returns the sections on the training as a whole and on its speed."""
     panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run), _stability(run)]
     speed = [
         _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms", log=True),

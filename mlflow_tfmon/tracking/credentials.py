@@ -22,7 +22,7 @@ _FIELDS = ("username", "password", "token", "aws_sigv4", "auth", "client_cert_pa
 
 
 class WithheldError(ValueError):
-    """A store is not called, since credentials would go there that are configured for another; says the remedy."""
+    """A store is not called, since it would get credentials for another; the message names the remedy."""
 
 
 def addresses(store: str, registry: str, given: str | None = None) -> tuple[str | None, str | None]:

@@ -36,11 +36,11 @@ def autologging(integration: str, setting: str, otherwise: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """The run that takes a training.
+    """The run of a training.
 
     Attributes:
         run_id: None if the store was away, so that delivery makes the run later.
-        owned: whether it was made for the training, and so ends with it.
+        owned: whether it was created for the training, and so ends with it.
         active: whether it is (or was made) the active run of the training's thread.
         experiment_name: name of the experiment where its id could not be asked for, or None.
         past: how far earlier recordings of it had come, as far as that is known.
@@ -62,13 +62,13 @@ class Run:
 
     @property
     def is_ours(self) -> bool:
-        """Whether nobody but the recording ends it."""
+        """Whether only the recording ends it."""
         return self.owned or self.beside is not None
 
 
 @same_random_numbers()
 def of_id(run_id: str) -> Run:
-    """A run that the user names.
+    """Returns the run that the user names.
 
     Raises:
         SettingError: there is no such run.
@@ -140,7 +140,7 @@ def _active_run(thread: int | None) -> Any:
 
 @same_random_numbers()
 def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
-    """Makes a run for a training, as MLflow's autologging does.
+    """Creates a run for a training, as MLflow's autologging does.
 
     Args:
         extra_tags: further tags.

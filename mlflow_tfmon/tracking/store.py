@@ -47,11 +47,11 @@ _MIGRATION = "alembic.runtime.migration"  # a line for each of forty steps, with
 
 
 class AwayError(Exception):
-    """The store cannot be reached, or fails: to be tried again."""
+    """The store cannot be reached, or fails: to be retried."""
 
 
 class RefusedError(Exception):
-    """The store will never take this."""
+    """The store rejects this permanently."""
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def load_store(tracking_uri: str) -> None:
 
 
 def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
-    """Opens a store, making its database where there is none yet.
+    """Opens a store, and creates its database if there is none yet.
 
     Processes that open a fresh SQLite store at the same time would collide in MLflow's migrations: here one makes it
     while the others wait, and where another program makes it, it is tried again.

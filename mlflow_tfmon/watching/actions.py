@@ -52,7 +52,7 @@ class _State:
 
 
 class Actions:
-    """Acts on the problems of one fit (or loop), on the thread that trains.
+    """Actions on the problems of one fit (or loop), on the training thread.
 
     Weights are copied at the epochs that are the best so far, so this costs memory for two copies of them.
 
@@ -90,7 +90,7 @@ class Actions:
         return cls(monitor, monitor.model, True)
 
     def epoch_ended(self, metrics: Mapping[str, float]) -> None:
-        """Looks at what was found by now, and does what is to be done."""
+        """Examines the problems found so far, and acts on them."""
         watch = self._monitor.watch
         if watch is None:
             return
@@ -110,7 +110,7 @@ class Actions:
             watch.restart(self._monitor.prefix)
 
     def _stop(self, problem: Problem) -> None:
-        if self._stopped:  # a loop that goes on all the same
+        if self._stopped:  # a loop that continues nevertheless
             return
         self._stopped = self._model.stop_training = True
         restored = ""
@@ -162,9 +162,9 @@ def may_act(monitor: Monitor) -> bool:
 
 
 def sure(monitor: Monitor) -> list[Problem]:
-    """What is to be acted on: critical problems of this training that stand, and are 80% sure.
+    """Returns the problems to act on: current critical ones of this training with at least 80% confidence.
 
-    One that is taken back is none any more; nor is what was found in the run before, of this model or of another.
+    Withdrawn problems do not count, nor do earlier ones in the run, of this model or another.
     """
     found = monitor.watch.found if monitor.watch is not None else {}
     monitor.known &= found.keys()
@@ -173,7 +173,7 @@ def sure(monitor: Monitor) -> list[Problem]:
 
 
 def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
-    """Says, once, what `on_problem` can't do in a loop of the user's own."""
+    """Logs once what `on_problem` cannot do in a custom loop."""
     if wanted == "rescue":
         say_once(
             "rescue in a loop",

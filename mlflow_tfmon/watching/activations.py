@@ -16,7 +16,7 @@ from mlflow_tfmon.stream.ring import Ring
 
 
 class ActivationWatch:
-    """Looks at one model's activations.
+    """Measures one model's activations.
 
     Args:
         model: the Keras model, or None: then there is nothing to look at.
@@ -28,7 +28,7 @@ class ActivationWatch:
         self._given_up = model is None or not callable(model)
 
     def look(self, epoch: int, step: int, prefix: str, rings: Sequence[Ring]) -> tuple[Activations, ...]:
-        """The activations of now, or nothing where they can't be had.
+        """Returns the current activations, or nothing if they are not available.
 
         Args:
             epoch: number of the epoch that ended.

@@ -34,7 +34,7 @@ _ExceptionSafe: Any = internal(
 
 
 def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for `keras.Model.fit`: the same training, watched."""
+    """Replacement for `keras.Model.fit`: the same training, monitored."""
     fit: _Fit | None = None
     with contained("watching fit", _LOSS):
         fit = _Fit.of(original, model, args, kwargs)
@@ -69,7 +69,7 @@ class _Passed(PassOver, metaclass=_ExceptionSafe):
 
 
 class _Fit:
-    """One fit: the monitor that watches it, and the callback that tells the monitor of its epochs.
+    """One fit: its monitor, and the callback that notifies the monitor of its epochs.
 
     Args:
         arguments: of the call.
@@ -109,7 +109,7 @@ class _Fit:
         return self.arguments.with_callbacks([_Passed()], [])
 
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Starts watching; returns the arguments to call fit with."""
+        """Starts monitoring; returns the arguments to call fit with."""
         with contained(
             "counting the planned steps", "the curves in MLflow may be thinned more than necessary"
         ):

@@ -32,7 +32,7 @@ _PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment bef
 
 
 def begin() -> None:
-    """From now on custom loops are watched."""
+    """Monitors custom loops from now on."""
     if _adopt in claims.unclaimed:
         return
     for ring in probes.all_rings():
@@ -47,7 +47,7 @@ def begin() -> None:
 
 
 def stop() -> None:
-    """Custom loops are watched no longer; what was recorded is brought to its end."""
+    """Stops monitoring custom loops; their recordings are ended."""
     for told in (claims.unclaimed, pipeline.on_look, pipeline.on_run_end, pipeline.on_exit):
         told.clear()
     for thread in list(_loops):

@@ -44,11 +44,11 @@ _LOOK = 1.0  # s between two looks at the delivery process
 
 
 class Pipeline:
-    """What watches the trainings within one run.
+    """Pipeline of the trainings within one run.
 
     Args:
-        run: the run that takes them.
-        settings: how they are watched.
+        run: their run.
+        settings: their settings.
         journal: where they are recorded.
     """
 
@@ -199,7 +199,7 @@ class Pipeline:
                 bar.close()
 
     def _sum_up(self, delivered: bool) -> None:
-        """Says what the run has come to, unless that was said."""
+        """Logs the summary of the run, unless that was done."""
         with contained("summing up", "it stays in MLflow"):
             found = self._delivery.status(self.folder)
             best = [keeper.best.text(prefix) for prefix, keeper in self._keepers.items()]

@@ -71,7 +71,7 @@ def prepare(resume: str | None) -> None:
 
 
 def take(resume: str | None, model: Any) -> Checkpoint | None:
-    """The checkpoint that was prepared: the first model to ask gets it.
+    """Returns the prepared checkpoint to the first model that asks for it.
 
     With "latest" a script was started again as it was: what it trains before the model that was interrupted is another.
     """
@@ -92,7 +92,7 @@ def take(resume: str | None, model: Any) -> Checkpoint | None:
 
 
 def is_done(model: Any, resume: str | None) -> bool:
-    """Whether the fit that begins was over before the interruption: a later one of its model goes on."""
+    """Whether a beginning fit was finished before the interruption, so that a later one of its model resumes."""
     checkpoint = None if resume is None else _prepared.get(resume)
     if checkpoint is None or order.fits(model) >= checkpoint.fits:
         return False
@@ -107,7 +107,7 @@ def is_done(model: Any, resume: str | None) -> bool:
 
 
 def say_of_loop(resume: str | None) -> None:
-    """Says that a custom loop that `autolog` alone watches begins anew, where a checkpoint waits to be gone on from."""
+    """Logs that a custom loop under `autolog` alone starts from scratch though there is a checkpoint to resume."""
     if resume in _prepared:
         say_once(
             f"resume {resume} in a loop",

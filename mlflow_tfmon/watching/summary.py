@@ -13,7 +13,7 @@ _MOST_PROBLEMS = 6
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run has come to.
+    """Summary of a run.
 
     Attributes:
         run_id: the run, or None if it is not made yet.
@@ -22,7 +22,7 @@ class Summary:
         steps: how many optimizer steps were recorded.
         epochs: how many epochs.
         best: the best epochs, such as "val_loss 0.1234 at epoch 7".
-        problems: those that stand.
+        problems: the current ones.
         waiting: how many records wait for delivery.
         why: they wait, or None.
         not_kept: what was measured and not kept, and why, or "".
