@@ -53,7 +53,7 @@ def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Cal
 
 
 def post(url: str, about: dict[str, Any]) -> bool:
-    """Posts JSON, in at most three attempts; returns whether it was accepted. A failure is logged once, without address.
+    """Posts JSON in at most three attempts; returns whether it was accepted. Failures are logged once, without address.
 
     A user name and a password in the address are sent as the header that they stand for. Its path and its query may be
     secret as well.
