@@ -1,1 +1,1 @@
-"""What watching costs, beside the same training unwatched and watched by others: `make bench`."""
+"""Benchmarks of the cost of monitoring, compared with the same training alone and with other tools: `make bench`."""

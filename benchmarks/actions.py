@@ -1,4 +1,4 @@
-"""What "stop" and "rescue" do: to trainings whose learning rate is far too high, and to healthy ones.
+"""Benchmark of the actions "stop" and "rescue", on trainings with far too high a learning rate and on healthy ones.
 
     python -m benchmarks.actions
 

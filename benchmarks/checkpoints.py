@@ -1,4 +1,4 @@
-"""What checkpoints hold up, and how soon they are in MLflow: `python -m benchmarks.checkpoints`.
+"""Benchmark of checkpoints: their cost at an epoch's end, and their delay: `python -m benchmarks.checkpoints`.
 
 A model whose weights and optimizer state take about 12 MB, in epochs of some seconds. Printed are, for each store: how
 long the end of an epoch held the training up (the first apart, which traces the snapshot; the rest of the time beside

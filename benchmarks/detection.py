@@ -1,4 +1,4 @@
-"""How well problems are found: trains published and own configurations under `autolog()` and judges the judgements.
+"""Benchmark of the detectors: trains published and own configurations under `autolog()` and scores the diagnoses.
 
     python -m benchmarks.detection --seeds 3            # the published configurations
     python -m benchmarks.detection seen --seeds 2       # our own, those that were looked at

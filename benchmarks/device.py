@@ -1,4 +1,4 @@
-"""One training on a device, in turns with those of other processes: `python -m benchmarks.device "<JSON of a Turn>"`.
+"""One training on a device, in turns with other processes: `python -m benchmarks.device "<JSON of a Turn>"`.
 
 A turn is an epoch: it begins when a line comes on standard input, and ends with a line of JSON on standard output. The
 first, in which all is traced and compiled, begins at once. After the last, a line tells what the training took.

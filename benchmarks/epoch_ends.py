@@ -1,4 +1,4 @@
-"""A training whose epoch ends are timed, in a process of its own: `python -m benchmarks.epoch_ends '{"epochs": 5}'`.
+"""Training with timed epoch ends, in its own process: `python -m benchmarks.epoch_ends '{"epochs": 5}'`.
 
 It prints how long each epoch's end held the loop up, what the snapshot of its variables alone takes, and, where the
 store answers, after how many seconds MLflow had a checkpoint of that epoch or a later one.

@@ -1,4 +1,4 @@
-"""What watching costs a training once: `python -m benchmarks.fixed`, or `make bench-fixed`.
+"""Benchmark of the one-time cost of monitoring a training: `python -m benchmarks.fixed`, or `make bench-fixed`.
 
 A toy training of five epochs, in no run and then within a run of the user's, `with mlflow.start_run()`: the first who
 asks for a run waits until MLflow has imported and opened its store. Printed are the seconds that each watcher adds to

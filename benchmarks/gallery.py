@@ -1,9 +1,9 @@
-"""A training with each kind of problem, and the same one mended: the pictures of docs/gallery.md.
+"""Pictures of docs/gallery.md: a training with each kind of problem, and the same training fixed.
 
     python -m benchmarks.gallery [KIND...]      # or `make gallery`, for all of them
 
-Each picture is drawn from what autologging recorded of the two, and has below it what the monitor said. The command
-fails if a problem was not found, or is still found in the mended training.
+Each picture is drawn from what autologging recorded of the two, with the monitor's report below it. The command
+fails if a problem is not found, or is still found in the fixed training.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def by_kernel(quantity: str) -> Draw:
 
 
 def by_layer(quantity: str) -> Draw:
-    """What the outputs of each hidden layer are like, at the epochs' ends."""
+    """A quantity of the outputs of each hidden layer, at the epochs' ends."""
 
     def draw(axes: Any, run: RecordedRun) -> None:
         table = run.activations.dropna(subset=[quantity])
@@ -87,7 +87,7 @@ def by_layer(quantity: str) -> Draw:
 
 
 def weights(axes: Any, run: RecordedRun) -> None:
-    """The weights of each kernel as the training begins."""
+    """The initial weights of each kernel."""
     found = run.histograms[run.histograms.kind == "weight"]
     found = found[found.step == found.step.min()]
     kernels = [name for name in dict.fromkeys(found.variable) if name.endswith("kernel")]
@@ -101,7 +101,7 @@ def weights(axes: Any, run: RecordedRun) -> None:
 
 
 def column(name: str) -> Draw:
-    """A figure of each step."""
+    """A metric of each step."""
 
     def draw(axes: Any, run: RecordedRun) -> None:
         axes.plot(run.steps[name], linewidth=0.8, label=name)
@@ -118,18 +118,18 @@ def _shades(count: int) -> Any:
 # -- what is trained -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Case:
-    """A training with a problem, and what mends it.
+    """A training with a problem, and its fix.
 
     Attributes:
-        draw: draws what shows it.
-        title: what that is.
+        draw: draws the metric that shows the problem.
+        title: of that metric.
         recipe: makes a compiled model and its data.
         always: arguments of the recipe.
-        broken: further ones, with the problem.
-        mended: further ones, without it.
+        broken: further arguments, with the problem.
+        mended: further arguments, without it.
         epochs: how many.
         scale: of the vertical axis.
-        train: trains in another way than by `fit` on the recipe's; is told whether it is mended.
+        train: trains otherwise than by `fit`; takes whether to train the fixed version.
     """
 
     draw: Draw
@@ -144,14 +144,14 @@ class Case:
 
 
 def with_a_hole(seed: int) -> Any:
-    """The digits, of which one pixel is missing."""
+    """The digits, with one pixel that is NaN."""
     made = digits(seed)
     made[0][0, 30] = np.nan
     return made
 
 
 def bowl(seed: int) -> Any:
-    """A square and, a tenth of it, a straight line."""
+    """A parabola with a tenth of a straight line."""
     random = np.random.default_rng(seed)
     x = random.uniform(-1, 1, (1200, 2)).astype("float32")
     y = 3 * x[:, 0] ** 2 + 0.52 * x[:, 1] + 0.1 * random.normal(size=1200)
@@ -160,7 +160,7 @@ def bowl(seed: int) -> Any:
 
 
 def fit_slowly_read(mended: bool) -> None:
-    """Each example takes 2 ms to read; once, or in each epoch anew."""
+    """Each example takes 2 ms to read: once, or in every epoch."""
     x, y, _, _ = digits(1, train=320)
 
     def read(*example: Any) -> Any:
@@ -181,7 +181,7 @@ def _late(example: Any) -> Any:
 
 
 def loop_with_numbers(mended: bool) -> None:
-    """A loop whose step is given a Python number that changes, or a tensor."""
+    """A loop whose step takes a changing Python number, or a tensor."""
     x, y, _, _ = digits(1)
     model, _ = mlp(1)
     optimizer, loss_of = keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy()
@@ -251,7 +251,7 @@ CASES: dict[str, Case] = {
         always={"hidden": (16, 8)}, broken={"cut": True},
     ),
     "poor_initialization": Case(
-        weights, "first weights of each layer (share)",
+        weights, "initial weights of each layer (share)",
         always={"activation": "tanh", "hidden": (64, 64, 64)}, broken={"kernel": normal(stddev=5.0)},
     ),
     "improper_activation": Case(
@@ -265,25 +265,25 @@ CASES: dict[str, Case] = {
         broken={"given": {"scaled": False}},
     ),
     "learning_rate_too_high": Case(
-        by_kernel("update_ratio"), "change of each layer, of its weights", scale="log",
+        by_kernel("update_ratio"), "update ratio of each layer", scale="log",
         broken={"rate": 1.0}, mended={"rate": 1e-3},
     ),
     "learning_rate_too_low": Case(
-        by_kernel("update_ratio"), "change of each layer, of its weights", scale="log",
+        by_kernel("update_ratio"), "update ratio of each layer", scale="log",
         broken={"rate": 1e-6}, mended={"rate": 1e-3},
     ),
     "input_bound": Case(
-        column("input_wait_share"), "share of a step that waits for its batch", train=fit_slowly_read
+        column("input_wait_share"), "share of a step spent waiting for its batch", train=fit_slowly_read
     ),
     "retracing": Case(column("step_time_ms"), "step time, ms", scale="log", train=loop_with_numbers),
 }  # fmt: skip
 
 
 def train(case: Case, kind: str, mended: bool) -> RecordedRun:
-    """Trains one of the two, watched, and returns what was recorded."""
+    """Trains one of the two under `autolog()`, and returns its recording."""
     keras.utils.clear_session()  # names of layers begin anew
     keras.utils.set_random_seed(1)
-    with mlflow.start_run(run_name=f"{kind}, {'mended' if mended else 'broken'}") as run:
+    with mlflow.start_run(run_name=f"{kind}, {'fixed' if mended else 'broken'}") as run:
         if case.train is not None:
             case.train(mended)
         else:
@@ -294,11 +294,11 @@ def train(case: Case, kind: str, mended: bool) -> RecordedRun:
 
 
 def picture(case: Case, kind: str, broken: Any, mended: Any) -> Figure:
-    """Both trainings beside one another, and what the monitor said of the first."""
+    """Both trainings side by side, with the monitor's report on the first."""
     figure = Figure(figsize=(8.2, 3.4), dpi=80)
     (problem,) = (one for one in broken.problems if one.kind == kind)
     both = figure.subplots(1, 2, sharey=case.draw is not weights)
-    for axes, run, title in zip(both, (broken, mended), ("as it was", "mended"), strict=True):
+    for axes, run, title in zip(both, (broken, mended), ("broken", "fixed"), strict=True):
         case.draw(axes, run)
         axes.set_yscale(case.scale)
         axes.set_title(f"{title}: {case.title}", fontsize=9)
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the pictures")
     args = parser.parse_args()
     if unknown := set(args.kinds) - set(CASES):
-        parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"unknown kind: {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     args.output.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -331,7 +331,7 @@ def main() -> None:
             broken, mended = train(case, kind, False), train(case, kind, True)
             found, left = ({one.kind for one in run.problems} for run in (broken, mended))
             print(
-                f"{kind}: {', '.join(sorted(found))}; mended: {', '.join(sorted(left)) or 'none'}", flush=True
+                f"{kind}: {', '.join(sorted(found))}; fixed: {', '.join(sorted(left)) or 'none'}", flush=True
             )
             if kind not in found or kind in left:
                 failed.append(kind)
@@ -341,7 +341,7 @@ def main() -> None:
             Image.open(drawn).convert("RGB").quantize(64).save(args.output / f"{kind}.png", optimize=True)
         mlflow_tfmon.autolog(disable=True)
     if failed:
-        sys.exit(f"error: not found as expected: {', '.join(failed)}")
+        sys.exit(f"error: problem not found, or found after the fix: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

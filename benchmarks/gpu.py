@@ -1,4 +1,4 @@
-"""What watching costs on a GPU: `python -m benchmarks.gpu`, or `make bench-gpu`; some ten minutes on any NVIDIA card.
+"""Benchmark on a GPU: `python -m benchmarks.gpu`, or `make bench-gpu`; about ten minutes on any NVIDIA card.
 
 For each way to train and each length of a step, a training for each watcher is started, and they take turns on the
 device, in random order; a ratio is that of two turns of one round. Printed are, for each watcher, the median step time,

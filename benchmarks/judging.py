@@ -1,4 +1,4 @@
-"""What judging costs: gathering each second's records and one judgement of them, in ms of CPU; and the whole, in fit.
+"""Benchmark of diagnosis: ms of CPU to gather each second's records and for one diagnosis; and the total, in fit.
 
 python -m benchmarks.judging         # 1,000 steps a second, with 6, 100 and 1,000 variables
 python -m benchmarks.judging fit     # CPU seconds of trainings: unwatched, watched, watched but not judged

@@ -1,4 +1,4 @@
-"""How long after a step its row can be read in MLflow: `python -m benchmarks.lag`, or `make bench-lag`.
+"""Benchmark of the delay until a step's row is readable in MLflow: `python -m benchmarks.lag`, or `make bench-lag`.
 
 While a process trains, 500 steps a second, another asks MLflow again and again for the run's newest row, as
 `mlflow_tfmon.load_run` gives it. Printed is the age of that row when it was there: the median, and the most.

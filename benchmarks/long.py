@@ -1,4 +1,4 @@
-"""A long training in a process of its own: `python -m benchmarks.long '{"steps": 100000, "variables": 10}'`.
+"""Long training in its own process: `python -m benchmarks.long '{"steps": 100000, "variables": 10}'`.
 
 Its steps are as short as TensorFlow makes them, in a loop in the graph: far more of them a second than a real training
 has. It prints what they cost in memory and on the disk, whether any was lost, what the report takes to make, and how

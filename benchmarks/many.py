@@ -1,4 +1,4 @@
-"""What many optimizers, many fits and many models in one process cost: CPU of the first tenth and of the last.
+"""Benchmark of many optimizers, fits and models in one process: CPU time of the first tenth and of the last.
 
 Run `make bench-many`. A training whose cost grows with the number of those before it has a ratio well above 1.
 """

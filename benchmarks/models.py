@@ -1,4 +1,4 @@
-"""The models whose training is timed, and data of their shapes."""
+"""Models for the timed trainings, and data of matching shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watching costs a step: `python -m benchmarks.overhead [--cases …]`, or `make bench`.
+"""Benchmark of the cost per step: `python -m benchmarks.overhead [--cases …]`, or `make bench`.
 
 Each figure is a ratio to the same training unwatched. The variants of a case take turns in random order, each in a
 fresh process with an empty store; a ratio is that of two neighbours in time. Printed are the median ratio and the 90%

@@ -1,4 +1,4 @@
-"""What long and large trainings cost: `python -m benchmarks.scale`, or `make bench-scale`.
+"""Benchmark of long and large trainings: `python -m benchmarks.scale`, or `make bench-scale`.
 
 For each number of steps and of variables: steps a second that were recorded (the steps are as short as TensorFlow makes
 them), rows lost, growth of the trainer's memory, the most that the journal took on the disk, the size of the Parquet

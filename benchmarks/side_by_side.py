@@ -1,4 +1,4 @@
-"""What all benchmarks share: trainings in fresh processes that take turns, and figures with their uncertainty."""
+"""Shared code of the benchmarks: alternating trainings in fresh processes, and results with their uncertainty."""
 
 from __future__ import annotations
 

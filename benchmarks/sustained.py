@@ -1,4 +1,4 @@
-"""The highest rate at which no step is lost: `python -m benchmarks.sustained`, or `make bench-sustained`.
+"""Benchmark of the highest rate without lost steps: `python -m benchmarks.sustained`, or `make bench-sustained`.
 
 For each number of variables, steps are made in a loop in the graph for so many seconds, first as fast as TensorFlow
 makes them. If any is lost, the next try is at nine tenths of the rate of those that were kept, until none is.

@@ -1,4 +1,4 @@
-"""A toy training of five epochs in a process of its own.
+"""Toy training of five epochs in its own process.
 
 It is called as `python -m benchmarks.toy '{"watcher": "ours", "within": false}'`.
 """

@@ -1,4 +1,4 @@
-"""One training in a process of its own: `python -m benchmarks.training '<JSON of a Case>'` prints what it took."""
+"""One timed training in its own process: `python -m benchmarks.training '<JSON of a Case>'` prints its times."""
 
 from __future__ import annotations
 

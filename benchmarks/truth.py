@@ -1,4 +1,4 @@
-"""Whether each figure is true on this device: `python -m benchmarks.truth '{"way": "loop"}'`.
+"""Check that each metric is correct on this device: `python -m benchmarks.truth '{"way": "loop"}'`.
 
 A small model is trained watched, and again by an eager loop whose figures NumPy computes. Printed is the largest
 relative difference of each figure, and whether the last weights are bit for bit those of an unwatched training.

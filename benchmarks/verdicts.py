@@ -1,4 +1,4 @@
-"""What became of trainings and what was said of them: kept in a file, and summed up."""
+"""Outcomes and diagnoses of trainings: kept in a file, and summarized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways to watch a training that are compared; each turns itself on and gives the callbacks that `fit` needs."""
+"""The compared ways to monitor a training; each enables itself and returns the callbacks for `fit`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The training monitor and debugger for TensorFlow that lives inside MLflow.
 
-Nothing is imported until it is used: the delivery process needs parts of this package and no TensorFlow.
+Nothing is imported until it is used, since the delivery process needs parts of this package without TensorFlow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random numbers, and numbers in names: they are the training's, and what is done beside it takes none of them."""
+"""Preservation of the training's random state, and of the counters in names, around work done beside it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any
 
 import numpy as np
 
-_OURS = "mlflow_tfmon"  # what the names of this package's threads begin with
+_OURS = "mlflow_tfmon"  # prefix of the names of this package's threads
 
 
 def python_and_numpy() -> tuple[Any, Any]:
-    """The state of Python's and of NumPy's shared generator."""
+    """Returns the state of Python's and of NumPy's shared generator."""
     return random.getstate(), np.random.get_state(legacy=True)
 
 
 def restore(python: Any, numpy: Any) -> None:
-    """Puts the shared generators back to where they were."""
+    """Restores the shared generators."""
     random.setstate(python)
     np.random.set_state(numpy)
 
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Gives back what is taken meanwhile of Python's and NumPy's random numbers, and of the numbers in Keras's names.
+    """Restores Python's and NumPy's random state afterwards, and the counters in Keras's names.
 
-    Libraries draw from them unasked: MLflow for the name of a run that has none, and for how long it waits before it
-    asks a server again (3.1 to 3.17). Where none were taken nothing is put back: what another thread draws is its own.
-    A model that is made beside the training would have the next one of the user's called `sequential_2`.
+    Libraries draw random numbers unasked: MLflow for the name of a run without one, and for its delay before it retries
+    a request (3.1 to 3.17). If none were drawn, nothing is restored, since another thread may draw its own. A model
+    created beside the training would make the user's next one `sequential_2`.
 
-    On a thread of this package's own, such as the one that writes checkpoints, no random numbers are: the training
-    draws meanwhile, and would be given the same ones again. What is done there draws none.
+    On a thread of this package, such as the one that writes checkpoints, random numbers are not restored: the training
+    draws meanwhile, and would get the same ones again. Work on such threads draws none.
 
     Example:
         >>> with same_random_numbers():
@@ -60,7 +60,7 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _keras_names() -> dict[str, int]:
-    """How many layers and the like of each class Keras 3 has named on this thread (3.7 to 3.15)."""
+    """Returns how many objects of each class Keras 3 has named on this thread (3.7 to 3.15)."""
     state = sys.modules.get("keras.src.backend.common.global_state")
     attribute = getattr(state, "get_global_attribute", None)
     return (attribute("object_name_uids") if attribute is not None else None) or {}

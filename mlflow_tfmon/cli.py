@@ -1,4 +1,4 @@
-"""The mlflow-tfmon command. A command is a module in `mlflow_tfmon/commands` that is loaded when it is called."""
+"""The mlflow-tfmon command. Each subcommand is a module in `mlflow_tfmon/commands`, loaded when called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = "mlflow-tfmon"
 
 
 class _Commands(click.Group):
-    """Finds a command as the `command` of the module of that name."""
+    """Command group that finds a command as the `command` of the module of that name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__))
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; default: this process's.
 
     Returns:
-        The exit status: 0, 1 if it failed, 2 for wrong usage. An error is told on stderr, in one line.
+        The exit status: 0, 1 if it failed, 2 for wrong usage. An error is one line on stderr.
 
     Example:
         >>> main(["promote"])

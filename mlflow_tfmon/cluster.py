@@ -1,7 +1,7 @@
-"""The workers of a `MultiWorkerMirroredStrategy`: which of them this process is, and messages between them.
+"""Workers of a `MultiWorkerMirroredStrategy`: this process's place among them, and messages between them.
 
 Messages go through TensorFlow's coordination service, not through collectives in the graph: an all-reduce of one scalar
-costs 4 ms a step (two workers on one machine), and would wait for ever for a worker that is not watched.
+costs 4 ms a step (two workers on one machine), and would wait forever for a worker without monitoring.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALONE = "each worker of a MultiWorkerMirroredStrategy is recorded as if it trai
 
 @dataclass(frozen=True)
 class Place:
-    """Which worker a process is.
+    """A process's place among the workers.
 
     Attributes:
         index: number of the worker, from 0, which is the chief.
@@ -33,7 +33,7 @@ class Place:
 
 
 def place() -> Place | None:
-    """The place of this process in its cluster; None if it is in none, or its strategy was not made yet."""
+    """Returns this process's place in its cluster; None if there is none, or no strategy was created yet."""
     context, workers = _context(), internal(_WORKERS, None, _ALONE)
     server = getattr(context, "_collective_ops_server_def", None)  # TF 2.16 to 2.21
     if workers is None or server is None or context.coordination_service is None:
@@ -48,7 +48,7 @@ def _context() -> Any:
 
 
 def send(key: str, data: bytes) -> bool:
-    """Leaves a message for whoever asks for it, and tells whether that went well."""
+    """Posts a message for whoever asks for it; returns whether that succeeded."""
     try:
         _context().set_config_key_value(_KEY + key, base64.b64encode(data).decode())
     except tf.errors.OpError:  # the chief is gone
@@ -57,7 +57,7 @@ def send(key: str, data: bytes) -> bool:
 
 
 def receive(key: str, seconds: float) -> bytes | None:
-    """A message, or None if it does not come in time (waits without the interpreter's lock)."""
+    """Returns a message, or None if it does not arrive in time (waits without the interpreter's lock)."""
     try:
         return base64.b64decode(_context().get_config_key_value(_KEY + key, int(1e3 * seconds)))
     except tf.errors.OpError:

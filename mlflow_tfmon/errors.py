@@ -1,4 +1,4 @@
-"""Containment: an error of ours is said once, in one line, and the training goes on."""
+"""Containment of this package's own errors: each is logged once, in one line, and training continues."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class SettingError(ValueError):
-    """A setting has a value that it can't have; the message names setting, value and remedy.
+    """Invalid value of a setting; the message names setting, value and remedy.
 
     Attributes:
-        setting: its name, where it is one of the settings.
+        setting: its name, if it is one of the settings.
     """
 
     def __init__(self, message: str, setting: str | None = None) -> None:
@@ -32,7 +32,7 @@ class SettingError(ValueError):
 
 
 def raises() -> bool:
-    """Whether errors of ours are raised instead of contained (environment `MLFLOW_TFMON_RAISE_ERRORS=1`, for tests)."""
+    """Whether our errors are raised instead of contained (environment `MLFLOW_TFMON_RAISE_ERRORS=1`, for tests)."""
     return os.environ.get("MLFLOW_TFMON_RAISE_ERRORS") == "1"
 
 
@@ -47,11 +47,11 @@ def say_once(key: str, message: str, level: int = logging.WARNING) -> None:
 
 @contextlib.contextmanager
 def contained(part: str, consequence: str) -> Iterator[None]:
-    """Keeps an error of one of our parts from the user's training.
+    """Keeps an error in one of our parts away from the user's training.
 
     Args:
         part: the part that failed, as the log line names it.
-        consequence: what is no longer watched, as a clause.
+        consequence: what is no longer recorded, as a clause.
 
     Example:
         >>> with contained("the example", "nothing"):
@@ -65,17 +65,17 @@ def contained(part: str, consequence: str) -> Iterator[None]:
         say_once(
             f"{part}: {consequence}",
             f"mlflow_tfmon: {part} failed ({type(error).__name__}: {in_a_line(error)[:300]}); "
-            f"the training goes on, but {consequence}.",
+            f"training continues, but {consequence}.",
         )
 
 
 def quiet(silent: bool) -> None:
-    """Turns the package's own log lines off or on (`silent=True` says nothing at all)."""
+    """Turns the package's own log lines off or on (`silent=True` suppresses all)."""
     logger.setLevel(logging.CRITICAL + 1 if silent else logging.INFO)
 
 
 class _ToStderr(logging.StreamHandler):
-    """Writes to what stderr is at the time: a progress bar, or a notebook, puts something else in its place."""
+    """Handler that writes to the current stderr, which a progress bar or a notebook may replace."""
 
     @property
     def stream(self) -> TextIO:
@@ -83,11 +83,11 @@ class _ToStderr(logging.StreamHandler):
 
     @stream.setter
     def stream(self, stream: TextIO) -> None:
-        """What the class sets at the beginning does not count."""
+        """Ignored: the base class sets it initially."""
 
 
 class _Clean(logging.Filter):
-    """Leaves secrets out of all that is logged, and shows control characters: some of it comes from stores."""
+    """Filter that removes secrets from log lines and escapes control characters, since some text comes from stores."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = visible(without_secrets(record.getMessage())), None
@@ -95,7 +95,7 @@ class _Clean(logging.Filter):
 
 
 def _set_up_handler() -> None:
-    """Shows our lines even where the application configures no logging, as MLflow does with its own."""
+    """Shows our log lines even if the application does not configure logging, as MLflow does with its own."""
     if not any(isinstance(one, _Clean) for one in logger.filters):
         logger.addFilter(_Clean())
     if logger.handlers:

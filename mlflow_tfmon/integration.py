@@ -1,4 +1,4 @@
-"""autolog(): the MLflow autologging integration; puts the probes in and takes them out."""
+"""autolog(): the MLflow autologging integration; installs and removes the probes."""
 
 from __future__ import annotations
 
@@ -56,19 +56,25 @@ def _switch(given: dict[str, Any]) -> None:
         theirs = given.get(f"checkpoint_{name}") or given.get(name)
         if theirs is not None and given.setdefault(name, theirs) != theirs:
             raise SettingError(
-                f"checkpoint_{name}={theirs!r}: is at odds with {name}={given[name]!r}; leave one of them out."
+                f"checkpoint_{name}={theirs!r}: conflicts with {name}={given[name]!r}; remove one of them."
             )
     settings = Settings.make(**{name: given[name] for name in given if name in Settings.types()})
     quiet(settings.silent)
     if not given.get("log_every_epoch", True) or given.get("log_every_n_steps") is not None:
-        logger.info("mlflow_tfmon: log_every_epoch and log_every_n_steps do nothing: all is always recorded.")
+        logger.info(
+            "mlflow_tfmon: log_every_epoch and log_every_n_steps have no effect: everything is always recorded."
+        )
     untested: list[str] = []
     old: list[str] = []
-    with contained("looking at the versions", "whether they were tested is not known"):
+    with contained("checking the versions", "it is unknown whether they were tested"):
         found = versions.installed()
         untested, old = versions.untested(found), versions.older(found)
     if untested and given.get("disable_for_unsupported_versions"):
-        logger.warning("mlflow_tfmon: not enabled, since it was not tested with %s.", ", ".join(untested))
+        logger.warning(
+            "mlflow_tfmon: not enabled, since it was not tested with %s; remove disable_for_unsupported_versions to "
+            "enable it.",
+            ", ".join(untested),
+        )
         _disable()
         return
     if old:
@@ -124,58 +130,57 @@ def autolog(
     alert_url: str | None = None,
     resume: str | None = None,
 ) -> None:
-    """Watches every training from here on: by `model.fit`, and by hand-written `tf.GradientTape` loops.
+    """Monitors every later training, with `model.fit` or in a hand-written `tf.GradientTape` loop.
 
-    What is recorded, and under which names, is in the README. An active MLflow run takes the training; else one is
-    made. `mlflow.tensorflow.autolog` is set aside while this is on. A custom loop is watched if its step is traced
-    (first called) after this call; `fit` is watched in any case. An argument that is left out is taken from the
-    environment (`MLFLOW_TFMON_DEEP_EVERY=10`), else from `[tool.mlflow_tfmon]` in pyproject.toml; else it has its
-    default.
+    The README lists what is recorded, and under which names. A training is logged to the active MLflow run, else to a
+    new one. `mlflow.tensorflow.autolog` is disabled while this is on. A custom loop is monitored if its step is traced
+    (first called) after this call; `fit` is always monitored. An omitted argument is read from the environment
+    (`MLFLOW_TFMON_DEEP_EVERY=10`), else from `[tool.mlflow_tfmon]` in pyproject.toml; else it has its default.
 
     Args:
-        log_models: whether models are logged: the trained one at the end of `fit`, and checkpoints.
-        log_datasets: whether the datasets given to `fit` are described in the run.
-        disable: whether to put everything back as it was.
-        exclusive: whether to leave runs that the user made alone.
-        disable_for_unsupported_versions: whether to watch nothing with versions of TensorFlow, Keras or MLflow that
-            are older or newer than those that are tested.
-        silent: whether to say nothing, neither log lines nor warnings.
-        registered_model_name: registered model of which the best of each training becomes a version.
-        log_input_examples: whether the logged model carries an input example.
-        log_model_signatures: whether the logged model carries a signature.
+        log_models: whether to log models: the trained one at the end of `fit`, and checkpoints.
+        log_datasets: whether to describe the datasets passed to `fit` in the run.
+        disable: whether to turn monitoring off and restore everything.
+        exclusive: whether to ignore runs created by the user.
+        disable_for_unsupported_versions: whether to stay off if TensorFlow, Keras or MLflow is older or newer than the
+            tested versions.
+        silent: whether to suppress log lines, warnings, progress bar and summary.
+        registered_model_name: registered model to which the best model of each training is added as a version.
+        log_input_examples: whether to log an input example with the model.
+        log_model_signatures: whether to log a signature with the model.
         saved_model_kwargs: further arguments for `tf.saved_model.save`.
         keras_model_kwargs: further arguments for `keras.Model.save`.
-        extra_tags: tags for each run that is made.
-        log_every_epoch: accepted so that a script moved over from MLflow runs; epochs are always logged.
-        log_every_n_steps: accepted for the same reason; every step is always recorded.
-        checkpoint: whether the best and the last epoch's models are kept in MLflow.
-        checkpoint_monitor: MLflow's name of `monitor`.
-        checkpoint_mode: MLflow's name of `mode`.
-        checkpoint_save_best_only: whether only the best and the last are kept; else all are.
-        checkpoint_save_weights_only: whether checkpoints hold the weights alone.
+        extra_tags: tags for each created run.
+        log_every_epoch: accepted for compatibility with MLflow; epochs are always logged.
+        log_every_n_steps: accepted for compatibility with MLflow; every step is always recorded.
+        checkpoint: whether to keep the best and the last epoch's models in MLflow.
+        checkpoint_monitor: MLflow's name for `monitor`.
+        checkpoint_mode: MLflow's name for `mode`.
+        checkpoint_save_best_only: whether to keep only the best and the last; otherwise all are kept.
+        checkpoint_save_weights_only: whether to save only the weights in checkpoints.
         checkpoint_save_freq: "epoch", every so many epochs ("5 epochs") or every so many steps (a number).
-        monitor: epoch metric by which the best epoch is found; "loss" stands in for "val_loss" without validation.
-        mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
-        min_delta: by how much a value must be better than the best to count as better.
-        epoch_metrics: a function of the model that returns numbers by name: further metrics of each epoch.
-        checkpoint_keep: how many of the best are kept.
-        deep_every: every how many optimizer steps the weights are measured.
-        max_points: bound on the points of a series in MLflow; the Parquet files hold every step.
-        max_variables: how many variables (the largest kernels) get series of their own in MLflow.
-        journal_gb: how many gigabytes of records may wait for delivery on this machine's disk.
-        delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
-        exit_wait: for how many seconds the script's end waits for it; default 600 where that end ends all processes
-            (in a container, say, or under Kubernetes, SLURM or Ray), else 0.
-        report: whether a run gets a report, `tfmon/report.html`, at its end.
-        tensorboard: whether a run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
-        sinks: where else what is recorded goes while training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of an
-            installed package; several with commas between them.
+        monitor: epoch metric that determines the best epoch; "loss" replaces "val_loss" without validation data.
+        mode: "min", "max" or "auto" (from the Keras metric, else from its name).
+        min_delta: smallest change that counts as an improvement.
+        epoch_metrics: a function of the model that returns numbers by name: additional metrics of each epoch.
+        checkpoint_keep: number of best models to keep.
+        deep_every: interval in optimizer steps between measurements of the weights.
+        max_points: largest number of points per series in MLflow; the Parquet files have every step.
+        max_variables: number of variables (the largest kernels) with their own series in MLflow.
+        journal_gb: largest size of undelivered records on the local disk, in gigabytes.
+        delivery_wait: seconds for which the end of a training may wait until MLflow has everything.
+        exit_wait: seconds for which the script's exit waits for it; default 600 where that exit ends all processes (for
+            example in a container, or under Kubernetes, SLURM or Ray), else 0.
+        report: whether to write a report, `tfmon/report.html`, at the run's end.
+        tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
+        sinks: additional destinations during training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of an installed
+            package; separate several with commas.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
-        alert_url: where each new problem is posted, as JSON.
-        resume: id of a run, or "latest": the next `fit` goes on with its training.
+        alert_url: URL to which each new problem is posted as JSON.
+        resume: id of a run, or "latest": the next `fit` resumes its training.
 
     Raises:
-        SettingError: a setting has a value that it can't have.
+        SettingError: a setting has an invalid value.
 
     Example:
         ```python
@@ -226,7 +231,7 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return fitting.watched_fit(original, model, *args, **kwargs)
     finally:
-        with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
+        with contained("releasing a train function", "it keeps writing into a ring that nobody reads"):
             _in_fit.remove(model)
             if not _on and model not in _in_fit:  # disabled by a callback of this fit
                 compiled.unwatch(model)
@@ -236,18 +241,18 @@ def _enable(settings: Settings) -> None:
     set_autolog_settings(settings)
     if not _on:
         _on.append(_USER)
-        with contained("putting the probes into TensorFlow and Keras", "nothing is watched"):
+        with contained("installing the probes in TensorFlow and Keras", "nothing is monitored"):
             probes.install(_USER, claims.claim)
     hooks.put_in([mlflow_hooks.run_ends(pipeline.watch_run_end), mlflow_hooks.last_model(logged.watch_last)])
-    with contained("watching custom loops", "they are not recorded; fit is"):
+    with contained("monitoring custom loops", "they are not recorded; fit is"):
         loops.begin()
-    with contained("starting the delivery process", "what is recorded waits on this machine"):
+    with contained("starting the delivery process", "recordings stay on this machine"):
         # By the time that a training starts, it has loaded MLflow.
         DeliveryProcess.shared().expect(mlflow.get_tracking_uri())
 
 
 def _disable() -> None:
-    with contained("taking the patch of fit out", "fit stays watched"):
+    with contained("removing the patch of fit", "fit stays monitored"):
         _switch_fit(disable=True)
     loops.stop()
     set_autolog_settings(None)
@@ -255,6 +260,6 @@ def _disable() -> None:
     _on.clear()
     peers.bring_back()
     for model in [model for model in _fitted if not any(model is busy for busy in _in_fit)]:
-        with contained("letting go of a train function", "it goes on writing into a ring that nobody reads"):
+        with contained("releasing a train function", "it keeps writing into a ring that nobody reads"):
             compiled.unwatch(model)
     _fitted.clear()

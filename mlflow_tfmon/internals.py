@@ -1,4 +1,4 @@
-"""Names of other libraries that are not public: each is looked up when needed, since a new version may lack it."""
+"""Private names of other libraries: each is looked up when needed, since a new version may lack it."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def _is_there(path: str) -> bool:
 def _missing(path: str, otherwise: Any, consequence: str) -> Any:
     say_once(
         f"internal {path}",
-        f"mlflow_tfmon: {path} is not in the installed version; the training goes on, but {consequence}.",
+        f"mlflow_tfmon: {path} is missing from the installed version; training continues, but {consequence}.",
     )
     return otherwise

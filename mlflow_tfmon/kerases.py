@@ -1,4 +1,4 @@
-"""The Kerases of a process: Keras 3, and beside it Keras 2 (`tf_keras`) where the user has imported that.
+"""The Keras versions of a process: Keras 3, and also Keras 2 (`tf_keras`) if the user has imported it.
 
 `TF_USE_LEGACY_KERAS=1` makes `tf.keras` be Keras 2, while `import keras` is still Keras 3: a process may train with
 both. Keras 2 is never imported for the user.

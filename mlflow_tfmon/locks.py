@@ -1,4 +1,4 @@
-"""Locks between processes: one on a file for as long as its holder lives, and one for the making of a store.
+"""Locks between processes: on a file while its holder lives, and for the creation of a store.
 
 A POSIX lock (`lockf`) is what SQLite takes on the journal beside it: where it works the journal does, also on file
 systems without `flock` (some NFS, FUSE and Lustre mounts), and a forked child, which may outlive the holder, does not

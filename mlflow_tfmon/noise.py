@@ -1,4 +1,4 @@
-"""Keeps what others say, and nobody can act on, from drowning what is said here."""
+"""Filter for messages of other libraries that nobody can act on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders and files that are this user's alone: what somebody else can write is not read.
+"""Folders and files that only this user can write: anything that others can write is not read.
 
 A recording says where its data go and what is done with them, so that whoever can write it acts as its user. Checked
 are the home of the recordings, the folder `recordings` in it and each recording: where they are made, delivered, read.
@@ -126,24 +126,25 @@ def _check_inside(folder: Path) -> None:
 
 def _check_folder(folder: Path, about: os.stat_result, sticky: bool = False) -> None:
     if not stat.S_ISDIR(about.st_mode):
-        raise NotOursError(f"{folder} is no folder: it is not read; remove it.")
+        raise NotOursError(f"{folder} is not a folder: it is not read; remove it.")
     _check_owner(folder, about)
     if _is_posix() and about.st_mode & _OTHERS_WRITE and not (sticky and about.st_mode & stat.S_ISVTX):
         raise NotOursError(
-            f"{folder} can be written by others (mode {stat.S_IMODE(about.st_mode):03o}): it is not read; if all in it "
-            f"is yours: chmod go-w '{folder}', else let MLFLOW_TFMON_HOME name a folder that is not there yet."
+            f"{folder} can be written by others (mode {stat.S_IMODE(about.st_mode):03o}): it is not read; if "
+            f"everything in it is yours, chmod go-w '{folder}'; else set MLFLOW_TFMON_HOME to a folder that does "
+            "not exist yet."
         )
 
 
 def _check_file(path: Path, about: os.stat_result) -> None:
     if not stat.S_ISREG(about.st_mode):
-        raise NotOursError(f"{path} is no regular file: it is not read; remove it.")
+        raise NotOursError(f"{path} is not a regular file: it is not read; remove it.")
     _check_owner(path, about)
     # The group's right to write means nothing within a folder that is its owner's alone (umask 002).
     if _is_posix() and about.st_mode & stat.S_IWOTH:
         raise NotOursError(
             f"{path} can be written by others (mode {stat.S_IMODE(about.st_mode):03o}): it is not read; if it is as "
-            f"you left it: chmod go-w '{path}', else remove it."
+            f"you left it, chmod go-w '{path}'; else remove it."
         )
 
 
@@ -151,8 +152,8 @@ def _check_owner(path: Path, about: os.stat_result) -> None:
     # What is the superuser's is safe from all others.
     if _is_posix() and about.st_uid not in (0, os.geteuid()):
         raise NotOursError(
-            f"{path} belongs to user {about.st_uid}, and this is user {os.geteuid()}: it is not read; call it as that "
-            "user, or let MLFLOW_TFMON_HOME name a folder of your own."
+            f"{path} belongs to user {about.st_uid}, but this is user {os.geteuid()}: it is not read; run as that "
+            "user, or set MLFLOW_TFMON_HOME to a folder of your own."
         )
 
 

@@ -1,4 +1,4 @@
-"""Every setting, checked once, with an error for each bad value that says what to do."""
+"""All settings, validated once, with an error for each invalid value that says what to do."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ if TYPE_CHECKING:
     from mlflow_tfmon.detectors.problem import Problem
 
 
-# What a metric's name may have in it, and of which then more, or less, is better.
+# Parts of metric names for which higher, or lower, values are better.
 _MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "r2")
 _LESS = ("loss", "err", "mae", "mse", "mape", "msle", "perplexity", "entropy", "nll")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a training is watched.
+    """Settings of a monitored training.
 
     Attributes:
-        log_models: whether models are logged to MLflow: the trained one at the end of `fit`, and checkpoints.
-        log_datasets: whether the datasets given to `fit` are described in the run.
-        log_input_examples: whether the logged model carries an input example.
-        log_model_signatures: whether the logged model carries a signature.
-        registered_model_name: registered model of which the best of each training becomes a version, or None.
+        log_models: whether to log models to MLflow: the trained one at the end of `fit`, and checkpoints.
+        log_datasets: whether to describe the datasets passed to `fit` in the run.
+        log_input_examples: whether to log an input example with the model.
+        log_model_signatures: whether to log a signature with the model.
+        registered_model_name: registered model to which the best model of each training is added as a version, or None.
         saved_model_kwargs: further arguments for `tf.saved_model.save`.
         keras_model_kwargs: further arguments for `keras.Model.save`.
-        extra_tags: tags for each run that autologging makes.
-        monitor: epoch metric by which the best epoch is found ("loss" stands in if it is "val_loss" and there is
-            no validation data).
-        mode: "min", "max" or "auto" (as Keras knows the metric, else by its name).
-        min_delta: by how much a value must be better than the best to count as better.
-        epoch_metrics: a function that is called with the model (None where a `Monitor` has none) at each epoch's end
-            and returns a dictionary of numbers: metrics of the epoch like any other. It must leave the model as it is.
-        checkpoint: whether the best and the last epoch's models are kept in MLflow (and `log_models`).
-        checkpoint_keep: how many of the best are kept.
-        checkpoint_save_best_only: whether only the best and the last are kept; else all are.
-        checkpoint_save_weights_only: whether checkpoints hold the weights, without the model's configuration.
+        extra_tags: tags for each run that autologging creates.
+        monitor: epoch metric that determines the best epoch ("loss" replaces "val_loss" without validation data).
+        mode: "min", "max" or "auto" (from the Keras metric, else from its name).
+        min_delta: smallest change that counts as an improvement.
+        epoch_metrics: a function that is called with the model (None for a `Monitor` without one) at each epoch's end
+            and returns a dictionary of numbers: epoch metrics like any other. It must not change the model.
+        checkpoint: whether to keep the best and the last epoch's models in MLflow (requires `log_models`).
+        checkpoint_keep: number of best models to keep.
+        checkpoint_save_best_only: whether to keep only the best and the last; otherwise all are kept.
+        checkpoint_save_weights_only: whether to save only the weights in checkpoints, without the model's
+            configuration.
         checkpoint_save_freq: "epoch", every so many epochs ("5 epochs"), or every so many optimizer steps and at
             each epoch's end (a number; in a custom loop at the next `Monitor.log`).
-        deep_every: every how many optimizer steps the weight norms, update ratios and fractions of zero gradients
-            are measured; step 1 is, too.
-        max_points: bound on the points of one series in MLflow; the Parquet files hold every step.
-        max_variables: how many variables (the largest kernels) get series of their own in MLflow.
-        journal_gb: how many gigabytes of records may wait for delivery on this machine's disk.
-        delivery_wait: for how many seconds the end of a training may wait until MLflow has everything.
-        exit_wait: for how many seconds the script's end (with Ray each training's) waits until all that can be
-            delivered is, the report too. None: 600 where that end ends all processes (the first process of a container,
-            Kubernetes, SLURM, SageMaker, Ray, CI, …), else 0, since delivery goes on by itself.
-        report: whether the run gets a report, `tfmon/report.html`, at its end.
-        tensorboard: whether the run gets TensorBoard's event files, in `tfmon/tensorboard`, at its end.
-        sinks: where else what is recorded goes while training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER"
-            (event files that grow), or the sink of an installed package, several with commas between them. None: MLflow
-            alone.
-        silent: whether nothing is said, neither log lines nor warnings.
-        on_problem: what follows from a problem: "warn" (it is said), "stop" (`fit` ends, with its best weights),
-            "rescue" (`fit` goes back to good weights, with a tenth of the learning rate and gradients clipped), or a
-            function that is called with each new `Problem`.
-        alert_url: where each new problem is posted, as JSON.
-        resume: id of the run whose training goes on, or "latest" (the experiment's last, if that did not finish).
+        deep_every: interval in optimizer steps between measurements of weight norms, update ratios and fractions of
+            zero gradients; step 1 is always measured.
+        max_points: largest number of points per series in MLflow; the Parquet files have every step.
+        max_variables: number of variables (the largest kernels) with their own series in MLflow.
+        journal_gb: largest size of undelivered records on the local disk, in gigabytes.
+        delivery_wait: seconds for which the end of a training may wait until MLflow has everything.
+        exit_wait: seconds for which the script's exit (with Ray, the end of each training) waits until everything that
+            can be delivered is, including the report. None: 600 where that exit ends all processes (the first process
+            of a container, Kubernetes, SLURM, SageMaker, Ray, CI, …), else 0, since delivery continues in the
+            background.
+        report: whether to write a report, `tfmon/report.html`, at the run's end.
+        tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
+        sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
+            files that grow), or the sink of an installed package; separate several with commas. None: MLflow alone.
+        silent: whether to suppress log lines, warnings, progress bar and summary.
+        on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
+            `fit` to good weights, with a tenth of the learning rate and clipped gradients), or a function that is
+            called with each new `Problem`.
+        alert_url: URL to which each new problem is posted as JSON.
+        resume: id of the run to resume, or "latest" (the experiment's last run, if it did not finish).
     """
 
     log_models: bool = True
@@ -98,7 +98,9 @@ class Settings:
     sinks: str | None = None
     silent: bool = False
     on_problem: str | Callable[[Problem], Any] = "warn"
-    alert_url: str | None = dataclasses.field(default=None, repr=False)  # it may have a password, or be one
+    alert_url: str | None = dataclasses.field(
+        default=None, repr=False
+    )  # it may contain a password, or be one
     resume: str | None = None
 
     def __post_init__(self) -> None:
@@ -162,9 +164,7 @@ class Settings:
             if value is not None and not isinstance(value, Mapping):
                 raise self._error(name, "must be a dictionary")
         if name_ is not None and not self.log_models:
-            raise self._error(
-                "registered_model_name", "is at odds with log_models=False; leave one of them out"
-            )
+            raise self._error("registered_model_name", "conflicts with log_models=False; remove one of them")
 
     def _error(self, name: str, remedy: str) -> SettingError:
         value = "…" if name == "alert_url" else repr(getattr(self, name))  # its path may be a secret too
@@ -172,13 +172,13 @@ class Settings:
 
     @classmethod
     def make(cls, **values: Any) -> Settings:
-        """Builds settings: what is not given is taken from the environment, else the project, else it has its default.
+        """Builds settings; an omitted one is read from the environment, else from the project, else it has its default.
 
         Args:
             **values: settings by name.
 
         Raises:
-            SettingError: for an unknown name or a value that the setting can't have.
+            SettingError: for an unknown setting or an invalid value.
 
         Example:
             >>> Settings.make(deep_every=10).deep_every
@@ -198,12 +198,12 @@ class Settings:
 
     @classmethod
     def types(cls) -> dict[str, str]:
-        """The names of the settings, and their types as the annotations say them."""
+        """Returns the names of the settings with their annotated types."""
         return {field.name: str(field.type) for field in dataclasses.fields(cls)}
 
     @classmethod
     def written(cls) -> dict[str, str]:
-        """Of these the settings that can be written as text: not those that are functions."""
+        """Returns the settings that can be written as text, without those that are functions."""
         return {name: kind for name, kind in cls.types().items() if not kind.startswith("Callable")}
 
     @property
@@ -216,12 +216,12 @@ class Settings:
         return (value, "steps") if _is_whole(value, 1) else None
 
     def maximizes(self, metric: str, directions: Mapping[str, str] | None = None) -> bool:
-        """Whether more of a metric is better.
+        """Whether higher values of a metric are better.
 
         Args:
             metric: its name.
-            directions: where `mode` is "auto": "up" or "down" for the metrics of which Keras knows it, by name without
-                "val_"; the others go by their names.
+            directions: for the mode "auto": "up" or "down" by metric, without "val_", as far as Keras knows it; for
+                other metrics the name decides.
         """
         if self.mode != "auto":
             return self.mode == "max"
@@ -231,7 +231,7 @@ class Settings:
         return _has(metric, _MORE)
 
     def is_told(self, metric: str, directions: Mapping[str, str] | None = None) -> bool:
-        """Whether it is known, rather than guessed, if more of a metric is better; arguments as in `maximizes`."""
+        """Whether the direction of a metric is known rather than guessed; arguments as in `maximizes`."""
         known = (directions or {}).get(metric.removeprefix("val_"))
         return self.mode != "auto" or bool(known) or _has(metric, _MORE + _LESS)
 
@@ -246,7 +246,7 @@ def _is_whole(value: object, least: int) -> bool:
 
 
 def autolog_settings() -> Settings:
-    """Settings of `autolog()`, or those of the environment, the project and the defaults while it is off."""
+    """Returns the settings of `autolog()`, or those of environment, project and defaults while it is off."""
     return _autolog_settings or Settings.make()
 
 

@@ -1,4 +1,4 @@
-"""Where settings come from: the environment (`MLFLOW_TFMON_…`) and `[tool.mlflow_tfmon]` in pyproject.toml."""
+"""Sources of settings: the environment (`MLFLOW_TFMON_…`) and `[tool.mlflow_tfmon]` in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def parse(text: str, kind: str) -> Any:
 def unknown(name: str, known: Collection[str]) -> str:
     """What to say of a setting that there isn't."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"there is no setting {name!r}; " + (
-        f"did you mean {near[0]!r}?" if near else f"there are {sorted(known)}."
+    return f"unknown setting {name!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"known settings: {sorted(known)}."
     )
 
 
@@ -104,11 +104,11 @@ def _read(path: Path) -> str:
     with open(handle, "rb") as file:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
-            raise _NotOursError("is no regular file")
+            raise _NotOursError("is not a regular file")
         # Who runs a script in somebody's folder trusts them: in a container, say, it may be another user's.
         if os.name == "posix" and about.st_uid not in (0, os.geteuid(), Path.cwd().stat().st_uid):
             raise _NotOursError(
-                f"belongs to user {about.st_uid}: if its settings are to hold, give them by {PREFIX}…"
+                f"belongs to user {about.st_uid}; to use its settings, set {PREFIX}… variables"
             )
         text = file.read(_MOST_BYTES + 1)
     if len(text) > _MOST_BYTES:
@@ -128,7 +128,7 @@ def _project(types: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
         except OSError:
             continue
         except (ValueError, AttributeError, RecursionError) as error:
-            say_once(str(path), f"mlflow_tfmon: {path} is not read, since it is no TOML: {error}")
+            say_once(str(path), f"mlflow_tfmon: {path} is not read, since it is not valid TOML: {error}")
             continue
         if table is not None:
             for name in table:

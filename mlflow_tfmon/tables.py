@@ -1,4 +1,4 @@
-"""Texts and tables for a terminal: what a store says may hold anything, a terminal's commands as well."""
+"""Text and tables for a terminal, safe for anything a store contains, such as terminal control sequences."""
 
 from __future__ import annotations
 

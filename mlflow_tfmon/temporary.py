@@ -1,4 +1,4 @@
-"""Temporary folders: this user's alone, and gone with their process, a killed one's as soon as another makes one."""
+"""Temporary folders: private to this user, and deleted with their process, or by the next one if it is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and store addresses as they may be written down or shown: without a secret, and without control characters.
+"""Texts and store addresses made safe to write down or show: without secrets and control characters.
 
 Whatever goes to a disk, a log, a tag or a terminal passes here. Where a text can be read in two ways, what may be a
 secret is left out.

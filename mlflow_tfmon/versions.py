@@ -1,4 +1,4 @@
-"""Which versions of TensorFlow, Keras and MLflow this package is tested with."""
+"""Versions of TensorFlow, Keras and MLflow that this package is tested with."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The demos, a file each, which `mlflow run` runs as the entry points of MLproject."""
+"""The demos, one per file: entry points of MLproject for `mlflow run`."""

@@ -1,4 +1,4 @@
-"""A trainer for loops of one's own: compiled steps, clipping, a schedule, early stopping, best weights kept.
+"""A trainer for custom loops: compiled steps, clipping, a schedule, early stopping, best weights kept.
 
 What `fit` does with callbacks, in a class of a hundred lines that does it in plain sight.
 """

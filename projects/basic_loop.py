@@ -1,4 +1,4 @@
-"""A training loop written by hand: a GradientTape, accuracy, validation, and the three pictures to look at.
+"""A hand-written training loop: GradientTape, accuracy, validation, and three plots.
 
 Loss and accuracy say how well it learns; the gap between training and validation says when it begins to learn by heart.
 """

@@ -1,4 +1,4 @@
-"""Keras's callbacks together with the monitor, which notes what they do.
+"""Keras's callbacks together with the monitor, which records their actions.
 
 A LearningRateScheduler warms up and then leaves the rate alone; ReduceLROnPlateau lowers it; EarlyStopping ends the
 training and goes back to the best weights; ModelCheckpoint, CSVLogger and TensorBoard write files, which become the

@@ -1,4 +1,4 @@
-"""A callback of one's own: it times the epochs, and ends the training once the validation accuracy is high enough.
+"""A custom callback that times the epochs, and ends the training once the validation accuracy is high enough.
 
 What a callback puts into `logs` is an epoch metric like Keras's own: the monitor records it.
 """

@@ -1,4 +1,4 @@
-"""One training on one device, on two (MirroredStrategy), and by two workers (MultiWorkerMirroredStrategy).
+"""One training on one device, on two (MirroredStrategy), and on two workers (MultiWorkerMirroredStrategy).
 
 Each takes the same batches, split among the replicas, so the losses are the same step by step. The devices are two
 logical CPUs, the workers two processes of this machine; the chief's run has the step times of both workers.

@@ -1,4 +1,4 @@
-"""A GAN on handwritten digits: two optimizers that take turns, recorded as two streams of one run.
+"""A GAN on handwritten digits: two alternating optimizers, recorded as two streams of one run.
 
 How good it is tells an outsider: a logistic regression that tries to tell the generator's digits from real ones. It is
 right always at first; the nearer to 0.5, the better the generator.

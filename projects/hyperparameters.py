@@ -1,4 +1,4 @@
-"""A search of hyperparameters by Optuna: each trial a watched child run, hopeless ones ended by the problems found.
+"""A hyperparameter search with Optuna: each trial a monitored child run, hopeless ones ended by their problems.
 
 `on_problem="stop"` ends a training at the end of the epoch in which it is sure of a critical problem (a loss that
 diverges, a gradient that vanishes, …). Optuna learns of it as of a pruned trial.

@@ -1,4 +1,4 @@
-"""Learning rate schedules, one of one's own among them, and a learning rate range test.
+"""Learning rate schedules, including a custom one, and a learning rate range test.
 
 The rate that was in force at each step is what the monitor records: laid on the schedule's own formula, the two are
 one curve. The range test raises the rate from step to step until the loss explodes; a good rate is some way below.

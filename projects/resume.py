@@ -1,4 +1,4 @@
-"""A training that is killed half-way and resumed ends with the very weights of one that was never interrupted.
+"""A training that is killed half-way and resumed; it ends with exactly the weights of an uninterrupted one.
 
 Three processes: one trains in peace; one is killed in the middle of an epoch, as a lost machine would be; the third
 goes on with its run, from the last epoch that was kept. Dropout, Adam's moments and the shuffling go on as well.

@@ -1,4 +1,4 @@
-"""A small Transformer that translates numbers in words from English to German, with BLEU per epoch by sacreBLEU.
+"""A small Transformer that translates number words from English to German, with BLEU per epoch by sacreBLEU.
 
 "four thousand three hundred twenty one" is "vier tausend drei hundert ein und zwanzig": tens and ones change places.
 Keras has no BLEU: `epoch_metrics` measures it, and the best checkpoint is chosen by it.

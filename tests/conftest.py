@@ -1,4 +1,4 @@
-"""What all tests share: a quiet MLflow, a store of their own each, and a home of their own for recordings."""
+"""Fixtures of all tests: a quiet MLflow, a store for each test, and a home for its recordings."""
 
 from __future__ import annotations
 

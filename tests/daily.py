@@ -1,4 +1,4 @@
-"""Which of many like cases are tried every day, and which only by `make test-thorough`."""
+"""Selection of the cases tried every day; the others are left to `make test-thorough`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings on several replicas, each made unwatched and then watched; `tests.test_distribute` runs them as scripts.
+"""Trainings on several replicas, each without and with monitoring; run as scripts by `tests.test_distribute`.
 
 python -m tests.distributed mirrored FOLDER
 python -m tests.distributed worker FOLDER INDEX PORT PORT

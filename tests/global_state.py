@@ -1,4 +1,4 @@
-"""What all that runs in a process shares, to be compared before and after something."""
+"""Global state of a process, to be compared before and after something."""
 
 from __future__ import annotations
 

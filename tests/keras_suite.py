@@ -1,4 +1,4 @@
-"""Keras's own tests, which its wheel carries: each must end watched as it does unwatched.
+"""Runner of Keras's own tests, from its wheel: each must have the same result with and without monitoring.
 
 Run `make test-keras`, or `python -m tests.keras_suite trainers/trainer_test.py` for some of them.
 """

@@ -1,4 +1,4 @@
-"""Notebooks in a kernel of their own, which runs in the tests' environment."""
+"""Runner of notebooks, with a kernel in the tests' environment."""
 
 from __future__ import annotations
 

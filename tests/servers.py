@@ -1,4 +1,4 @@
-"""A real MLflow server, and what can lie between it and a client."""
+"""A real MLflow server, and proxies between it and a client."""
 
 from __future__ import annotations
 

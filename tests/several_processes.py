@@ -1,4 +1,4 @@
-"""Trainings that several replicas make together, unwatched and watched; `tests.test_collectives` runs them as scripts.
+"""Trainings of several replicas in several processes, with and without monitoring; run by `tests.test_collectives`.
 
 python -m tests.several_processes FOLDER 2|3 mirrored CASES
 python -m tests.several_processes FOLDER 2|3 workers CASES INDEX PORT PORT

@@ -1,4 +1,4 @@
-"""Trainings while trainers, delivery processes and the server are killed at random: `make soak`, an hour.
+"""Soak test: trainings while trainers, delivery processes and the server are killed at random: `make soak`, an hour.
 
 Each trainer writes a record of its own: a line a step with the loss, on the disk before the next step is made. At the
 end `mlflow-tfmon sync` delivers what waits, and each line is looked for in the store, by MLflow's client alone: in the
@@ -130,7 +130,7 @@ class Soak:
             print(
                 f"  sync: {done.stdout.splitlines()[-1] if done.stdout else done.stderr[-200:]}", flush=True
             )
-            if "Nothing waits" in done.stdout:
+            if "Everything has been delivered" in done.stdout:
                 return
             time.sleep(2)
         print(f"  something waits still after {_AGAIN} calls of sync", flush=True)

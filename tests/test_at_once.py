@@ -1,4 +1,4 @@
-"""Trainings at once, in threads and processes: no run is mixed with another, no row is lost, no lock fails."""
+"""Tests of simultaneous trainings in threads and processes: runs are not mixed, no row is lost, no lock fails."""
 
 from __future__ import annotations
 

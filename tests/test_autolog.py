@@ -1,4 +1,4 @@
-"""autolog() as an MLflow integration: on, off, again, beside MLflow's own, in all kinds of runs."""
+"""Tests of autolog() as an MLflow integration: on, off, again, beside MLflow's own, in all kinds of runs."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_beside_mlflows_own(
         for r in runs
         for a in mlflow.artifacts.list_artifacts(run_id=r.info.run_id)
     )
-    said = {id(r) for r in caplog.records if f"in place of mlflow.{peer}.autolog" in r.getMessage()}
+    said = {id(r) for r in caplog.records if f"instead of mlflow.{peer}.autolog" in r.getMessage()}
     assert len(said) == 1
     mlflow_tfmon.autolog(disable=True)
     fit(compiled())

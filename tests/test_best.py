@@ -1,4 +1,4 @@
-"""Which epoch is the best: as Keras's own callbacks find it."""
+"""Tests of the best epoch, which must be the one that Keras's own callbacks find."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_without_validation_data_the_loss_stands_in_until_it_comes(monkeypatch: 
     assert not best.consider(3, {"loss": 0.2})
     other = Best(Settings.make(monitor="val_auc"))
     assert not other.consider(0, {"loss": 0.5, "accuracy": 0.9})
-    assert "'val_auc' never came" in str(other.complaint()) and "loss, accuracy" in str(other.complaint())
+    assert "'val_auc' was never logged" in str(other.complaint()) and "loss, accuracy" in str(
+        other.complaint()
+    )
 
 
 def test_where_there_is_validation_data_the_loss_does_not_stand_in_though_it_comes_first(caplog: Any) -> None:
@@ -110,4 +112,4 @@ def test_of_a_metric_that_nobody_knows_less_is_better_and_that_is_said(
         best = Best(Settings.make(monitor="val_bleu"))
         assert best.consider(0, {"val_bleu": 0.5}) and not best.consider(1, {"val_bleu": 0.6})
     (said,) = caplog.messages
-    assert "less of monitor='val_bleu' is taken to be better" in said and 'mode="max"' in said
+    assert "monitor='val_bleu': lower values are assumed to be better" in said and 'mode="max"' in said

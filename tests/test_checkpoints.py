@@ -1,4 +1,4 @@
-"""The best and the last of a training: which they are, what they hold, and that no training waits for them."""
+"""Tests of the best and the last checkpoint: their choice, their content, and that no training waits for them."""
 
 from __future__ import annotations
 
@@ -580,7 +580,7 @@ def test_a_loop_without_a_best_says_that_nothing_is_registered(caplog: Any) -> N
     ):
         run_id = str(monitor.run_id)
         monitor.log_epoch(0, {"val_loss": 0.5})
-    assert "'val_los' never came" in caplog.text and "nothing is registered" in caplog.text
+    assert "'val_los' was never logged" in caplog.text and "nothing is registered" in caplog.text
     assert tags(run_id)["tfmon.registered"].startswith("digits gets no version: ")
     assert mlflow.MlflowClient().search_registered_models() == []
 

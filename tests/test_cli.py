@@ -1,4 +1,4 @@
-"""The mlflow-tfmon command: its exit status, and what it says on stderr."""
+"""Tests of the mlflow-tfmon command: its exit status, and its stderr."""
 
 import click
 import pytest

@@ -1,4 +1,4 @@
-"""Several processes train as they do unwatched: what one of them does alone asks nothing of the others."""
+"""Tests that several processes train as without monitoring: nothing that one does alone involves the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The delivery process is killed, or cannot be started, while a training goes on: the trainer sees to another one."""
+"""Tests in which the delivery process dies or cannot start during a training: the trainer starts another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching under `tf.config.experimental.enable_op_determinism()`, which forbids ops that can't be repeated."""
+"""Tests under `tf.config.experimental.enable_op_determinism()`, which forbids non-deterministic ops."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, each alone: training goes on, what is not kept is counted and said.
+"""Tests with disks that are full, read-only or gone: training continues, lost data are counted and reported.
 
 Each test mounts a small disk of its own (a tmpfs, or a file), which needs root.
 """
@@ -231,8 +231,8 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     assert f"{60 - len(steps)} steps" in tags["tfmon.not_kept"]
     assert recorded.epochs.index.tolist() == list(range(6))
     assert [line for line in said if f"not kept  {60 - len(steps)} steps" in line], said
-    assert sum("The training goes on" in line for line in said) == 1
-    assert not [line for line in said if "wait for delivery" in line]
+    assert sum("Training continues" in line for line in said) == 1
+    assert not [line for line in said if "still being uploaded" in line]
     assert find_waiting() == []
     if how == "read-only":  # what could not be deleted is deleted later, and does not come again
         delivery = DeliveryProcess.shared()
@@ -288,7 +288,7 @@ def test_no_disk_takes_the_journal(
     net = compiled()
     train(net, 6)
     same(net, unwatched)
-    assert [line for line in said if "the training goes on" in line and "not recorded" in line], said
+    assert [line for line in said if "training continues" in line and "not recorded" in line], said
     assert mlflow.active_run() is None and mlflow.search_runs(output_format="list") == []  # none was made
 
 
@@ -317,7 +317,7 @@ def test_a_home_that_is_read_only(
     if theirs:
         assert list(second_home().iterdir()) == []
         return
-    assert sum("MLFLOW_TFMON_HOME names a better folder" in line for line in said) == 1
+    assert sum("set MLFLOW_TFMON_HOME to another folder" in line for line in said) == 1
     until(lambda: not find_waiting())
     (run,) = mlflow.search_runs(output_format="list")
     assert mlflow_tfmon.load_run(run.info.run_id).steps.index.tolist() == list(range(1, 61))
@@ -369,7 +369,7 @@ def test_the_stores_disk(
     x, y = trainings.data()
     net.fit(x, y, batch_size=trainings.BATCH, epochs=6, verbose=0, shuffle=False, callbacks=[At(epoch2=away)])
     same(net, unwatched)
-    waited = [line for line in said if "wait for delivery" in line]
+    waited = [line for line in said if "still being uploaded" in line]
     back()
     assert len(waited) == 1 and "mlflow-tfmon sync" in waited[0]
     until(lambda: not find_waiting())

@@ -1,4 +1,4 @@
-"""Under `tf.distribute`, what is recorded equals what a plain loop over the global batches sees."""
+"""Tests under `tf.distribute`: the recording equals a plain loop over the global batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of the documentation run as they stand; its tables of names are those of the code; the site builds."""
+"""Tests of the documentation: its examples run, its tables of names match the code, and the site builds."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Metrics that the user's own function measures: in fit's logs before anyone looks, in loops, in the store."""
+"""Tests of custom metrics: in fit's logs before any callback reads them, in loops, in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded equals what a hand-written loop sees with NumPy, step by step."""
+"""Tests of exactness: the recording equals a hand-written NumPy loop, step by step."""
 
 from __future__ import annotations
 

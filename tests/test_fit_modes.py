@@ -1,4 +1,4 @@
-"""Every way that `fit` trains: what is recorded equals what a hand-written loop sees in that same mode."""
+"""Tests of every mode of `fit`: the recording equals a hand-written loop in the same mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each kind of problem has its picture, of a training that has it and of one that is mended."""
+"""Tests of the gallery: each kind of problem has a picture of a training that has it, and of one that is fixed."""
 
 import subprocess
 import sys
@@ -14,24 +14,24 @@ def kinds() -> list[str]:
     return [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
 
 
-def test_every_kind_has_a_section_with_a_picture_and_a_way_out():
+def test_every_kind_has_a_section_with_a_picture_and_a_fix():
     sections = (ROOT / "docs" / "gallery.md").read_text().split("\n### ")[1:]
     assert len(kinds()) == 19
     assert sorted(one.split("\n")[0] for one in sections) == sorted(kinds())
     for one in sections:
         kind = one.split("\n")[0]
-        assert f"(images/problems/{kind}.png)" in one and "**Way out:**" in one
+        assert f"(images/problems/{kind}.png)" in one and "**Fix:**" in one
         assert (ROOT / "docs" / "images" / "problems" / f"{kind}.png").stat().st_size < 100_000
 
 
 @pytest.mark.thorough
-def test_a_picture_is_drawn_of_a_problem_that_is_found_and_mended(tmp_path, home):
+def test_a_picture_is_drawn_of_a_problem_that_is_found_and_fixed(tmp_path, home):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gallery", "dead_relu", "--output", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout == "dead_relu: dead_relu, stagnant_weights; mended: none\n"
+    assert done.stdout == "dead_relu: dead_relu, stagnant_weights; fixed: none\n"
     assert (tmp_path / "dead_relu.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -44,4 +44,4 @@ def test_an_unknown_kind_is_told_in_a_line():
         text=True,
         timeout=280,
     )
-    assert done.returncode == 2 and "no such kind: dread" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "unknown kind: dread" in done.stderr.splitlines()[-1]

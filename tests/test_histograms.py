@@ -1,4 +1,4 @@
-"""Histograms: counts are NumPy's, exactly, for the same values and bins, in every mode."""
+"""Tests of histograms: counts equal NumPy's exactly, for the same values and bins, in every mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What watching costs, counted: nothing of ours but traced ops runs on the training thread, and few of those."""
+"""Tests of the cost of monitoring by counts: the training thread runs only traced ops, and few of them."""
 
 from __future__ import annotations
 

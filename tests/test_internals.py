@@ -1,4 +1,4 @@
-"""A name of another library that is gone, in a new version say, costs the figure that hangs on it, said once."""
+"""Tests without a private name of another library: only the metric that depends on it is lost, logged once."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_each_name_that_is_gone_costs_its_own_figure(
     assert fit() == unwatched
     said = [line for line in contained if name in line]
     assert len(said) == (1 if name in NEEDED or name not in NAMES else 0), contained
-    assert all("the training goes on, but" in line and "\n" not in line for line in said)
+    assert all("training continues, but" in line and "\n" not in line for line in said)
     assert any(isinstance(one, EpochEnded) and "loss" in one.metrics for one in recorded)
     found, last = steps(recorded), name.rpartition(".")[2]
     assert bool(found) == (last not in NO_STEP)

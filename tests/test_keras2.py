@@ -1,4 +1,4 @@
-"""Keras 2 (`tf_keras`) as `tf.keras`, and beside Keras 3: a process of TensorFlow's can have but one of the two."""
+"""Tests of Keras 2 (`tf_keras`), as `tf.keras` and beside Keras 3: a process can have only one of the two setups."""
 
 from __future__ import annotations
 

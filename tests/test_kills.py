@@ -1,4 +1,4 @@
-"""A training that is killed: what it did is in MLflow, and its run says that it failed."""
+"""Tests of killed trainings: their steps are in MLflow, and their runs are marked as failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks between processes: taken once, let go of by a death, not inherited, and on file systems without `flock`."""
+"""Tests of locks between processes: exclusive, released on death, not inherited, also without `flock`."""
 
 from __future__ import annotations
 

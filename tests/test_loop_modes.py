@@ -1,4 +1,4 @@
-"""Custom loops in every mode that users write them in: what is recorded equals a hand-written reference in that mode.
+"""Tests of custom loops in all common modes: the recording equals a hand-written reference in that mode.
 
 Modes are functions that train a model on batches; each says beside it of what its steps' gradients are, by hand.
 """

@@ -1,4 +1,4 @@
-"""Many optimizers and many models in one process: what they cost is counted, and does not grow with their number."""
+"""Tests of many optimizers and models in one process: their counted cost does not grow with their number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing of ours outlives a model: neither objects nor memory of the device, threads, descriptors or processes."""
+"""Tests that nothing outlives a model: no objects, device memory, threads, descriptors or processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A script moved over from `mlflow.tensorflow.autolog`: MLflow's own functions find what its autologging leaves."""
+"""Tests of a script moved over from `mlflow.tensorflow.autolog`: MLflow's own functions find the same things."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others say is left out only where, and as long as, it is asked for."""
+"""Tests that messages of other libraries are hidden only where, and as long as, requested."""
 
 import logging
 

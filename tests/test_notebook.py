@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and finds what it says it finds."""
+"""Tests of the notebook: it runs from start to end, and finds what its text says."""
 
 import re
 

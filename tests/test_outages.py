@@ -1,4 +1,4 @@
-"""Nothing is lost while the tracking server is away, and no training waits for it."""
+"""Tests of outages of the tracking server: nothing is lost, and no training waits."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_what_waits_at_the_end_is_said(
     between.fault = "refuses"
     train(trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01)), 1)
     mlflow_tfmon.end_run()
-    (line,) = (record.message for record in caplog.records if "wait for delivery" in record.message)
+    (line,) = (record.message for record in caplog.records if "still being uploaded" in record.message)
     (waiting,) = find_waiting()
     assert f"{waiting.records} records" in line and "mlflow-tfmon sync" in line
     between.fault = None

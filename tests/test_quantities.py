@@ -1,4 +1,4 @@
-"""What is computed of single tensors: right whatever their size, the size of their numbers, and who compiles it."""
+"""Tests of computations on single tensors: correct for any size, any magnitude, and any compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, and their runs hold what the text beside them promises."""
+"""Tests of the README: its examples run, and their runs contain what the text promises."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What is secret in an address or a text is in nothing that is written down; the rest stays readable."""
+"""Tests of redaction: secrets in addresses and texts are never written down; the rest stays readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a person names a run on the command line, and `mlflow-tfmon runs`."""
+"""Tests of RUN on the command line, and of `mlflow-tfmon runs`."""
 
 import socket
 
@@ -33,7 +33,7 @@ def test_what_is_no_run_is_told(among):
 
 @pytest.mark.parametrize("reference", ["ab", "a"])
 def test_what_is_several_runs_is_told_with_their_names(reference):
-    with pytest.raises(ClickException, match=r"not one run here: .*ab2 \(two, 19.*ab3 \(two"):
+    with pytest.raises(ClickException, match=r"matches several runs here: .*ab2 \(two, 19.*ab3 \(two"):
         choose(reference, AMONG, "here")
 
 
@@ -67,10 +67,10 @@ def test_runs_of_a_store(run_ids, store):
     assert find_run(third, store) == third
     assert find_run("second", store) == second
     assert find_run(first[3:20]) == first
-    with pytest.raises(ClickException, match=r"'twice' is not one run"):
+    with pytest.raises(ClickException, match=r"'twice' matches several runs"):
         find_run("twice")
     for nobody in ("no'body", "0" * 32, ""):
-        with pytest.raises(ClickException, match=r"there is no run|is not one run"):
+        with pytest.raises(ClickException, match=r"there is no run|matches several runs"):
             find_run(nobody)
 
 

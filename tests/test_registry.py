@@ -1,4 +1,4 @@
-"""Who gets the alias: the rule, two that finish at once, and promotion by hand. Nothing in here trains."""
+"""Tests of the registry alias: the rule, two simultaneous runs, and promotion by hand. No training is involved."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LOSS = Standing("val_loss", 0.3, more=False, dataset="a")
         (Standing("accuracy", 0.9, True), Standing("accuracy", 0.8, True), None),
         (Standing("val_loss", 0.4, False, "a"), LOSS, "does not beat"),
         (LOSS, LOSS, "tie"),
-        (Standing("val_loss", float("nan"), False, "a"), LOSS, "no value"),
-        (Standing("val_loss", float("nan"), False, "a"), None, "no value"),
-        (Standing("", 0.1, False), None, "no value"),
+        (Standing("val_loss", float("nan"), False, "a"), LOSS, "no metric"),
+        (Standing("val_loss", float("nan"), False, "a"), None, "no metric"),
+        (Standing("", 0.1, False), None, "no metric"),
         (Standing("accuracy", 0.9, True, "a"), LOSS, "cannot be compared"),
         (Standing("val_loss", 0.2, True, "a"), LOSS, "cannot be compared"),
         (Standing("val_loss", 0.2, False, "b"), LOSS, "other data"),
@@ -216,7 +216,9 @@ def test_promotion_by_hand(runs: Runs, capsys: pytest.CaptureFixture[str]) -> No
     assert runs.holder("champion") == 0.5
     weights = runs.add(0.2, whole=False)
     for dry_run in (True, False):
-        with pytest.raises(PromotionError, match="is weights alone, which MLflow neither loads nor serves"):
+        with pytest.raises(
+            PromotionError, match="consists of weights only, which MLflow can neither load nor serve"
+        ):
             promote(weights.run_id, "champion", "digits", dry_run=dry_run)
     with pytest.raises(PromotionError, match="has no model"):
         promote(runs.client.create_run("0").info.run_id, name="digits")

@@ -1,4 +1,4 @@
-"""A model that is reset in mid-training: steps and epochs go on, each is recorded once and in order."""
+"""Tests of models that are reset in mid-training: steps and epochs continue, each recorded once and in order."""
 
 from __future__ import annotations
 

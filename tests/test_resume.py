@@ -1,4 +1,4 @@
-"""A training that was interrupted goes on: to the same weights as one that was not, and as one training in MLflow."""
+"""Tests of resumed trainings: same weights as uninterrupted ones, and one training in MLflow."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over(ca
     net = model()
     with caplog.at_level("INFO", "mlflow_tfmon"), mlflow.start_run() as other:
         two_phases(net)
-    assert f"goes on in run {first.info.run_id}" in caplog.text
+    assert f"resumes in run {first.info.run_id}" in caplog.text
     assert f"mlflow.start_run(run_id={first.info.run_id!r})" in caplog.text
     assert other.info.run_id in caplog.text
     assert same(values(net), values(whole))
@@ -246,7 +246,7 @@ def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over(ca
     net = model()
     net.compile(keras.optimizers.Adam(0.05), loss())
     with (
-        pytest.raises(SettingError, match=r"in fit 2 of the model, and this is fit 1; .*autolog\(resume"),
+        pytest.raises(SettingError, match=r"in fit 2 of the model, but this is fit 1; .*autolog\(resume"),
         mlflow_tfmon.Monitor(net, resume=first.info.run_id),
     ):
         net.fit(dataset(), epochs=3, verbose=0)
@@ -293,7 +293,7 @@ def test_of_several_models_the_one_that_was_interrupted_goes_on(
     mlflow_tfmon.autolog(resume="latest")
     with caplog.at_level("WARNING", "mlflow_tfmon"):
         nets = folds()
-    said = [one.getMessage() for one in caplog.records if "begins anew" in one.getMessage()]
+    said = [one.getMessage() for one in caplog.records if "starts from scratch" in one.getMessage()]
     assert ["is model 1:" in said[0], "is model 2:" in said[1], len(said)] == [True, True, 2], said
     for net, reference in zip(nets, whole, strict=True):
         assert same(values(net), values(reference))
@@ -308,7 +308,7 @@ def test_of_several_models_the_one_that_was_interrupted_goes_on(
     with caplog.at_level("WARNING", "mlflow_tfmon"):
         net = compiled()
         assert net.fit(X, Y, epochs=2, verbose=0).epoch == []
-    assert "goes on from there all the same" in caplog.text
+    assert "resumes from there anyway" in caplog.text
     assert same(values(net), values(whole[2]))
 
 
@@ -325,7 +325,7 @@ def test_a_loop_that_autolog_alone_watches_begins_anew_and_says_how_to_go_on(cap
             value = loss()(Y, net(X, training=True))
         optimizer.apply(tape.gradient(value, net.trainable_variables), net.trainable_variables)
         mlflow_tfmon.end_run()
-        said = [one.getMessage() for one in caplog.records if "begins anew" in one.getMessage()]
+        said = [one.getMessage() for one in caplog.records if "starts from scratch" in one.getMessage()]
         assert len(said) == 1 and "Monitor(model, optimizer=optimizer, resume='latest')" in said[0], said
         mlflow_tfmon.autolog(disable=True)
         (anew,) = (one.info.run_id for one in client().search_runs(["0"]) if one.info.run_id != run_id)
@@ -376,5 +376,6 @@ def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatc
     refused(lambda: mlflow_tfmon.Monitor(model(), resume=run_id).start(), "call compile first")
     both = compiled()
     refused(
-        lambda: mlflow_tfmon.Monitor(both, optimizer=adam(), resume=run_id).start(), "0 optimizers of its own"
+        lambda: mlflow_tfmon.Monitor(both, optimizer=adam(), resume=run_id).start(),
+        "0 optimizers besides the model's",
     )

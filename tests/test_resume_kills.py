@@ -1,4 +1,4 @@
-"""Trainings that are killed at random steps, again and again, end with the weights of one that was left alone."""
+"""Tests of trainings killed again and again at random steps: they end with the weights of an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In whatever way a model is trained: what was interrupted ends as if it had not been."""
+"""Tests of resuming in every way to train a model: the end is the same as without an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rooms of the package import in one direction: the one in which docs/how.md lists them."""
+"""Tests of imports: the rooms of the package import in the order in which docs/how.md lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlflow-tfmon run`: a script does what it does under plain Python, and its trainings are recorded."""
+"""Tests of `mlflow-tfmon run`: a script does the same as under plain Python, and its trainings are recorded."""
 
 import os
 import signal
@@ -162,7 +162,7 @@ def test_a_script_that_trains_with_another_backend_is_left_alone(tmp_path):
         (["--extra-tags", "{", __file__], "--extra-tags='{': it must be a dictionary"),
         (
             ["--no-log-models", "--registered-model-name", "a", __file__],
-            "--registered-model-name='a': it is at odds with log_models=False",
+            "--registered-model-name='a': it conflicts with log_models=False",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a user saves after a watched training is what an unwatched one leaves: modules, models, checkpoints, copies."""
+"""Tests of what users save after a monitored training (modules, models, checkpoints, copies): same as without."""
 
 from __future__ import annotations
 

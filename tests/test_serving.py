@@ -1,4 +1,4 @@
-"""The registered best, served as people serve it: by `mlflow models serve`, over HTTP."""
+"""Tests of serving the registered best model with `mlflow models serve`, over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where settings come from: what is given, else the environment, else pyproject.toml, else the default."""
+"""Tests of the sources of settings: arguments, else the environment, else pyproject.toml, else the default."""
 
 import os
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_wrong_value_names_where_it_comes_from_the_setting_the_value_and_the_r
 def test_settings_at_odds(monkeypatch):
     monkeypatch.setenv("MLFLOW_TFMON_REGISTERED_MODEL_NAME", "digits")
     with pytest.raises(
-        SettingError, match=r"^environment variable .*is at odds with log_models=False; leave one"
+        SettingError, match=r"^environment variable .*conflicts with log_models=False; remove one"
     ):
         Settings.make(log_models=False)
 
@@ -102,14 +102,12 @@ def test_a_setting_that_there_is_not(project, monkeypatch, caplog):
     monkeypatch.setattr(errors.logger, "propagate", True)
     monkeypatch.setenv("MLFLOW_TFMON_DEEP_EVRY", "3")
     assert Settings.make().deep_every == DEFAULTS.deep_every
-    assert (
-        "MLFLOW_TFMON_DEEP_EVRY: there is no setting 'deep_evry'; did you mean 'deep_every'?" in caplog.text
-    )
+    assert "MLFLOW_TFMON_DEEP_EVRY: unknown setting 'deep_evry'; did you mean 'deep_every'?" in caplog.text
     path = project("deep_evry = 3")
     with pytest.raises(SettingError, match="did you mean 'deep_every'") as error:
         Settings.make()
     assert str(path) in str(error.value)
-    with pytest.raises(SettingError, match=r"^nothing_like_it=1: there is no setting .*there are \["):
+    with pytest.raises(SettingError, match=r"^nothing_like_it=1: unknown setting .*known settings: \["):
         Settings.make(nothing_like_it=1)
 
 
@@ -126,7 +124,7 @@ def test_autolog_and_its_own_names_at_odds(monkeypatch):
     from mlflow_tfmon.settings import autolog_settings
 
     for name in ("monitor", "mode"):
-        with pytest.raises(SettingError, match=f"checkpoint_{name}='max': is at odds with {name}='min'"):
+        with pytest.raises(SettingError, match=f"checkpoint_{name}='max': conflicts with {name}='min'"):
             autolog(**{name: "min", f"checkpoint_{name}": "max"})
     monkeypatch.setenv("MLFLOW_TFMON_MONITOR", "loss")
     monkeypatch.setenv("MLFLOW_TFMON_DEEP_EVERY", "9")
@@ -144,7 +142,7 @@ def test_a_setting_that_is_a_function_can_only_be_given(monkeypatch, caplog):
     monkeypatch.setattr(errors.logger, "propagate", True)
     monkeypatch.setenv("MLFLOW_TFMON_EPOCH_METRICS", "{}")
     assert Settings.make().epoch_metrics is None
-    assert "MLFLOW_TFMON_EPOCH_METRICS: there is no setting" in caplog.text
+    assert "MLFLOW_TFMON_EPOCH_METRICS: unknown setting" in caplog.text
     assert "epoch_metrics" in Settings.types() and "epoch_metrics" not in Settings.written()
 
 

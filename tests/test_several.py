@@ -1,4 +1,4 @@
-"""Several trainings at once, within one another or one after the other: no step is lost or goes to a wrong run."""
+"""Tests of several trainings at once, nested or consecutive: no step is lost or goes to the wrong run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run that several processes train in: each recording is whole, and none is mixed with another."""
+"""Tests of one run in several training processes: each recording is complete, and none is mixed with another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak's comparison finds what is lost, doubled or wrong."""
+"""Tests of the soak test's comparison: it finds lost, doubled and wrong rows."""
 
 from __future__ import annotations
 

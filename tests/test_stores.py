@@ -1,4 +1,4 @@
-"""Checkpoints and the registry in the stores that people run: MLflow's server, and PostgreSQL."""
+"""Tests of checkpoints and the registry in common stores: MLflow's server, and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A temporary folder is gone with its process; what a killed one leaves is deleted by the next."""
+"""Tests of temporary folders: deleted with their process, or by the next one if it was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Event files: TensorBoard's own reader gives back what was recorded; what TensorFlow wrote becomes runs."""
+"""Tests of event files: TensorBoard's reader returns what was recorded; TensorFlow's files become runs."""
 
 from __future__ import annotations
 

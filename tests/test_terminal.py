@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: a real one (a pty), and what goes into a file where there is none."""
+"""Tests of terminal output: in a real terminal (a pty), and in a file."""
 
 import math
 import os
@@ -143,7 +143,9 @@ def test_the_summary():
     assert not many.calm and len(many.text().splitlines()) < 24
     assert "warning: overfitting since step 900: It rose. Stop early." in many.text()
     assert "  recorded  1 step\n" in many.text() and "24 more" in many.text()
-    assert "12 records wait for delivery (refused)" in many.text() and "mlflow-tfmon sync" in many.text()
+    assert (
+        "12 records are still being uploaded (refused)" in many.text() and "mlflow-tfmon sync" in many.text()
+    )
 
 
 def test_where_to_look():

@@ -1,4 +1,4 @@
-"""Watching changes nothing that a process shares: random numbers, environment, signal handlers, logging and so on."""
+"""Tests that monitoring changes no global state: random numbers, environment, signal handlers, logging and so on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a store that does not answer."""
+"""Tests of the message about a store that does not answer."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Loops in which several tapes, optimizers or functions stand between a loss and an update: each step has its own loss.
+"""Tests of loops with several tapes, optimizers or functions between a loss and an update: each step has its loss.
 
 Each loop trains, and gives by hand the losses that are right, in the order of the updates: those of which the applied
 gradient was made. Where neither graph nor values can tell, none is right, and nothing else is.

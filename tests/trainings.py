@@ -1,4 +1,4 @@
-"""Small trainings, and hand-written references for them, shared by the tests of what is recorded."""
+"""Small trainings and hand-written references for them, shared by the tests of recordings."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Our own training configurations, for `benchmarks.detection`: those that were looked at, and those set aside."""
+"""Training configurations for `benchmarks.detection`: the sets used in development, and the held-out set."""

@@ -1,4 +1,4 @@
-"""The configurations that are set aside: written without a look at any detector, to be looked at once, at the end.
+"""Held-out configurations, written without a look at any detector, to be evaluated once, at the end.
 
 Whether a training goes as it is meant to may be tried with `--unwatched`: no detector is asked.
 """

@@ -1,4 +1,4 @@
-"""Data for the configurations of `benchmarks.sets.aside`, other than those of the sets before."""
+"""Data for the configurations of `benchmarks.sets.aside`, different from those of the earlier sets."""
 
 from __future__ import annotations
 

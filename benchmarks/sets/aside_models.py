@@ -1,4 +1,4 @@
-"""Models, losses, feeds and callbacks for the configurations of `benchmarks.sets.aside`."""
+"""Models, losses, input pipelines and callbacks for the configurations of `benchmarks.sets.aside`."""
 
 from __future__ import annotations
 

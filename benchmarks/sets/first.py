@@ -1,4 +1,4 @@
-"""Training configurations, healthy and broken in each way that a kind of problem names, for `benchmarks.detection`.
+"""Training configurations for `benchmarks.detection`: healthy ones, and ones with each kind of problem.
 
 The detectors were made with these. Those of `benchmarks.sets.aside` were written later, without a look at a detector.
 """

@@ -1,4 +1,4 @@
-"""Configurations that were set aside as well, written without a look at any detector; looked at, so seen since.
+"""Formerly held-out configurations, written without a look at any detector; evaluated, so part of the seen sets since.
 
 Other models, data, losses, optimizers and ways to train than those of the sets before (`benchmarks.sets.first`,
 `second` and `third`).

@@ -1,4 +1,4 @@
-"""Data for the configurations of `benchmarks.sets.fourth`, other than those of the three sets before."""
+"""Data for the configurations of `benchmarks.sets.fourth`, different from those of the three earlier sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and measures, ways to feed and callbacks, for the configurations of `benchmarks.sets.fourth`."""
+"""Losses, metrics, input pipelines and callbacks for the configurations of `benchmarks.sets.fourth`."""
 
 from __future__ import annotations
 

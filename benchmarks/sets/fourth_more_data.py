@@ -1,4 +1,4 @@
-"""Further data for the configurations of `benchmarks.sets.fourth`: tables, clouds, bodies and series."""
+"""More data for the configurations of `benchmarks.sets.fourth`: tables, point clouds, bodies and series."""
 
 from __future__ import annotations
 

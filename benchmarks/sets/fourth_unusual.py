@@ -1,4 +1,4 @@
-"""Models whose loss is more than that of an output and its target, for `benchmarks.sets.fourth`."""
+"""Models whose loss has more parts than an output and its target, for `benchmarks.sets.fourth`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What configurations are made of: data and models, for `benchmarks.detection`.
+"""Building blocks of configurations for `benchmarks.detection`: data and models.
 
 A configuration is a recipe (what model on what data) with changes to it. Each training is judged by its real outcome:
 a broken one that trains well all the same counts as well.

@@ -1,4 +1,4 @@
-"""Configurations that were set aside until the detectors had been made, and then looked at: they are seen since.
+"""Formerly held-out configurations, evaluated once the detectors had been written; part of the seen sets since.
 
 Other models, data, sizes, optimizers and schedules than `benchmarks.sets.first`.
 """

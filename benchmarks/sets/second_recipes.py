@@ -1,4 +1,4 @@
-"""Further data and models, for the configurations of `benchmarks.sets.second`."""
+"""More data and models for the configurations of `benchmarks.sets.second`."""
 
 from __future__ import annotations
 

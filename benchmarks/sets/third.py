@@ -1,4 +1,4 @@
-"""Configurations that were set aside as well, and written before any of them was run; looked at, so seen since.
+"""Formerly held-out configurations, written before any of them was run; evaluated, so part of the seen sets since.
 
 Other models, data, losses, optimizers and ways to train than those of `benchmarks.sets.first` and
 `benchmarks.sets.second`.

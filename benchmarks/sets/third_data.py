@@ -1,4 +1,4 @@
-"""Data for the configurations of `benchmarks.sets.third`, other than those of the first two sets."""
+"""Data for the configurations of `benchmarks.sets.third`, different from those of the first two sets."""
 
 from __future__ import annotations
 

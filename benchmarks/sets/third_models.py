@@ -1,4 +1,4 @@
-"""Models, and ways to feed and train them, for the configurations of `benchmarks.sets.third`."""
+"""Models, input pipelines and training loops for the configurations of `benchmarks.sets.third`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The best and the last of a training, kept in MLflow, and the model registry."""
+"""Checkpoints in MLflow (the best model of a training and its last), and the model registry."""

@@ -14,13 +14,13 @@ class Best:
     """Follows a metric over the epochs of one model within one run.
 
     Attributes:
-        metric: the metric it goes by, None until one has come.
+        metric: the metric it uses, None until one has been logged.
         value: the best value so far, None until there is one.
         epoch: the epoch that had it.
-        more: whether more of it is better, once one has come.
+        more: whether higher values are better.
 
     Args:
-        settings: which metric, and whether more or less of it is better.
+        settings: the metric and its direction.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -38,17 +38,17 @@ class Best:
         directions: Mapping[str, str] | None = None,
         validated: bool = False,
     ) -> bool:
-        """Takes an epoch's metrics; returns whether it is the best so far. A value that is not finite never is.
+        """Takes an epoch's metrics; returns whether it is the best so far. A non-finite value never is.
 
         Args:
             epoch: its number.
             metrics: by name.
             directions: as in `Settings.maximizes`.
-            validated: whether there is validation data, though it may not be used at each epoch.
+            validated: whether there are validation data, even if they are not used at each epoch.
         """
         self._came += [name for name in metrics if name not in self._came]
         if self.metric != self._settings.monitor and self._settings.monitor in metrics:
-            self.metric, self.value = self._settings.monitor, None  # nothing stands in for it any more
+            self.metric, self.value = self._settings.monitor, None  # no metric replaces it any longer
         self.metric = self.metric or self._choose(metrics, validated)
         value = metrics.get(self.metric) if self.metric else None
         if value is None or not math.isfinite(value):
@@ -58,8 +58,8 @@ class Best:
         if not self._settings.is_told(self.metric, directions):
             say_once(
                 f"direction of {self.metric}",
-                f"mlflow_tfmon: less of monitor={self.metric!r} is taken to be better, for neither Keras nor its name "
-                'tells; say so by mode="max" or mode="min".',
+                f"mlflow_tfmon: monitor={self.metric!r}: lower values are assumed to be better, since neither Keras "
+                'nor the name tells; set mode="max" or mode="min".',
             )
         if self.value is not None:
             gain = value - self.value if self.more else self.value - value
@@ -69,15 +69,15 @@ class Best:
         return True
 
     def text(self, prefix: str = "") -> str:
-        """Such as "val_loss 0.1234 at epoch 7"; "" if there is none."""
+        """Description such as "val_loss 0.1234 at epoch 7"; "" if there is none."""
         return "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch}"
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, as JSON knows it."""
+        """Returns its state as JSON-compatible data."""
         return {name: getattr(self, name) for name in ("metric", "value", "epoch", "more")}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where another stood, if that went by a metric that this one may go by."""
+        """Continues from the state of another, if that used a metric that this one may use."""
         if state["metric"] in (self._settings.monitor, "loss"):
             self.metric, self.value = state["metric"], state["value"]
             self.epoch, self.more = state["epoch"], state["more"]
@@ -96,17 +96,17 @@ class Best:
         return "loss"
 
     def complaint(self) -> str | None:
-        """What to tell the user if metrics came, but never the one to go by; else None."""
+        """Returns a message if metrics were logged, but never the chosen one; else None."""
         if self.metric is not None or not self._came:
             return None
         return (
-            f"mlflow_tfmon: monitor={self._settings.monitor!r} never came, so no epoch counts as the best; metrics "
-            f"that came: {', '.join(self._came)}. Set monitor to one of them."
+            f"mlflow_tfmon: monitor={self._settings.monitor!r} was never logged, so there is no best epoch; logged "
+            f"metrics: {', '.join(self._came)}. Set monitor to one of them."
         )
 
 
 def directions_of(model: Any) -> dict[str, str]:
-    """Of a model's metrics, whether "up" or "down" is better, as far as Keras (3.7 and newer) knows it."""
+    """Returns for a model's metrics whether "up" or "down" is better, as far as Keras (3.7 and newer) knows it."""
     found: dict[str, str] = {}
     try:
         waiting = list(getattr(model, "metrics", None) or ())

@@ -1,4 +1,4 @@
-"""From a snapshot to a folder that MLflow can load, off the training thread."""
+"""Conversion of a snapshot to a folder that MLflow can load, off the training thread."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ WEIGHTS = "model.weights.h5"
 
 
 class Writer:
-    """Writes snapshots of one model, each into a folder of its own.
+    """Writer of snapshots of one model, each to its own folder.
 
-    All that MLflow wants around a model is made once and copied: per checkpoint only the model itself is saved. A model
-    that Keras could not load again is saved as its weights alone (`model.load_weights` takes them); that is said once.
+    Everything that MLflow needs around a model is made once and copied: per checkpoint only the model itself is saved.
+    A model that Keras could not load again is saved as weights only (for `model.load_weights`), which is logged once.
 
     Args:
-        folder: where to keep what all have in common.
+        folder: where to keep the shared files.
         settings: whether weights only, with signature, with example.
         arguments: the call of fit, or None.
-        once: around what is done once for all.
+        once: context manager for work that is done only once.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Writer:
         self.whole = not settings.checkpoint_save_weights_only
 
     def write(self, snapshot: Snapshot, folder: Path, state: State | None = None) -> None:
-        """Writes a snapshot; the folder is there when it is whole, and not before.
+        """Writes a snapshot; the folder appears only once it is complete.
 
         Args:
             snapshot: what to write.
             folder: where; must not exist yet.
-            state: what a training needs beside it to go on.
+            state: what resuming needs besides the model.
 
         Raises:
-            ChangedError: the model is another one by now.
+            ChangedError: the model has changed since the snapshot.
             OSError: it could not be written (disk full).
         """
         try:
@@ -130,7 +130,7 @@ class Writer:
         self.whole = False
         self._save = None
         logger.warning(
-            "mlflow_tfmon: the checkpoints of the model %r (%s) are its weights only, since %s. To have all of it, "
-            "decorate its classes with @keras.saving.register_keras_serializable() and give them get_config().",
+            "mlflow_tfmon: the checkpoints of the model %r (%s) contain only its weights, since %s. To save the whole "
+            "model, decorate its classes with @keras.saving.register_keras_serializable() and give them get_config().",
             model.name, type(model).__name__, " ".join(reason.split())[:300],
         )  # fmt: skip

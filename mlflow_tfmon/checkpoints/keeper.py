@@ -1,4 +1,4 @@
-"""Keeps the best and the last of one model within one run."""
+"""Keeper of the best and the last checkpoint of one model within one run."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class _Job:
 
 
 class Keeper:
-    """Takes a snapshot where it is due, has it written elsewhere, and records what is kept.
+    """Takes a snapshot when one is due, has it written on another thread, and records which are kept.
 
     Attributes:
         best: the best epoch so far.
-        resumed: whether it goes on from where earlier recordings have left off.
+        resumed: whether it continues from earlier recordings.
 
     Args:
         settings: what is kept.
@@ -58,7 +58,7 @@ class Keeper:
     ) -> None:
         self.best = Best(settings)
         self.resumed = False
-        self._best_kept = Best(settings)  # of those that were due
+        self._best_kept = Best(settings)  # of the due ones
         self._bars: dict[int, dict[str, Any]] = {}  # by number, of those that are or may become the best
         self._settings = settings
         self._folder = folder
@@ -71,40 +71,40 @@ class Keeper:
         self._writer: Writer | None = None
         self._number = 0
         every, unit = settings.checkpoint_every or (1, "epochs")
-        self._due_from = every if unit == "steps" else 0  # the step from which on the next is due
+        self._due_from = every if unit == "steps" else 0  # the step from which the next is due
         self._patience_until = 0.0
         self._at_epoch_end = False  # whether there was one at an epoch's end
-        self._paths: dict[int, str] = {}  # of those that are written and kept
+        self._paths: dict[int, str] = {}  # of the written and kept ones
         self._on_disk: dict[
             str, tuple[str, ...]
-        ] = {}  # of those that wait for delivery: what each is to drop
+        ] = {}  # of those to be delivered: which ones each of them replaces
         self._newest = {BEST: -1, LAST: -1, RESUME: -1}
-        self._whole_before = False  # whether an earlier recording keeps a best one that MLflow can load
+        self._whole_before = False  # whether an earlier recording has a best one that MLflow can load
 
     @property
     def has_best(self) -> bool:
-        """Whether a best model is kept that MLflow can load."""
+        """Whether there is a best model that MLflow can load."""
         whole = self._whole_before if self._writer is None else self._writer.whole
         return self._newest[BEST] >= 0 and whole
 
     def restore(self, kept: Sequence[Before], state: State | None = None) -> None:
-        """Goes on from where earlier recordings of the run have left off.
+        """Continues from earlier recordings of the run.
 
         Args:
             kept: the checkpoints that are kept in MLflow, oldest first.
-            state: of the one that the training goes on from; None if it is a further training.
+            state: of the one that the training resumes; None for a further training.
         """
         self.resumed = True
         step = math.inf if state is None else state.about["step"]
         unnamed = sum(not one.pointers for one in kept)
         for self._number, one in enumerate(kept, start=1):
             if not one.pointers and unnamed >= self._settings.checkpoint_keep:
-                continue  # more were to be kept then: they stay as they are
+                continue  # more were to be kept then: they stay
             if one.pointers or one.step <= step:  # else its step is made again
                 self._kept.add(self._number, one.value, one.more, one.metric, one.within)
             self._paths[self._number] = f"{MODELS}{one.model_id}"
             self._newest |= dict.fromkeys(one.pointers, self._number)
-            if BEST in one.pointers:  # a better one that never came to MLflow is not to be beaten
+            if BEST in one.pointers:  # a better one that never reached MLflow need not be beaten
                 self._whole_before = one.whole
                 self._register(one)
                 bar = {"metric": one.metric, "value": one.value, "epoch": one.epoch, "more": one.more}
@@ -113,13 +113,13 @@ class Keeper:
         self.best.restore(self._best_kept.state() if state is None else state.about["best"])
 
     def _register(self, best: Before) -> None:
-        """Has the best of earlier recordings registered, unless it is: no better one may come."""
+        """Registers the best of earlier recordings, unless it is registered, since no better one may follow."""
         name = self._settings.registered_model_name
         if name and best.whole and name not in best.registered:
             self._record(records.Facts(time=time.time(), register={pointer(BEST, self._prefix): name}))
 
     def consider(self, now: Moment) -> None:
-        """Takes a moment of the training, on the thread that trains, which waits for the snapshot alone."""
+        """Takes a moment of the training, on the training thread, which waits only for the snapshot."""
         directions = directions_of(now.model)
         if not now.within and self.best.consider(now.epoch, now.metrics, directions, now.validated):
             assert self.best.value is not None
@@ -136,9 +136,9 @@ class Keeper:
                 self._keep(now, directions)
 
     def finish(self) -> None:
-        """Has all that waits written at once, and waits for it: after this the recording may be closed."""
+        """Writes all pending checkpoints and waits for it: after this the recording may be closed."""
         if not self._queue.finish():
-            logger.warning("mlflow_tfmon: the last checkpoints are not written.")
+            logger.warning("mlflow_tfmon: the last checkpoints could not be written.")
 
     def _keep(self, now: Moment, directions: Mapping[str, str]) -> None:
         if not self._due(now):
@@ -156,7 +156,7 @@ class Keeper:
                 and self._settings.checkpoint_save_best_only
                 and began < self._patience_until
             ):
-                return  # nothing but the last one yet: the next will be
+                return  # so far only the last one: the next will be written
             snapshot = self._camera.take(now.model, now.others)
             self._number += 1
             self._kept.add(self._number, value, best.more, metric, now.within)
@@ -175,13 +175,13 @@ class Keeper:
             self._queue.put(self._number, job, wanted)
         if (
             snapshot.live
-        ):  # the training waits for the writing too: no more often than that may take of its time
+        ):  # the training waits for the writing too, which may take only a limited share of its time
             self._queue.finish()
             ended = time.monotonic()
             self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
 
     def _state(self, now: Moment, snapshot: Snapshot) -> State | None:
-        """What the training needs to go on from here; a model of Keras 2 cannot be told from one that trains on."""
+        """Returns the state needed to resume from here; a model of Keras 2 has no snapshot apart from the live one."""
         if now.around is None or snapshot.live:
             return None
         state, around = of_snapshot(snapshot), now.around()
@@ -210,7 +210,7 @@ class Keeper:
         )
 
     def _write(self, number: int, job: _Job) -> bool:
-        """Writes a checkpoint, on the queue's thread; returns whether there is nothing left to do for it."""
+        """Writes a checkpoint, on the queue's thread; returns whether it is finished."""
         assert self._writer is not None
         path = job.saved.path
         try:
@@ -238,7 +238,7 @@ class Keeper:
         return True
 
     def _give_up(self, number: int) -> None:
-        """A checkpoint will never be: later ones need not be better than it."""
+        """Gives up a checkpoint: later ones need not be better than it."""
         with self._lock:
             lost = self._bars.pop(number, None)
             same = {n: bar for n, bar in self._bars.items() if lost and bar["metric"] == lost["metric"]}
@@ -249,8 +249,8 @@ class Keeper:
                     self._best_kept.restore(self._bars[max(self._bars)])
 
     def _pointed(self, newer: Sequence[str], job: _Job) -> records.ModelSaved:
-        """The record of a checkpoint that is written, which some pointers are to name, with what changes by it."""
-        # What a pointer names stays until another is written: a better one may wait, or have failed.
+        """Returns the record of a written checkpoint and its pointers, and what changes by it."""
+        # The target of a pointer stays until another is written: a better one may be pending, or have failed.
         stay = self._kept.wanted | set(self._newest.values())
         drops = [path for n, path in self._paths.items() if n not in stay]
         self._paths = {n: path for n, path in self._paths.items() if n in stay}
@@ -269,14 +269,14 @@ class Keeper:
         )
 
     def _superseded(self) -> list[str]:
-        """What need not be delivered any more, save the first, which may be on its way."""
+        """Returns what need no longer be delivered, except the first, which may be on its way."""
         self._on_disk = {
             path: drops for path, drops in self._on_disk.items() if (self._folder / path).exists()
         }
         return [path for path in list(self._on_disk)[1:] if path not in self._paths.values()]
 
     def _put_aside(self) -> list[Path]:
-        """Takes from delivery what need not be delivered any more; returns the folders that are left of it."""
+        """Withdraws from delivery what need no longer be delivered; returns the remaining folders."""
         gone = []
         for path in self._superseded():
             (self._folder / f"{path}.gone").touch()  # for delivery
@@ -289,7 +289,7 @@ class Keeper:
         text = " ".join(text.split())[:400]
         say_once(
             f"checkpoint {self._folder} {type(error).__name__}",
-            f"mlflow_tfmon: {text}; the training goes on, and earlier checkpoints stay.",
+            f"mlflow_tfmon: {text}; training continues, and earlier checkpoints are kept.",
         )
-        with contained("recording what became of a checkpoint", "its run does not say it"):
+        with contained("recording the outcome of a checkpoint", "its run does not show it"):
             self._record(records.Facts(tags={pointer(ERROR, self._prefix): text}, time=time.time()))

@@ -1,4 +1,4 @@
-"""A moment of a training: what may become a checkpoint, and what it needs beside its model to go on from there."""
+"""A moment of a training that may become a checkpoint, with all that resuming from it needs besides the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlflow_tfmon.stream.ring import Ring
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a training: what may become a checkpoint then.
+    """A moment of a training that may become a checkpoint.
 
     Attributes:
         model: the model.
@@ -26,8 +26,8 @@ class Moment:
         step: optimizer steps done.
         metrics: by name.
         arguments: the call of fit, or None.
-        within: whether the epoch goes on.
-        around: gives what the training needs beside the model to go on from here, if it can.
+        within: whether the epoch is not over.
+        around: returns what resuming from here needs besides the model, if that is possible.
         others: optimizers that the model was not compiled with.
         datasets: as in `ModelSaved`.
     """
@@ -50,7 +50,7 @@ class Moment:
 
 
 def others(model: Any, given: Sequence[Any], rings: Sequence[Ring]) -> tuple[Any, ...]:
-    """The Keras 3 optimizers of a training that its model was not compiled with: those given, else those seen."""
+    """Returns the Keras 3 optimizers of a training besides the compiled one: those passed, else those seen."""
     found = given or [ring.optimizer() for ring in rings]
     own = getattr(model, "optimizer", None)
     # Keras's LossScaleOptimizer wraps one, its MultiOptimizer several.
@@ -62,7 +62,7 @@ def others(model: Any, given: Sequence[Any], rings: Sequence[Ring]) -> tuple[Any
 def around(
     model: Any, recording: Recording, callbacks: Callbacks | None, **counts: Any
 ) -> Callable[[], State]:
-    """What gives the state of a training beside its variables.
+    """Returns a function that returns the state of a training besides its variables.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""The tags by which checkpoints and versions are found again. Nothing in here knows TensorFlow or MLflow."""
+"""Tags by which checkpoints and versions are found again. Imports neither TensorFlow nor MLflow."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Callable
 from mlflow_tfmon.tags import DATASET, EPOCH, METRIC, MODE, STEP, VALUE
 
 BEST, LAST, FINAL, ERROR = "best_model", "last_model", "model", "checkpoint_error"
-RESUME = "resume_model"  # the last at an epoch's end, from which a training goes on
-MODELS = "models:/"  # precedes the id of a logged model where there could be a path
+RESUME = "resume_model"  # the last at an epoch's end, from which a training resumes
+MODELS = "models:/"  # prefix of a logged model's id where a path is also possible
 
 
 def judged_on(metric: str, dataset_of: Callable[[str], tuple[str, str] | None]) -> dict[str, str]:
-    """The tag that says on which data a checkpoint was judged; none if that is not known.
+    """Returns the tag with the data on which a checkpoint was evaluated; none if unknown.
 
     Args:
-        metric: what it was judged by.
-        dataset_of: gives name and digest of the dataset that a metric is of.
+        metric: the metric by which it is compared.
+        dataset_of: returns name and digest of a metric's dataset.
     """
-    data = dataset_of(metric) or dataset_of("")  # a validation split is of the training data
+    data = dataset_of(metric) or dataset_of("")  # a validation split comes from the training data
     return {DATASET: data[1]} if data else {}
 
 
 def name_of(prefix: str = "", best: bool = False) -> str:
-    """What the checkpoints of a model are called in MLflow: those that were the best when they were made, and others.
+    """Returns the name of a model's checkpoints in MLflow: of those that were the best when made, or of others.
 
-    The newest with a name is what `runs:/<run>/<name>` is, and so what `mlflow.tensorflow.load_checkpoint` finds.
+    `runs:/<run>/<name>`, and therefore `mlflow.tensorflow.load_checkpoint`, finds the newest of that name.
 
     Example:
         >>> name_of("generator."), name_of(best=True)
@@ -36,14 +36,14 @@ def name_of(prefix: str = "", best: bool = False) -> str:
 
 
 def tags_of(epoch: int, step: int, metric: str, value: float | None, more: bool) -> dict[str, str]:
-    """What a checkpoint is, as tags of its logged model.
+    """Returns the tags that describe a checkpoint, for its logged model.
 
     Args:
         epoch: its epoch.
         step: optimizer steps done.
-        metric: what it was judged by.
-        value: what that was; None, or not finite, where there is nothing to judge by.
-        more: whether more of it is better.
+        metric: the metric by which it is compared.
+        value: its value; None or non-finite if there is none.
+        more: whether higher values are better.
     """
     tags = {EPOCH: str(epoch), STEP: str(step)}
     if value is not None and math.isfinite(value):

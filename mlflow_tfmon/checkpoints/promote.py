@@ -1,4 +1,4 @@
-"""promote(): gives a run's best model an alias in the registry, by a person's hand."""
+"""promote(): assigns a registry alias to a run's best model, on a user's request."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from mlflow_tfmon.tracking.store import AwayError, RefusedError
 
 
 class PromotionError(Exception):
-    """Nothing was promoted; the message says why, and what to do."""
+    """Failed promotion; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What `promote` did, or would do.
+    """Result of `promote`, or of its dry run.
 
     Attributes:
         name: the registered model.
         alias: the alias.
-        model_id: logged model that is promoted.
-        version: its version; None if a dry run found that it would be made.
-        standing: by what it is judged, such as "val_loss 0.25".
+        model_id: the promoted logged model.
+        version: its version; None if a dry run would create one.
+        standing: the metric by which it is compared, such as "val_loss 0.25".
         before: version that had the alias, or None.
-        before_standing: by what that was judged.
-        done: whether it was done.
+        before_standing: the metric of that version.
+        done: False for a dry run.
     """
 
     name: str
@@ -71,22 +71,22 @@ def promote(
     force: bool = False,
     tracking_uri: str | None = None,
 ) -> Promotion:
-    """Makes a run's best model a version of a registered model and gives it an alias.
+    """Registers a run's best model as a version of a registered model and assigns an alias to it.
 
     Args:
         run_id: the run.
         alias: the alias.
-        name: registered model. Default: the one that the run's model is registered as already.
-        dry_run: whether only to say what would happen.
-        force: whether also to take the alias from a version that this one does not beat, or can't be compared with.
-        tracking_uri: where the run is. Default: MLflow's current tracking URI.
+        name: registered model. Default: the one that the run's model belongs to.
+        dry_run: whether only to return what would happen.
+        force: whether to move the alias even from a version that this one does not beat, or cannot be compared with.
+        tracking_uri: the run's store. Default: MLflow's current tracking URI.
 
     Returns:
-        What was done.
+        The result.
 
     Raises:
-        PromotionError: nothing was done: no such run, no model, no name, a name or alias that cannot be, or the alias
-            stays where it is.
+        PromotionError: nothing was changed: no such run, no model, no name, an invalid name or alias, or the alias was
+            not moved.
 
     Example:
         >>> print(promote(run_id, alias="champion", dry_run=True))
@@ -98,7 +98,7 @@ def promote(
         with registry_errors(client):
             return _promote(client, client.get_run(run_id), alias, name, dry_run, force)
     except (AwayError, RefusedError) as error:
-        raise PromotionError(str(error)) from None  # what MLflow said may have a password
+        raise PromotionError(str(error)) from None  # MLflow's message may contain a password
 
 
 def _promote(
@@ -107,14 +107,14 @@ def _promote(
     run_id, model_id = run.info.run_id, _best_of(run)
     if not MODEL_ID.fullmatch(model_id):
         raise PromotionError(
-            f"run {run_id} has a tag that names no model ({model_id!r}): promote another run."
+            f"run {run_id} has a tag that does not name a model ({model_id!r}): promote another run."
         )
     check_artifacts(client, client.get_logged_model(model_id).artifact_location)
     if not get_model_info(f"{MODELS}{model_id}").flavors:
         raise PromotionError(
-            f"the best model of run {run_id} ({model_id}) is weights alone, which MLflow neither loads nor serves; "
-            "train with checkpoint_save_weights_only=False and a model that Keras can load again, or register another: "
-            "mlflow.register_model('models:/<id>', name)."
+            f"the best model of run {run_id} ({model_id}) consists of weights only, which MLflow can neither load nor "
+            "serve; train with checkpoint_save_weights_only=False and a model that Keras can load again, or register "
+            "another: mlflow.register_model('models:/<id>', name)."
         )
     name = name or _name_of(client, run_id)
     known = version_of(client, run_id, model_id, name)
@@ -125,8 +125,8 @@ def _promote(
         reason = why_not(mine, theirs)
         if reason is not None and not force:
             raise PromotionError(
-                f"{name}: the alias {alias} stays with version {holder.version}: {reason}. Give --force to move it "
-                "all the same."
+                f"{name}: the alias {alias} stays with version {holder.version}: {reason}. Pass --force to move it "
+                "anyway."
             )
     if not dry_run:
         known = make_version(client, run, model_id, name)
@@ -138,20 +138,20 @@ def _promote(
 
 
 def _check(alias: str) -> None:
-    """Refuses an alias as MLflow does, but before there is a version that lacks it."""
+    """Validates an alias as MLflow does, but before a version is created."""
     try:
         for name in (
             "_validate_model_alias_name",
             "_validate_model_alias_name_reserved",
         ):  # MLflow 3.1 to 3.17
             path = f"mlflow.utils.validation.{name}"
-            internal(path, lambda _: None, "an alias may be refused after its version was made")(alias)
+            internal(path, lambda _: None, "an alias may be refused after its version was created")(alias)
     except MlflowException as error:
-        raise PromotionError(f"alias={alias!r}: {error.message} Give another, such as champion.") from error
+        raise PromotionError(f"alias={alias!r}: {error.message} Use another, such as champion.") from error
 
 
 def _best_of(run: Run) -> str:
-    """The id of a run's best model, or of its only one."""
+    """Returns the id of a run's best model, or of its only one."""
     for kind in (BEST, FINAL):
         found = [
             value for tag, value in run.data.tags.items() if tag.startswith(PREFIX) and tag.endswith(kind)
@@ -161,7 +161,7 @@ def _best_of(run: Run) -> str:
             return str(exact or found[0])
         if found:
             raise PromotionError(
-                f"run {run.info.run_id} has several models; register the one you mean: mlflow.register_model("
+                f"run {run.info.run_id} has several models; register one yourself: mlflow.register_model("
                 f"'models:/<id>', name), where <id> is one of {', '.join(sorted(set(found)))}."
             )
     raise PromotionError(
@@ -173,6 +173,5 @@ def _name_of(client: MlflowClient, run_id: str) -> str:
     names = sorted({one.name for one in client.search_model_versions(f"run_id='{run_id}'")})
     if len(names) == 1:
         return str(names[0])
-    raise PromotionError(
-        f"run {run_id} is registered as {', '.join(names) or 'nothing'}: say which registered model with --name."
-    )
+    has = f"several registered models ({', '.join(names)})" if names else "no registered model yet"
+    raise PromotionError(f"run {run_id} has {has}; pass --name MODEL.")

@@ -1,7 +1,7 @@
-"""Reading a checkpoint's files: they come from a store, so that anybody may have made them.
+"""Readers of a checkpoint's files, which come from a store and are therefore untrusted.
 
-What is not as this package writes it is refused before anything is done with it: nothing in it names a class, a module,
-an attribute or a path that is then used.
+Anything not written as this package writes it is rejected before it is used; no class, module, attribute or path named
+in a file is ever used.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ import numpy as np
 from mlflow_tfmon.stream.past import Past
 
 _JSON_BYTES = 64 * 2**20
-_WHOLE = 2**53  # that JSON's numbers hold exactly
-_MERSENNE = 624  # words of the state of MT19937, which Python's and NumPy's random numbers come from
+_WHOLE = 2**53  # largest integer that JSON numbers represent exactly
+_MERSENNE = 624  # words of the state of MT19937, the generator of Python and NumPy
 _WEIGHTS = "model.weights.h5"  # within a .keras file (Keras 3.7 to 3.15)
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file of a bounded size.
+    """Returns the JSON in a file of bounded size.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON, or too long.
+        ValueError: it is not JSON, or too long.
     """
     if path.stat().st_size > _JSON_BYTES:
         raise ValueError(f"{path.name} has more than {_JSON_BYTES:,} bytes")
     try:
         return json.loads(path.read_text("utf-8"))
     except RecursionError:
-        raise ValueError(f"{path.name} is nested too deep") from None
+        raise ValueError(f"{path.name} is nested too deeply") from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a file of NumPy's: no objects, and none that take more memory than their file.
+    """Returns the arrays in a NumPy file: no objects, and none larger than their file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not such a file.
+        ValueError: the file is invalid.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     stored = all(one.compress_type == zipfile.ZIP_STORED for one in members)
-    if not stored or sum(one.file_size for one in members) > size:  # members may lie over one another
+    if not stored or sum(one.file_size for one in members) > size:  # members may overlap
         raise ValueError(f"{path.name} is compressed")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def check(about: Any) -> None:
-    """Checks that what JSON tells of a checkpoint is what `state.State.about` says.
+    """Checks that the JSON of a checkpoint has the form of `state.State.about`.
 
     Raises:
-        ValueError: it is not; the message names what.
+        ValueError: it does not; the message says where.
     """
     if not isinstance(about, dict):
-        raise ValueError("it is no checkpoint's")
+        raise ValueError("it does not describe a checkpoint")
     for name, is_right in (*_FIELDS.items(), *_MAYBE.items()):
         if name not in about and name in _FIELDS:
             raise ValueError(f"it lacks {name!r}")
@@ -80,28 +80,28 @@ def _holds(is_right: Callable[[Any], bool], value: Any) -> bool:
 
 
 def check_numpy(keys: np.ndarray) -> None:
-    """Checks an array of the state of NumPy's random numbers, which NumPy itself reads unchecked (1.26 to 2.3)."""
+    """Checks an array of NumPy's random state, which NumPy itself reads unchecked (1.26 to 2.3)."""
     if keys.shape != (_MERSENNE,) or keys.dtype.kind not in "ui":
-        raise ValueError("the state of NumPy's random numbers is none")
+        raise ValueError("the state of NumPy's random numbers is invalid")
 
 
 def weights_file(path: Path, holder: Path, limit: int) -> Path:
-    """A file from which Keras may load weights: they are in it, rather than in another file that it names.
+    """Returns a file from which Keras may load weights: it contains them itself, without links to other files.
 
     Args:
         path: a `.keras` or `.weights.h5` file.
-        holder: folder for what is taken out of it.
-        limit: bytes that weights may take.
+        holder: folder for what is extracted from it.
+        limit: largest size of the weights, in bytes.
 
     Raises:
-        ValueError: it is not such a file.
+        ValueError: the file is invalid.
     """
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(_WEIGHTS)
             if member.file_size > limit:
                 raise ValueError(
-                    f"its weights take {member.file_size:,} bytes, and the model's {limit:,} at most"
+                    f"its weights take {member.file_size:,} bytes, but those of the model at most {limit:,}"
                 )
             path = holder / _WEIGHTS
             with archive.open(member) as packed, path.open("wb") as file:
@@ -111,22 +111,22 @@ def weights_file(path: Path, holder: Path, limit: int) -> Path:
     with h5py.File(path, "r") as file:
         try:
             size = sum(_sizes(file, h5py))
-        except RecursionError:  # a group may be within itself
-            raise ValueError("it is nested too deep") from None
+        except RecursionError:  # a group may contain itself
+            raise ValueError("it is nested too deeplyly") from None
     if size > limit:
-        raise ValueError(f"its weights take {size:,} bytes, and the model's {limit:,} at most")
+        raise ValueError(f"its weights take {size:,} bytes, but those of the model at most {limit:,}")
     return path
 
 
 def _sizes(group: Any, h5py: Any) -> Iterator[int]:
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is a link to another place")
+            raise ValueError(f"{name} is a link")
         one = group[name]
         if isinstance(one, h5py.Group):
             yield from _sizes(one, h5py)
         elif not isinstance(one, h5py.Dataset):
-            raise ValueError(f"{name} is no array")
+            raise ValueError(f"{name} is not an array")
         elif one.external or one.is_virtual:
             raise ValueError(f"{name} is in another file")
         else:
@@ -134,7 +134,7 @@ def _sizes(group: Any, h5py: Any) -> Iterator[int]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number, a truth value or None."""
+    """Whether it is a number, a bool or None."""
     return value is None or isinstance(value, (bool, int, float))
 
 
@@ -190,14 +190,14 @@ def _is_optimizers(value: Any) -> bool:
 
 
 def _is_past(value: Any) -> bool:
-    Past.from_dict(value)  # refuses what is none
+    Past.from_dict(value)  # rejects anything else
     return True
 
 
 def _is_random(value: Any) -> bool:
     version, inner, gauss = value["python"]
     kind, position, has_gauss, more = value["numpy"]
-    random.Random().setstate((version, tuple(inner), gauss))  # refuses what is none
+    random.Random().setstate((version, tuple(inner), gauss))  # rejects anything else
     return bool(
         (gauss is None or math.isfinite(gauss))
         and kind == "MT19937"

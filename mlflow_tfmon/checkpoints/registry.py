@@ -1,4 +1,4 @@
-"""The model registry: the best of a run becomes a version, and gets an alias if it beats the version that has it."""
+"""Model registry: a run's best model becomes a version, and gets the alias if it beats the version that has it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, is_re
 
 ALIAS = "best"
 _WON = "won"
-# What a registry answers for good, beside what `store_errors` knows.
+# Permanent rejections by a registry, besides those of `store_errors`.
 _REFUSALS = frozenset(
     {"PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED",
      "NOT_IMPLEMENTED", "INVALID_STATE"}
@@ -29,13 +29,13 @@ _REFUSALS = frozenset(
 
 @dataclass(frozen=True)
 class Standing:
-    """By what a model is judged.
+    """The metric by which a model is compared.
 
     Attributes:
         metric: name of the metric, "" if there is none.
         value: its value; NaN if there is none.
-        more: whether more of it is better.
-        dataset: digest of the data that it was measured on, "" if unknown.
+        more: whether higher values are better.
+        dataset: digest of the data it was measured on, "" if unknown.
     """
 
     metric: str
@@ -45,7 +45,7 @@ class Standing:
 
     @classmethod
     def of(cls, tags: Mapping[str, str]) -> Standing:
-        """What the tags of a version say."""
+        """Returns the standing in the tags of a version."""
         try:
             value = float(tags.get(VALUE, "nan"))
         except ValueError:
@@ -57,7 +57,7 @@ class Standing:
 
 
 def why_not(new: Standing, holder: Standing | None) -> str | None:
-    """Why a model does not take an alias from the version that has it; None if it does.
+    """Returns why a model does not take the alias from the version that has it; None if it does.
 
     Args:
         new: the model.
@@ -69,7 +69,7 @@ def why_not(new: Standing, holder: Standing | None) -> str | None:
         'it is a tie (val_loss 0.3)'
     """
     if not new.metric or not math.isfinite(new.value):
-        return "it has no value of a metric to be judged by"
+        return "it has no metric to compare by"
     if holder is None:
         return None
     if (holder.metric, holder.more) != (new.metric, new.more) or not math.isfinite(holder.value):
@@ -85,18 +85,18 @@ def why_not(new: Standing, holder: Standing | None) -> str | None:
 
 
 def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
-    """Makes the model that a run's tag names a version of a registered model, and has it contend for the alias.
+    """Registers the model named by a run's tag as a version of a registered model, and lets it contend for the alias.
 
     Args:
-        run: the run; its tag "tfmon.registered" says what became of it.
-        tag: the run's tag that holds the model's id; without it there is nothing to register.
-        name: registered model, made if there is none.
+        run: the run; its tag "tfmon.registered" gets the outcome.
+        tag: the run's tag with the model's id; without it there is nothing to register.
+        name: registered model, created if there is none.
 
     Returns:
-        What was refused: name -> reason.
+        What was rejected: name -> reason.
 
     Raises:
-        AwayError: the registry does not answer; call again.
+        AwayError: the registry does not answer; to be called again.
     """
     client = run.client
     try:
@@ -111,7 +111,7 @@ def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
             says += (
                 f" has the alias {ALIAS}"
                 if reason is None
-                else f"; the alias {ALIAS} stays where it is: {reason}"
+                else f"; the alias {ALIAS} was not moved: {reason}"
             )
         return run.tags({REGISTERED: says})
     except RefusedError as error:
@@ -120,7 +120,7 @@ def register_pointed(run: RunStore, tag: str, name: str) -> dict[str, str]:
 
 
 def make_version(client: MlflowClient, run: Run, model_id: str, name: str) -> ModelVersion:
-    """The version that a logged model is, made if there is none yet."""
+    """Returns the version of a logged model, created if there is none yet."""
     known = version_of(client, run.info.run_id, model_id, name)
     if known is None:
         known = _made_version(client, run, model_id, name)
@@ -134,7 +134,9 @@ def _made_version(client: MlflowClient, run: Run, model_id: str, name: str) -> M
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        with contextlib.suppress(MlflowException):  # somebody else just made it; or the version's error tells
+        with contextlib.suppress(
+            MlflowException
+        ):  # somebody else has just created it; or the version's error tells
             client.create_registered_model(name)
     tags = version_tags(client, run, model_id)
     return client.create_model_version(
@@ -143,7 +145,7 @@ def _made_version(client: MlflowClient, run: Run, model_id: str, name: str) -> M
 
 
 def version_of(client: MlflowClient, run_id: str, model_id: str, name: str) -> ModelVersion | None:
-    """The version of a registered model that a run's logged model is."""
+    """Returns the version of a registered model that belongs to a run's logged model."""
     versions = client.search_model_versions(f"name={_quoted(name)} and run_id='{run_id}'")
     return next((one for one in versions if one.source == f"models:/{model_id}"), None)
 
@@ -153,14 +155,14 @@ def _quoted(name: str) -> str:
 
 
 def version_tags(client: MlflowClient, run: Run, model_id: str) -> dict[str, str]:
-    """What a version made of a logged model is to say of itself."""
+    """Returns the tags of a version made from a logged model."""
     of_model = client.get_logged_model(model_id).tags
     tags = {key: of_model[key] for key in (EPOCH, STEP, METRIC, VALUE, MODE, DATASET) if key in of_model}
     return {RUN: run.info.run_id, **judged_on(tags.get(METRIC, ""), datasets_of(run)), **tags}
 
 
 def holder_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that has an alias."""
+    """Returns the version that has an alias."""
     try:
         version = client.get_registered_model(name).aliases.get(alias)
     except MlflowException as error:
@@ -171,10 +173,10 @@ def holder_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | Non
 
 
 def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | None:
-    """Gives a version an alias if it beats the one that has it; of several at once the best ends with it.
+    """Gives a version an alias if it beats the one that has it; of several at once, the best ends up with it.
 
-    A registry has no way to change an alias only if nobody else just has. So each that takes it says so in a tag and
-    then looks who else has since it began: whoever looks last sees all, and puts right what the others overwrote.
+    A registry has no atomic way to move an alias. So each version that takes it says so in a tag, then looks which
+    others have done so since: whoever looks last sees all, and corrects what the others overwrote.
 
     Args:
         client: of the registry.
@@ -182,7 +184,7 @@ def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | No
         alias: the alias.
 
     Returns:
-        Why it does not have the alias in the end, or None if it does.
+        Why it does not have the alias at the end, or None if it does.
     """
     name, state = version.name, f"{ALIAS_TAGS}{alias}"
 
@@ -210,18 +212,21 @@ def contend(client: MlflowClient, version: ModelVersion, alias: str) -> str | No
     if str(best.version) == str(version.version):
         return None
     return _lost(
-        client, version, state, f"{mine} does not beat {Standing.of(best.tags)}, which came at the same time"
+        client,
+        version,
+        state,
+        f"{mine} does not beat {Standing.of(best.tags)}, which was registered at the same time",
     )
 
 
 def _lost(client: MlflowClient, version: ModelVersion, state: str, reason: str) -> str:
-    client.set_model_version_tag(version.name, str(version.version), state, f"not given: {reason}")
+    client.set_model_version_tag(version.name, str(version.version), state, f"not assigned: {reason}")
     return reason
 
 
 @contextlib.contextmanager
 def registry_errors(client: Any) -> Iterator[None]:
-    """As `store_errors`; more of what a registry answers is for good, so that no run waits for it."""
+    """Like `store_errors`, but more answers of a registry count as permanent, so that no run waits for it."""
     try:
         with store_errors(), current_store(client.tracking_uri):
             yield

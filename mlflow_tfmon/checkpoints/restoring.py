@@ -1,4 +1,4 @@
-"""From a checkpoint back to the training that it is of."""
+"""Restoring of a training from its checkpoint."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import in_a_line
 
 _WIDEST = 8  # bytes of a number
-_ROOM = 64 * 2**20  # bytes for what such a file has beside numbers
+_ROOM = 64 * 2**20  # bytes for what such a file contains besides numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
         run_id: its run.
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def first_epoch(self) -> int:
-        """The epoch of the training with which it goes on."""
+        """The epoch at which the training resumes."""
         about = self.state.about
         return int(about["epoch"]) - int(about["first_epoch"]) + (not about["within"])
 
@@ -60,21 +60,21 @@ class Checkpoint:
 
     @property
     def fits(self) -> int:
-        """How many fits the model had had, in the process that made it, before the one that it is of."""
+        """Number of earlier fits of the model in the process that made the checkpoint."""
         return int(self.state.about.get("fits", 0))
 
     @property
     def place(self) -> int:
-        """How many other models had been trained, in the process that made it, before its own."""
+        """Number of other models trained earlier in the process that made the checkpoint."""
         return int(self.state.about.get("place", 0))
 
     def is_placed(self, model: Any) -> bool:
-        """Whether a model's turn is that of the one that was saved: always in the process that made it, by hand."""
+        """Whether a model is trained in the saved one's turn; always true in the process that made the checkpoint."""
         made_in = self.state.about.get("process", order.PROCESS)
         return bool(made_in == order.PROCESS) or order.place(model) == self.place
 
     def is_of(self, model: Any) -> bool:
-        """Whether a model looks like the one that was saved."""
+        """Whether a model looks like the saved one."""
         if not isinstance(model, keras.Model):
             return False
         if not model.built:
@@ -84,12 +84,12 @@ class Checkpoint:
         ]
 
     def run(self, thread: int | None, stay_active: bool) -> runs.Run:
-        """The run, running again; arguments and errors as in `runs.again`."""
+        """Reopens and returns the run; arguments and errors as in `runs.again`."""
         past = dataclasses.replace(Past.from_dict(self.state.about["past"]), resumed=True)
         return dataclasses.replace(runs.again(self.run_id, thread, stay_active), past=past)
 
     def trained(self, model: Any) -> dict[int, frozenset[str]]:
-        """What each stream of the recording trains, for `Recording.go_on`; nothing yet if the model is not built."""
+        """Returns what each stream of a recording trains, for `Recording.go_on`; empty for an unbuilt model."""
         keys = [graph.key(variable) for variable in model.trainable_variables]
         return {
             int(number): frozenset(keys[at] for at in of if at < len(keys))
@@ -97,36 +97,40 @@ class Checkpoint:
         }
 
     def told(self) -> dict[str, str]:
-        """What the run's tags say of it."""
+        """Returns the description of the checkpoint in the run's tags."""
         return {RESUMED_TAG: f"after step {self.state.about['step']}, with epoch {self.first_epoch}"}
 
     def restore(self, model: Any, optimizers: Sequence[Any]) -> None:
-        """Gives a model, its optimizer and others the values of the checkpoint.
+        """Assigns the checkpoint's values to a model, its optimizer and others.
 
         Args:
             model: the Keras model, built.
             optimizers: those that the model is not compiled with.
 
         Raises:
-            SettingError: they are not what was saved.
+            SettingError: they differ from the saved ones.
         """
         about = self.state.about
         if not isinstance(model, keras.Model):
-            raise self._error("only models of Keras 3 can go on from a checkpoint; train anew without resume")
+            raise self._error(
+                "only models of Keras 3 can resume from a checkpoint; train from scratch without resume"
+            )
         if not model.built and len(model.weights) != len(about["weights"]):
-            raise self._error("the model must be built; give it an Input, or call it once")
+            raise self._error("the model is not built; give it an Input, or call it once")
         self._compare("model", about["weights"], model.weights)
         with model.distribute_strategy.scope():
             if about["optimizer"]:
                 if getattr(model, "optimizer", None) is None:
-                    raise self._error("the model must be compiled, as it was; call compile first")
+                    raise self._error(
+                        "the model is not compiled; call compile first, as in the original training"
+                    )
                 _build(model.optimizer, model.trainable_variables, len(about["optimizer"]))
                 self._compare("optimizer", about["optimizer"], model.optimizer.variables)
             optimizers = optimizers or _attributes(model, about["optimizers"])
             if len(optimizers) != len(about["optimizers"]):
                 raise self._error(
-                    f"the training had {len(about['optimizers'])} optimizers of its own, {len(optimizers)} are given; "
-                    "name them: Monitor(model, optimizer=...), several as a list"
+                    f"the training had {len(about['optimizers'])} optimizers besides the model's, but "
+                    f"{len(optimizers)} were passed; pass them to Monitor(model, optimizer=...), several as a list"
                 )
             self._load_weights(model)
             for at, variable in enumerate(states.seeds(model)):
@@ -141,7 +145,7 @@ class Checkpoint:
         states.set_chance(self.state)
 
     def check_fit(self, fits: int) -> None:
-        """Checks that a fit is the one that was interrupted.
+        """Checks that a fit is the interrupted one.
 
         Args:
             fits: how many the model has had before it.
@@ -151,12 +155,12 @@ class Checkpoint:
         """
         if fits != self.fits:
             raise self._error(
-                f"the training was interrupted in fit {self.fits + 1} of the model, and this is fit {fits + 1}; take "
-                "mlflow_tfmon.autolog(resume=...) in place of the Monitor, which passes over the fits before"
+                f"the training was interrupted in fit {self.fits + 1} of the model, but this is fit {fits + 1}; use "
+                "mlflow_tfmon.autolog(resume=...) instead of the Monitor, since it skips the fits before"
             )
 
     def restore_fit(self, model: Any, callbacks: states.Callbacks | None) -> None:
-        """Has the fit that is just beginning go on with the right epoch, callbacks and order of data."""
+        """Restores epoch, callbacks and order of data of a fit that is just beginning."""
         ended = False
         if callbacks is not None:
             callbacks.restore(self.state)
@@ -169,7 +173,7 @@ class Checkpoint:
         found = [*self.folder.glob("data/model.keras"), *self.folder.glob(WEIGHTS)]
         if not found:
             raise self._error(
-                "its checkpoint is in another format than .keras; leave keras_model_kwargs as they are"
+                "its checkpoint is not in the .keras format; do not set another one in keras_model_kwargs"
             )
         return found[0]
 
@@ -183,16 +187,16 @@ class Checkpoint:
                 file = reading.weights_file(file, Path(holder), room)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise self._error(
-                    f"its file of weights is none ({in_a_line(error)}); train anew without resume"
+                    f"its weights file is invalid ({in_a_line(error)}); train from scratch without resume"
                 ) from error
             model.load_weights(str(file))
 
     def _assign(self, variable: Any, name: str) -> None:
         try:
             states.assign(variable, self.state.arrays[name])
-        except Exception as error:  # TensorFlow's, of whatever somebody has written there
+        except Exception as error:  # TensorFlow's error for invalid contents
             raise self._error(
-                f"it has no {name} for {variable.path} ({in_a_line(error)}); train anew without resume"
+                f"it has no {name} for {variable.path} ({in_a_line(error)}); train from scratch without resume"
             ) from error
 
     def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:
@@ -200,13 +204,13 @@ class Checkpoint:
         for (name, shape), (path, size) in zip(saved, now, strict=False):
             if tuple(shape) != size:
                 raise self._error(
-                    f"this is another {what}: {path} has shape {size}, in the checkpoint it is {name} with "
-                    f"{tuple(shape)}; build it as it was, or train anew without resume"
+                    f"the {what} differs: {path} has shape {size}, but in the checkpoint {name} has shape "
+                    f"{tuple(shape)}; build it as before, or train from scratch without resume"
                 )
         if len(saved) != len(now):
             raise self._error(
-                f"this is another {what}: it has {len(now)} variables, in the checkpoint it has {len(saved)}; build "
-                "it as it was, or train anew without resume"
+                f"the {what} differs: it has {len(now)} variables, but {len(saved)} in the checkpoint; build "
+                "it as before, or train from scratch without resume"
             )
 
     def _error(self, text: str) -> SettingError:
@@ -214,7 +218,7 @@ class Checkpoint:
 
 
 def _attributes(model: Any, told: Sequence[dict[str, Any]]) -> list[Any]:
-    """The optimizers that are attributes of a model, as those that were saved had been."""
+    """Returns the optimizers that are attributes of a model, as the saved ones were."""
     found = [vars(model).get(str(one.get("name"))) for one in told]
     return [one for one in found if isinstance(one, keras.optimizers.Optimizer)]
 

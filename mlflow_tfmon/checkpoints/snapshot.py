@@ -1,4 +1,4 @@
-"""A model's variables as they were at one moment, and a way to save the model with them while it trains on."""
+"""Snapshot of a model's variables, and saving of the model with them while it continues to train."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mlflow_tfmon.probes import graph
 
 
 class ChangedError(Exception):
-    """The model is no longer made of the variables that it had at the snapshot."""
+    """The model no longer has the variables that it had at the snapshot."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What a model's variables held at one moment.
+    """Values of a model's variables at one moment.
 
-    Keras 2 cannot save a model with other values than it holds: a snapshot of such a model is empty, and stands for the
-    model as it is.
+    Keras 2 can only save a model with its current values: a snapshot of such a model is empty, and stands for the live
+    model.
 
     Attributes:
         model: the model.
         variables: the model's, its optimizer's and its metrics' variables, and those of other optimizers.
-        values: what they held, as tensors in the machine's own memory.
+        values: their values, as tensors in host memory.
         others: optimizers that the model was not compiled with.
     """
 
@@ -38,15 +38,15 @@ class Snapshot:
 
     @property
     def live(self) -> bool:
-        """Whether it stands for the model as it is."""
+        """Whether it stands for the live model."""
         return not isinstance(self.model, keras.Model)
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
-        """Lets this thread, and no other, see the variables as they were.
+        """Lets only this thread see the variables as they were.
 
         Raises:
-            ChangedError: the model has become another meanwhile; what was saved within is worthless.
+            ChangedError: the model has changed meanwhile; whatever was saved within is worthless.
         """
         if self.live:
             yield
@@ -73,7 +73,7 @@ class Snapshot:
 
 
 def variables_of(model: Any, others: Sequence[Any] = ()) -> tuple[Any, ...]:
-    """All variables that saving a model and other optimizers reads, each once; not those of a Keras 2 model."""
+    """Returns all variables read when saving a model and other optimizers, each once; none for a Keras 2 model."""
     if not isinstance(model, keras.Model):
         return ()
     optimizer = getattr(model, "optimizer", None)
@@ -84,7 +84,7 @@ def variables_of(model: Any, others: Sequence[Any] = ()) -> tuple[Any, ...]:
 
 
 class Camera:
-    """Takes snapshots of a model, on the thread that trains.
+    """Camera that takes snapshots of a model, on the training thread.
 
     Example:
         >>> snapshot = Camera().take(model)
@@ -101,10 +101,10 @@ class Camera:
 
 
 def _look_up_optimizer() -> None:
-    """Has Keras look at an optimizer before a scope forbids that.
+    """Makes Keras inspect an optimizer before a scope forbids that.
 
-    To see which attributes saving leaves out, Keras makes an optimizer, and so a variable, each time, since it
-    remembers the answer under another name than it looks for (3.7 to 3.15).
+    To see which attributes to leave out when saving, Keras creates an optimizer, and so a variable, each time, since it
+    caches the answer under a name other than the one it looks up (3.7 to 3.15).
     """
     with contextlib.suppress(ImportError, AttributeError):
         from keras.src.backend.common import global_state

@@ -1,4 +1,4 @@
-"""What a training needs to go on beside its model: counts, other optimizers, callbacks, and the state of chance."""
+"""State of a training besides its model: counts, other optimizers, callbacks, and the random state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlflow_tfmon.internals import internal
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
 _TENSOR_PROTO = "tensorflow.core.framework.tensor_pb2.TensorProto"
-# What Keras's own callbacks count and compare with (3.7 to 3.15): none of it is a path or an option.
+# State of Keras's own callbacks (3.7 to 3.15): none of it is a path or an option.
 _OF_KERAS = frozenset(
     ("wait", "stopped_epoch", "best", "best_epoch", "best_weights", "cooldown_counter", "_current_epoch",
      "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen",
@@ -44,15 +44,15 @@ class State:
             "within" (whether the epoch goes on), "past" (`stream.past.Past`), "streams" (which of the model's
             trainable variables each trains), "prefix", "best", "callbacks", "random", and the shapes of "weights",
             "optimizer" and "optimizers".
-        arrays: the rest, by name: NumPy's arrays, and of variables the tensors, which only `write` copies, for the
-            training waits for what is done before.
+        arrays: the rest, by name: NumPy arrays, and tensors of variables, which are copied only by `write`, since the
+            training waits for everything before.
     """
 
     about: dict[str, Any]
     arrays: dict[str, Any] = field(repr=False)
 
     def write(self, folder: Path) -> None:
-        """Writes it into a model's folder."""
+        """Writes the state to a model's folder."""
         (folder / FOLDER).mkdir()
         (folder / FOLDER / _FILE).write_text(json.dumps({"format": FORMAT, **self.about}), "utf-8")
         arrays: dict[str, Any] = {
@@ -62,11 +62,11 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> State:
-        """Reads what `write` wrote.
+        """Returns the state that `write` wrote.
 
         Raises:
             OSError: the checkpoint has none (it was made by an earlier version).
-            ValueError: it is not what `write` writes.
+            ValueError: the file is not as `write` writes it.
         """
         about = reading.read_json(folder / FOLDER / _FILE)
         reading.check(about)
@@ -76,9 +76,9 @@ class State:
 
 
 def of_snapshot(snapshot: Snapshot) -> State:
-    """The part of the state that is in variables, which the model's own file does not hold.
+    """Returns the part of the state in variables that the model's own file lacks.
 
-    That is the counters of its layers of chance (dropout), and the optimizers that it was not compiled with.
+    These are the seed counters of its random layers (dropout), and the optimizers that it was not compiled with.
     """
     values = {
         id(variable): value for variable, value in zip(snapshot.variables, snapshot.values, strict=True)
@@ -101,25 +101,25 @@ def of_snapshot(snapshot: Snapshot) -> State:
 
 
 def shapes(variables: Sequence[Any]) -> _Shapes:
-    """The names and shapes of variables, for saying in which they differ."""
+    """Returns the names and shapes of variables, to report differences."""
     return [(str(one.path), tuple(int(size) for size in one.shape)) for one in variables]
 
 
 def seeds(model: Any) -> list[Any]:
-    """The counters of a model's layers of chance, in order: Keras saves them with no model (3.7 to 3.15)."""
+    """Returns the seed counters of a model's random layers, in order: Keras does not save them (3.7 to 3.15)."""
     weights = {id(one) for one in model.weights}
     return [one for one in model.variables if id(one) not in weights]
 
 
 def assign(variable: Any, array: np.ndarray) -> None:
-    """Gives a variable the value that `of_snapshot` kept.
+    """Assigns a variable the value that `of_snapshot` kept.
 
     Raises:
-        ValueError: it is none for this variable: a few bytes may say that they are any number of values.
+        ValueError: the value does not fit the variable: a few bytes may claim to be any number of values.
     """
-    tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers can't be gone on from")
+    tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers cannot be resumed from")
     if tensor_proto is None:
-        raise ValueError(f"how large the value of {variable.path} is can't be told")
+        raise ValueError(f"the size of the value of {variable.path} cannot be determined")
     told = tensor_proto.FromString(array.tobytes())
     if [one.size for one in told.tensor_shape.dim] != [int(size) for size in variable.shape]:
         raise ValueError(f"the checkpoint has no value for {variable.path}")
@@ -127,12 +127,12 @@ def assign(variable: Any, array: np.ndarray) -> None:
 
 
 def _bytes(value: tf.Tensor) -> np.ndarray:
-    # As TensorFlow writes it: NumPy's files do not know bfloat16.
+    # In TensorFlow's format, since NumPy files do not support bfloat16.
     return np.frombuffer(tf.io.serialize_tensor(value).numpy(), np.uint8)
 
 
 def chance() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The state of Python's, NumPy's and Keras's own random numbers, of which none is taken."""
+    """Returns the random state of Python, NumPy and Keras, without drawing a number."""
     python, (kind, keys, position, has_gauss, gauss) = python_and_numpy()
     about = {"python": python, "numpy": [kind, position, has_gauss, gauss]}
     arrays = {"random/numpy": np.asarray(keys)}
@@ -143,7 +143,7 @@ def chance() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def set_chance(state: State) -> None:
-    """Puts the random numbers back to where they were."""
+    """Restores the random state."""
     version, inner, gauss_next = state.about["random"]["python"]
     kind, *rest = state.about["random"]["numpy"]
     restore((version, tuple(inner), gauss_next), (kind, state.arrays["random/numpy"], *rest))
@@ -154,7 +154,7 @@ def set_chance(state: State) -> None:
 
 
 def _keras_generator() -> Any:
-    """Keras's generator for random numbers without a seed, if it has been made (3.7 to 3.15)."""
+    """Returns Keras's generator for random numbers without a seed, if it has been created (3.7 to 3.15)."""
     attribute = internal(
         "keras.src.backend.common.global_state.get_global_attribute", lambda _: None, _NO_SEEDS
     )
@@ -162,13 +162,13 @@ def _keras_generator() -> Any:
 
 
 class Callbacks:
-    """What a training changes in its callbacks: how long `EarlyStopping` has waited, what was best, and so on.
+    """State that a training changes in its callbacks: how long `EarlyStopping` has waited, the best value, and so on.
 
-    Of Keras's own callbacks it is what `_OF_KERAS` names; of the user's, what is a number or a list of arrays, and is
-    no longer what it was when the training began, but for what the user has set, by an argument of that name.
+    For Keras's own callbacks these are the attributes in `_OF_KERAS`; for the user's, the numbers and lists of arrays
+    that have changed since the training began, except those set by an argument of the same name.
 
     Args:
-        callbacks: the user's, at the training's begin.
+        callbacks: the user's, at the beginning of the training.
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
@@ -176,7 +176,7 @@ class Callbacks:
         self._begin = [dict(vars(one)) for one in self._callbacks]
 
     def state(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        """What has changed: for each callback its class and its numbers; and the arrays."""
+        """Returns the changes: class and numbers of each callback; and the arrays."""
         about: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         for at, (callback, begin) in enumerate(zip(self._callbacks, self._begin, strict=True)):
@@ -192,14 +192,14 @@ class Callbacks:
         return about, arrays
 
     def restore(self, state: State) -> None:
-        """Puts back what had changed: into the first callback of a class what the first of it had, and so on.
+        """Restores the changes: those of the first callback of a class go to the first of that class, and so on.
 
-        A number takes the place of a number, and arrays that of arrays: nothing else is changed by what a store says.
+        Only numbers replace numbers, and only arrays replace arrays: data from a store change nothing else.
         """
         waiting = {id(one): one for one in self._callbacks}
         for at, told in enumerate(state.about["callbacks"]):
             callback = next((one for one in waiting.values() if type(one).__name__ == told["class"]), None)
-            if callback is None:  # it is not among them any more; others may be
+            if callback is None:  # this callback was removed; others may follow
                 continue
             del waiting[id(callback)]
             left = []
@@ -216,20 +216,20 @@ class Callbacks:
                     left.append(name)
             if left:
                 logger.warning(
-                    "mlflow_tfmon: of the callback %s what the checkpoint says of %s is left out: there it is no such "
-                    "number.",
+                    "mlflow_tfmon: callback %s: the checkpoint's value of %s is ignored, since it does not match the "
+                    "callback's attribute.",
                     type(callback).__name__, ", ".join(map(repr, left))[:200],
                 )  # fmt: skip
 
     @property
     def ended(self) -> bool:
-        """Whether one of them had ended the training, and would again: it was interrupted after its last epoch."""
+        """Whether a callback had ended the training, and would again: it was interrupted after its last epoch."""
         stopping = [one for one in self._callbacks if isinstance(one, keras.callbacks.EarlyStopping)]
         return any(one.stopped_epoch > 0 and one.wait >= one.patience for one in stopping)
 
 
 def _may_change(callback: Any, name: str) -> bool:
-    """Whether an attribute is what a training changes, as far as its name and its class tell."""
+    """Whether a training may change an attribute, judging by its name and its class."""
     if type(callback).__module__.split(".")[0] == "keras":
         return name in _OF_KERAS
     known = name in vars(callback) or hasattr(type(callback), name)
@@ -238,12 +238,12 @@ def _may_change(callback: Any, name: str) -> bool:
 
 
 def _now(callback: Any, name: str) -> object:
-    """What an attribute is, of the callback or of its class, without a call of the user's code."""
+    """Returns an attribute of the callback or its class without calling user code."""
     return vars(callback).get(name, inspect.getattr_static(type(callback), name, None))
 
 
 def _is_alike(now: object, then: object) -> bool:
-    """Whether a value may take another's place: a number that of a number, a truth value that of one."""
+    """Whether a value may replace another: a number a number, a bool a bool."""
     now = _number(now)
     if now is None or then is None:
         return reading.is_number(now)
@@ -255,7 +255,7 @@ def _is_arrays(value: object) -> bool:
 
 
 def _lists(arrays: Mapping[str, np.ndarray], at: int) -> dict[str, list[np.ndarray]]:
-    """The lists of arrays of a callback, by the names of its attributes."""
+    """Returns the lists of arrays of a callback, by attribute."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for key, array in arrays.items():
         match = re.fullmatch(rf"callback/{at}/(\w+)/(\d{{1,9}})", key)
@@ -269,7 +269,7 @@ def _number(value: Any) -> Any:
 
 
 def joined(*parts: tuple[Mapping[str, Any], Mapping[str, Any]]) -> State:
-    """A state made of parts."""
+    """Returns a state assembled from parts."""
     about: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
     for some, more in parts:

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept."""
+"""Selection of the checkpoints that are kept."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlflow_tfmon.settings import Settings
 
 @dataclass(frozen=True)
 class Before:
-    """A checkpoint of an earlier recording of the run, that MLflow has.
+    """A checkpoint in MLflow of an earlier recording of the run.
 
     Attributes:
         model_id: of the logged model.
-        pointers: what it is: of `names.BEST`, `names.LAST`, `names.RESUME`; none, if it is another of the n best.
+        pointers: its roles among `names.BEST`, `names.LAST`, `names.RESUME`; none for another of the n best.
         epoch: its number.
         step: optimizer steps done.
-        metric, value, more: what it was judged by ("" and None: by nothing), and whether more of it is better.
+        metric, value, more: the metric by which it is compared ("" and None for none), and whether higher is better.
         whole: whether MLflow can load it.
         registered: the registered models that it is a version of.
     """
@@ -36,14 +36,14 @@ class Before:
 
     @property
     def within(self) -> bool | None:
-        """Of a last one: whether it was made within an epoch; None of any other."""
+        """For a last one, whether it was made within an epoch; None for any other."""
         if RESUME in self.pointers:
             return False
         return True if LAST in self.pointers else None
 
 
 class Kept:
-    """Decides, checkpoint by checkpoint, which are kept: the n best, the last, the last at an epoch's end, or all.
+    """Selection of kept checkpoints, one by one: the n best, the last, the last at an epoch's end, or all.
 
     Args:
         settings: how many.
@@ -61,10 +61,10 @@ class Kept:
         self._values: dict[int, float] = {}
         self._all: set[int] = set()
         self._metric = ""
-        self._last: dict[bool, int] = {}  # at an epoch's end, and within one
+        self._last: dict[bool, int] = {}  # at an epoch's end, and within an epoch
 
     def joins(self, value: float | None, more: bool, metric: str) -> bool:
-        """Whether a checkpoint with this value of the metric (None where there is none) would be among the n best."""
+        """Whether a checkpoint with this value of the metric (None without one) would be among the n best."""
         if value is None or not math.isfinite(value):
             return False
         if metric != self._metric:
@@ -75,9 +75,9 @@ class Kept:
     def add(
         self, number: int, value: float | None, more: bool, metric: str, within: bool | None = False
     ) -> None:
-        """Takes a checkpoint, numbered upwards; it is the last one now, of its kind (of neither, if that is None)."""
+        """Takes a checkpoint, in ascending order; it is now the last one of its kind (of neither, if that is None)."""
         if value is not None and self.joins(value, more, metric):
-            if metric != self._metric:  # another stood in for it
+            if metric != self._metric:  # another metric replaced it
                 self._metric, self._values = metric, {}
             self._values[number] = value
             best_first = sorted(self._values.items(), key=lambda one: -one[1] if more else one[1])
@@ -92,7 +92,7 @@ class Kept:
 
         Args:
             number: of it.
-            others: with their values, those that count as the best again, if it had taken their place.
+            others: with their values, those that are among the best again if it had replaced them.
         """
         if self._values.pop(number, None) is not None:
             self._values |= others
@@ -100,7 +100,7 @@ class Kept:
 
     @property
     def wanted(self) -> frozenset[int]:
-        """The numbers of those that are kept."""
+        """The numbers of the kept checkpoints."""
         last = {max(self._last.values())} if self._last else set()
         whole = {self._last[False]} if False in self._last else set()
         return frozenset(self._all | last | whole | self._values.keys())

@@ -1,4 +1,4 @@
-"""The thread that writes checkpoints while the training goes on."""
+"""Thread that writes checkpoints while training continues."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
-SHARE = 0.05  # of the time may be spent on writing: it takes the interpreter from the training
+SHARE = 0.05  # share of the time for writing, which takes the interpreter from the training
 
 
 class Queue(Generic[Job]):
-    """Jobs that wait to be done, by number, on a thread that lives while there are any.
+    """Queue of pending jobs, by number, done on a thread that lives while there are any.
 
-    After a job that took the processor for t seconds the next waits 19 t, so that a short epoch's checkpoint does not
-    slow the next down; meanwhile a better one may take its place. Waiting for a disk, or for a processor that others
-    have, takes nothing from the training.
+    After a job that used t seconds of the processor the next waits 19 t, so that a short epoch's checkpoint does not
+    slow down the next epoch; meanwhile a better one may replace it. Waiting for a disk, or for a busy processor, takes
+    nothing from the training.
 
     Args:
-        do: does a job; returns whether it is done. One that is not (disk full) waits for the next call of `put` or
-            `finish`. It must not raise.
+        do: does a job; returns whether it is done. If not (disk full), the job waits for the next call of `put` or
+            `finish`. Must not raise.
     """
 
     def __init__(self, do: Callable[[int, Job], bool]) -> None:
@@ -32,11 +32,11 @@ class Queue(Generic[Job]):
         self._thread: threading.Thread | None = None
         self._hurry = 0
         self._rest_until = 0.0
-        self._once = 0.0  # s of the job that is being done that no further job takes
+        self._once = 0.0  # s of the current job that later jobs do not take again
 
     @contextlib.contextmanager
     def once(self) -> Iterator[None]:
-        """Within a job: what is done here (imports, what all have in common) is done once, and the next waits none."""
+        """Context manager within a job for one-time work (imports, shared files), which does not delay the next job."""
         began = time.thread_time()
         try:
             yield
@@ -44,7 +44,7 @@ class Queue(Generic[Job]):
             self._once += time.thread_time() - began
 
     def put(self, number: int, job: Job, wanted: frozenset[int]) -> None:
-        """Adds a job; those that wait and are not wanted any more are forgotten."""
+        """Adds a job; pending jobs that are no longer wanted are dropped."""
         with self._changed:
             self._jobs[number] = job
             self._jobs = {n: one for n, one in self._jobs.items() if n in wanted}
@@ -52,10 +52,10 @@ class Queue(Generic[Job]):
             self._go_on()
 
     def finish(self) -> bool:
-        """Does at once all that waits, and waits for it; not within a job, which would wait for itself.
+        """Does all pending jobs at once, and waits for them; not within a job, which would wait for itself.
 
         Returns:
-            Whether all of it is done: what a disk does not take is not.
+            Whether all are done: those that the disk does not accept are not.
         """
         with self._changed:
             if self._thread is threading.current_thread():

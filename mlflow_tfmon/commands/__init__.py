@@ -1,4 +1,4 @@
-"""The commands of `mlflow-tfmon`, one a module: each has a click command named `command`.
+"""The subcommands of `mlflow-tfmon`, one per module: each has a click command named `command`.
 
-What a command needs is imported in its function, so that `mlflow-tfmon --help` is quick.
+A command imports what it needs in its function, so that `mlflow-tfmon --help` is quick.
 """

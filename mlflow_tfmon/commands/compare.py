@@ -1,4 +1,4 @@
-"""mlflow-tfmon compare RUN RUN…: lays runs over one another in one page."""
+"""mlflow-tfmon compare RUN RUN…: overlays runs in one page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ARTIFACT = "tfmon/comparison.html"
     show_default=True,
     help="File to write.",
 )
-@click.option("--log-to", metavar="RUN", help=f"Log it to this run as well, as {_ARTIFACT}.")
+@click.option("--log-to", metavar="RUN", help=f"Also log it to this run, as {_ARTIFACT}.")
 @store_option
 def command(references: tuple[str, ...], output: Path, log_to: str | None, tracking_uri: str | None) -> None:
-    """Compare runs: curves laid over one another, settings that differ, where they part."""
+    """Compare runs: overlaid curves, settings that differ, where they diverge."""
     import mlflow
 
     from mlflow_tfmon.report.comparison import compare

@@ -1,4 +1,4 @@
-"""`mlflow-tfmon diagnose RUN`: judges a run again."""
+"""`mlflow-tfmon diagnose RUN`: diagnoses a run again."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
 
-@click.command(epilog=RUN_IS, short_help="Judge a run again.")
+@click.command(epilog=RUN_IS, short_help="Diagnose a run again.")
 @click.argument("reference", metavar="RUN")
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Judge a run again, from what was recorded of it, with the detectors of this version.
+    """Diagnose a run again, from its recording, with the detectors of this version.
 
-    What has not arrived is not judged, and a line on stderr says so. Changes nothing in the run. The exit status is 0
-    whether there are problems or not.
+    Data that have not arrived are not considered, and a line on stderr says so. Changes nothing in the run. The exit
+    status is 0 whether there are problems or not.
     """
     import dataclasses
     import json
@@ -34,8 +34,8 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
         raise click.ClickException(str(error)) from error
     if not run.complete:
         echo(
-            "Not all that was recorded of this run has arrived: it is judged by what has. Judge it again when the tag "
-            "tfmon.delivery is `complete`; what a crash or an outage left behind is delivered by `mlflow-tfmon sync`.",
+            "Not everything recorded for this run has arrived: the diagnosis is based on what has. Repeat it when the "
+            "tag tfmon.delivery is `complete`; `mlflow-tfmon sync` delivers what a crash or an outage left behind.",
             err=True,
         )
     if as_json:

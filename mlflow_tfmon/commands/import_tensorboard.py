@@ -1,4 +1,4 @@
-"""mlflow-tfmon import-tensorboard DIR: makes MLflow runs of a TensorBoard log directory."""
+"""mlflow-tfmon import-tensorboard DIR: creates MLflow runs from a TensorBoard log directory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 from mlflow_tfmon.tables import echo
 
 
-@click.command("import-tensorboard", short_help="Make runs of TensorBoard's event files.")
+@click.command("import-tensorboard", short_help="Create runs from TensorBoard event files.")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--experiment", help="Name of the experiment that gets the runs. Default: the folder's name.")
+@click.option("--experiment", help="Name of the experiment for the runs. Default: the folder's name.")
 @click.option(
-    "--tracking-uri", help="Where to make them. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
+    "--tracking-uri", help="Where to create them. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
 )
 def command(folder: Path, experiment: str | None, tracking_uri: str | None) -> None:
-    """Make MLflow runs of the trainings in DIR; a training's train and validation folders become one run."""
+    """Create MLflow runs from the trainings in DIR; a training's train and validation folders become one run."""
     import mlflow
 
     from mlflow_tfmon.tensorboard.importing import import_logs

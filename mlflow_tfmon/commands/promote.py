@@ -1,4 +1,4 @@
-"""mlflow-tfmon promote: gives a run's best model an alias in the model registry."""
+"""mlflow-tfmon promote: assigns a registry alias to a run's best model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from mlflow_tfmon.tables import echo
 
 @click.command("promote", epilog=RUN_IS, short_help="Give a run's best model an alias.")
 @click.argument("reference", metavar="RUN")
-@click.option("--alias", default="best", show_default=True, help="The alias that it gets.")
+@click.option("--alias", default="best", show_default=True, help="The alias to assign.")
+@click.option("--name", help="The registered model. Default: the one that the run's model belongs to.")
+@click.option("--dry-run", is_flag=True, help="Only show what would happen.")
 @click.option(
-    "--name", help="The registered model; by default the one that the run's model is registered as."
+    "--force", is_flag=True, help="Move the alias even if the model does not beat the version that has it."
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
-@click.option("--force", is_flag=True, help="Also if it does not beat the version that has the alias.")
 @store_option
 def command(
     reference: str, alias: str, name: str | None, dry_run: bool, force: bool, tracking_uri: str | None
 ) -> None:
     """Give RUN's best model an alias in the model registry.
 
-    It becomes a version of the registered model if it is none yet. The alias stays where it is if the version that has
-    it is not beaten by the same metric on the same data.
+    The model becomes a version of the registered model unless it is one already. The alias is not moved if the version
+    that has it is not beaten in the same metric on the same data.
     """
     from mlflow_tfmon.checkpoints.promote import PromotionError, promote
 

@@ -20,11 +20,13 @@ from mlflow_tfmon.tables import echo
 )
 @store_option
 def command(reference: str, output: Path | None, tracking_uri: str | None) -> None:
-    """Write the report of RUN as one HTML file that needs nothing else."""
+    """Write the report of RUN as a self-contained HTML file."""
     from mlflow_tfmon.report.making import make
 
     run_id = find_run(reference, tracking_uri)
     page = make(run_id, tracking_uri)
-    path = output or Path(f"report-{re.sub(r'[^0-9A-Za-z_-]', '_', run_id)}.html")  # a server may give any id
+    path = output or Path(
+        f"report-{re.sub(r'[^0-9A-Za-z_-]', '_', run_id)}.html"
+    )  # a server may assign any id
     path.write_text(page, "utf-8")
     echo(str(path))

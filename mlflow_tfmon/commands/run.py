@@ -1,4 +1,4 @@
-"""mlflow-tfmon run SCRIPT: watches a script that was not changed."""
+"""mlflow-tfmon run SCRIPT: monitors an unchanged script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlflow_tfmon.sources import parse, variable
 
 
 def _options() -> list[click.Option]:
-    """An option for each setting, with what the settings' documentation says of it."""
+    """Returns an option for each setting, with its description from the docstring."""
     of = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(Settings) or "", re.MULTILINE)
     helps = {name: " ".join(text.split()) for name, text in of}
     return [
@@ -34,7 +34,7 @@ def _options() -> list[click.Option]:
 
 
 def _as_flag(error: SettingError) -> str:
-    """Of "deep_every=0: deep_every must be …", the flag and what is wrong."""
+    """Converts "deep_every=0: deep_every must be …" to a message about the flag."""
     name = str(error.setting)
     flag = f"--{name.replace('_', '-')}"
     given, _, remedy = str(error).partition(f": {name} ")
@@ -45,17 +45,17 @@ def _as_flag(error: SettingError) -> str:
     "run",
     context_settings={"allow_interspersed_args": False},
     params=_options(),
-    short_help="Run a script, and watch every training in it.",
+    short_help="Run a script and monitor every training in it.",
 )
 @click.option("-m", "is_module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
 @click.argument("script")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def command(script: str, arguments: tuple[str, ...], is_module: bool, **flags: Any) -> None:
-    """Run a Python script as `python SCRIPT [ARGS]...` does, and watch every training in it.
+    """Run a Python script as `python SCRIPT [ARGS]...` does, and monitor every training in it.
 
-    The script need not know of it. Its run goes where MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_ID
-    say. Options come before SCRIPT: what follows is the script's own. What is not given is taken from the environment
-    (MLFLOW_TFMON_DEEP_EVERY=10), else from [tool.mlflow_tfmon] in pyproject.toml.
+    The script needs no changes. MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_RUN_ID determine where its run
+    is logged. Options go before SCRIPT: everything after it belongs to the script. Omitted options are read from the
+    environment (MLFLOW_TFMON_DEEP_EVERY=10), else from [tool.mlflow_tfmon] in pyproject.toml.
     """
     settings = {
         name: value if isinstance(value, bool) else parse(value, Settings.written()[name])

@@ -1,4 +1,4 @@
-"""mlflow-tfmon runs: lists the watched runs."""
+"""mlflow-tfmon runs: lists the monitored runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-_ID = 8  # characters of an id: enough to tell some ten thousand runs apart
+_ID = 8  # characters of an id: enough to distinguish some ten thousand runs
 
 
-@click.command("runs", short_help="List the watched runs.")
-@click.option("--experiment", help="Name of the experiment to look at. Default: all of them.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
+@click.command("runs", short_help="List the monitored runs.")
+@click.option("--experiment", help="Name of the experiment. Default: all of them.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Largest number of runs to list."
+)
 @store_option
 def command(experiment: str | None, limit: int, tracking_uri: str | None) -> None:
-    """List the watched runs, those that were begun last first: state, best value and problems of each."""
+    """List the monitored runs, most recent first: state, best value and problems of each."""
     client = open_client(tracking_uri)
     found = list(itertools.islice(watched(client, experiment), limit))
     rows = [_row(run) for run in found]
@@ -36,7 +38,7 @@ def command(experiment: str | None, limit: int, tracking_uri: str | None) -> Non
     if rows:
         echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
-        echo("No run was watched. `mlflow-tfmon run SCRIPT` watches one.")
+        echo("There are no monitored runs. `mlflow-tfmon run SCRIPT` makes one.")
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -48,9 +50,9 @@ def _row(run: Run) -> tuple[str, ...]:
 
 
 def _row_of_one_here(one: here.Here) -> tuple[str, ...]:
-    """Of a recording that has not arrived, not even as far as to be known as a watched run."""
+    """Returns the row of a recording of which not even the run's tags have arrived."""
     begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
-    return (one.run_id or "")[:_ID], one.run_name or "", begun, "waits on this machine", "", ""
+    return (one.run_id or "")[:_ID], one.run_name or "", begun, "undelivered, on this machine", "", ""
 
 
 def _best(metrics: dict[str, float]) -> str:

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from mlflow_tfmon.delivery.waiting import Waiting
 
 
-@click.command(name="sync", epilog=RUN_IS, short_help="Deliver what waits on this machine.")
+@click.command(name="sync", epilog=RUN_IS, short_help="Deliver what is undelivered on this machine.")
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.option("--tracking-uri", help="The store, if the recorded one has moved or needs credentials.")
+@click.option("--dry-run", is_flag=True, help="Only list what is undelivered.")
 @click.option(
-    "--tracking-uri", help="The store, where the one that was recorded has moved or needs credentials."
-)
-@click.option("--dry-run", is_flag=True, help="Show what waits, and deliver nothing.")
-@click.option(
-    "--check", is_flag=True, help="Count whether the store holds all that was sent of RUN; deliver nothing."
+    "--check",
+    is_flag=True,
+    help="Only check by counting that the store holds everything that was sent for RUN.",
 )
 def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, check: bool) -> None:
     """Deliver what a crash or an outage left on this machine.
 
-    Without RUN all that waits is delivered, else only what belongs to these runs. It can be interrupted and called
-    again: nothing is lost, and nothing arrives twice.
+    Without RUN, everything undelivered is delivered, else only the recordings of these runs. It can be interrupted and
+    called again: nothing is lost, and nothing arrives twice.
     """
     from mlflow_tfmon.delivery.waiting import find_waiting
 
@@ -39,7 +39,7 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
         return
     found = _chosen(find_waiting(), runs)
     if not found:
-        echo("Nothing waits for delivery.")
+        echo("Everything has been delivered.")
         return
     _show(found)
     if not dry_run:
@@ -65,30 +65,30 @@ def _check(references: Sequence[str], tracking_uri: str | None) -> None:
         manifest = load_manifest(client, run)
         if manifest is None:
             raise click.ClickException(
-                f"run {run} is not delivered to its end: it goes on, waits, or was not watched."
+                f"run {run} has not been delivered in full: it is still running, undelivered, or was not monitored."
             )
         wanted = read_manifest(manifest)
         if wanted is None:
-            raise click.ClickException(f"run {run}: its artifact {MANIFEST} is nothing of mlflow_tfmon's.")
+            raise click.ClickException(f"run {run}: its artifact {MANIFEST} was not written by mlflow_tfmon.")
         lacks = missing(client, run, manifest)
         lacking += len(lacks)
         points, rows = (sum(wanted[what].values()) for what in ("series", "files"))
         echo(
-            "\n".join([f"{run}: not all is there:", *lacks])
+            "\n".join([f"{run}: incomplete:", *lacks])
             if lacks
-            else f"{run}: all is there: {points} points of {len(wanted['series'])} metrics, {rows} rows in "
+            else f"{run}: complete: {points} points of {len(wanted['series'])} metrics, {rows} rows in "
             f"{len(wanted['files'])} files."
         )
     if lacking:
-        raise click.ClickException(f"{lacking} metrics or files lack something that was sent.")
+        raise click.ClickException(f"{lacking} metrics or files lack data that was sent.")
 
 
 def _show(found: Sequence[Waiting]) -> None:
     rows = [("RUN", "BEGUN", "RECORDS", "SIZE", "STORE", "STATE")]
     for one in found:
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
-        run = one.run_id or f"{one.folder.name} (run not made yet)"
-        state = "training goes on" if one.written else one.error or "waits"
+        run = one.run_id or f"{one.folder.name} (run not created yet)"
+        state = "training is running" if one.written else one.error or "waits"
         rows.append((run, begun, str(one.records), f"{one.bytes / 2**20:.1f} MB", one.store, state))
     echo(table(rows))
 
@@ -99,8 +99,8 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
     from mlflow_tfmon.delivery.waiting import deliver
     from mlflow_tfmon.tracking.patience import LONGEST_CALL, be_quick
 
-    be_quick(LONGEST_CALL)  # who has called it waits
-    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+    be_quick(LONGEST_CALL)  # the caller waits
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # we report outages ourselves, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     left = 0
     for one in found:
@@ -112,9 +112,9 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
             error = deliver(one, tracking_uri, told)
         if error is None:
             how = (
-                ", as far as it has come"
+                ", as far as it goes"
                 if one.written
-                else f", as far as it can: {one.error}"
+                else f", as far as possible: {one.error}"
                 if one.damaged
                 else ""
             )
@@ -124,6 +124,6 @@ def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
             echo(f"{one.name}: not delivered: {error}")
     if left:
         raise click.ClickException(
-            f"{left} of {len(found)} recordings still wait; they are kept. Call `mlflow-tfmon sync` again when their "
-            "store answers."
+            f"{left} of {len(found)} recordings are still undelivered; they are kept. Call `mlflow-tfmon sync` again "
+            "when their store answers."
         )

@@ -1,1 +1,1 @@
-"""The process that brings MLflow up to a journal, and the trainer's handle on it."""
+"""The process that sends a journal to MLflow, and the trainer's handle on it."""

@@ -1,8 +1,8 @@
-"""An attempt at the delivery of a recording: all that delivery knows and does not write down.
+"""One attempt at delivering a recording: all state of delivery that is only in memory.
 
-It begins at what was committed last: a moment that was written down, else the recording's beginning. What an earlier
-one has delivered is translated again, so that thinning and files go on exactly as they were, and not sent again. So a
-fault may happen anywhere in it: what it holds is let go, and the next attempt comes out the same.
+It starts from the last committed state: a saved moment, else the recording's beginning. What an earlier attempt has
+delivered is translated again, so that thinning and files continue exactly as before, but not sent again. So a fault may
+happen anywhere: its state is discarded, and the next attempt has the same result.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _TRIM_BYTES = 64 * 2**20  # of records that have arrived: so much more than what
 
 
 class Attempt:
-    """Delivers one recording, a bit at each call of `go_on`.
+    """Attempt at delivering one recording, a bit at each call of `go_on`.
 
     Attributes:
         reader: of its journal.
-        outbox: the calls that wait.
-        started: its first record, once that was read.
-        error: why nothing of it can be delivered, or None.
+        outbox: the pending calls.
+        started: its first record, once read.
+        error: why nothing can be delivered, or None.
         reading: number of the record that is being translated, 0 for none.
         moment: number of the last record without which it has begun, 0 if all were there.
 
@@ -93,24 +93,24 @@ class Attempt:
 
     @property
     def over(self) -> bool:
-        """Whether all of it was handed over, and no call waits."""
+        """Whether everything was handed over, and no call is pending."""
         return self._ended and self.outbox.empty
 
     @property
     def nothing(self) -> bool:
-        """Whether there is nothing in it to be delivered."""
+        """Whether there is nothing to deliver."""
         return self._translation is None and not self._unread
 
     def go_on(self, trainer_gone: bool, damaged: bool, alone: bool) -> None:
-        """Delivers what there is, for a few seconds at most.
+        """Delivers the available records, for a few seconds at most.
 
         Args:
-            trainer_gone: whether no more records can come: then a recording that was not ended is ended.
+            trainer_gone: whether no more records can come: then a recording without an end gets one.
             damaged: whether what the reader cannot read is known to be lost.
             alone: whether the rest is all there is, since there is no journal.
 
         Raises:
-            AwayError: the store does not answer, or not to all; the calls that are left still wait.
+            AwayError: the store does not answer all calls; the remaining ones stay pending.
             Exception: anything else; then this attempt is over.
         """
         until = time.monotonic() + _SLICE_SECONDS
@@ -139,7 +139,7 @@ class Attempt:
         self._trim(self._translation)
 
     def close(self) -> None:
-        """Lets the journal go."""
+        """Closes the journal and the sinks."""
         self._sinks.close("")
         self.reader.close()
 
@@ -153,7 +153,7 @@ class Attempt:
         self._ledger.reject(self._sinks.faults)
 
     def _take_over(self) -> None:
-        """Goes on from the moment that an earlier delivery has written down, if there is one."""
+        """Continues from the moment that an earlier delivery has saved, if there is one."""
         moment = load_moment(self._folder, self._telemetry_folder)
         if moment is None:
             self._look_for_a_gap()
@@ -167,16 +167,16 @@ class Attempt:
         self.outbox.so_far = moment.sent
 
     def _look_for_a_gap(self) -> None:
-        """Raises an error where records are missing that only a moment can stand for."""
+        """Raises an error if records are missing that only a saved moment can replace."""
         first = self.reader.read(1, limit=1)
         if first and first[0][0] > 2:
             path = self._folder / FILE
             raise ValueError(
-                f"{path} is missing: records 2 to {first[0][0] - 1} were delivered, and it says how"
+                f"{path} is missing, but needed to continue after records 2 to {first[0][0] - 1}, which were delivered"
             )
 
     def _trim(self, translation: Translation) -> None:
-        """Deletes what has arrived from the journal, once it is much and was counted in the store."""
+        """Deletes delivered records from the journal, once there are many and they were counted in the store."""
         if self.reader.bytes - self._trimmed < _TRIM_BYTES or self.started is None or self.outbox.left:
             return
         self._trimmed = self.reader.bytes
@@ -189,7 +189,7 @@ class Attempt:
             self.reader.trim(self._seq)
 
     def _read(self, trainer_gone: bool, damaged: bool, alone: bool) -> bool:
-        """Reads and translates what comes next; returns whether there was anything."""
+        """Reads and translates the next records; returns whether there were any."""
         # What an earlier delivery has sent is read by itself, so that its points are told from new ones.
         sent = self._resumed - self._seq
         batch: Sequence[tuple[int, Record | Exception]] = []
@@ -210,7 +210,7 @@ class Attempt:
         return True
 
     def _translate(self, batch: Sequence[tuple[int, Record | Exception]]) -> None:
-        """Reads records and hands over what they give; `_seq` follows when all of that is done."""
+        """Reads records and hands over their results; `_seq` follows once all of that is done."""
         points: list[Point] = []
         for seq, record in batch:
             self.outbox.muted = self._sinks.muted = seq <= self._resumed
@@ -244,7 +244,7 @@ class Attempt:
         self._seq = batch[-1][0]
 
     def _take(self, record: Record) -> list[Point]:
-        """The points that a record gives; what it asks for beside them is handed over."""
+        """Returns the points of a record; its other results are handed over."""
         times = (getattr(record, name, 0.0) for name in ("seen", "time", "end"))
         self._time = max(self._time, *times)
         if isinstance(record, RunStarted):
@@ -265,7 +265,7 @@ class Attempt:
         return found
 
     def _telemetry_folder(self) -> Path:
-        """Where files wait for their upload; what another delivery has left there is made again."""
+        """Returns the folder of files to be uploaded; leftovers of another delivery are made again."""
         folder = self._folder / "telemetry"
         shutil.rmtree(folder, ignore_errors=True)
         return folder
@@ -286,10 +286,10 @@ class Attempt:
             seq, translation, ended if end_run else ended and replace(ended, set_status=False)
         )
         if ended is not None and self.started is not None and translation.last_step:
-            self.outbox.show_all(self.started)  # nobody waits for it
+            self.outbox.show_all(self.started)  # nothing waits for it
 
     def _end_abandoned(self) -> None:
-        """Ends a recording whose trainer is gone without a word."""
+        """Ends a recording whose trainer died."""
         if self._translation is None or self.started is None:
             self._ended = not self._unread  # nothing was ever recorded
             self.error = next(iter(self._unread.values()), None)
@@ -298,7 +298,7 @@ class Attempt:
         when = self._time or time.time()
         moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
         reason = (
-            "mlflow_tfmon: the training process ended without notice, killed or crashed. "
+            "mlflow_tfmon: the training process was killed or crashed. "
             f"Last recorded: step {self._translation.last_step}, {moment}."
         )
         if self.reader.error:

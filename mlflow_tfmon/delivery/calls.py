@@ -1,8 +1,8 @@
-"""Calls that wait to be made, and what becomes of one that does not succeed.
+"""Pending calls to the store, and the handling of those that fail.
 
-A call that fails is made again, whatever the reason: it does nothing twice. It holds up others only as far as they
-need it. Rows and facts go in order, for what comes later may take the place of what came before; files in any order,
-for a store that refuses one may take the next.
+A failed call is repeated, whatever the reason, since calls are idempotent. It blocks only calls that depend on it. Rows
+and facts go in order, since later ones may replace earlier ones; files in any order, since a store that rejects one may
+accept the next.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from mlflow_tfmon.tracking.store import AwayError
 from mlflow_tfmon.tracking.texts import sayable
 from mlflow_tfmon.uris import in_a_line
 
-_TRIES = 5  # of a call that a store does not take, though it takes others
-_FAILING_SECONDS = 2.0  # that calls which fail may take, one after the other
+_TRIES = 5  # attempts of a call that a store rejects though it accepts others
+_FAILING_SECONDS = 2.0  # limit for consecutive failing calls
 
 
 @dataclass(eq=False)
 class Call:
-    """A call to be made.
+    """A pending call to the store.
 
     Attributes:
         make: makes it.
         name: what it is about.
-        needs: it follows those before it whose names begin so; None: it needs none of them.
-        parts: gives smaller calls that do the same together, none if it cannot be parted.
+        needs: it follows earlier calls whose names begin so; None: it depends on none.
+        parts: returns smaller calls that together do the same, none if it cannot be split.
         tries: how often it has failed.
     """
 
@@ -42,7 +42,7 @@ class Call:
         """Makes it.
 
         Raises:
-            AwayError: it is to be made again.
+            AwayError: to be repeated.
         """
         try:
             self.make()
@@ -55,14 +55,14 @@ class Call:
 
 
 class InOrder:
-    """Calls that are made one after the other.
+    """Queue of calls that are made one after the other.
 
     Attributes:
         sent: when a call last succeeded (monotonic seconds).
-        failed: what was left out, since the store takes other calls and not this one: name -> why.
+        failed: what was left out because the store accepts other calls but not this one: name -> reason.
 
     Args:
-        takes_others: asks the store whether it takes a call that it has taken before.
+        takes_others: tests whether the store accepts a call that it has accepted before.
     """
 
     def __init__(self, takes_others: Callable[[], bool]) -> None:
@@ -82,7 +82,7 @@ class InOrder:
         """Makes them.
 
         Raises:
-            AwayError: the store does not answer; those that are left still wait.
+            AwayError: the store does not answer; the remaining calls stay pending.
         """
         while self._waiting:
             call = self._waiting[0]
@@ -104,7 +104,7 @@ class InOrder:
 
 
 class AnyOrder:
-    """Calls of which one that fails holds up only those that need it.
+    """Queue of calls in which a failing one blocks only those that depend on it.
 
     Attributes:
         sent: when a call last succeeded (monotonic seconds).
@@ -128,7 +128,7 @@ class AnyOrder:
         return any(call.name == name for call in self._waiting)
 
     def make(self) -> None:
-        """Makes them, those that failed before at last.
+        """Makes them, those that failed before last.
 
         Raises:
             AwayError: why the first that failed did; those that are left still wait.

@@ -1,4 +1,4 @@
-"""The calls for a recording's models: each becomes a logged model, those that are kept the run's outputs."""
+"""Calls for a recording's models: each becomes a logged model, and those kept become outputs of the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def saved_model(
     earlier: Callable[[], Earlier],
     names: Callable[[str], str],
 ) -> tuple[str, Asked, Callable[[], None]]:
-    """How a saved model gets to the run.
+    """Returns the call that adds a saved model to the run.
 
     Args:
         saved: the record.
@@ -68,7 +68,7 @@ def saved_model(
 
     def deliver(run: RunStore) -> dict[str, str]:
         known = ledger.status.models
-        if _is_gone(files):  # another took its place before it was delivered
+        if _is_gone(files):  # it was replaced before it was delivered
             if saved.path in known:
                 _drop(run, known, saved.path)
             return {}
@@ -92,7 +92,7 @@ def _is_gone(files: Path) -> bool:
 
 
 def models_not_there(run: RunStore, sent: Sent, ledger: Ledger, folder: Path) -> list[str]:
-    """Tells which of the models that are kept the store does not have whole, a line each.
+    """Returns which of the kept models are incomplete in the store, a line each.
 
     One that it says it has no more was there: somebody has deleted it.
 
@@ -107,7 +107,7 @@ def models_not_there(run: RunStore, sent: Sent, ledger: Ledger, folder: Path) ->
         model_id = ledger.status.models.get(path)
         if not model_id:
             if not _is_gone(folder / path):
-                found.append(f"model of {path}: not there")
+                found.append(f"model of {path}: missing")
             continue
         try:
             status = run.client.get_logged_model(model_id).status
@@ -121,7 +121,7 @@ def models_not_there(run: RunStore, sent: Sent, ledger: Ledger, folder: Path) ->
 
 
 def as_autologged(run: RunStore, saved: ModelSaved, files: Path) -> dict[str, str]:
-    """Has MLflow's own functions find a delivered model where its autologging of TensorFlow puts one.
+    """Makes a delivered model available to MLflow's own functions, as its TensorFlow autologging does.
 
     That is the model at the end of a fit among the run's inputs, beside its datasets, and for
     `mlflow.tensorflow.load_checkpoint` the file of the best model, or while there is none that of the last.
@@ -132,7 +132,7 @@ def as_autologged(run: RunStore, saved: ModelSaved, files: Path) -> dict[str, st
         files: the model's folder.
 
     Returns:
-        What was refused: name -> reason.
+        What was rejected: name -> reason.
     """
     kinds = {tag.rpartition(".")[2]: tag for tag in saved.pointers}
     try:

@@ -1,4 +1,4 @@
-"""The two queues of calls, and the count of what they have brought into the store."""
+"""The two queues of calls, and the count of what they have brought to the store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _TAG_LENGTH = 5000  # of the longest that every store takes
 
 
 class Counting:
-    """Calls that wait to be made: those for rows and facts, and those for files and what must follow them.
+    """Pending calls: those for rows and facts, and those for files and what must follow them.
 
     Two queues, so that metrics, params, tags and the run's end state wait for no file.
 
     Attributes:
-        muted: whether calls are left out, because an earlier delivery has made them.
+        muted: whether calls are skipped because an earlier delivery has made them.
         so_far: what has been handed over.
-        lacks: what the store has lost of it, as far as that was counted, a line each.
+        lacks: what the store has lost of it, as far as counted, a line each.
         confirmed: whether all of the recording was counted in the store.
 
     Args:
@@ -72,7 +72,7 @@ class Counting:
 
     @property
     def left(self) -> dict[str, str]:
-        """What is not in the store and may yet get there: name -> why it is not."""
+        """What is not yet in the store: name -> reason."""
         lacking = dict.fromkeys(self.lacks, "the store lacks it")
         unread = {f"record {number}": why for number, why in self._unread.items()}
         return {**unread, **self._calls.failed, **self._files.errors, **lacking}
@@ -81,7 +81,7 @@ class Counting:
         """Makes the calls for rows and facts.
 
         Raises:
-            AwayError: the store does not answer; the calls that are left still wait.
+            AwayError: the store does not answer; the remaining calls stay pending.
         """
         self._calls.make()
 
@@ -98,7 +98,7 @@ class Counting:
             raise
 
     def _tell_what_is_left(self) -> None:
-        """Says in the run what has not arrived, where something waits for it that is to call it complete."""
+        """Records in the run what has not arrived, if its completion is waiting for it."""
         left = self.left
         if self._run is not None and left != self._told and self._files.has(MANIFEST):
             with contextlib.suppress(AwayError):
@@ -106,12 +106,12 @@ class Counting:
                 self._told = left
 
     def _refused(self) -> str:
-        """What is not in the store, and why, for people."""
+        """Readable description of what is not in the store, and why."""
         told = {**self._ledger.status.rejected, **self.so_far.changed, **self.left}
         return "; ".join(f"{name}: {why}" for name, why in told.items())[:_TAG_LENGTH]
 
     def _takes_tags(self) -> bool:
-        """Whether the store takes a tag: then it is not away, whatever it says to a call."""
+        """Whether the store accepts a tag: then it is up, whatever it answers to a call."""
         if self._run is None:
             return False
         try:
@@ -120,7 +120,7 @@ class Counting:
             return False
 
     def count(self) -> None:
-        """Looks in the store for all that was sent, and was not looked for yet; `lacks` tells what is not there.
+        """Checks the store for everything sent that was not checked yet; `lacks` gets what is missing.
 
         Raises:
             AwayError: the store does not answer.
@@ -140,10 +140,10 @@ class Counting:
         self._manifest = manifest
 
     def _count(self, run: RunStore, ended: RunEnded | None) -> dict[str, str]:
-        """Calls delivery complete if the store holds all that was sent, and tells what it refuses."""
+        """Marks delivery as complete if the store holds everything sent, and records what it rejects."""
         self.count()
         if ended is not None and ended.set_status and not run.ended():
-            self.lacks.append("end state: the run goes on")
+            self.lacks.append("end state: the run is still active")
         run.text(MANIFEST, self._manifest)
         whole = not self.left.keys() - {MANIFEST}
         state = "incomplete" if not whole else "streaming" if self._coming else self.so_far.tagged
@@ -157,7 +157,7 @@ class Counting:
         return rejected
 
     def _ask(self, ask: Asked, name: str) -> None:
-        """Asks something of the run; what MLflow refuses of it is noted, not tried again."""
+        """Makes a request for the run; MLflow's rejections are noted, not retried."""
         assert self._run is not None
         try:
             self._ledger.reject(ask(self._run) or {})

@@ -1,8 +1,7 @@
-"""The delivery process as a process: how it is started so that it outlives whoever started it, and what it imports.
+"""Start of the delivery process, such that it outlives whoever started it; and the packages it imports.
 
-It is nobody's child, and in a session of its own: what kills the trainer's process group, its session or its children
-(a shell, a supervisor, a Ray worker's end) leaves it alone, and a script that waits for all its children does not wait
-for it.
+It is detached, in its own session: whatever kills the trainer's process group, its session or its children (a shell, a
+supervisor, a Ray worker's end) does not affect it, and a script that waits for all its children does not wait for it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _POLL_SECONDS = 0.02
 
 
 class Daemon:
-    """A delivery process that was started: what it is told goes through a pipe, and another one's end is its own.
+    """A started delivery process, which gets commands through a pipe and ends with it.
 
     Raises:
         OSError: it could not be started.
@@ -78,20 +77,20 @@ class Daemon:
         return False
 
     def pid(self, timeout: float = 60.0) -> int:
-        """Its process id, once it has begun.
+        """Its process id, once it has started.
 
         Raises:
-            OSError: it has ended, or not begun in time (seconds).
+            OSError: it has ended, or not started in time (seconds).
         """
         until = time.monotonic() + timeout
         while self.is_alive() and not self._said.endswith(b"\n") and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
         if not self._said.endswith(b"\n"):
-            raise OSError("the delivery process has not begun")
+            raise OSError("the delivery process did not start")
         return int(self._said)
 
     def tell(self, line: bytes) -> None:
-        """Tells it something.
+        """Sends it a command.
 
         Raises:
             OSError: it has ended.
@@ -100,14 +99,14 @@ class Daemon:
             line = line[os.write(self._told, line) :]
 
     def close(self) -> None:
-        """Tells it that no more comes."""
+        """Closes the pipe: no more commands follow."""
         if self._told is not None:
             with contextlib.suppress(OSError):
                 os.close(self._told)
             self._told = None
 
     def wait(self, timeout: float) -> bool:
-        """Waits for its end, so many seconds at most; returns whether it has ended."""
+        """Waits for its end, with a time limit in seconds; returns whether it has ended."""
         until = time.monotonic() + timeout
         while self.is_alive():
             if time.monotonic() > until:
@@ -152,7 +151,7 @@ def search_path(given: Sequence[object], here: str | None = None) -> list[str]:
 
 
 def _flags() -> list[str]:
-    """How the trainer was started, as far as it changes what is imported."""
+    """Returns the interpreter flags of the trainer that affect imports."""
     flags = ["-Xutf8"]  # whatever the locale: libraries take a path's text for UTF-8
     flags += ["-P"] * (sys.version_info >= (3, 11))
     flags += ["-E"] * sys.flags.ignore_environment + ["-s"] * sys.flags.no_user_site
@@ -160,7 +159,7 @@ def _flags() -> list[str]:
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """The trainer's environment, without its devices."""
+    """Returns the trainer's environment, without its devices."""
     changed = {
         **ours,
         "CUDA_VISIBLE_DEVICES": "",

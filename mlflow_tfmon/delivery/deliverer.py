@@ -1,8 +1,8 @@
-"""Delivery of one recording: reads its journal and brings MLflow up to it, whatever goes wrong.
+"""Deliverer of one recording: reads its journal and brings MLflow up to date with it, whatever goes wrong.
 
-The journal says what is to be delivered, and what delivery holds beside it (`attempt`) can be made again from it at any
-time. So nothing has to be right after a fault: the attempt is given up, and another begins from what was committed
-last. A recording is deleted when all of it was counted in the store, and else kept.
+The journal determines what is to be delivered, and all other state (`attempt`) can be rebuilt from it at any time. So
+no state needs to be valid after a fault: the attempt is given up, and another starts from the last committed state. A
+recording is deleted once all of it was counted in the store; otherwise it is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PASSING = (MemoryError, RecursionError, OSError, sqlite3.Error)  # what a recor
 
 
 class Deliverer:
-    """Delivers one recording, a bit at each call of `advance`.
+    """Deliverer of one recording, a bit at each call of `advance`.
 
     Attributes:
         folder: of the recording.
@@ -63,12 +63,12 @@ class Deliverer:
 
     @property
     def status(self) -> Status:
-        """How far it has come."""
+        """Its progress."""
         return self._ledger.status
 
     @property
     def claimed(self) -> bool:
-        """Whether this is the one that delivers it."""
+        """Whether this process delivers it."""
         return self._has
 
     @property
@@ -82,10 +82,10 @@ class Deliverer:
         return self._where
 
     def advance(self, trainer_gone: bool = False, hurry: bool = False) -> None:
-        """Delivers what there is, for a few seconds at most; never raises what is not meant to stop the process.
+        """Delivers the available records, for a few seconds at most; raises only what is meant to stop the process.
 
         Args:
-            trainer_gone: whether no more records can come: then a recording that was not ended is ended.
+            trainer_gone: whether no more records can come: then a recording without an end gets one.
             hurry: try now, even if the store was away a moment ago.
         """
         if self.done or (time.monotonic() < self._next_try and not hurry):
@@ -125,7 +125,7 @@ class Deliverer:
             self._ledger.note(error=error, tried=tried)
 
     def _deliver(self, trainer_gone: bool) -> str | None:
-        """Goes on with an attempt, or begins one; returns why it does not get on, if so."""
+        """Continues or starts an attempt; returns why it makes no progress, if so."""
         if self._attempt is None:
             self._attempt = Attempt(self.folder, self._uris, self._ledger, self._rest, self._unread)
         attempt = self._attempt
@@ -142,7 +142,7 @@ class Deliverer:
         return attempt.reader.error or attempt.error
 
     def _give_up(self, fault: BaseException) -> str:
-        """Lets an attempt go; a record that is to blame for it, again and again, is left out of the next."""
+        """Discards an attempt; a record that causes repeated failures is left out of the next."""
         attempt, self._attempt = self._attempt, None
         error = f"{type(fault).__name__}: {sayable(in_a_line(fault))}"  # type: ignore[arg-type]
         if attempt is not None:
@@ -166,7 +166,7 @@ class Deliverer:
         self._begins = begins
 
     def close(self) -> None:
-        """Lets the recording go, so that another delivery may take it."""
+        """Releases the recording, so that another delivery may take it."""
         if self._attempt is not None:
             self._attempt.close()
             self._attempt = None
@@ -201,7 +201,7 @@ class Deliverer:
         return not self.done
 
     def _finish(self, attempt: Attempt) -> None:
-        """Deletes a recording of which all is in the store; another is kept, to be sent again."""
+        """Deletes a recording that is completely in the store; otherwise keeps it, to be sent again."""
         if attempt.nothing or attempt.outbox.confirmed:
             self._ledger.note(complete=True, waiting=0, error=None)
             self._put_away()
@@ -209,10 +209,12 @@ class Deliverer:
         left = attempt.outbox.left
         lacks = f"the store lacks {'; '.join(attempt.outbox.lacks)}" if attempt.outbox.lacks else ""
         error = sayable(
-            lacks or "; ".join(f"{name}: {why}" for name, why in left.items()) or "it was not counted"
+            lacks
+            or "; ".join(f"{name}: {why}" for name, why in left.items())
+            or "the store could not be counted"
         )
         if attempt.moment and lacks:
-            error += f" (some of it was deleted here when the store had it; {self.folder} has the rest)"
+            error += f" (part of it was deleted on this machine after the store had it; {self.folder} has the rest)"
         self._ledger.note(delivered=0, waiting=attempt.reader.last() + len(self._rest), error=error[:400])
         self.close()
         self.done = True

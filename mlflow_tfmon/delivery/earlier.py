@@ -1,4 +1,4 @@
-"""What earlier recordings have left in a run: MLflow takes back no point, so a step that is there is not sent again."""
+"""Data of earlier recordings in a run: MLflow cannot delete points, so an existing step is not sent again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FILE = "earlier.json"
 
 @dataclass(frozen=True)
 class Earlier:
-    """What a run held when a recording began to be delivered to it.
+    """Data that a run had when delivery of a recording to it began.
 
     Attributes:
         last: of each series that was recorded before, the last step that it has.
@@ -83,11 +83,11 @@ class Earlier:
         return cls(last, series, sent, _problems(client, run_id))
 
     def new(self, points: Iterable[Point]) -> list[Point]:
-        """Those of some points that are at steps which their series does not have yet."""
+        """Returns the points at steps that their series does not have yet."""
         return [point for point in points if not self.has(point.key, point.step)]
 
     def has(self, key: str, step: int) -> bool:
-        """Whether a series has come as far as a step."""
+        """Whether a series reaches a step."""
         return key in self.last and step <= self.last[key]
 
     def linkable(self, client: MlflowClient, run_id: str, points: Sequence[Point]) -> list[Point]:

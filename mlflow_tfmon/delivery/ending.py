@@ -1,4 +1,4 @@
-"""Environments whose end ends every process, delivery too: containers, job managers, CI services."""
+"""Environments that end every process when the script ends, delivery too: containers, job managers, CI services."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import logger
 
-PATIENCE_SECONDS = 600.0  # for which an end waits that would end delivery too
+PATIENCE_SECONDS = 600.0  # limit for an exit that would end delivery too
 _SILENCE_SECONDS = 2.0
 # What says, in the environment, who kills what is left of a script when it is over.
 _LAUNCHERS = {
@@ -33,12 +33,12 @@ _INITS = frozenset({"systemd", "init", "launchd", "openrc-init", "runit", "procd
 
 
 def of_training(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Who kills all processes when a training is over, the script's own too; None if nobody does."""
+    """Returns what kills all processes, including the script's, when a training is over; None if nothing does."""
     return "Ray" if all(name in environment for name in _RAY) else None
 
 
 def of_script(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Who kills all other processes when a script is over; None if nobody does.
+    """Returns what kills all other processes when a script is over; None if nothing does.
 
     Example:
         >>> of_script({"SLURM_JOB_ID": "7"})
@@ -53,7 +53,7 @@ def of_script(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def wait(patience: float | None, who: str | None) -> None:
-    """Waits at an end until all that can be delivered is, the reports too; it is said where that takes a moment.
+    """Waits at an exit until everything that can be delivered is, including reports; logs if that takes long.
 
     Args:
         patience: seconds; None for `PATIENCE_SECONDS` where somebody kills what is left, else none.
@@ -62,12 +62,12 @@ def wait(patience: float | None, who: str | None) -> None:
     seconds = PATIENCE_SECONDS if patience is None and who else patience or 0.0
     if DeliveryProcess.finish(min(seconds, _SILENCE_SECONDS)) or not seconds:
         return
-    why = f"since {who} ends all processes with this one" if who else "as exit_wait says"
-    logger.info("mlflow_tfmon: waiting, %s, until MLflow has everything: %.0f s at most.", why, seconds)
+    why = f"since {who} ends all processes when this one exits" if who else "as set by exit_wait"
+    logger.info("mlflow_tfmon: waiting, %s, until MLflow has everything: at most %.0f s.", why, seconds)
     if not DeliveryProcess.finish(seconds - _SILENCE_SECONDS):
         logger.warning(
-            "mlflow_tfmon: not everything is in MLflow after %.0f s; `mlflow-tfmon sync` delivers what is left, where "
-            "this machine's disk is left.",
+            "mlflow_tfmon: not everything is in MLflow after %.0f s; `mlflow-tfmon sync` delivers the rest, if "
+            "this machine's disk is still available.",
             seconds,
         )
 

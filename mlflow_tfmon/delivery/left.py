@@ -1,4 +1,4 @@
-"""What earlier trainings have left on this machine, seen at a glance: nothing is opened but locks."""
+"""Quick count of the recordings that earlier trainings left on this machine: opens only locks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mlflow_tfmon.journal.homes import all_homes
 @functools.cache
 def say_what_waits() -> None:
     """Tells whose machine lost its power, say, that something is left to do; once."""
-    with contained("looking for what waits", "nothing is said of it"):
+    with contained("looking for undelivered recordings", "they are not reported"):
         count = left_behind()
         if count:
             logger.info(
-                "mlflow_tfmon: %s of earlier trainings wait on this machine: `mlflow-tfmon sync` delivers them.",
+                "mlflow_tfmon: %s of earlier trainings not delivered yet; run `mlflow-tfmon sync` on this machine.",
                 f"{count:,} recording{'s' * (count > 1)}",
             )
 
 
 def left_behind() -> int:
-    """How many recordings wait that nobody writes or delivers.
+    """Returns the number of undelivered recordings that no process writes or delivers.
 
     Example:
         >>> left_behind()

@@ -1,4 +1,4 @@
-"""Seeing a training while it goes on: its open telemetry parts, uploaded again and again as they grow."""
+"""Live view of a training: its open telemetry parts are uploaded again and again as they grow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHARE = 5  # a turn that took long is followed by a pause of this many times as
 
 
 class Pace:
-    """How often something may be done: a slow one slows itself down.
+    """Rate limit for repeated work: slow work is done less often.
 
     Args:
         seconds: from one turn to the next, and before the first.
@@ -41,9 +41,9 @@ class Pace:
 
 
 class Live:
-    """Uploads what is not finished, each time under the name that the finished part will have.
+    """Uploader of unfinished parts, each time under the name that the finished part will have.
 
-    Nothing of this is delivery: none of it waits, is tried again for its own sake, or counts as delivered.
+    This is not part of delivery: it is not queued, not retried, and does not count as delivered.
 
     Args:
         upload: uploads a part.

@@ -1,4 +1,4 @@
-"""The delivery process, from its start by `daemon` to its end.
+"""Main program of the delivery process, from its start by `daemon` to its end.
 
 Reads commands from stdin, a JSON object a line:
 
@@ -41,7 +41,7 @@ TERMINATE_SECONDS = 20  # SLURM and Kubernetes kill after 30, systemd after 90
 
 
 class Delivery:
-    """Delivers recordings until no more come and all have arrived.
+    """Delivery loop that runs until no more recordings come and all have arrived.
 
     Args:
         give_up: seconds without any success, after the trainer's end, after which what is left is left on the disk.
@@ -133,8 +133,8 @@ class Delivery:
             one.close()
             if one.folder in self._silent:
                 continue
-            run = one.status.run_id or "(not made yet)"
-            why = one.status.error or "another process delivers it"
+            run = one.status.run_id or "(not created yet)"
+            why = one.status.error or "another process is delivering it"
             with contextlib.suppress(OSError):
                 print(
                     f"mlflow_tfmon: {one.status.waiting} records of run {run} could not be delivered to {one.where} "
@@ -215,7 +215,7 @@ def start(trainer: int, pidfd: int) -> None:
 
     be_quick()
     warnings.simplefilter("ignore")
-    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # outages are ours to tell, in one line
+    for name in ("mlflow", "alembic", "urllib3", "sqlalchemy"):  # we report outages ourselves, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     lines = commands(sys.stdin.fileno(), Trainer(trainer, pidfd))
     threading.Thread(target=delivery.listen, args=(lines,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The run that a trainer could not make, because its store was away."""
+"""Delayed creation of the run if the trainer could not create it because its store was down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow_tfmon.tracking.texts import cut, milliseconds
 
 
 def made_run(client: MlflowClient, started: RunStarted, mark: str) -> str:
-    """Makes it, as the trainer would have; one whose making went well but unheard is found again.
+    """Creates the run as the trainer would have; finds one that was created although the answer was lost.
 
     Args:
         client: of the store.

@@ -1,4 +1,4 @@
-"""How far the delivery of a recording has come, in full: so that it can go on without the records up to there.
+"""Complete state of a recording's delivery, from which it can continue without the records up to there.
 
 Written to the recording's folder before they are deleted from its journal, as JSON. What is read of it is looked at as
 if anybody had written it (`translation.state`).
@@ -28,7 +28,7 @@ _OF_DATA = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment at which no call waits.
+    """A moment at which no call is pending.
 
     Attributes:
         seq: number of the last record that has been delivered.
@@ -45,7 +45,7 @@ class Moment:
     time: float
 
     def state(self) -> dict[str, Any]:
-        """As it is written down."""
+        """Returns the state as JSON-compatible data."""
         return {
             "format": FORMAT, "version": mlflow_tfmon.__version__, "seq": self.seq, "time": self.time,
             "started": of_record(self.started), "translation": self.translation.state(), "sent": self.sent.state(),
@@ -53,7 +53,7 @@ class Moment:
 
     @classmethod
     def restored(cls, state: State, folder: Callable[[], Path]) -> Moment:
-        """What was written down.
+        """Restores the state.
 
         Args:
             state: what was read.

@@ -1,4 +1,4 @@
-"""The calls that a recording asks of MLflow, in order: each is made until it succeeds or is refused."""
+"""Ordered calls that a recording requires of MLflow: each is repeated until it succeeds or is rejected."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _SHOWN_TRIES = 3  # of the report and the event files: what was recorded is ther
 
 
 class Outbox(Counting):
-    """What a recording asks of MLflow, queued as calls: see `Counting`."""
+    """Requests of a recording to MLflow, queued as calls: see `Counting`."""
 
     def begin(self, started: RunStarted) -> None:
-        """Opens the store and, where there is none yet, makes the run."""
+        """Opens the store and creates the run if there is none yet."""
         self.so_far.tagged = "streaming"
         self._calls.add(Call(partial(self._open, started), "the run"))
         self._tags(started.tags, muted=self.muted or started.run_id is None)
@@ -69,12 +69,12 @@ class Outbox(Counting):
         self.so_far.linkable |= {(point.key, point.step): point for point in points}
 
     def changed(self, told: Mapping[str, str]) -> None:
-        """Notes what had to be changed in a record."""
+        """Notes changes that had to be made to a record."""
         if len(self.so_far.changed) < _TOLD:
             self.so_far.changed |= told
 
     def record(self, record: Record, when: float, names: Callable[[str], str]) -> None:
-        """Logs a record that is no data.
+        """Logs a record without data rows.
 
         Args:
             record: the record.
@@ -143,7 +143,7 @@ class Outbox(Counting):
         )
 
     def progress(self, text: str, reached: Past) -> None:
-        """Says how far the training has come, in words, and for a recording that goes on."""
+        """Records the progress of the training, as text for people and as state for later recordings."""
         if text != self.so_far.progress and not self.muted:
             self.so_far.progress = text
             tags = {PROGRESS_TAG: text, REACHED_TAG: json.dumps(reached.as_dict())}
@@ -185,7 +185,7 @@ class Outbox(Counting):
             self._later(ask, name, "model ")
 
     def show_all(self, started: RunStarted) -> None:
-        """Makes of all that has arrived what people look at: report, pictures of the histograms, event files."""
+        """Makes the outputs from everything that has arrived: report, images of the histograms, event files."""
         if started.report:
             self._later(self._shown(showing.report), REPORT, "")
         if started.tensorboard:
@@ -209,7 +209,7 @@ class Outbox(Counting):
         return ask
 
     def end(self, ended: RunEnded) -> None:
-        """Says why the run failed and gives it its end state."""
+        """Records why the run failed, and its end state."""
         reason = findings.plain(ended.reason)  # an exception's text may be anything; this is Markdown
         if ended.set_status:
             self._do(lambda run: run.end(ended.status, ended.time, reason), "end state")

@@ -25,7 +25,7 @@ _STEADY_SECONDS = 60.0  # a process that has lived this long did not die of how 
 class DeliveryProcess:
     """One delivery process for all recordings of this process.
 
-    It is nobody's child (`Daemon`) and is told to end by the end of its stdin: it outlives a trainer that is killed.
+    It is detached (`Daemon`) and ends after its stdin is closed: it outlives a killed trainer.
 
     Example:
         >>> delivery = DeliveryProcess.shared()
@@ -49,7 +49,7 @@ class DeliveryProcess:
 
     @classmethod
     def shared(cls) -> DeliveryProcess:
-        """This process's own, started at the first call; a forked child gets another than its parent."""
+        """Returns this process's own, started at the first call; a forked child gets a separate one."""
         with cls._shared_lock:
             if cls._shared is None or cls._shared._pid != os.getpid():
                 cls._shared = DeliveryProcess()
@@ -60,7 +60,7 @@ class DeliveryProcess:
     def watch(
         self, folder: Path, tracking_uri: str, registry_uri: str | None = None, silent: bool = False
     ) -> None:
-        """Has a recording delivered from now on, by a process that is started if there is none.
+        """Delivers a recording from now on, in a process that is started if there is none.
 
         Args:
             folder: of the recording.
@@ -126,7 +126,7 @@ class DeliveryProcess:
             return self._started() or self._alive()
 
     def status(self, folder: Path) -> Status:
-        """How far the delivery of a recording has come."""
+        """Returns the progress of a recording's delivery."""
         return read_status(folder)
 
     def wait(self, folder: Path, flushed_seq: int, timeout: float) -> bool:

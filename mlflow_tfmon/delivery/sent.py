@@ -1,4 +1,4 @@
-"""What the calls to come depend on: what has been handed over before them."""
+"""Record of what has been handed over, on which later calls depend."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sent:
     progress: str = ""
 
     def state(self) -> dict[str, Any]:
-        """As it is written down."""
+        """Returns the state as JSON-compatible data."""
         points = [point._asdict() for point in self.linkable.values()]
         return {
             "tally": self.tally.state(), "uncounted": sorted(self.uncounted), "linkable": points,
@@ -45,7 +45,7 @@ class Sent:
 
     @classmethod
     def restored(cls, state: State) -> Sent:
-        """What was written down.
+        """Restores the state.
 
         Raises:
             StateError: it is none.

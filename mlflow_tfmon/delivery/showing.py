@@ -1,4 +1,4 @@
-"""What people look at, made of all that has arrived: the report, pictures of the histograms, event files."""
+"""Outputs made once everything has arrived: the report, images of the histograms, event files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlflow_tfmon.tracking.store import RunStore, store_errors
 
 
 def report(run: RunStore) -> dict[str, str]:
-    """Makes the report; returns why not, if so."""
+    """Makes the report; returns the reason if that fails."""
     from mlflow_tfmon.report.making import report_of  # with libraries that nothing else here needs
 
     try:
@@ -25,7 +25,7 @@ def report(run: RunStore) -> dict[str, str]:
 
 
 def event_files(run: RunStore) -> dict[str, str]:
-    """Makes TensorBoard's event files; returns why not, if so."""
+    """Makes TensorBoard event files; returns the reason if that fails."""
     from mlflow_tfmon.tensorboard.export import export
 
     with temporary.Folder() as folder:

@@ -1,4 +1,4 @@
-"""How far the delivery of a recording has come: a small file that delivery writes and the trainer reads."""
+"""Progress of a recording's delivery: a small file that delivery writes and the trainer reads."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Status:
         delivered: number of the last record whose points, params, tags and models are in MLflow.
         flushed: number of the last `Flushed` or `RunEnded` record that has been delivered in full, files included.
         complete: whether the recording is over and all of it has arrived.
-        waiting: how many records wait.
+        waiting: number of undelivered records.
         run_id: the run, once it exists.
-        error: why delivery does not get on, in a line, or None.
-        tried: when that was last tried, Unix seconds.
-        rejected: what MLflow refuses for good: name of the thing -> reason.
+        error: why delivery makes no progress, in a line, or None.
+        tried: time of the last attempt, Unix seconds.
+        rejected: permanent rejections by MLflow: name -> reason.
         models: path of a `ModelSaved` record -> id of its logged model.
     """
 
@@ -122,7 +122,7 @@ class Ledger:
         self.status = read_status(folder)
 
     def reload(self) -> None:
-        """Reads what another process has written."""
+        """Reads the status that another process has written."""
         self.status = read_status(self._folder)
 
     def note(self, **changes: object) -> None:
@@ -134,7 +134,7 @@ class Ledger:
                 write_status(self._folder, changed)
 
     def reject(self, rejected: dict[str, str]) -> None:
-        """Adds what MLflow refuses."""
+        """Adds a rejection by MLflow."""
         new = {
             name: without_secrets(reason)
             for name, reason in rejected.items()

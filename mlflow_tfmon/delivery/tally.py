@@ -1,4 +1,4 @@
-"""The count of what was sent, and whether the store holds it."""
+"""Count of everything that was sent, and the check that the store holds it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMES = ("texts", "params", "tags", "datasets")
 
 @dataclass
 class Tally:
-    """What one recording has sent.
+    """Count of what one recording has sent.
 
     Attributes:
         steps: of each metric, the steps at which it has a point.
@@ -72,14 +72,14 @@ class Tally:
         return json.dumps({"format": FORMAT, "series": series, "files": files}, indent=1)
 
     def state(self) -> dict[str, Any]:
-        """As it is written down."""
+        """Returns the state as JSON-compatible data."""
         steps = {key: of_array(np.array(sorted(steps), np.int64)) for key, steps in self.steps.items()}
         names = {name: sorted(getattr(self, name)) for name in _NAMES}
         return {"steps": steps, "rows": self.rows, "sizes": self.sizes, **names}
 
     @classmethod
     def restored(cls, state: State) -> Tally:
-        """What was written down.
+        """Restores the state.
 
         Raises:
             StateError: it is none.
@@ -105,7 +105,7 @@ class Tally:
         folders = {path.rpartition("/")[0] for path in self.texts.difference(refused)}
         there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder or None)}
         return [
-            f"{what} {name}: not there"
+            f"{what} {name}: missing"
             for what, wanted, has in (
                 ("param", self.params, run.data.params.keys()),
                 ("tag", self.tags, run.data.tags.keys()),
@@ -146,7 +146,7 @@ def missing(
     }
     for name, rows in wanted["files"].items():
         if name not in there:
-            found.append(f"file {name}: not there")
+            found.append(f"file {name}: missing")
         elif of is not None and (name not in of or sizes.get(name, -1) == there[name]):
             continue
         elif (got := _rows(client, run_id, name)) != rows:

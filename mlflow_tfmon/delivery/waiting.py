@@ -1,4 +1,4 @@
-"""Recordings that wait on this machine's disk, and their delivery by hand."""
+"""Undelivered recordings on this machine's disk, and their delivery on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAKING = 60.0  # s; a journal is made in milliseconds
 
 @dataclass(frozen=True)
 class Waiting:
-    """A recording that is not delivered in full.
+    """A recording that has not been delivered in full.
 
     Attributes:
         folder: where it is.
@@ -61,7 +61,7 @@ class Waiting:
 
 
 def find_waiting(home: Path | None = None) -> list[Waiting]:
-    """The recordings that wait, oldest first; folders in which nothing was ever recorded are deleted.
+    """Returns the undelivered recordings, oldest first; deletes folders without any record.
 
     Args:
         home: folder of all recordings; default those of this user, whatever the working directory.

@@ -1,7 +1,7 @@
-"""What goes wrong in a training: one module a kind of problem, pure functions of a `History`.
+"""Detectors of problems in a training: one module per kind, each a pure function of a `History`.
 
-Nothing in here knows TensorFlow or MLflow: what was recorded can be judged again at any time. A new kind is a module
-with a function `detect`, named in `CAUSES` (or in `OUTCOMES`, said only where no cause was found).
+This package imports neither TensorFlow nor MLflow: a recording can be diagnosed again at any time. A new kind is a
+module with a function `detect`, listed in `CAUSES` (or in `OUTCOMES`, reported only if no cause was found).
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ CAUSES: tuple[Detect, ...] = (
     oscillating_loss.detect, overfitting.detect, input_bound.detect, retracing.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
-_BESIDE = {"input_bound", "retracing"}  # cost time, and are no reason for what is learned
+_BESIDE = {"input_bound", "retracing"}  # these cost time, but do not explain what is learned
 
 
 def judge(history: History, further: Iterable[Detect] = ()) -> list[Problem]:
-    """The problems of a training, those that matter most first.
+    """Returns the problems of a training, the most severe first.
 
     Args:
         history: the training up to some step.
-        further: detectors of other people.
+        further: detectors of other packages.
 
     Example:
         >>> judge(History())

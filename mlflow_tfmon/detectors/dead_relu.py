@@ -1,4 +1,4 @@
-"""Units that put out zero for every example, and so get no gradient any more."""
+"""Detector of units that output zero for every example, and so no longer get a gradient."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _NEARLY_ALL = 0.9
 _ZERO_AT = ("relu", "relu6", "relu_squared", "relu2")
 _ADVICE = (
     "Lower the learning rate, initialize with he_normal, use LeakyReLU or GELU instead of ReLU, or put "
-    "BatchNormalization before it; very deep or narrow ReLU nets need residual connections."
+    "BatchNormalization before it; very deep or narrow ReLU networks need residual connections."
 )
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees layers of which 70% of the units are zero for a whole batch, while nothing is learned; 90% while little is.
+    """Finds layers in which 70% of the units are zero for a whole batch while nothing is learned; 90% if little is.
 
-    Where activations were not recorded, the share of zeros in a kernel's gradient stands in for that of dead units.
-    The 70% are AutoTrainer's (ICSE 2021); Lu et al., 2019, have the reason. Many dead units in a net that learns
-    are no problem. Counterpart of SageMaker Debugger's "dead ReLU".
+    If activations were not recorded, the share of zeros in a kernel's gradient stands in for that of dead units.
+    The 70% are AutoTrainer's (ICSE 2021); Lu et al., 2019, give the reason. Many dead units in a network that learns
+    are not a problem. Counterpart of SageMaker Debugger's "dead ReLU".
     """
     state = learning(history)
     if not (state.nothing(0.1) or state.little(0.5)):
         return
     least = _DEAD if state.nothing(0.1) else _NEARLY_ALL
-    table, what = history.activations.get("dead_fraction"), "units that are zero for a whole batch"
+    table, what = history.activations.get("dead_fraction"), "of the units of {} output 0 for a whole batch"
     names = [n for n, kind in history.activation_names.items() if kind in _ZERO_AT]
     if table is None or not np.isfinite(table.mean).any() or not names:
-        table, what = history.deep.get("grad_zero_fraction"), "zeros in the gradient"
+        table, what = history.deep.get("grad_zero_fraction"), "of the gradient of {} is 0"
         if (
             (history.activation_names and not names)
             or table is None
@@ -55,8 +55,8 @@ def detect(history: History) -> Iterator[Problem]:
     since = table.first[int(np.argmax(table.mean[:, worst] >= least))]
     yield Problem(
         "dead_relu", "critical", int(since), tuple(table.names[at] for at in dead),
-        f"{share[worst]:.0%} {what} in {table.names[worst]} ({least:.0%} count), and the loss has made "
-        f"{max(state.learned, 0):.0%} of the way from a constant prediction to zero.",
+        f"{share[worst]:.0%} {what.format(table.names[worst])} (threshold: {least:.0%}), and the loss has "
+        f"{state.progress}.",
         _ADVICE, history.step, 0.9,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Gradients, or the values they are made of, grow without bound."""
+"""Detector of gradients, or values, that grow without bound."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ADVICE = (
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees gradient norms that grew a thousandfold, or are a thousand times larger in early layers than in late ones.
+    """Finds gradient norms that grew a thousandfold, or are a thousand times larger in early layers than in late ones.
 
-    Only where the loss diverged or nothing was learned: a spike that a training gets over is none. A loss that is not
-    finite at the very first step, with finite data, is an overflow on the way forward: there were no weights yet that a
-    step could have spoilt. Sources: Pascanu et al., 2013; AutoTrainer (ICSE 2021) has a ratio of 70 between layers.
+    Only if the loss diverged or nothing was learned: a spike that a training recovers from is not reported. A loss that
+    is not finite at the very first step, with finite data, is an overflow in the forward pass: no step could have
+    spoilt the weights yet. Sources: Pascanu et al., 2013; AutoTrainer (ICSE 2021) has a ratio of 70 between layers.
     """
     state = learning(history)
     bad = history.nonfinite.get("loss")
@@ -32,8 +32,8 @@ def detect(history: History) -> Iterator[Problem]:
         if data is None or not any(s is not None and s.nonfinite for s in (data.inputs, data.targets)):
             yield Problem(
                 "exploding_gradient", "critical", 1, (),
-                "The loss is not finite at the first step, before any update: values overflow on the way forward"
-                + (", or the data are not finite (which was not looked at)." if unseen else "."),
+                "The loss is not finite at the first step, before any update: values overflow in the forward pass"
+                + (", or the data are not finite (they were not examined)." if unseen else "."),
                 _ADVICE, bad.last, 0.7,
             )  # fmt: skip
         return
@@ -46,8 +46,8 @@ def detect(history: History) -> Iterator[Problem]:
         began = int(np.argmax(norms.most[:, 0] >= _GROWTH * usual))
         yield Problem(
             "exploding_gradient", "critical", int(norms.first[began]), _largest(history),
-            f"The gradient norm rose to {norms.most[peak, 0]:.3g}, from {usual:.3g} at first (a factor of "
-            f"{_GROWTH:.0f} counts).",
+            f"The gradient norm rose from {usual:.3g} to {norms.most[peak, 0]:.3g} (threshold: a factor of "
+            f"{_GROWTH:.0f}).",
             _ADVICE, int(norms.last[-1]), 0.9,
         )  # fmt: skip
         return
@@ -59,8 +59,8 @@ def detect(history: History) -> Iterator[Problem]:
     if top < len(each) - 1 and each[top] >= _GROWTH * each[-1] > 0 and each[top] > 1.0:
         yield Problem(
             "exploding_gradient", "critical", 1, (layers.names[top],),
-            f"The gradient norm of {layers.names[top]} is {each[top]:.3g}, that of the last kernel {each[-1]:.3g} (a "
-            f"factor of {_GROWTH:.0f} counts), and nothing is learned.",
+            f"The gradient norm of {layers.names[top]} is {each[top]:.3g}, that of the last kernel {each[-1]:.3g} "
+            f"(threshold: a factor of {_GROWTH:.0f}), and nothing has been learned.",
             _ADVICE, history.step, 0.8,
         )  # fmt: skip
 

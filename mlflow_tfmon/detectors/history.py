@@ -1,4 +1,4 @@
-"""What a detector judges: a training up to some step, as plain bounded data."""
+"""History of a training up to some step, as plain bounded data: the input of a detector."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.table import Gathering, Table
 
 _STEPS, _VARIABLES, _EPOCHS, _DEEP = 512, 128, 256, 64  # rows of the tables
-_FIRST = 5  # steps whose loss is that before training, where they do not make it worse
+_FIRST = 5  # steps whose loss is taken for that of the untrained model
 ACTIVATIONS = ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction")
 
 
 @dataclass(frozen=True)
 class NonFinite:
-    """Where values that are not finite were seen in a series.
+    """Steps at which a series was not finite.
 
     Attributes:
-        first: step of the first.
-        last: step of the last.
-        count: how many steps.
+        first: the first such step.
+        last: the last such step.
+        count: how many such steps.
     """
 
     first: int
@@ -34,27 +34,27 @@ class NonFinite:
 
 @dataclass(frozen=True)
 class History:
-    """A training up to a step; `Table`s as in `table.py`, all with optimizer steps from 1, but `epochs`.
+    """A training up to a step; the rows of all `Table`s but `epochs` are optimizer steps from 1.
 
     Attributes:
         step: the last step.
-        total_steps: how many are expected in all, or None.
+        total_steps: how many are planned in all, or None.
         steps: columns as in a recording's `Steps` blocks: loss, learning_rate, grad_norm, …
-        gradients: gradient norm, a column a variable.
-        deep: by name of the signal (of `signals.DEEP`: "weight_norm", "update_ratio", …), a column a variable.
+        gradients: gradient norm, a column per variable.
+        deep: by name of the signal (of `signals.DEEP`: "weight_norm", "update_ratio", …), a column per variable.
         epochs: the epochs' metrics, rows numbered from 1, and "step".
-        activations: by quantity ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction"), a column a
-            layer; the output layer is not among them.
-        activation_names: of those layers.
+        activations: by quantity ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction"), a column per
+            layer; without the output layer.
+        activation_names: the activation of each of those layers.
         kernels: the variables that are kernels, in the order of the model.
         sizes: elements of each variable.
-        nonfinite: of each series ("loss", "grad_norm", a variable's name); steps that loss scaling left out are not in.
-        premises: what was known before the first step, or None; of several fits, before the last one's.
-        premises_step: the last step when they were told.
-        alone: whether no other optimizer's steps take turns with these (a GAN's do: its losses need not fall).
-        start: the step before the first that counts: what was before a rescue does not.
-        first_losses: of the first few steps.
-        ended: whether the training is over, by itself: not where it was interrupted.
+        nonfinite: by series ("loss", "grad_norm", a variable's name); without steps that loss scaling skipped.
+        premises: facts known before the first step (of several fits, before the last one), or None.
+        premises_step: the last step when they were recorded.
+        alone: whether no other optimizer alternates with this one (as in a GAN, whose losses need not fall).
+        start: the step before the first one considered: steps before a rescue are not.
+        first_losses: losses of the first few steps.
+        ended: whether the training has ended by itself; False if it was interrupted.
     """
 
     step: int = 0
@@ -76,17 +76,17 @@ class History:
     ended: bool = False
 
     def at(self, share: float) -> float:
-        """The step at which a share of what was done by now was done."""
+        """Returns the step at which a share of the steps so far had been made."""
         return self.start + share * (self.step - self.start)
 
     def dense(self, names: Sequence[str]) -> list[str]:
-        """Those of some kernels of which each example makes the whole gradient: an embedding's rows wait for theirs."""
+        """Returns the kernels without embeddings, most rows of which get no gradient in a step."""
         layers = self.premises.layers if self.premises is not None else ()
         tables = {layer.kernel for layer in layers if layer.kind == "Embedding"}
         return [name for name in names if name not in tables and not name.endswith("embeddings")]
 
     def over_kernels(self, table: Table) -> Table:
-        """The columns of the kernels, in the order of the model."""
+        """Returns the columns of the kernels, in the order of the model."""
         return table.only([name for name in self.kernels if name in table])
 
 
@@ -108,11 +108,11 @@ class Gatherer:
         self.alone = True
         self._step = 0
         self._variables: dict[str, tuple[int, bool]] = {}
-        self._now: tuple[str, ...] = ()  # the variables of the blocks that come
+        self._now: tuple[str, ...] = ()  # the variables of the following blocks
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was measured: the training begins anew from an earlier state."""
+        """Discards all measurements: the training restarts from an earlier state."""
         self._start = self._step
         self._first_losses: list[float] = []
         self._steps = Gathering(_STEPS)
@@ -124,9 +124,9 @@ class Gatherer:
         self._nonfinite: dict[str, NonFinite] = {}
 
     def know(self, premises: Premises | None) -> None:
-        """Takes what is known before the steps that follow.
+        """Takes the premises of the steps that follow.
 
-        A further fit that makes something else small is a training of its own: losses before and after do not compare.
+        A further fit with a different loss counts as a new training: losses before and after cannot be compared.
         """
         if premises is self._told:
             return
@@ -139,7 +139,7 @@ class Gatherer:
         self._premises, self._premises_step = premises, self._step
 
     def opened(self, variables: Sequence[tuple[str, int, bool]]) -> None:
-        """Takes the variables of the blocks that follow: name, size, whether it is a kernel."""
+        """Takes the variables of the following blocks: name, size, whether it is a kernel."""
         self._variables |= {name: (size, kernel) for name, size, kernel in variables}
         self._now = tuple(name for name, _, _ in variables)
 
@@ -171,13 +171,13 @@ class Gatherer:
             for at in np.flatnonzero(bad.any(axis=0)):
                 self._note(self._now[at], numbers[bad[:, at]])
             self._gradients.add(numbers, self._now, gradients)
-        if "time" in columns:  # from the end of a step to that of the next
+        if "time" in columns:  # "seconds" is the time between the ends of consecutive steps
             values = np.column_stack([values, np.diff(values[:, columns.index("time")], prepend=np.nan)])
             columns.append("seconds")
         self._steps.add(numbers, columns, values)
 
     def deep(self, steps: np.ndarray, quantities: Mapping[str, np.ndarray]) -> None:
-        """Takes deep rows: by quantity an array (rows, variables)."""
+        """Takes deep rows: an array (rows, variables) by quantity."""
         for name, values in quantities.items():
             if name in self._deep:
                 self._deep[name].add(steps, self._now, values)
@@ -192,7 +192,7 @@ class Gatherer:
                 self._note(f"epoch {name}", np.array([max(step, 1)]))
 
     def activation(self, step: int, layers: Mapping[str, tuple[str, Mapping[str, float]]]) -> None:
-        """Takes what layers put out at a step: by layer the activation's name and the quantities."""
+        """Takes activations at a step: by layer, the activation's name and the quantities."""
         names = list(layers)
         self._activation_names |= {name: layers[name][0] for name in names}
         for quantity, gathering in self._activations.items():
@@ -200,7 +200,7 @@ class Gatherer:
             gathering.add(np.array([float(max(step, 1))]), names, np.array(row, float))
 
     def history(self, ended: bool = False) -> History:
-        """The history up to now; `ended` if nothing is to come."""
+        """Returns the history so far; `ended` if nothing will follow."""
         return History(
             self._step,
             self.total_steps,

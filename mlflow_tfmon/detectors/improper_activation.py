@@ -1,4 +1,4 @@
-"""Activations that can't do what their layer is there for."""
+"""Detector of activations that cannot do what their layer is for."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees outputs that can't reach the targets, or are neither probabilities nor logits, and nets that are linear.
+    """Finds outputs that cannot reach the targets, or are neither probabilities nor logits, and linear networks.
 
-    All is taken back if 70% is learned all the same. Targets of a regression outside of the output's range count where
-    more than a few are a hundredth of the targets' spread outside. Three or more kernels with nothing but linear
-    activations are one; two of them only where nothing is learned. Exponential or softmax in hidden layers counts where
-    the loss diverges or nothing is learned. Can't see what a `call` of the user's computes between layers, nor an
-    output that something else than an activation is made of. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
+    All are withdrawn if 70% is learned nevertheless. Targets of a regression are reported if more than a few lie
+    outside the output's range by a hundredth of the targets' standard deviation. Three or more kernels with only linear
+    activations are reported; two only if nothing is learned. Exponential or softmax in hidden layers is reported if the
+    loss diverges or nothing is learned. Does not see what a user's `call` computes between layers, nor an output that
+    is not made by an activation. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
     """
     data = history.premises
     if data is None or not data.layers:
@@ -48,7 +48,7 @@ def detect(history: History) -> Iterator[Problem]:
     if linear and plain and len(kernels) >= (2 if nothing else 3) and not state.learned >= MUCH:
         yield Problem(
             "improper_activation", "warning", min(1, history.step), tuple(layer.name for layer in kernels[:-1]),
-            f"{len(kernels)} layers in a row have no non-linear activation between them: together they are one "
+            f"{len(kernels)} consecutive layers have no non-linear activation between them: together they are one "
             f"linear layer.",
             'Give the hidden layers an activation (activation="relu").',
             history.step, 0.9,
@@ -65,8 +65,8 @@ def detect(history: History) -> Iterator[Problem]:
         if odd:
             yield Problem(
                 "improper_activation", "critical", 1, tuple(layer.name for layer in odd),
-                f"{len(odd)} hidden layers have the activation {odd[0].activation}: exponential grows without bound, "
-                "softmax passes almost nothing on; and nothing is learned.",
+                f"Hidden layers use the activation {odd[0].activation} ({len(odd)}): "
+                "exponential grows without bound, softmax passes on almost nothing; nothing has been learned.",
                 'Use activation="relu" or "gelu" in the hidden layers.',
                 history.step, 0.8,
             )  # fmt: skip
@@ -77,25 +77,25 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
     if out is None:
         return
     low, high = _RANGES.get(out.activation, (-float("inf"), float("inf")))
-    if data.loss == COSINE:  # of which the signs count, not the sizes
+    if data.loss == COSINE:  # only the signs matter, not the magnitudes
         low, high = (0.0 if low == 0.0 else -float("inf")), float("inf")
     if data.loss in (*REGRESSIONS, COSINE) and y is not None and y.std > 0:
         # A few targets out of reach do no harm.
         least, most = (y.quantiles[0], y.quantiles[-1]) if y.quantiles else (y.least, y.most)
-        few = data.loss == COSINE and y.negative < _SHARE  # whose lengths, and small numbers, do not matter
+        few = data.loss == COSINE and y.negative < _SHARE  # lengths and small components do not matter
         if max(low - least, most - high) / y.std > _OUTSIDE and not few:
             yield Problem(
                 "improper_activation", "critical", min(1, history.step), (out.name,),
-                f"The output activation {out.activation} gives {low:g} to {high:g}, but the targets go from "
+                f"The output activation {out.activation} yields {low:g} to {high:g}, but the targets range from "
                 f"{y.least:.3g} to {y.most:.3g}.",
-                "Give the last layer of a regression no activation, or scale the targets into its range.",
+                "Remove the activation of the last layer, or scale the targets into its range.",
                 history.step, 0.95,
             )  # fmt: skip
     if data.loss in CROSS_ENTROPIES and out.activation in _NEITHER:
         fitting = "sigmoid" if data.loss == "binary_crossentropy" else "softmax"
         yield Problem(
             "improper_activation", "critical", min(1, history.step), (out.name,),
-            f"The output activation {out.activation} gives neither probabilities nor logits, but the loss is "
+            f"The output activation {out.activation} yields neither probabilities nor logits, but the loss is "
             f"{data.loss}.",
             f'Use activation="{fitting}", or none together with from_logits=True in the loss.',
             history.step, 0.9,

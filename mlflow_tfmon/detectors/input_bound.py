@@ -1,4 +1,4 @@
-"""A training that waits for its data."""
+"""Detector of trainings that wait for their data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STEPS = 30
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees steps that wait for their batch for more than half of their time: 5 ms a step and 5 s in all at least.
+    """Finds steps that spend more than half of their time waiting for a batch: at least 5 ms a step and 5 s in all.
 
-    The median step counts, so that a slow first batch is none. Counterpart of SageMaker Debugger's "CPU bottleneck",
-    "IO bottleneck" and "low GPU utilization".
+    The median step is used, so that a slow first batch is not reported. Counterpart of SageMaker Debugger's "CPU
+    bottleneck", "IO bottleneck" and "low GPU utilization".
     """
     waits, times = history.steps.column("input_wait"), history.steps.column("seconds")
     if len(waits) < 10 or len(times) < 10 or history.step < _STEPS:
@@ -29,10 +29,9 @@ def detect(history: History) -> Iterator[Problem]:
     if step > 0 and wait >= _WAIT and wait >= _SHARE * step and lost >= _LOST:
         yield Problem(
             "input_bound", "warning", int(waits.first[0]), (),
-            f"A step takes {step * 1e3:.3g} ms, of which it waits {wait * 1e3:.3g} ms for its batch "
-            f"({wait / step:.0%}; "
-            f"{_SHARE:.0%} counts): {lost:.0f} s by now.",
+            f"A step takes {step * 1e3:.3g} ms and spends {wait * 1e3:.3g} ms of it waiting for its batch "
+            f"({wait / step:.0%}; threshold: {_SHARE:.0%}): {lost:.0f} s lost so far.",
             "Prepare batches while the model trains: dataset.map(..., num_parallel_calls=tf.data.AUTOTUNE)"
-            ".prefetch(tf.data.AUTOTUNE), cache() what does not change; for a PyDataset workers=4.",
+            ".prefetch(tf.data.AUTOTUNE), and cache() what does not change; for a PyDataset, pass workers=4.",
             history.step, 0.9,
         )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Whether a training learns: what tells a symptom that does harm from one that does none.
+"""Measure of how much a training has learned, which separates harmful symptoms from harmless ones.
 
-Deep nets have dead units, small gradients and unscaled inputs and learn all the same: tools that flag each symptom flag
-up to two thirds of healthy trainings (Wardat et al., ICSE 2022; Zhang et al., ICSE 2021, therefore ask for the accuracy
-as well). Here the measure is the loss of the best constant prediction, which needs no model at all: the entropy of the
-classes, the variance of the targets. Where the targets are not known, the loss of the first steps stands in for it.
+Deep networks have dead units, small gradients and unscaled inputs and learn nevertheless: tools that flag each symptom
+flag up to two thirds of healthy trainings (Wardat et al., ICSE 2022; Zhang et al., ICSE 2021, therefore require low
+accuracy as well). Here the yardstick is the loss of the best constant prediction, which needs no model at all: the
+entropy of the classes, the variance of the targets. If the targets are unknown, the loss of the first steps stands in.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES
 from mlflow_tfmon.detectors.table import Table
 
-NOTHING = 0.05  # less than this share of the way from the constant prediction to zero loss is nothing learned
+NOTHING = (
+    0.05  # less than this share of the gap between the constant prediction and zero loss: nothing is learned
+)
 LITTLE = 0.3
-MUCH = 0.7  # what looks like a fault does no harm where so much is learned
+MUCH = 0.7  # an apparent fault does no harm if this much is learned
 _RISEN = 1.1
 _FEWEST_STEPS = 30
-_UNKNOWN_STEPS = 2000  # how long a training is taken to be whose length is not known, at least
+_UNKNOWN_STEPS = 2000  # least length assumed of a training whose length is unknown
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Learning:
         known: whether it is that of the constant prediction.
         begun: loss of the first steps.
         now: mean loss of the last tenth of the steps.
-        low: loss that three quarters of the last tenth of the steps (of eight of them at least) are above.
+        low: lower quartile of the loss over the last tenth of the steps (at least eight).
         best: smallest mean loss of any tenth.
-        learned: how much of the way from `reference` to a perfect prediction's loss (zero, as a rule) has been made
-            now, at most 1; negative where the loss is above it. By the accuracy, or the loss of the validation data
-            (which has no dropout, no augmentation, and maybe no outliers) where that says much. NaN if unknown.
-        share: how much of the training is over, 0 to 1; an estimate where its length is not known and it goes on.
+        learned: share of the gap between `reference` and a perfect prediction's loss (usually zero) that is closed
+            now, at most 1; negative if the loss is above `reference`. Taken from the accuracy, or the loss of the
+            validation data (no dropout, no augmentation, maybe no outliers), if that is higher. NaN if unknown.
+        share: how much of the training is over, 0 to 1; an estimate while its length is unknown.
     """
 
     reference: float
@@ -49,6 +51,11 @@ class Learning:
     best: float
     learned: float
     share: float
+
+    @property
+    def progress(self) -> str:
+        """What the loss "has" done so far, for the evidence of a problem."""
+        return f"closed {max(self.learned, 0):.0%} of the gap between a constant prediction and zero"
 
     def nothing(self, after: float) -> bool:
         """Whether nothing was learned though this share of the training is over."""
@@ -65,7 +72,7 @@ def learning(history: History) -> Learning:
     done = history.step - history.start
     total = max((history.total_steps or 0) - history.start, done)
     if not history.total_steps:
-        # Its length is not known: as if it went on for as long again as it has gone on.
+        # Unknown length: assume that it runs for as long again as it has run.
         total = max(2 * done, _UNKNOWN_STEPS)
     enough = done >= _FEWEST_STEPS or (history.ended and done >= 10 and len(history.epochs) > 10)
     share = done / total if enough else 0.0
@@ -73,7 +80,7 @@ def learning(history: History) -> Learning:
         nan = float("nan")
         return Learning(nan, False, nan, nan, nan, nan, nan, share)
     level = curve.mean[:, 0]
-    # Too large a step may have made the loss of the next ones worse; and single batches differ.
+    # The first step may have been so large that later losses are worse; and single batches differ.
     first = history.first_losses or (float(level[0]),)
     begun = min(first[0], float(np.median(first)))
     tenths = [float(part.mean()) for part in np.array_split(level, min(10, len(level)))]
@@ -85,21 +92,21 @@ def learning(history: History) -> Learning:
     least = history.premises.least_loss() if known and history.premises is not None else 0.0
     way = reference - least  # from a constant prediction to a perfect one
     measures = [_by_accuracy(history)]
-    # A cross-entropy below zero, that of labels out of range, says nothing.
+    # A negative cross-entropy comes from labels out of range and says nothing.
     sound = now >= 0 or history.premises is None or history.premises.loss not in CROSS_ENTROPIES
     if sound and way > 0 and (known or not _trained_before(history)):
-        # The first steps tell of a usual batch, and are compared with one.
+        # The first steps show a usual batch, so compare them with one.
         late = now if known else float(np.median(level[-max(8, len(level) // 10) :]))
         if late <= _RISEN * reference or supervised(history):
             measures.append((reference - late) / way)
-        # Validation may be measured in another way, without weights.
+        # Validation may be measured differently: without weights.
         if known and history.premises is not None and not history.premises.weighted:
             held_out = (reference - _late(by_step(history, "val_loss"))) / way
-            # A small validation set may seem to have learned a little, and by its accuracy even a lot.
+            # A small validation set may suggest by chance that a little was learned; its accuracy, even a lot.
             measures += [held_out] if held_out >= LITTLE else []
             measures += [_by_accuracy(history, "val_")] if held_out >= LITTLE / 2 else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
-    # What a loop has learned may be all that it was meant to, where nobody knows how much there is.
+    # A loop without a known reference may have learned all there is.
     if history.ended and enough and not (learned >= NOTHING and not known and not history.total_steps):
         share = 1.0
     return Learning(reference, known, begun, now, low, best, learned, share)
@@ -108,14 +115,14 @@ def learning(history: History) -> Learning:
 def supervised(history: History) -> bool:
     """Whether the loss is known to measure a distance to targets.
 
-    That of a loop may be of what is learned from its own predictions, or of examples that become harder: it may rise.
+    The loss of a custom loop may rise for good reasons: targets from its own predictions, or ever harder examples.
     """
     known = history.premises
     return known is not None and (bool(known.loss) or known.targets is not None)
 
 
 def losses(history: History) -> Table:
-    """The loss of the steps, without what regularizers add to it; that of the epochs where no step's is known."""
+    """The loss of the steps without regularization penalties, or that of the epochs if no step's is known."""
     curve = history.steps.column("loss")
     added = history.steps.column("regularization_loss")
     if len(added) and len(added) == len(curve):
@@ -139,7 +146,7 @@ def by_step(history: History, metric: str) -> Table:
 
 
 def accuracy(history: History, prefix: str = "") -> Table:
-    """The epochs' accuracy, under whichever of Keras's names; without rows where there is none."""
+    """The epochs' accuracy, under any of Keras's names for it; without rows if there is none."""
     for name in ("accuracy", "acc", "binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy"):
         if prefix + name in history.epochs:
             return by_step(history, prefix + name)
@@ -147,7 +154,7 @@ def accuracy(history: History, prefix: str = "") -> Table:
 
 
 def fell(history: History, after: float) -> bool:
-    """Whether the loss still fell since a share of what was done, by more than chance and 1% of the reference."""
+    """Whether the loss has fallen since a share of the steps so far, by more than noise and 1% of the reference."""
     curve = losses(history)
     level = curve.mean[int(len(curve) * after) :, 0]
     if len(level) < 8:
@@ -159,7 +166,7 @@ def fell(history: History, after: float) -> bool:
 
 
 def _by_accuracy(history: History, prefix: str = "") -> float:
-    """How much better than always naming the most frequent class the last epochs were, as a share of the possible."""
+    """Share of the gap between always naming the most frequent class and perfect accuracy that is closed."""
     chance = history.premises.chance() if history.premises is not None else float("nan")
     return (_late(accuracy(history, prefix)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")
 
@@ -170,22 +177,22 @@ def _late(curve: Table) -> float:
 
 
 def _trained_before(history: History) -> bool:
-    """Whether the first losses are those of a model that had learned something, we know not what."""
+    """Whether the model had learned an unknown amount before the first losses."""
     return history.premises is not None and history.premises.trained_before
 
 
 def broken(history: History) -> bool:
-    """Whether the loss is not finite any more."""
+    """Whether the loss is no longer finite."""
     bad = history.nonfinite.get("loss") or history.nonfinite.get("epoch loss")
     return bad is not None and bad.count > 1 and bad.last >= history.step - bad.count // 2
 
 
 def diverged(history: History) -> bool:
-    """Whether the loss is not finite any more, or twice as large as at the start and for a constant prediction.
+    """Whether the loss is no longer finite, or is twice both the initial loss and a constant prediction's.
 
-    Three of four steps must be that bad: where a few examples make most of the loss, one batch is many times another.
-    A classifier that is very sure of the few examples that it gets wrong has a large loss, and has not diverged: its
-    accuracy tells.
+    Three of four steps must be that bad: if a few examples make up most of the loss, batches differ many times over.
+    A classifier that is very confident in the few examples it gets wrong has a large loss, but has not diverged: its
+    accuracy shows that.
     """
     state = learning(history)
     worse = state.low > 2 * max(state.begun, state.reference) and not state.learned >= MUCH

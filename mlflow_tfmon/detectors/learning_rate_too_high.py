@@ -1,4 +1,4 @@
-"""Steps that are too large: the loss rises, or never settles."""
+"""Detector of steps that are too large: the loss rises, or never settles."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ROSE = 3.0
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss that diverged, or learned nothing, under steps that change the weights by a tenth.
+    """Finds trainings that diverge, or learn nothing, with steps that change the weights by a tenth of their norm.
 
-    About a thousandth a step is usual. A single step counts where it changed them by twice their norm (Ftrl's first one
-    makes them anew, and does no harm). A loss that diverged counts as well where it had risen threefold over several
-    steps (not in a loop whose targets nobody knows: what is learned from its own predictions may rise), or where the
-    rate is above the optimizer's usual band; such a rate counts as well where little was learned by half. Source: LeCun
-    et al., 1998 (steps beyond the curvature's limit grow geometrically). Can't see a rate that is only somewhat too
-    high.
+    About a thousandth per step is usual. A single step is enough if it changed them by twice their norm (Ftrl's first
+    step rewrites them, and does no harm). Divergence is also reported if the loss had risen threefold over several
+    steps (except in a loop whose targets are unknown: a loss on a model's own predictions may rise), or if the learning
+    rate is above the optimizer's usual range; such a rate is also reported if little was learned by half of the
+    training. Source: LeCun et al., 1998 (steps beyond the curvature's limit grow geometrically). Does not find a rate
+    that is only somewhat too high.
     """
     state = learning(history)
     gone = diverged(history)
@@ -39,23 +39,22 @@ def detect(history: History) -> Iterator[Problem]:
     reasons = []
     if usual >= _LARGE or (gone and most >= _LARGE):
         reasons.append(
-            f"steps change the weights by {max(usual, most):.2g} of their norm ({_LARGE:g} counts)"
+            f"steps change the weights by {max(usual, most):.2g} of their norm (threshold: {_LARGE:g})"
         )
-    elif most >= _HUGE:  # and what it left does not move any more
-        reasons.append(f"a step changed the weights by {most:.2g} of their norm ({_HUGE:g} counts)")
+    elif most >= _HUGE:  # and the weights have not moved since
+        reasons.append(f"one step changed the weights by {most:.2g} times their norm (threshold: {_HUGE:g})")
     if gone and rose >= _ROSE and (supervised(history) or broken(history)):
-        reasons.append(f"the loss rose {rose:.3g}-fold ({_ROSE:.0f}-fold counts)")
+        reasons.append(f"the loss rose {rose:.3g}-fold (threshold: {_ROSE:.0f}-fold)")
     if unusual:
-        reasons.append(f"a learning rate of {lr:.3g} is far above what {optimizer} is used with")
+        reasons.append(f"a learning rate of {lr:.3g} is far above the usual range for {optimizer}")
     if not reasons:
         return
-    little = f"has made {max(state.learned, 0):.0%} of the way from a constant prediction to zero"
-    became = "is not finite any more" if broken(history) else "has diverged" if gone else little
+    became = "is no longer finite" if broken(history) else "has diverged" if gone else f"has {state.progress}"
     high = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else curve.first[:0]
     yield Problem(
         "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),
         f"The loss {became}, and {', '.join(reasons)}.",
-        f"Lower the learning rate{f' ({lr:.3g})' if lr == lr else ''} by a factor of 10, begin with a warm-up, or clip "
+        f"Lower the learning rate{f' ({lr:.3g})' if lr == lr else ''} by a factor of 10, add a warm-up, or clip "
         "gradients (clipnorm=1.0).",
         history.step, 0.9 if len(reasons) > 1 or gone else 0.8,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Steps that are too small to get anywhere within the training."""
+"""Detector of steps that are too small to get anywhere within the training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SLOPE = 0.3
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees weights that all the steps of the training together could not move by a tenth, while little is learned.
+    """Finds weights that all steps of the training together could not move by a tenth, while little is learned.
 
-    What is to come is taken to go at the pace of late (a warm-up's grows). Nor may one step have moved them so far:
-    then the others are small since there is nothing left to move. The gradient must still have a third of its first
-    norm: where it is gone, larger steps would not help. Looked at once a quarter of the training is over. A loop of the
-    user's, whose length is not known, is taken to go on for as long again as it has gone on, and for 2,000 steps at
-    least: so it may be said too early, or too late.
+    Future steps are assumed to be as large as recent ones (those of a warm-up grow). No single step may have moved the
+    weights that far: the others would then be small because there is nothing left to move. The gradient must have kept
+    a third of its initial norm: if it is gone, larger steps would not help. Applied once a quarter of the training is
+    over. A custom loop, whose length is unknown, is assumed to run for as long again as it has run, and for at least
+    2,000 steps: the problem may therefore be reported too early or too late.
     """
     state = learning(history)
     usual, most = update_ratio(history)
@@ -35,9 +35,8 @@ def detect(history: History) -> Iterator[Problem]:
     if 0 < path < _PATH and most < _PATH and now >= _SLOPE * begun > 0:
         yield Problem(
             "learning_rate_too_low", "critical", 1, (),
-            f"A step changes the weights by {usual:.1g} of their norm, so the whole training by {path:.1%} at most "
-            f"({_PATH:.0%} counts); the loss has made {max(state.learned, 0):.0%} of the way from a constant "
-            "prediction to zero, and its gradient has not become smaller.",
+            f"A step changes the weights by {usual:.1g} of their norm, so the whole training changes them by at most "
+            f"{path:.1%} (threshold: {_PATH:.0%}); the loss has {state.progress}, and its gradient has not shrunk.",
             f"Raise the learning rate{f' ({rate(history):.3g})' if rate(history) == rate(history) else ''} by a factor "
             "of 10 to 100, until a step changes the weights by about a thousandth.",
             history.step, 0.85,

@@ -1,4 +1,4 @@
-"""A loss that does not go with what the model puts out, or with the labels."""
+"""Detector of losses that do not match the model's outputs or the labels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _PATIENCE = 0.4
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 _ONE_HOT = "categorical_crossentropy"
 _NOT_EXCLUSIVE = (
-    "The labels are not exclusive (not each row has a single 1), but a softmax's outputs add up to 1.",
+    "The labels are not mutually exclusive (not every row has a single 1), but the outputs of a softmax sum to 1.",
     'Use activation="sigmoid" in the last layer with binary_crossentropy.',
 )
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees, before the first step: logits taken for probabilities, softmax over one unit, labels out of range.
+    """Finds, before the first step: logits used as probabilities, softmax over one unit, labels out of range.
 
-    These are taken back if 70% is learned all the same. Not so a softmax over one unit, or for labels that are not
-    exclusive: Keras works out the loss from what goes into the softmax, so that it falls while the predictions stay
-    wrong. Nor categorical cross-entropy of one unit, which is 0.
-    What only may do harm is said where nothing is learned for 40% of the training: probabilities taken for logits, a
-    sigmoid or softmax that does not go with the loss. (A net with sigmoid outputs learns exclusive classes: Keras
+    These are withdrawn if 70% is learned nevertheless. Never withdrawn are a softmax over one unit or for labels that
+    are not exclusive (Keras computes the loss from the input of the softmax, so that it falls while the predictions
+    stay wrong), and categorical cross-entropy of one unit, which is 0.
+    What may be harmless is reported only if nothing is learned in 40% of the training: probabilities used as logits, a
+    sigmoid or softmax that does not match the loss. (A network with sigmoid outputs does learn exclusive classes: Keras
     scales its outputs to a sum of 1.)
     Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
     """
@@ -50,19 +50,19 @@ def _certain(data: Premises) -> tuple[str, str] | None:
     if out.activation in LINEAR and not data.from_logits and out.kernel:
         return (
             f"The last layer has no activation, but {data.loss} expects probabilities (from_logits=False).",
-            "Give the loss from_logits=True, or the last layer a softmax (sigmoid for a binary loss).",
+            "Pass from_logits=True to the loss, or end the model with a softmax (sigmoid for a binary loss).",
         )
     if y is None or not y.count or y.nonfinite:
         return None
     if data.loss == _SPARSE and out.units > 0 and (y.least < 0 or y.most >= out.units):
         return (
-            f"The labels go from {y.least:g} to {y.most:g}, but the model has {out.units} outputs, for 0 to "
-            f"{out.units - 1}.",
+            f"The labels range from {y.least:g} to {y.most:g}, but the model has {out.units} outputs, for labels 0 "
+            f"to {out.units - 1}.",
             "Number the labels from 0, or give the last layer as many units as there are classes.",
         )
     if data.loss != _SPARSE and (y.least < 0 or y.most > 1):
         return (
-            f"The labels go from {y.least:g} to {y.most:g}, but {data.loss} expects 0 to 1.",
+            f"The labels range from {y.least:g} to {y.most:g}, but {data.loss} expects 0 to 1.",
             "Use labels 0 and 1 (one-hot for several classes), or sparse_categorical_crossentropy for class numbers.",
         )
     return None
@@ -73,16 +73,16 @@ def _always_wrong(data: Premises) -> tuple[str, str] | None:
     assert out is not None
     if out.units == 1 and (out.activation == "softmax" or data.loss == _ONE_HOT):
         return (
-            "A softmax over one unit always gives 1."
+            "A softmax over one unit always outputs 1."
             if out.activation == "softmax"
-            else "The cross-entropy of one class is 0 whatever the model puts out.",
+            else "The cross-entropy of one class is 0 whatever the model outputs.",
             'Use activation="sigmoid" with one unit and binary_crossentropy.',
         )
     return _NOT_EXCLUSIVE if data.loss == _BINARY and _several(data) else None
 
 
 def _several(data: Premises) -> bool:
-    """Whether a softmax is to tell labels of which several, or none, may be right."""
+    """Whether a softmax is used for labels of which several, or none, may apply."""
     out, y = data.output, data.targets
     assert out is not None
     return out.activation == "softmax" and y is not None and y.columns > 1 and y.whole and not y.one_hot
@@ -93,20 +93,20 @@ def _suspect(data: Premises) -> tuple[str, str] | None:
     assert out is not None
     if data.from_logits and out.activation in ("softmax", "sigmoid"):
         return (
-            f"The last layer's {out.activation} gives probabilities, but the loss takes logits (from_logits=True).",
-            "Leave from_logits out, or the activation.",
+            f"The last layer's {out.activation} outputs probabilities, but the loss expects logits (from_logits=True).",
+            "Remove from_logits=True, or the activation.",
         )
     if data.loss == _ONE_HOT and _several(data):
         return _NOT_EXCLUSIVE
     if data.loss == _BINARY and out.activation == "softmax":
         return (
             "The last layer is a softmax, but the loss is binary_crossentropy.",
-            "Use categorical_crossentropy for exclusive classes, or a sigmoid for independent ones.",
+            "Use categorical_crossentropy for mutually exclusive classes, or a sigmoid for independent ones.",
         )
     exclusive = data.loss != _BINARY and (data.loss == _SPARSE or (y is not None and y.one_hot))
     if exclusive and out.activation in ("sigmoid", "hard_sigmoid", "tanh") and out.units > 1:
         return (
-            f"The classes are exclusive, but the last layer is a {out.activation}.",
+            f"The classes are mutually exclusive, but the last layer is a {out.activation}.",
             'Use activation="softmax".',
         )
     return None

@@ -1,4 +1,4 @@
-"""A loss that goes up and down and does not settle."""
+"""Detector of losses that go up and down without settling."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mlflow_tfmon.detectors.problem import Problem
 _WINDOWS = 20
 _SWING = 0.1
 _TURNS = 0.5
-_CLEAR = 3.0  # means that differ by chance alone swing by 1.1 times their deviation
+_CLEAR = 3.0  # means that differ by chance alone swing by 1.1 times their standard deviation
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss whose mean over twentieths of the training swings by a tenth of a constant prediction's loss.
+    """Finds losses whose mean over twentieths of the training swings by a tenth of a constant prediction's loss.
 
-    In the second half of what was done, at least half of the changes must reverse the one before, and the loss must
-    not have come down. The noise of single batches is averaged out; a loss near zero cannot swing so far.
+    In the second half of the steps so far, at least half of the changes must reverse the one before, and the loss must
+    not have fallen. The noise of single batches is averaged out; a loss near zero cannot swing that far.
     """
     state = learning(history)
     curve = losses(history)
@@ -36,8 +36,8 @@ def detect(history: History) -> Iterator[Problem]:
     if swing >= _SWING * state.reference and swing > _CLEAR * noise and turns >= _TURNS and not came_down:
         yield Problem(
             "oscillating_loss", "warning", int(curve.first[len(curve) // 2]), (),
-            f"The loss, averaged over twentieths of the training, swings by {swing:.3g} up and down: "
-            f"{swing / state.reference:.0%} of a constant prediction's loss ({_SWING:.0%} counts).",
-            "Lower the learning rate, take larger batches, or have the rate decay (keras.optimizers.schedules).",
+            f"The loss, averaged over twentieths of the training, swings up and down by {swing:.3g}: "
+            f"{swing / state.reference:.0%} of a constant prediction's loss (threshold: {_SWING:.0%}).",
+            "Lower the learning rate, use larger batches, or decay the learning rate (keras.optimizers.schedules).",
             history.step, 0.8,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Initial weights from which nothing can be learned, or only with luck."""
+"""Detector of initial weights from which nothing can be learned, or only with luck."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _FAR = 10.0
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees kernels that begin constant, and those far from He's and Glorot's standard deviation.
+    """Finds kernels with a constant initial value, and those far from He's and Glorot's standard deviation.
 
-    Two layers in a row that begin constant: their units get the same gradients. That is said before the first step, and
-    taken back if 70% is learned all the same (at the edges of pictures the units of a convolution differ). A standard
-    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is said where the loss diverges, nothing is learned,
-    or less than 70% of the way from a constant prediction to zero in half of the training (30%, where it is too small);
-    one layer that begins constant, but not at zero, is too small. Not of weights that were loaded, nor of an output
-    that begins near zero. Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor
+    The units of two consecutive constant layers get the same gradients. That is reported before the first step, and
+    withdrawn if 70% is learned nevertheless (at the edges of images the units of a convolution differ). A standard
+    deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is reported if the loss diverges, if nothing is
+    learned, or if less than 70% is learned in half of the training (30% for one that is too small); a single constant
+    layer counts as too small unless it is zero. Weights that were loaded, and an output that starts near zero, are not
+    reported. Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor
     weight initialization".
     """
     if history.premises is None:
@@ -35,9 +35,8 @@ def detect(history: History) -> Iterator[Problem]:
         names = tuple(dict.fromkeys(layer.kernel for pair in pairs for layer in pair))
         yield Problem(
             "poor_initialization", "critical", min(1, history.step), names,
-            f"{len(names)} kernels in a row begin constant ({layers[0].mean:.3g} in {names[0]}): the units of a "
-            f"layer are "
-            "all alike and stay so, since they get the same gradients.",
+            f"{len(names)} consecutive kernels are initialized to a constant ({layers[0].mean:.3g} in {names[0]}): "
+            "all units of a layer are identical and stay so, since they get the same gradients.",
             'Initialize kernels at random (kernel_initializer="glorot_uniform", or "he_normal" for ReLU).',
             history.step, 1.0,
         )  # fmt: skip
@@ -50,11 +49,11 @@ def detect(history: History) -> Iterator[Problem]:
     far = [
         (layer, layer.std / _expected(layer))
         for layer in layers
-        # Zeros are meant where a layer is to add nothing at first.
+        # Zeros are intended where a layer shall add nothing at first.
         if (layer.std > 0 or (layer.constant and layer.mean != 0)) and layer.kind != "Embedding"
     ]
-    # An output that begins near zero is a good beginning: the layers before it are as they should be.
-    # And weights that are too small grow as something is learned; too large ones stay.
+    # An output that starts near zero is good practice.
+    # Weights that are too small grow as something is learned; weights that are too large stay so.
     small = not state.learned >= LITTLE
     far = [
         (one, ratio)
@@ -65,17 +64,15 @@ def detect(history: History) -> Iterator[Problem]:
         worst, ratio = max(far, key=lambda one: abs(np.log(max(one[1], 1e-9))))
         yield Problem(
             "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
-            f"{worst.kernel} begins with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's (a "
-            f"factor of "
-            f"{_FAR:.0f} counts), and the loss has made {max(state.learned, 0):.0%} of the way from a constant "
-            "prediction to zero.",
+            f"{worst.kernel} is initialized with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's "
+            f"(threshold: a factor of {_FAR:.0f}), and the loss has {state.progress}.",
             'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',
             history.step, 0.85,
         )  # fmt: skip
 
 
 def _feeds(before: Layer, after: Layer) -> bool:
-    """Whether a layer may get what the one before it in the list gives, as neither a second output nor indices do."""
+    """Whether a layer may take the output of the one before it in the list (second outputs and embeddings do not)."""
     return not before.is_output and after.kind != "Embedding"
 
 

@@ -1,4 +1,4 @@
-"""What is known of a training before its first step: the model, the loss, the optimizer, a sample of the data."""
+"""Facts about a training that are known before its first step: model, loss, optimizer, a sample of the data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from mlflow_tfmon.detectors.sample import Sample
 
 LINEAR = ("", "linear")
-UNKNOWN = "unknown"  # an operation or a layer of the user's own, and what is more than an activation
+UNKNOWN = "unknown"  # a custom operation or layer, or one that does more than an activation
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid")
-# Keras's names of the losses that a constant prediction is worked out for.
+# Keras's names of the losses for which the best constant prediction is computed.
 CROSS_ENTROPIES = ("categorical_crossentropy", "sparse_categorical_crossentropy", "binary_crossentropy")
 SQUARED, ABSOLUTE, COSINE = "mean_squared_error", "mean_absolute_error", "cosine_similarity"
-# Of a target and a prediction: the losses whose best constant is looked for among the targets' quantiles.
+# Losses of a target and a prediction whose best constant is searched for among the targets' quantiles.
 _ELEMENTWISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "huber": lambda y, p: np.where(np.abs(y - p) <= 1, (y - p) ** 2 / 2, np.abs(y - p) - 0.5),
     "log_cosh": lambda y, p: np.logaddexp(y - p, p - y) - np.log(2),
@@ -26,24 +26,24 @@ _ELEMENTWISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         (np.log1p(np.maximum(y, 0)) - np.log1p(np.maximum(p, 0))) ** 2
     ),
 }
-# Losses whose target is a number that the output is to come near to.
+# Losses whose target is a number that the output should approach.
 REGRESSIONS = (SQUARED, ABSOLUTE, "mean_absolute_percentage_error", "huber", "log_cosh")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with an activation or a kernel, or one that may be more than linear, in the order of the calls.
+    """A layer with an activation or a kernel, or one that may be non-linear, in the order of the calls.
 
     Attributes:
         name: of the layer.
         kind: its Keras class.
-        activation: name of its activation, "linear" for none, `UNKNOWN` where nobody knows.
-        units: size of its output's last axis (the model's, of the layer that gives it), 0 if unknown.
+        activation: name of its activation, "linear" for none, `UNKNOWN` if it cannot be determined.
+        units: size of the last axis of its output (for the output layer, of the model's output), 0 if unknown.
         kernel: name of its kernel as in the recording, "" for none.
         fan_in: inputs of one unit.
         fan_out: outputs of one input.
         mean: of the initial kernel.
-        std: of the initial kernel; NaN where it is not known, as of one that was loaded.
+        std: of the initial kernel; NaN if unknown, as for one that was loaded.
         trainable: whether it is trained.
         is_output: whether the model's output is its output.
     """
@@ -62,32 +62,32 @@ class Layer:
 
     @property
     def constant(self) -> bool:
-        """Whether its initial kernel holds one number only."""
+        """Whether all numbers of its initial kernel are equal."""
         return bool(self.kernel) and self.std == 0.0 and self.fan_in * self.fan_out > 1
 
 
 @dataclass(frozen=True)
 class Premises:
-    """What is known of a training before its first step.
+    """Facts about a training that are known before its first step.
 
     Attributes:
-        layers: those with an activation or a kernel, and what may be more than linear.
+        layers: those with an activation or a kernel, and those that may be non-linear.
         loss: Keras's name of the loss, in snake case; "" if it is not one of Keras's or there are several.
-        goal: what tells the loss from others.
-        from_logits: as the loss has it.
+        goal: identifies the loss.
+        from_logits: the loss's setting of that name.
         optimizer: class of the optimizer.
         learning_rate: at the start.
         clips: whether the optimizer clips gradients.
         normalizes: whether the model scales its inputs itself (`Normalization`, `Rescaling`, batch normalization
             first) or takes indices (`Embedding`).
-        graph: whether all that the model computes is known: its layers are all there is.
-        inputs: of the data.
-        targets: of the data.
-        weighted: whether the loss is not a plain mean over the examples (these or the classes are weighted, it is a
-            sum), so that no formula tells a constant prediction's.
-        constant: the loss of the best constant prediction by calling the loss itself, where no formula tells it.
-        perfect: that of a perfect prediction, where `constant` is known.
-        trained_before: whether its optimizer had made steps before.
+        graph: whether `layers` are all that the model computes.
+        inputs: sample of the inputs.
+        targets: sample of the targets.
+        weighted: whether the loss is not a plain mean over the examples (weighted examples or classes, or a sum), so
+            that the formulas for a constant prediction do not hold.
+        constant: the loss of the best constant prediction found by calling the loss itself, if there is no formula.
+        perfect: the loss of a perfect prediction, if `constant` is known.
+        trained_before: whether the optimizer had made steps before.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -108,7 +108,7 @@ class Premises:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:
-        """Premises as `dataclasses.asdict` tells them."""
+        """Returns the premises in a dict made by `dataclasses.asdict`."""
         found = dict(values)
         found["layers"] = tuple(_plain(Layer, one) for one in found.get("layers", ()))
         for name in ("inputs", "targets"):
@@ -117,7 +117,7 @@ class Premises:
         return premises
 
     def since(self, before: Premises) -> Premises:
-        """The same of a further training of a model: its initial kernels are those that it had first."""
+        """Returns these premises of a further training of a model, with the initial kernels of its first training."""
         first = {layer.kernel: layer for layer in before.layers if layer.kernel}
         layers = (
             dataclasses.replace(one, mean=first[one.kernel].mean, std=first[one.kernel].std)
@@ -134,18 +134,18 @@ class Premises:
         return found[0] if len(found) == 1 else None
 
     def constant_loss(self) -> float:
-        """The loss of the best constant prediction; NaN where it is not known.
+        """Returns the loss of the best constant prediction; NaN if unknown.
 
         For cross-entropy it is the entropy of the classes, for the squared error the variance, for the absolute error
-        the mean distance from the median, for other losses that of the best of the targets' quantiles; where there is
-        no such formula, what calling the loss told. Where no targets are known, all classes are taken to be as
+        the mean distance from the median, for other losses that of the best of the targets' quantiles; without such a
+        formula, the value found by calling the loss. If the targets are unknown, all classes are assumed to be equally
         frequent.
         """
         found = self._by_formula()
         return found if np.isfinite(found) else self.constant
 
     def least_loss(self) -> float:
-        """The loss of a perfect prediction: the binary cross-entropy of targets between 0 and 1 does not go to zero."""
+        """Returns the loss of a perfect prediction; not 0 for binary cross-entropy with targets between 0 and 1."""
         y = self.targets
         if np.isfinite(self.perfect) and not np.isfinite(self._by_formula()):
             return self.perfect
@@ -162,7 +162,7 @@ class Premises:
         if self.loss == "categorical_crossentropy" and not y.one_hot:
             return float("nan")
         if self.loss in CROSS_ENTROPIES:
-            # Of sequences of labels the zeros may be padding, which is masked.
+            # In sequences of labels the zeros may be padding, which is masked.
             return max(
                 _entropy(y.class_counts),
                 _entropy(y.class_counts[1:]) if y.columns > 1 and y.axes <= 2 and not y.one_hot else 0,
@@ -172,15 +172,15 @@ class Premises:
         return {SQUARED: y.variance, ABSOLUTE: y.spread}.get(self.loss, float("nan"))
 
     def _undecided(self) -> float:
-        """The cross-entropy of a prediction that gives all classes the same share."""
+        """The cross-entropy of a prediction that gives all classes the same probability."""
         if self.loss not in CROSS_ENTROPIES or self.output is None or not self.output.units:
             return float("nan")
         return float(np.log(2.0 if self.loss == "binary_crossentropy" else max(2, self.output.units)))
 
     def chance(self) -> float:
-        """The accuracy of always naming the most frequent class, all being as frequent where no targets are known.
+        """Returns the accuracy of always naming the most frequent class; NaN if unknown.
 
-        NaN where it is not known.
+        If the targets are unknown, all classes are assumed to be equally frequent.
         """
         counts = self.targets.class_counts if self.targets is not None else ()
         if not counts:

@@ -1,4 +1,4 @@
-"""A problem: what went wrong in a training, where, since when, and what to do about it."""
+"""Problem of a training: what went wrong, where, since when, and what to do about it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Problem:
     """Something that went wrong in a training.
 
     Attributes:
-        kind: what, such as "nan_or_inf".
-        severity: "warning", or "critical": the training comes to nothing as it is.
-        first_step: the optimizer step at which it began, as far as what was recorded tells.
+        kind: name of the kind, such as "nan_or_inf".
+        severity: "warning", or "critical" if the training will fail unless something is changed.
+        first_step: the optimizer step at which it began, as far as the recording shows.
         variables: the variables or layers concerned.
-        evidence: what was seen, with numbers, steps and the threshold.
+        evidence: what was observed, with numbers, steps and the threshold.
         advice: the change to make.
-        last_step: the step up to which it was seen.
+        last_step: the last step at which it was observed.
         confidence: 0 to 1.
-        said_at: the step at which it was first said; 0 for one that nobody was told of yet.
+        said_at: the step at which it was first reported; 0 if it has not been reported yet.
     """
 
     kind: str
@@ -38,10 +38,10 @@ class Problem:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Problem:
-        """A problem as `dataclasses.asdict` (or a JSON file) tells it; what is not known is left out.
+        """Returns the problem in a dict made by `dataclasses.asdict` (or read from JSON); unknown keys are ignored.
 
         Raises:
-            ValueError: it tells none.
+            ValueError: the values do not describe a problem.
         """
         try:
             known = {item.name for item in dataclasses.fields(cls)}
@@ -53,13 +53,13 @@ class Problem:
                 abs(number) < 2**53 for number in numbers
             )
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"it tells no problem: {error}") from error
+            raise ValueError(f"not a problem: {error}") from error
         if not fits:
-            raise ValueError("it tells no problem")
+            raise ValueError("not a problem: a value has the wrong type or size")
         return one
 
     def line(self) -> str:
-        """In a line for a terminal."""
+        """Returns the problem as a line for a terminal."""
         where = f" [{_few(self.variables)}]" if self.variables else ""
         return f"{self.kind}{where} since step {self.first_step}: {self.evidence} {self.advice}"
 

@@ -1,4 +1,4 @@
-"""A training step that TensorFlow builds anew again and again."""
+"""Detector of training steps that TensorFlow traces again and again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _SHARE = 0.1
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a step that was traced 20 times, and at a tenth of the steps at least.
+    """Finds steps that were traced at least 20 times, and at a tenth of all steps.
 
-    A last batch of another size, or a dozen lengths of sequences, is none. TensorFlow itself warns of five in a row.
+    A last batch of another size, or a dozen sequence lengths, is not reported. TensorFlow itself warns after five
+    retraces in a row.
     """
     traces = history.steps.column("traces")
     if not len(traces):
@@ -23,11 +24,9 @@ def detect(history: History) -> Iterator[Problem]:
     if count >= _TRACES and count >= _SHARE * history.step:
         yield Problem(
             "retracing", "warning", int(traces.first[0]), (),
-            f"The training step was traced {count} times in {history.step} steps; each time costs as much as "
-            f"hundreds of "
-            "steps.",
-            "Give the step tensors instead of Python numbers, make the tf.function once, not in the loop, and "
-            "pad batches "
-            "to few shapes (tf.function(reduce_retracing=True), drop_remainder=True).",
+            f"The training step was traced {count} times in {history.step} steps; each trace costs as much as "
+            "hundreds of steps.",
+            "Pass tensors instead of Python numbers to the step, create the tf.function once, outside the loop, and "
+            "pad batches to a few shapes (tf.function(reduce_retracing=True), drop_remainder=True).",
             history.step, 0.95,
         )  # fmt: skip

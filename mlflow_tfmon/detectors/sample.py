@@ -1,4 +1,4 @@
-"""What is known of inputs or targets: statistics of a sample of them, taken before the first step."""
+"""Statistics of a sample of the inputs or targets, taken before the first step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-_MOST_EXAMPLES, _MOST_NUMBERS = 4096, 2_000_000  # that are looked at of a data set
-_MOST_CHECKED = 50_000_000  # of which it is looked whether they are finite: some 20 ms
+_MOST_EXAMPLES, _MOST_NUMBERS = 4096, 2_000_000  # examined of a data set
+_MOST_CHECKED = 50_000_000  # numbers checked for NaN and infinity: some 20 ms
 _QUANTILES = 101
 
 
@@ -17,26 +17,26 @@ class Sample:
     """Statistics of the first few thousand inputs or targets.
 
     Attributes:
-        count: examples looked at.
-        nonfinite: how many numbers are NaN or infinite, of all if these are not too many to look at.
-        nonfinite_at: the first example that holds one, -1 for none.
+        count: examples examined.
+        nonfinite: how many numbers are NaN or infinite, among all of them if these are not too many to check.
+        nonfinite_at: index of the first example with one, -1 for none.
         least: smallest number.
         most: largest number.
         mean: of all numbers.
         std: of all numbers.
         whole: whether all numbers are whole.
         columns: size of the last axis (1 for a plain vector).
-        axes: of the array, the examples' included.
+        axes: number of axes of the array, including that of the examples.
         feature_std: smallest and largest standard deviation of a feature that is neither constant nor made of 0 and 1.
         feature_offset: largest distance of such a feature's mean from 0, in its standard deviations.
-        variance: mean squared distance from the mean, that of each number of an example its own.
-        spread: mean absolute distance from the median, the same.
-        class_counts: how often each class occurs, where these are labels (or one-hot).
-        binary: where all numbers are between 0 and 1, the binary cross-entropy of each column's best constant, and that
-            of the numbers themselves (0 for labels, more for shades).
+        variance: mean squared distance from the mean, which is taken per column of an example.
+        spread: mean absolute distance from the median, likewise.
+        class_counts: how often each class occurs, if these are labels (or one-hot).
+        binary: if all numbers are between 0 and 1, the binary cross-entropy of each column's best constant, and that
+            of the numbers themselves (0 for labels, more for values in between).
         one_hot: whether each row holds a single 1.
         negative: share of numbers below 0.
-        quantiles: of the numbers, at equal distances, where an example is one number.
+        quantiles: of the numbers, equally spaced, if an example is one number.
     """
 
     count: int = 0
@@ -61,7 +61,7 @@ class Sample:
 
     @classmethod
     def of(cls, values: Any, targets: bool = True) -> Sample:
-        """Looks at some of an array, spread evenly over it.
+        """Returns statistics of some examples, spread evenly over an array.
 
         Args:
             values: examples along the first axis.
@@ -72,7 +72,7 @@ class Sample:
             return cls(count=len(array) if array.ndim else 0)
         most = min(_MOST_EXAMPLES, max(16, _MOST_NUMBERS * len(array) // array.size))
         stride = max(1, len(array) // most)
-        # A file that is mapped into memory would be read as a whole.
+        # A memory-mapped file would be read as a whole.
         small = array.size <= _MOST_CHECKED and not isinstance(values, np.memmap)
         lost, lost_at = _nonfinite(array) if small else _nonfinite(array[::stride][:most], stride)
         array = array[::stride][:most].astype(np.float64)
@@ -86,7 +86,7 @@ class Sample:
             variance, spread = _deviations(array.reshape(len(array), -1), len(array))
         elif targets:
             variance, spread = _deviations(finite)
-        # How far an indicator varies tells how rare it is, not its scale.
+        # The standard deviation of an indicator shows how rare it is, not its scale.
         varies = (std > 0) & ~((finite == 0) | (finite == 1)).all(axis=0)
         whole = bool((finite == np.round(finite)).all())
         one_hot = (
@@ -124,9 +124,9 @@ def _nonfinite(array: np.ndarray, stride: int = 1) -> tuple[int, int]:
 
 
 def _deviations(values: np.ndarray, examples: float = np.inf) -> tuple[float, float]:
-    """Mean squared distance from each column's mean, mean distance from its median.
+    """Mean squared distance from each column's mean, and mean distance from its median.
 
-    A few examples are nearer to their own mean than all are, by one of them.
+    The variance is corrected for a small sample (Bessel's correction).
     """
     more = 1 / (1 - 1 / examples) if examples > 1 else 1.0
     return float(values.var(axis=0).mean() * more), float(np.abs(values - np.median(values, axis=0)).mean())
@@ -145,7 +145,7 @@ def _binary(values: np.ndarray) -> tuple[float, ...]:
 
 
 def _uncertainty(p: np.ndarray) -> np.ndarray:
-    """The entropy of a choice of two, of which one has probability p."""
+    """The entropy of a choice between two, one of which has probability p."""
     p = np.clip(p, 1e-12, 1 - 1e-12)
     found: np.ndarray = -p * np.log(p) - (1 - p) * np.log(1 - p)
     return found

@@ -1,4 +1,4 @@
-"""Sigmoids and the like at their ends, where they have no slope."""
+"""Detector of sigmoids and the like at the ends of their range, where they have no slope."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlflow_tfmon.detectors.problem import Problem
 
 _SATURATED = 0.5
 _NEARLY_ALL = 0.8
-_PATIENCE = 0.3  # deep nets of tanh that begin saturated may take so long to get going
+_PATIENCE = 0.3  # deep tanh networks that start saturated may need that long to get going
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees hidden layers of which half of the values have no slope left, while nothing is learned; 80% while little is.
+    """Finds hidden layers with half of their outputs saturated while nothing is learned; 80% if little is.
 
-    The output layer is not looked at: a sure classifier's is saturated. Source: Glorot and Bengio, 2010. Counterpart of
-    SageMaker Debugger's "saturated activation".
+    The output layer is not examined: that of a confident classifier is saturated. Source: Glorot and Bengio, 2010.
+    Counterpart of SageMaker Debugger's "saturated activation".
     """
     state = learning(history)
     table = history.activations.get("saturated_fraction")
@@ -35,8 +35,8 @@ def detect(history: History) -> Iterator[Problem]:
         worst = over[int(share[over].argmax())]
         yield Problem(
             "saturated_activation", "critical", int(recent.first[0]), tuple(recent.names[at] for at in over),
-            f"{share[worst]:.0%} of what {recent.names[worst]} puts out is at an end of its range ({least:.0%} count), "
-            f"and the loss has made {max(state.learned, 0):.0%} of the way from a constant prediction to zero.",
+            f"{share[worst]:.0%} of the outputs of {recent.names[worst]} are at an end of their range (threshold: "
+            f"{least:.0%}), and the loss has {state.progress}.",
             "Scale the inputs to mean 0 and standard deviation 1, use glorot_uniform, put BatchNormalization before "
             "the activation, or use ReLU or GELU in the hidden layers.",
             history.step, 0.85,

@@ -1,4 +1,4 @@
-"""A loss that falls, but will not be down when the training ends."""
+"""Detector of losses that fall too slowly to get far before the training ends."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _STEADY = 0.75
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss that falls, and at its pace makes less than 30% of the way from a constant prediction to zero.
+    """Finds losses that fall, but will close less than 30% of the gap between a constant prediction and zero.
 
-    It must still fall in the last half of what was done, and where it makes 15% at least, by three quarters of what it
-    fell in the first half: one that bends may come to all there is. Looked at once half of the training is over, where
-    its length and a constant prediction's loss are known.
+    The loss must still fall in the second half of the steps so far; if it is to close 15% or more, it must fall by
+    three quarters of its fall in the first half, since a curve that levels off may have learned all there is. Applied
+    once half of the training is over, if its length and a constant prediction's loss are known.
     """
     state = learning(history)
     if not state.known or not history.total_steps or not state.little(0.5) or not fell(history, 0.5):
@@ -26,16 +26,19 @@ def detect(history: History) -> Iterator[Problem]:
     if expected < _FEW or (expected < LITTLE and not _bends(history, state)):
         yield Problem(
             "slow_convergence", "warning", 1, (),
-            f"After {state.share:.0%} of the training the loss has made {max(state.learned, 0):.0%} of the way from a "
-            f"constant prediction ({state.reference:.3g}) to zero, and is on the way to {max(expected, 0):.0%} at its "
-            f"end (below {LITTLE:.0%} counts).",
-            "Raise the learning rate, use Adam or momentum, scale the inputs, or train for longer.",
+            f"After {state.share:.0%} of the training the loss has closed {max(state.learned, 0):.0%} of the gap "
+            f"between a constant prediction ({state.reference:.3g}) and zero; at this rate it closes "
+            f"{max(expected, 0):.0%} by the end (threshold: {LITTLE:.0%}).",
+            "Raise the learning rate, use Adam or momentum, scale the inputs, or train longer.",
             history.step, 0.6,
         )  # fmt: skip
 
 
 def _bends(history: History, state: Learning) -> bool:
-    """Whether it fell by less in the second half than by three quarters of the first, from a constant prediction's."""
+    """Whether the fall in the second half is less than three quarters of that in the first half.
+
+    The first half is counted from the lower of the initial loss and a constant prediction's.
+    """
     level = losses(history).mean[:, 0]
     half = float(level[int(0.45 * len(level)) : int(0.55 * len(level)) + 1].mean())
     return half - state.now < _STEADY * (min(state.begun, state.reference) - half)

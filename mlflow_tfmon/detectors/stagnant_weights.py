@@ -1,4 +1,4 @@
-"""Weights that get no gradient at all."""
+"""Detector of weights that get no gradient at all."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from mlflow_tfmon.detectors.problem import Problem
 _STEPS = 50
 _SHARE = 0.05
 _ADVICE = (
-    "See that what these layers put out reaches the loss (no stop_gradient, argmax or rounding in between, no "
-    "ReLU that "
-    "is always zero); freeze them (layer.trainable = False) if they are not to be trained."
+    "Check that the outputs of these layers reach the loss (no stop_gradient, argmax or rounding in between, no "
+    "ReLU that is always zero); freeze the layers (layer.trainable = False) if they are not meant to be trained."
 )
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees kernels whose gradient is exactly zero at each of the last steps, 50 and a twentieth of the training.
+    """Finds kernels whose gradient was exactly zero at each recent step, after 50 steps and 5% of the training.
 
-    Layers that were frozen (`trainable=False`) are not looked at. Counterpart of SageMaker Debugger's "unchanged
-    tensor" and "all zero". Can't see weights that move without getting anywhere.
+    Frozen layers (`trainable=False`) are not examined. Counterpart of SageMaker Debugger's "unchanged
+    tensor" and "all zero". Does not find weights that move without getting anywhere.
     """
     table = history.over_kernels(history.gradients)
     known = history.premises
-    # What a fit sets free has no gradients before its first step.
+    # Layers that a fit unfreezes have no gradients before its first step.
     begun = history.step > history.premises_step
     if known is not None and known.loss and history.alone and len(table) and begun:
         kernels = [one.kernel for one in known.layers if one.kernel and one.trainable]
         without = [name for name in kernels if name not in history.sizes]
         if without and len(without) < len(kernels):
-            # The others may learn all that there is: an auxiliary output may well be left out of the loss.
+            # An auxiliary output may well be left out of the loss: the other kernels may learn all there is.
             little = learning(history).little(_SHARE)
             yield Problem(
                 "stagnant_weights", "critical" if little else "warning", 1, tuple(without),
-                f"No gradient at all reaches {len(without)} kernels that are trainable: the loss does not depend "
-                f"on them.",
+                f"No gradient reaches {len(without)} of {len(kernels)} trainable kernels: the loss does not depend on "
+                "them.",
                 _ADVICE, history.step, 0.95,
             )  # fmt: skip
             return
@@ -56,8 +55,8 @@ def detect(history: History) -> Iterator[Problem]:
     every = len(still) == len(recent.names)
     yield Problem(
         "stagnant_weights", "critical" if every else "warning", int(recent.first[0]), tuple(still),
-        f"The gradient of {len(still)} of {len(recent.names)} kernels is exactly zero at every step since "
-        f"{recent.first[0]:.0f}: they are not trained.",
+        f"The gradient of {len(still)} of {len(recent.names)} kernels has been exactly zero at every step since step "
+        f"{recent.first[0]:.0f}: they are not being trained.",
         _ADVICE,
         history.step, 0.9,
     )  # fmt: skip

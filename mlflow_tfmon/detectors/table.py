@@ -1,4 +1,4 @@
-"""Bounded tables of what changes over the steps: a row stands for one step, or for ever more of them."""
+"""Bounded tables of values over steps: a row stands for one step, or for more and more of them as they come."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Table:
-    """Columns over steps; each row sums up the steps from `first` to `last`.
+    """Columns over steps; each row summarizes the steps from `first` to `last`.
 
-    Values that are not finite, and those that were not measured, are left out of mean, least and most; where there is
-    no other, these are NaN.
+    Values that are not finite or were not measured are left out of mean, least and most, which are NaN if no value
+    remains.
 
     Attributes:
         names: of the columns.
@@ -39,14 +39,14 @@ class Table:
         return len(self.first)
 
     def column(self, name: str) -> Table:
-        """One column's rows that hold a number; without rows where there is no such column."""
+        """Returns one column's rows that hold a number; no rows if there is no such column."""
         if name not in self.names:
             return Table((name,), mean=np.zeros((0, 1)), least=np.zeros((0, 1)), most=np.zeros((0, 1)))
         one = self.only([name])
         return one.rows(np.isfinite(one.mean[:, 0]))
 
     def only(self, names: Sequence[str]) -> Table:
-        """Some of the columns."""
+        """Returns some of the columns."""
         at = [self.names.index(name) for name in names]
         return Table(
             tuple(names),
@@ -58,7 +58,7 @@ class Table:
         )
 
     def rows(self, which: np.ndarray | slice) -> Table:
-        """Some of the rows."""
+        """Returns some of the rows."""
         return Table(
             self.names,
             self.first[which],
@@ -69,29 +69,29 @@ class Table:
         )
 
     def medians(self) -> np.ndarray:
-        """The median of each column's means; NaN where it has none."""
+        """Returns the median of each column's means; NaN for a column without any."""
         some = np.isfinite(self.mean).any(axis=0)
         found = np.full(len(self.names), np.nan)
         found[some] = np.nanmedian(self.mean[:, some], axis=0)
         return found
 
     def since(self, step: float) -> Table:
-        """The rows that end after a step."""
+        """Returns the rows that end after a step."""
         return self.rows(self.last > step)
 
 
 class Gathering:
-    """Gathers a table whose size stays bounded: when it is full, rows are joined two and two.
+    """Builder of a table of bounded size: when it is full, pairs of rows are merged.
 
-    What comes out depends on the rows alone, not on how they were cut into blocks.
+    The result depends on the rows alone, not on the blocks in which they came.
 
     Args:
-        most: rows that it may have.
+        most: largest number of rows.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._width = 1  # steps that a row stands for
+        self._width = 1  # steps per row
         self._seen = 0  # steps that were added
         self._where: dict[str, int] = {}  # the columns
         self._bounds = np.zeros((most, 2))
@@ -101,11 +101,11 @@ class Gathering:
         self._greatest = np.zeros((most, 0))
 
     def add(self, steps: np.ndarray, names: Sequence[str], values: np.ndarray) -> None:
-        """Adds rows, a step each.
+        """Adds rows, one per step.
 
         Args:
-            steps: array (rows,), rising.
-            names: of the columns; one that was not there before has no numbers before.
+            steps: array (rows,), ascending.
+            names: of the columns; a new one has no values in earlier rows.
             values: array (rows, columns).
         """
         if not values.size:
@@ -119,7 +119,7 @@ class Gathering:
         known = np.isfinite(values)
         if not known.all():
             values = np.where(known, values, np.nan)
-        # Rows that follow each other, and as a rule all columns in their order: slices are many times as fast.
+        # The rows are consecutive, and usually all columns are in order: slices are many times as fast.
         onto = slice(int(rows[0]), int(rows[-1]) + 1)
         bounds = self._bounds[onto]
         bounds[:, 0] = np.where(bounds[:, 1] > 0, bounds[:, 0], steps[starts])
@@ -138,7 +138,7 @@ class Gathering:
         self._greatest[into] = np.fmax(self._greatest[into], np.fmax.reduceat(values, starts))
 
     def table(self) -> Table:
-        """What was gathered by now."""
+        """Returns the table so far."""
         rows = -(-self._seen // self._width)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = self._sums[:rows] / self._counts[:rows]

@@ -1,4 +1,4 @@
-"""A model that does no better than a constant prediction."""
+"""Detector of models that do no better than a constant prediction."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _IMBALANCED = 0.9
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees a loss that is less than 5% better than the best constant prediction's, and does not fall.
+    """Finds losses that are less than 5% better than the best constant prediction's, and do not fall.
 
-    Looked at once a third of the training is over. Said only where no cause was found. Where one class makes nine
-    tenths of the targets, the evidence says so. Can't tell a model that is too small from data in which there is
-    nothing to learn. Counterpart of SageMaker Debugger's "loss not decreasing" and "class imbalance".
+    Applied once a third of the training is over, and only if no cause was found. If one class makes up nine tenths of
+    the targets, the evidence says so. Cannot distinguish a model that is too small from data in which there is nothing
+    to learn. Counterpart of SageMaker Debugger's "loss not decreasing" and "class imbalance".
     """
     state = learning(history)
     if state.nothing(0.33) and not fell(history, 0.5):
         chance = history.premises.chance() if history.premises is not None else float("nan")
         rare = chance >= _IMBALANCED
-        what = "the best constant prediction's" if state.known else "that of the first steps"
+        what = "the best constant prediction's loss" if state.known else "that of the first steps"
         yield Problem(
             "underfitting", "critical" if state.known else "warning", 1, (),
             f"After {state.share:.0%} of the training the loss is {state.now:.4g}; {what} is {state.reference:.4g} "
-            f"({NOTHING:.0%} better counts as learning)."
-            + (f" One class makes {chance:.0%} of the targets." if rare else ""),
-            ("Give rare classes more weight (class_weight in fit), or draw them more often. " if rare else "")
-            + "Look at whether inputs and targets belong together (shuffled apart?), try a learning rate ten times "
-            "larger and smaller, then a larger model; a model should be able to learn one batch by heart.",
+            f"(threshold: {NOTHING:.0%} better)."
+            + (f" One class makes up {chance:.0%} of the targets." if rare else ""),
+            ("Give rare classes more weight (class_weight in fit), or sample them more often. " if rare else "")
+            + "Check that inputs and targets belong together (shuffled separately?); try a learning rate ten times "
+            "larger and ten times smaller, then a larger model; a model should be able to memorize a single batch.",
             history.step, 0.8 if state.known else 0.6,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Inputs whose scale gets in the way of learning."""
+"""Detector of inputs whose scale gets in the way of learning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SMALL = 0.05
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees inputs of a standard deviation above 20, or 1/20 of their mean, or with features a hundredfold apart.
+    """Finds inputs with a standard deviation above 20 or below 1/20 of their mean, or features a hundredfold apart.
 
-    Said where the loss diverges or little is learned: many nets cope. Inputs that are all within 0.05 are seen where
-    nothing is learned. Models that begin with Normalization, Rescaling, BatchNormalization or an Embedding are left
+    Reported if the loss diverges or little is learned: many networks cope. Inputs that all lie within 0.05 are reported
+    if nothing is learned. Models that begin with Normalization, Rescaling, BatchNormalization or an Embedding are left
     out. Source: LeCun et al., 1998.
     """
     data = history.premises
@@ -32,20 +32,20 @@ def detect(history: History) -> Iterator[Problem]:
     reasons = []
     if high > _LARGE or abs(x.mean) + x.std > _LARGE * 2:
         reasons.append(
-            f"they go from {x.least:.3g} to {x.most:.3g} (a standard deviation of {high:.3g}; 20 counts)"
+            f"they range from {x.least:.3g} to {x.most:.3g} (standard deviation: {high:.3g}; threshold: {_LARGE:g})"
         )
     if low > 0 and high > _UNEQUAL * low and x.columns > 1 and high > 1:
-        reasons.append(f"standard deviations of features go from {low:.2g} to {high:.2g}")
+        reasons.append(f"the standard deviations of the features range from {low:.2g} to {high:.2g}")
     if x.feature_offset > _OFFSET and x.columns <= 100:
         reasons.append(f"a feature's mean is {x.feature_offset:.0f} standard deviations from 0")
     if x.most - x.least < _SMALL and state.nothing(0.15):
         reasons.append(
-            f"they go from {x.least:.3g} to {x.most:.3g} only ({_SMALL:g} apart count: scaled twice?)"
+            f"they range only from {x.least:.3g} to {x.most:.3g} (threshold: {_SMALL:g} apart; scaled twice?)"
         )
     if reasons:
         yield Problem(
             "unnormalized_input", "critical", 1, (),
-            f"The inputs are not scaled: {'; '.join(reasons)}; and little is learned.",
+            f"The inputs are not normalized: {'; '.join(reasons)}. Little has been learned.",
             "Scale each feature to mean 0 and standard deviation 1 (keras.layers.Normalization, or "
             "keras.layers.Rescaling(1 / 255) for images).",
             history.step, 0.8,

@@ -1,4 +1,4 @@
-"""How far steps move the weights: the measure of a learning rate that no optimizer's own units are in."""
+"""Relative size of weight updates: a measure of the learning rate that does not depend on the optimizer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.table import Table
 
-# Learning rates that people use, by optimizer: outside of these bands is no error, but a hint (Bengio, 2012; the
-# defaults of Keras are within).
+# Usual learning rates by optimizer: a rate outside is no error, but a hint (Bengio, 2012; Keras's defaults are inside).
 BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "ftrl": (1e-5, 1.0)}
 ADAPTIVE = (1e-6, 0.03)
 
@@ -19,9 +18,9 @@ def band(optimizer: str) -> tuple[float, float]:
 
 
 def update_ratio(history: History) -> tuple[float, float]:
-    """What a step changes of a kernel, as a share of its norm: in the median of all kernels and rows, and at most.
+    """Change of a kernel in a step, relative to its norm: the median over kernels and rows, and the largest.
 
-    About 1e-3 is usual. NaN where it was not measured.
+    About 1e-3 is usual. NaN if it was not measured.
     """
     rows = _rows(history)
     if not len(rows):
@@ -30,11 +29,11 @@ def update_ratio(history: History) -> tuple[float, float]:
 
 
 def way(history: History, share: float) -> float:
-    """How far a whole training can move a kernel, as a share of its norm: all that is to come at the pace of late.
+    """How far a whole training can move a kernel, relative to its norm, if future steps are like recent ones.
 
     Args:
-        history: of what was done.
-        share: of the training that is over, above 0.
+        history: the steps so far.
+        share: share of the training that is over, above 0.
     """
     rows = _rows(history)
     if not len(rows):
@@ -56,7 +55,7 @@ def _over_kernels(values: np.ndarray) -> np.ndarray:
 
 
 def rate(history: History) -> float:
-    """The learning rate of the fit that goes on, in the median; NaN if unknown."""
+    """The median learning rate of the current fit; NaN if unknown."""
     column = history.steps.column("learning_rate")
     now = column.since(history.premises_step) if history.step > history.premises_step else column
     return float(np.median(now.mean)) if len(now) else float("nan")

@@ -1,4 +1,4 @@
-"""Gradients shrink from layer to layer until the early layers get none."""
+"""Detector of gradients that shrink from layer to layer until the early layers get none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _RATIO = 1e-3
 
 
 def detect(history: History) -> Iterator[Problem]:
-    """Sees kernels whose gradient norm is less than a thousandth of the largest kernel's, while nothing is learned.
+    """Finds kernels whose gradient norm is less than a thousandth of the largest kernel's, while nothing is learned.
 
-    Norms are divided by the root of the kernel's size, so that wide layers compare with narrow ones; the median over
-    the last half of the steps counts, once a tenth of the training is over. Sources: Hochreiter, 1991; the ratio is
-    AutoTrainer's (ICSE 2021). Can't see a net that learns with its last layers alone.
+    Norms are divided by the square root of the kernel's size, so that wide layers compare with narrow ones; the median
+    over the second half of the steps is used, once a tenth of the training is over. Sources: Hochreiter, 1991; the
+    ratio is AutoTrainer's (ICSE 2021). Does not find a network that learns with its last layers alone.
     """
     state = learning(history)
     table = history.over_kernels(history.gradients)
@@ -34,17 +34,13 @@ def detect(history: History) -> Iterator[Problem]:
     top = int(np.nanargmax(each))
     small = [at for at in range(top) if each[at] < _RATIO * each[top]]
     if not small or not any(each[at] > 0 for at in small):
-        return  # gradients of exactly zero are dead units'
+        return  # gradients of exactly zero come from dead units
     worst = min(small, key=lambda at: each[at])
     yield Problem(
         "vanishing_gradient", "critical", 1, tuple(table.names[at] for at in small),
-        f"The gradient of {table.names[worst]} is {each[worst]:.2g} an element, that of {table.names[top]} "
-        f"{each[top]:.2g} (less than a thousandth counts), and {_learned(state.learned)}.",
+        f"The gradient of {table.names[worst]} is {each[worst]:.2g} per element, that of {table.names[top]} "
+        f"{each[top]:.2g} (threshold: a thousandth of it), and the loss has {state.progress}.",
         "Use ReLU, GELU or SELU instead of sigmoid or tanh in the hidden layers with an initializer made for them, add "
-        "BatchNormalization or residual connections, or take fewer layers; for recurrent layers use LSTM or GRU.",
+        "BatchNormalization or residual connections, or use fewer layers; for recurrent layers use LSTM or GRU.",
         history.step, 0.9,
     )  # fmt: skip
-
-
-def _learned(share: float) -> str:
-    return f"the loss is no better than that of a constant prediction ({share:.0%} of the way to zero)"

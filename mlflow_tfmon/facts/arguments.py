@@ -1,4 +1,4 @@
-"""The arguments of a call of `fit`, by name, however they were passed."""
+"""Arguments of a call of `fit`, by name, however they were passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of the best constant prediction by calling the loss itself, where there is no formula for it.
+"""Loss of the best constant prediction, found by calling the loss itself, for losses without a formula.
 
 A loss of the user's own may do more than compute: it is called, once and while a graph of it is made, only if it is
 seen to keep nothing (`purity`); and the graph is run only if it draws no random numbers and changes nothing. Whatever
@@ -94,7 +94,7 @@ def _loss(model: Any) -> tuple[Any, bool]:
     own = getattr(inner, "__module__", "").split(".")[0] not in _KERAS
     ways = [getattr(type(model), name) for name in ("train_step", "compute_loss")]
     if found is None or any(way.__module__.split(".")[0] not in _KERAS for way in ways):
-        raise ValueError("what is made small is not the loss that was compiled")
+        raise ValueError("the minimized loss is not the compiled one")
     wrapper = losses.MeanSquaredError.__base__  # which Keras makes of a function
     return found if isinstance(found, losses.Loss) else wrapper(found), own
 
@@ -194,7 +194,7 @@ def _graph(loss: Any, y: np.ndarray, weights: np.ndarray | None, shape: tuple[in
     )
     kinds = {(one.op_def.is_stateful, one.type) for one in traced.graph.get_operations() if one.op_def}
     if any(stateful and kind not in _HARMLESS for stateful, kind in kinds):
-        raise ValueError("a loss that draws random numbers, or keeps something")
+        raise ValueError("a loss that draws random numbers or keeps state")
 
     def call(p: np.ndarray, y: tf.Tensor = truth) -> float:
         return float(np.mean(traced(y, tf.constant(np.broadcast_to(p, shape), tf.float32)).numpy()))

@@ -1,4 +1,4 @@
-"""The datasets of a fit, as MLflow's dataset inputs describe them."""
+"""Datasets of a fit, as MLflow's dataset inputs describe them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
             _logger.debug("The %s data could not be described.", context, exc_info=True)
             continue
         if description is None:
-            _logger.debug("There is no description of %s data of type %s.", context, type(features).__name__)
+            _logger.debug("Cannot describe %s data of type %s.", context, type(features).__name__)
         else:
             found.append(DatasetUsed(dataset=description, context=context))
     return tuple(found)

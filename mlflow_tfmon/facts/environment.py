@@ -1,4 +1,4 @@
-"""What a training runs on, in one line."""
+"""Environment of a training (versions, platform, devices), in one line."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def batch_size(arguments: FitArguments) -> int | None:
             return math.ceil(rows / arguments.steps_per_epoch)
         return _DEFAULT_BATCH_SIZE
     except Exception:
-        _logger.debug("The batch size is not known beforehand.", exc_info=True)
+        _logger.debug("The batch size is not known in advance.", exc_info=True)
         return None
 
 
@@ -72,7 +72,7 @@ def total_steps(arguments: FitArguments) -> int | None:
         per_epoch = math.ceil(per_epoch / at_once) * at_once
         return per_epoch * epochs if batches is None else _steps_of_finite_data(per_epoch, epochs, batches)
     except Exception:
-        _logger.debug("The number of steps is not known beforehand.", exc_info=True)
+        _logger.debug("The number of steps is not known in advance.", exc_info=True)
         return None
 
 

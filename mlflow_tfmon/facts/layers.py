@@ -1,4 +1,4 @@
-"""What a model is made of, as far as it tells what can be learned: activations, initial kernels, what it puts out."""
+"""Layers of a model as far as they affect what can be learned: activations, initial kernels, outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of an epoch, and what early stopping did."""
+"""Epoch metrics, and the outcome of early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of its script's models, and which of their fits, a training is: the same when the script is started again."""
+"""Position of a training among its script's models and their fits: stable when the script is restarted."""
 
 from __future__ import annotations
 

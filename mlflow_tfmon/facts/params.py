@@ -1,4 +1,4 @@
-"""What MLflow shows as params of a fit."""
+"""Params of a fit, as MLflow shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own classes and functions that a model is made of, as far as Keras's saving is concerned."""
+"""Custom classes and functions in a model, as far as they matter for saving it with Keras."""
 
 from __future__ import annotations
 

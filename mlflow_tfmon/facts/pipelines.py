@@ -1,4 +1,4 @@
-"""What a tf.data pipeline tells of itself without being run."""
+"""Facts about a tf.data pipeline that are available without running it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a training before its first step: the model, its loss and optimizer, a sample of the data."""
+"""Collection of the facts that are known before the first step: model, loss, optimizer, a sample of the data."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class Telling:
             or (not tf.distribute.in_cross_replica_context() and tf.distribute.has_strategy())
         ):
             return ()
-        with alone(), contained("looking at model and data", "some problems are found later, or not at all"):
+        with alone(), contained("examining model and data", "some problems may be found later or not at all"):
             self._told = True
             found = premises_of(self._model, **_data(self.arguments))
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)

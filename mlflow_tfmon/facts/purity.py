@@ -1,4 +1,4 @@
-"""Whether a function of the user's can be called once more than the training calls it, and nobody could tell.
+"""Check that one more call of a user's function would have no observable effect.
 
 What can't be seen to be so is taken not to be: only numbers, functions of the same kind, and what TensorFlow, Keras and
 NumPy offer may be used.

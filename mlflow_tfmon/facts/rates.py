@@ -1,4 +1,4 @@
-"""Changes of the learning rate that somebody makes between steps: a callback, or the user by hand."""
+"""Changes of the learning rate between steps, by a callback or by hand."""
 
 from __future__ import annotations
 

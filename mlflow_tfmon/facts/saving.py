@@ -1,4 +1,4 @@
-"""Saves a model in MLflow's format."""
+"""Saving of a model in MLflow's format."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mlflow_tfmon.probes.alone import alone
 
 _logger = logging.getLogger(__name__)
 _REMEDY = (
-    "To have all of it, decorate it with @keras.saving.register_keras_serializable(), and let a class have "
+    "To save the whole model, decorate it with @keras.saving.register_keras_serializable(), and give a class "
     "get_config() and a constructor that takes **kwargs."
 )
 _REMEDY_OF_KERAS = {
-    name: f"To have all of it, set the environment variable TF_USE_LEGACY_KERAS={value} before the start."
+    name: f"To save the whole model, set the environment variable TF_USE_LEGACY_KERAS={value} before starting."
     for name, value in (("keras", 0), ("tf_keras", 1))
 }
 
@@ -76,7 +76,7 @@ def save_model(
     try:
         if not isinstance(model, tf.keras.Model):
             remedy = _REMEDY_OF_KERAS[home.__name__]
-            raise TypeError(f"tf.keras is another one than {home.__name__}, and MLflow knows no other")
+            raise TypeError(f"tf.keras is not {home.__name__}, and MLflow supports no other Keras")
         own, compilation = parts.custom_parts(model)
         if not own.unknown:
             if compilation.unknown:
@@ -121,8 +121,8 @@ def input_example(arguments: FitArguments | None) -> Any:
     example = specs.input_example(arguments)
     if example is None:
         _logger.warning(
-            "log_input_examples=True: no example was kept, since the training data cannot be read without an effect on "
-            "the training. Pass arrays, or a tf.data pipeline of them that does not shuffle, to have one."
+            "log_input_examples=True: no example was logged, since reading the training data would affect "
+            "the training. Pass arrays, or an unshuffled tf.data pipeline of them, to get one."
         )
     return example
 
@@ -146,7 +146,7 @@ def save_form(
     with same_random_numbers():
         nobody = home.Sequential([home.Input((1,))])
     if not isinstance(nobody, tf.keras.Model):
-        raise TypeError(f"tf.keras is another one than {home.__name__}, and MLflow knows no other")
+        raise TypeError(f"tf.keras is not {home.__name__}, and MLflow supports no other Keras")
     with parts.registered_only(own):
         _save(nobody, home, folder, own, signature=signature or False, input_example=example, **options)
 

@@ -1,4 +1,4 @@
-"""Shapes and types of a model's input and output, and MLflow's schemas of them."""
+"""Shapes and types of a model's input and output, and MLflow schemas of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a `fit` that is under way has at hand and passes to no callback, read from its frames (Keras 3.7 to 3.15)."""
+"""Objects of a running `fit` that no callback gets, read from its frames (Keras 3.7 to 3.15)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What was measured, on the local disk, until MLflow has it."""
+"""Measurements on the local disk, until MLflow has them."""

@@ -1,4 +1,4 @@
-"""Recordings of a run that are on this machine and not yet in MLflow; reading the run waits for them, or says so."""
+"""Recordings of a run on this machine that are not yet in MLflow; reading the run waits for them, or says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Here:
-    """A recording of which something is to arrive.
+    """A recording with undelivered data.
 
     Attributes:
         folder: where it is.
@@ -49,7 +49,7 @@ class Here:
     error: str | None
 
     def __str__(self) -> str:
-        why = self.error or ("it is being delivered" if self.comes else "nobody delivers it now")
+        why = self.error or ("being delivered" if self.comes else "not being delivered")
         return f"{self.waiting:,} record{'s' * (self.waiting != 1)} in {self.folder} ({why})"
 
 
@@ -74,18 +74,18 @@ def _looked_at(folder: Path) -> Here | None:
 
 
 def of_run(run_id: str) -> Callable[[Here], bool]:
-    """Chooses the recordings of a run."""
+    """Returns a filter for the recordings of a run."""
     return lambda one: one.run_id == run_id
 
 
 def of_store(tracking_uri: str) -> Callable[[Here], bool]:
-    """Chooses the recordings that go to a store."""
+    """Returns a filter for the recordings of a store."""
     store = without_secrets(absolute(tracking_uri))
     return lambda one: one.store == store
 
 
 def wait(of: Callable[[Here], bool], what: str, timeout: float = PATIENCE_SECONDS) -> list[Here]:
-    """Waits until what was to arrive has arrived, as long as somebody delivers it; it is said where it takes a moment.
+    """Waits until the expected data have arrived, while a process delivers them; logs a line if that takes a moment.
 
     Args:
         of: the recordings.
@@ -104,7 +104,7 @@ def wait(of: Callable[[Here], bool], what: str, timeout: float = PATIENCE_SECOND
         if waited > _SILENCE_SECONDS and not said:
             said = True
             logger.info(
-                "mlflow_tfmon: waiting until %s has arrived in MLflow: %.0f s at most.", what, timeout
+                "mlflow_tfmon: waiting until %s has arrived in MLflow: at most %.0f s.", what, timeout
             )
         time.sleep(_POLL_SECONDS)
 

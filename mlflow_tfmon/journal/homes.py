@@ -1,4 +1,4 @@
-"""Where recordings wait: the folders of this user."""
+"""Folders for this user's undelivered recordings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def home_folder() -> Path:
-    """The folder that holds all recordings: MLFLOW_TFMON_HOME, else `mlflow_tfmon` in the user's data folder."""
+    """Returns the folder of all recordings: MLFLOW_TFMON_HOME, else `mlflow_tfmon` in the user's data folder."""
     if home := os.environ.get("MLFLOW_TFMON_HOME"):
         return Path(home).expanduser().absolute()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
@@ -18,7 +18,7 @@ def home_folder() -> Path:
 
 
 def second_home() -> Path:
-    """The folder that stands in where nothing can be written in `home_folder`: it may be gone after a restart."""
+    """Returns the substitute for a `home_folder` that cannot be written; a reboot may empty it."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # in a container nobody need have a name
@@ -27,7 +27,7 @@ def second_home() -> Path:
 
 
 def all_homes() -> list[Path]:
-    """The folders in which recordings of this user may be."""
+    """Returns the folders that may have recordings of this user."""
     return [home_folder(), *filter(is_private, [second_home()])]
 
 

@@ -1,8 +1,8 @@
 """The journal: a crash-safe log of one recording on the local disk.
 
-One folder a recording, `<home>/recordings/<id>/`, with the records in `journal.sqlite`. Only the trainer writes records
-and only delivery deletes them. SQLite in WAL mode keeps every committed record when either process is killed, and lets
-delivery read while the trainer writes. The format: docs/journal.md.
+One folder per recording, `<home>/recordings/<id>/`, with the records in `journal.sqlite`. Only the trainer writes
+records and only delivery deletes them. SQLite in WAL mode keeps every committed record when either process is killed,
+and lets delivery read while the trainer writes. The format: docs/journal.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
 
 
 class Journal:
-    """Writes the records of one recording; any thread of the process that made it may append.
+    """Journal of one recording; any thread of the process that created it may append.
 
     Example:
         >>> journal = Journal.create()
@@ -97,8 +97,8 @@ class Journal:
             journal = cls._create(home)
             say_once(
                 f"home {home}",
-                f"mlflow_tfmon: {home_folder()} cannot be used ({str(error).rstrip('.')}); what is recorded waits in "
-                f"{home}, which a restart of the machine may empty. MLFLOW_TFMON_HOME names a better folder.",
+                f"mlflow_tfmon: {home_folder()} cannot be used ({str(error).rstrip('.')}); recordings are kept in "
+                f"{home}, which a reboot may empty; set MLFLOW_TFMON_HOME to another folder.",
             )
             return journal
 
@@ -114,7 +114,7 @@ class Journal:
         return cls(folder)
 
     def append(self, records: Sequence[Record]) -> int:
-        """Adds records, all or none.
+        """Appends records, all or none.
 
         Returns:
             Number of the last record (the first record of a recording is 1).
@@ -125,11 +125,11 @@ class Journal:
             RuntimeError: called in a forked child of the process that made the journal.
         """
         if os.getpid() != self._pid:
-            raise RuntimeError("a recording is written by the process that began it, not by a forked child")
+            raise RuntimeError("a recording is written by the process that started it, not by a forked child")
         rows = [_row(record) for record in records]
         with self._lock:
             if os.stat(self._path).st_ino != self._inode:  # else SQLite would write what nobody can find
-                raise FileNotFoundError(f"another file has taken the place of {self._path}")
+                raise FileNotFoundError(f"{self._path} has been replaced by another file")
             cursor = self._connection.execute("BEGIN IMMEDIATE")
             try:
                 cursor.executemany("INSERT INTO records (kind, body, block) VALUES (?, ?, ?)", rows)
@@ -142,7 +142,7 @@ class Journal:
         return int(last)
 
     def size(self) -> int:
-        """How many bytes the records take that were not deleted."""
+        """Size of the records that were not deleted, in bytes."""
         with self._lock:
             pages, free, size = (
                 int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -159,7 +159,7 @@ class Journal:
 
 
 class _NewerError(ValueError):
-    """A newer version wrote it."""
+    """The journal was written by a newer version."""
 
 
 class UnreadableError(ValueError):
@@ -167,7 +167,7 @@ class UnreadableError(ValueError):
 
 
 class JournalReader:
-    """Reads a journal, also while it is written; a journal that is missing or damaged gives what is readable.
+    """Reader of a journal, also while it is written; returns whatever is readable of a damaged one.
 
     Attributes:
         error: why less than everything could be read, in a line, or None.
@@ -183,9 +183,9 @@ class JournalReader:
         self._connection: sqlite3.Connection | None = None
 
     def read(self, after: int, limit: int = 1000) -> list[tuple[int, Record | UnreadableError]]:
-        """The records that follow record number `after`: at most `limit`, and not many megabytes, at a time.
+        """Returns the records after number `after`: at most `limit`, and a few megabytes, at a time.
 
-        In the place of a record that cannot be read is the error that says so.
+        An unreadable record is replaced by its error.
         """
         found: list[tuple[int, Record | UnreadableError]] = []
         size = 0
@@ -270,7 +270,7 @@ class JournalReader:
                     raise _NewerError(f"format {version} is newer than {FORMAT}; upgrade mlflow_tfmon")
                 others = "SELECT count(*) FROM sqlite_master WHERE type <> 'table' OR name <> 'records'"
                 if connection.execute(others).fetchone()[0]:
-                    raise sqlite3.DatabaseError("it has more in it than the table of records")
+                    raise sqlite3.DatabaseError("it contains more than the table of records")
             except BaseException:
                 connection.close()
                 raise

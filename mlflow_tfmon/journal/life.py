@@ -1,4 +1,4 @@
-"""Who lives that has to do with a recording: each holds a lock for as long as it does, however it ends."""
+"""Locks that show which processes of a recording are alive: each is held until its process ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TRAINER, _DELIVERY = "trainer", "lock"
 
 
 def hold(folder: Path) -> None:
-    """Says that this process writes a recording, until `release` or its death, however it ends.
+    """Marks that this process writes a recording, until `release` or its death, however it ends.
 
     Raises:
         OSError: the file cannot be written or locked.
@@ -20,7 +20,7 @@ def hold(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Says that this process writes a recording no longer."""
+    """Ends the mark that this process writes a recording."""
     locks.release(folder / _TRAINER)
 
 
@@ -30,7 +30,7 @@ def is_written(folder: Path) -> bool:
 
 
 def claim(folder: Path) -> bool:
-    """Takes the delivery of a recording, until `disclaim` or this process's death.
+    """Claims the delivery of a recording, until `disclaim` or this process's death.
 
     Returns:
         Whether it was taken: False if it is being delivered.
@@ -42,7 +42,7 @@ def claim(folder: Path) -> bool:
 
 
 def disclaim(folder: Path) -> None:
-    """Gives the delivery of a recording back."""
+    """Releases the delivery of a recording."""
     locks.release(folder / _DELIVERY)
 
 

@@ -1,4 +1,4 @@
-"""What is written to a journal: what fits within its bound, and what its disk takes; the rest is counted.
+"""Spool: writes to the journal within its size limit and as far as the disk allows, and counts the rest.
 
 The bound is on the records that wait: what has arrived is deleted from the journal (`deliverer`). Where it comes near,
 the bulkiest is left out first: histograms from half of it on, what else is measured every so many steps from three
@@ -100,7 +100,7 @@ class Spool:
             try:
                 kept, left = fitting(records, self._journal.size() / self._bound)
                 unsaid = self._unsaid + left
-                why = f"the journal had reached its bound of {self._bound / 1e9:g} GB" if left else self.why
+                why = f"the journal had reached its limit of {self._bound / 1e9:g} GB" if left else self.why
                 writes = bool(kept or self._held)
                 if writes:
                     told = [LeftOut(dict(unsaid), why)] if unsaid else []
@@ -139,8 +139,8 @@ class Spool:
     def _failed(self, records: Sequence[Record], why: str) -> None:
         say_once(
             f"spool {self._journal.folder}",
-            f"mlflow_tfmon: {why}: {self._journal.folder}. The training goes on, and what is measured is kept in "
-            "memory as far as there is room: free space on that disk, or make it writable.",
+            f"mlflow_tfmon: {why}: {self._journal.folder}. Training continues, and measurements are kept in "
+            "memory as far as there is room; free space on that disk, or make it writable.",
         )
         if not getattr(self._last, "call", False) and any(_stays(record) for record in records):
             raise NotNowError(why)

@@ -1,1 +1,1 @@
-"""How `mlflow-tfmon run` watches a script that knows nothing of it: the folder that it puts on the script's path."""
+"""Folder that `mlflow-tfmon run` puts on the path of a script in order to monitor it unchanged."""

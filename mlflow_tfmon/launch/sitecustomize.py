@@ -1,4 +1,4 @@
-"""Watches a script that was not changed, from the moment that it has imported Keras.
+"""Startup hook that monitors an unchanged script as soon as it has imported Keras.
 
 Python imports a module of this name at its start, before the script. `mlflow-tfmon run` puts this one's folder on
 PYTHONPATH and becomes `python SCRIPT`: so arguments, `__main__`, tracebacks, signals and the exit status are Python's
@@ -76,7 +76,7 @@ def _begin() -> None:
     import mlflow_tfmon
     from mlflow_tfmon.errors import contained
 
-    with contained("watching the script", "its trainings are not recorded"):
+    with contained("monitoring the script", "its trainings are not recorded"):
         mlflow_tfmon.autolog()
 
 

@@ -1,1 +1,1 @@
-"""Judging a training while it goes on, and again later: what feeds the detectors, and what follows from their finds."""
+"""Diagnosis of a training while it runs and afterwards: feeds the detectors, and acts on their findings."""

@@ -1,4 +1,4 @@
-"""Judges a run again, from what was recorded of it."""
+"""Repeated diagnosis of a run, from its recording."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LISTS = "variables."
 
 
 def diagnose(run: RecordedRun) -> list[Problem]:
-    """Judges a run again, with the detectors of this version and those that are defined or installed.
+    """Diagnoses a run again, with the detectors of this version and those that are defined or installed.
 
-    The records are gone through in their order, and judged at fiftieths of the training, so that a problem that came
-    and went is told from one that stayed.
+    The records are replayed in order, and diagnosed at fiftieths of the training, so that a temporary problem is
+    distinguished from a lasting one.
 
     Args:
         run: from `load_run`.

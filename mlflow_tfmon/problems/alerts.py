@@ -1,4 +1,4 @@
-"""Who is told of a new problem: a function of the user's, and whoever listens at a URL."""
+"""Notification of new problems: a function of the user, and an HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _wait() -> None:
 
 
 def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Callable[[Problem], None]]:
-    """What to call with each new problem; none of these waits or raises."""
+    """Returns the functions to call with each new problem; none of them blocks or raises."""
     found: list[Callable[[Problem], None]] = []
     if callable(settings.on_problem):
         found.append(_users_own(settings.on_problem))
@@ -53,7 +53,7 @@ def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Cal
 
 
 def post(url: str, about: dict[str, Any]) -> bool:
-    """Posts JSON, three times at most; returns whether it was taken. A failure is said once, without the address.
+    """Posts JSON in at most three attempts; returns whether it was accepted. Failures are logged once, without address.
 
     A user name and a password in the address are sent as the header that they stand for. Its path and its query may be
     secret as well.
@@ -82,10 +82,13 @@ def post(url: str, about: dict[str, Any]) -> bool:
                 status = answer.status_code
             if status < 300:
                 return True
-            reason = f"it answers {status}{', which leads elsewhere' if status < 400 else ''}"
+            reason = f"it answers {status}{', a redirect' if status < 400 else ''}"
         except Exception as error:  # whose text has the address
             reason = f"{type(error).__name__}{_cause(error)}"
-    say_once(f"alert {host}", f"mlflow_tfmon: {host} took no alert ({reason}); see that alert_url is right.")
+    say_once(
+        f"alert {host}",
+        f"mlflow_tfmon: alert_url: {host} did not accept an alert ({reason}); check the address.",
+    )
     return False
 
 
@@ -113,7 +116,7 @@ def _users_own(function: Callable[[Problem], Any]) -> Callable[[Problem], None]:
     def call(problem: Problem) -> None:
         try:
             function(problem)
-        except Exception as error:  # the user's error, said as such
+        except Exception as error:  # the user's error, reported as such
             say_once(
                 f"on_problem {function!r}",
                 f"mlflow_tfmon: the function given as on_problem failed ({type(error).__name__}: {error}); the "

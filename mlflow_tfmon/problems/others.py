@@ -1,4 +1,4 @@
-"""Detectors of other people: subclasses of `Detector`, defined in the script or named by an installed package."""
+"""Third-party detectors: subclasses of `Detector`, defined in the script or named by an installed package."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _defined: list[type[Detector]] = []
 
 
 class Detector:
-    """A detector of your own: subclass it before the training, and it judges with the others.
+    """Base class of custom detectors: a subclass defined before the training runs with the built-in ones.
 
-    It is called now and then, on the thread that takes the measurements, with all that was recorded up to then; an
-    error in it is said once, and the training goes on. A package offers one by an entry point of the group
-    `mlflow_tfmon.detectors`.
+    It is called now and then on the measuring thread, with everything recorded so far; an error in it is logged once,
+    and training continues. A package provides one through the entry-point group `mlflow_tfmon.detectors`.
 
     Example:
         ```python
@@ -40,13 +39,13 @@ class Detector:
         _defined.append(cls)
 
     def detect(self, history: History) -> Iterable[Problem]:
-        """Judges a training.
+        """Returns the problems of a training.
 
         Args:
-            history: the training up to now, of one optimizer; see `mlflow_tfmon.detectors.History`.
+            history: the training so far, of one optimizer; see `mlflow_tfmon.detectors.History`.
 
         Returns:
-            The problems found; each has a kind of your own.
+            The problems found; their kinds must be new ones.
         """
         raise NotImplementedError
 
@@ -54,7 +53,7 @@ class Detector:
 def others() -> list[Detect]:
     """The detectors that were defined or are installed, one of each, contained."""
     for point in entry_points(group=GROUP):
-        with contained(f"loading the detector {point.name}", "it does not judge"):
+        with contained(f"loading the detector {point.name}", "it is not used"):
             point.load()
     return [_contained(cls) for cls in _defined if cls.detect is not Detector.detect]
 
@@ -67,11 +66,11 @@ def _contained(cls: type[Detector]) -> Detect:
             if not made:
                 made.append(cls())
             return [_plain(problem) for problem in made[0].detect(history) or ()]
-        except Exception as error:  # another's error, not ours: never raised, in tests neither
+        except Exception as error:  # another's error, not ours: never raised, not even in tests
             say_once(
                 f"detector {cls.__qualname__}",
-                f"mlflow_tfmon: the detector {cls.__qualname__} failed ({type(error).__name__}: {error}); mend it, or "
-                "take it out; the training goes on.",
+                f"mlflow_tfmon: the detector {cls.__qualname__} failed ({type(error).__name__}: {error}); fix or "
+                "remove it; training continues.",
             )
             return []
 
@@ -86,9 +85,9 @@ def _plain(problem: Problem) -> Problem:
         ValueError: something of it has no sense.
     """
     if not isinstance(problem, Problem):
-        raise TypeError(f"detect gives {type(problem).__name__}, not mlflow_tfmon.Problem")
+        raise TypeError(f"detect yields {type(problem).__name__}, not mlflow_tfmon.Problem")
     if problem.severity not in SEVERITIES:
-        raise ValueError(f"severity={problem.severity!r} is none of {', '.join(SEVERITIES)}")
+        raise ValueError(f"severity={problem.severity!r} is not one of {', '.join(SEVERITIES)}")
     return Problem(
         str(problem.kind), problem.severity, int(problem.first_step), tuple(map(str, problem.variables)),
         str(problem.evidence), str(problem.advice), int(problem.last_step), float(problem.confidence),

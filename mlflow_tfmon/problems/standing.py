@@ -1,4 +1,4 @@
-"""Which problems stand: one is said once, kept up to date, and taken back if the training gets over it."""
+"""Current problems: each is reported once, kept up to date, and withdrawn if the training recovers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
 
 
 class Standing:
-    """The problems of a recording as they stand.
+    """The current problems of a recording.
 
-    A problem that is no longer found stays as long as the training does not learn: what a detector can't see any more
-    need not be mended. One that took more than half of the training to get over stays until much is learned.
+    A problem that is no longer found stays as long as the training does not learn: that a detector no longer sees it
+    does not mean that it is fixed. One that lasted for more than half of the training stays until much is learned.
 
     Args:
-        further: detectors of other people.
+        further: third-party detectors.
 
     Example:
         >>> standing = Standing()
@@ -53,7 +53,7 @@ class Standing:
             self._past = [one for one in self._past if one.kind != problem.kind] + [problem]
 
     def judge(self, histories: Mapping[str, History]) -> list[Problem]:
-        """Judges the histories of all streams (by prefix) anew.
+        """Diagnoses the histories of all streams (by prefix) again.
 
         Returns:
             What is to be said: the problems that were not known before, and those that have become critical. One that

@@ -1,4 +1,4 @@
-"""Watches a training for problems while it goes on."""
+"""Search for problems while a training runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _URGENT_SHARE = 0.05  # this much at epochs' ends, where a training is to be sto
 
 
 class Watch:
-    """Judges what is recorded in one run, now and then, on the thread that asks it to look.
+    """Periodic diagnosis of one run's recording, on the thread that calls it.
 
     Attributes:
         on_new: told of each new problem, on that thread.
@@ -58,7 +58,7 @@ class Watch:
 
     def take(self, out: Iterable[records.Record]) -> None:
         """Takes what is recorded."""
-        with contained("gathering what detectors need", "problems may go unnoticed"), self._lock:
+        with contained("gathering data for the detectors", "problems may go unnoticed"), self._lock:
             for record in out:
                 self._replay.take(record)
                 self._changed |= isinstance(record, (records.Steps, records.EpochEnded, records.Premises))
@@ -77,13 +77,13 @@ class Watch:
         return self._standing.learned.get(prefix, float("nan"))
 
     def restart(self, prefix: str) -> None:
-        """Judges a stream's training from here on as one that begins anew."""
+        """Diagnoses a stream's training from here on as a new one."""
         with self._judging, self._lock:
             self._replay.restart(prefix)
             self._standing.restart(prefix)
 
     def finish(self, ended: bool = False) -> None:
-        """Judges all that was recorded.
+        """Diagnoses everything that was recorded.
 
         Args:
             ended: whether nothing is to come, and nothing interrupted the training.
@@ -92,7 +92,7 @@ class Watch:
 
     def _judge(self, final: bool, ended: bool = False) -> None:
         new: list[Problem] = []
-        with contained("judging the training", "problems may go unnoticed"), self._judging:
+        with contained("diagnosing the training", "problems may go unnoticed"), self._judging:
             start = time.thread_time()  # waiting for a busy machine is no cost
             with self._lock:
                 self._changed = False

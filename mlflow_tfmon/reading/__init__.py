@@ -1,1 +1,1 @@
-"""Reading what was recorded of a run."""
+"""Readers of a run's recording."""

@@ -1,4 +1,4 @@
-"""The files of a run, as they come from its store: of a bounded size, and named where they are no good."""
+"""Files of a run as they come from its store: limited in size, and named if they are invalid."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def about(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict) or not all(
             isinstance(found[name], kind) for name, kind in kinds.items() if found.get(name) is not None
         ):
-            raise ValueError("its metadata are not those of telemetry")
+            raise ValueError("it lacks the metadata of telemetry files")
         return found
 
 
@@ -114,7 +114,7 @@ def named(path: Path) -> Iterator[None]:
         )
         raise UnreadableError(
             f"the run's artifact tfmon/{folder}{path.name} cannot be read ({type(error).__name__}: {what}): "
-            "it is damaged, or nothing of mlflow_tfmon's; the rest can be read once it is not in that folder any more."
+            "it is damaged, or was not written by mlflow_tfmon; move it out of that folder to read the rest."
         ) from error
 
 
@@ -129,5 +129,5 @@ def _check_said(metadata: pq.FileMetaData) -> None:
 def _check_size(size: int) -> None:
     if size > _MOST_BYTES:
         raise ValueError(
-            f"it holds {size:,} bytes or more, decoded, and telemetry files {_MOST_BYTES:,} at most"
+            f"it has {size:,} bytes or more once decoded, but telemetry files have at most {_MOST_BYTES:,}"
         )

@@ -1,4 +1,4 @@
-"""The tables of a run, from its telemetry files."""
+"""Tables of a run, from its telemetry files."""
 
 from __future__ import annotations
 

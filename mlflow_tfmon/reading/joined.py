@@ -1,4 +1,4 @@
-"""Several recordings of one run, read as one training: what a resumed one has made again takes the earlier's place."""
+"""Several recordings of one run, read as one training: rows of a resumed one replace earlier rows of the same steps."""
 
 from __future__ import annotations
 

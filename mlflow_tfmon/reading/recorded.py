@@ -1,4 +1,4 @@
-"""Everything that was recorded of a run, as pandas."""
+"""The complete recording of a run, as pandas."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _PAUSE_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Seam:
-    """The first step of a training that goes on from an earlier one within the run: "further fit" or "resumed"."""
+    """First step of a training that continues an earlier one within the run: "further fit" or "resumed"."""
 
     step: int
     what: str
 
 
 class RecordedRun:
-    """A watched run; each table is read when it is first asked for.
+    """A monitored run; each table is read on first access.
 
-    Where a run had several streams (a GAN's two optimizers), the columns of `steps` and the variables of `layers` begin
-    with the stream's prefix, as its metrics in MLflow do: `generator.loss`, `generator.dense.kernel`.
+    If a run has several streams (a GAN's two optimizers), the columns of `steps` and the variables of `layers` begin
+    with the stream's prefix, like its metrics in MLflow: `generator.loss`, `generator.dense.kernel`.
 
     Attributes:
         run_id: the run.
-        complete: whether all that was recorded has arrived in MLflow.
+        complete: whether everything recorded has arrived in MLflow.
         seams: where one training of the run ends and the next begins, in the order of the steps.
-        ended: whether all of the run is here and MLflow calls it finished: neither running, failed nor killed.
+        ended: whether the run is complete and MLflow marks it as finished: neither running, failed nor killed.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RecordedRun:
         self.seams = tuple(seams)
         self.ended = ended
         self._folder = folder
-        self._fetch_histograms = lambda: folder.parent / "histograms"  # large: brought only when asked for
+        self._fetch_histograms = lambda: folder.parent / "histograms"  # large: downloaded only on request
 
     def __repr__(self) -> str:
         return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, complete={self.complete})"
@@ -71,10 +71,10 @@ class RecordedRun:
     def steps(self) -> pd.DataFrame:
         """A row per optimizer step, index "step" (1, 2, 3, …).
 
-        Columns, each where it was measured: loss, learning_rate, grad_norm, grad_norm_clipped, time (Unix seconds),
-        step_time_ms, examples_per_second, input_wait_share (0 to 1), of several losses each (<output>_loss,
-        unweighted), regularization_loss, loss_scale, skipped (1 where loss scaling left the update out), applied (0
-        where a step did not update the weights, as with gradient accumulation), and the user's own figures.
+        Columns, as far as they were measured: loss, learning_rate, grad_norm, grad_norm_clipped, time (Unix seconds),
+            step_time_ms, examples_per_second, input_wait_share (0 to 1), each of several losses (<output>_loss,
+            unweighted), regularization_loss, loss_scale, skipped (1 if loss scaling skipped the update), applied (0 if
+            a step did not update the weights, as with gradient accumulation), and the user's own metrics.
         """
         return frames.steps(self.parts("steps-*"), self.parts("logged-*"))
 
@@ -82,7 +82,7 @@ class RecordedRun:
     def layers(self) -> pd.DataFrame:
         """A row per step and variable: step, variable, grad_norm, weight_norm, update_ratio, grad_zero_fraction.
 
-        What is only measured every few steps is NaN at the others.
+        Values that are only measured every few steps are NaN at the others.
         """
         return frames.layers([self.parts("steps-*"), self.parts("deep-*")])
 
@@ -116,7 +116,7 @@ class RecordedRun:
         }
 
     def layer_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
-        """What `layers` holds, in blocks of bounded size, for runs of which the whole does not fit into memory.
+        """Yields the content of `layers` in blocks of bounded size, for runs that do not fit into memory.
 
         Yields:
             The variables, the steps, and for each quantity an array of shape (steps, variables).
@@ -127,7 +127,7 @@ class RecordedRun:
 
     @cached_property
     def activations(self) -> pd.DataFrame:
-        """A row per epoch and layer, for a batch of the training: what the layer gives after its activation.
+        """A row per epoch and layer: the layer's outputs, after its activation, for a batch of the training.
 
         Columns: epoch, step, time, examples (rows of the batch), layer, activation, units, output (whether it is the
         model's output), mean, std, zero_fraction, dead_fraction (of units that are zero for the whole batch),
@@ -142,33 +142,33 @@ class RecordedRun:
 
     @cached_property
     def histograms(self) -> pd.DataFrame:
-        """A row per histogram, of a variable's weights after a step or of its gradient before clipping.
+        """A row per histogram of a variable's weights after a step, or of its gradient before clipping.
 
-        Columns: step, variable, kind ("weight" or "gradient"), edges and counts (arrays; a bin holds its left edge; of
-        the fixed bins of `mlflow_tfmon.stream.bins` those from the first to the last that is not empty), zeros,
-        nonfinite, min, max, and the quantiles q05, q25, q50, q75, q95, which are exact to the width of a bin.
+        Columns: step, variable, kind ("weight" or "gradient"), edges and counts (arrays; a bin includes its left edge;
+            from the first to the last non-empty bin of the fixed bins of `mlflow_tfmon.stream.bins`), zeros,
+        nonfinite, min, max, and the quantiles q05, q25, q50, q75, q95, exact to the width of a bin.
         """
         return frames.histograms(_parts(self._fetch_histograms(), "histograms-*"))
 
     @cached_property
     def norm_histograms(self) -> pd.DataFrame:
-        """How the norms of all variables are distributed: a row per deep step and kind of norm.
+        """The distribution of the norms of all variables: a row per deep step and kind of norm.
 
         Columns: step, prefix (of the stream), kind ("weight_norm" or "grad_norm"), edges and counts (arrays, four bins
-        to an octave), zeros and nonfinite (norms that are in no bin).
+            per octave), zeros and nonfinite (norms in no bin).
         """
         return frames.norm_histograms(self.parts("deep-*"), self.parts("steps-*"))
 
     def parts(self, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The files of a kind, such as "steps-*", in order, with what their metadata tell."""
+        """Returns the files of a kind, such as "steps-*", in order, with their metadata."""
         return _parts(self._folder, pattern)
 
     def cut(self, after: Mapping[str, int]) -> None:
-        """Leaves the steps after so many (by the prefixes of the streams) out of what is read from here on."""
+        """Limits later reads to so many steps (by the prefixes of the streams)."""
         joined.cut(self._folder, after)
 
     def files(self, pattern: str) -> list[Path]:
-        """Further telemetry files, by the pattern of their names."""
+        """Returns further telemetry files, by the pattern of their names."""
         return sorted(self._folder.glob(pattern))
 
 
@@ -178,18 +178,18 @@ def _parts(folder: Path, pattern: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
-    """Loads everything that was recorded of a watched run.
+    """Loads the complete recording of a monitored run.
 
-    A training that goes on is seen up to a few seconds ago; load it again to see more. What was recorded on this
-    machine and is on its way to MLflow is waited for, for a minute at most.
+    For a running training, the data are a few seconds old; load it again to see more. Waits for at most a minute for
+    recordings on this machine that are being delivered.
 
     Args:
         run_id: the MLflow run.
-        tracking_uri: where the run is; default MLflow's current tracking URI.
+        tracking_uri: the run's store; default: MLflow's current tracking URI.
 
     Raises:
-        ValueError: the run was not watched, nothing of it has arrived yet, a file of it is damaged, which it names, or
-            its files are on a server that the credentials are not for.
+        ValueError: the run was not monitored, nothing of it has arrived yet, a file (named in the message) is damaged,
+            or its files are on a server that the credentials are not for.
         mlflow.MlflowException: there is no such run.
 
     Example:
@@ -210,13 +210,13 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
         time.sleep(_PAUSE_SECONDS)
     if left:
         logger.warning(
-            "mlflow_tfmon: run %s: not all of it is in MLflow, and so in what is loaded: %s. `mlflow-tfmon sync` "
-            "delivers it.",
+            "mlflow_tfmon: run %s: not everything is in MLflow yet, so what is loaded is incomplete: %s. `mlflow-tfmon "
+            "sync` delivers the rest.",
             run_id, "; ".join(map(str, left)),
         )  # fmt: skip
     run = client.get_run(run_id)
     state = run.data.tags.get(DELIVERY_TAG)
-    # The files live as long as the object: they are read when a table is asked for.
+    # The files live as long as the object, since they are read on first access of a table.
     holder = temporary.Folder()
     folder = _download(client, run_id, holder.name, final=state == "complete")
     later = joined.cuts(folder)
@@ -238,27 +238,27 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
 
 
 def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> str:
-    """Why there is nothing of a run to be loaded."""
+    """Returns why there is no data of a run to load."""
     if left:
         return (
-            f"run {run_id} was recorded on this machine, and no telemetry file of it has arrived in MLflow yet: "
-            f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers what waits."
+            f"run {run_id} was recorded on this machine, but none of its telemetry files has arrived in MLflow yet: "
+            f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers the rest."
         )
     if state is None:
         return (
-            f"run {run_id} has no recording: it was not watched (call mlflow_tfmon.autolog() before the training, "
-            "or train within mlflow_tfmon.Monitor(model)), or on another machine, where all of it waits "
-            "(`mlflow-tfmon sync` there delivers it)."
+            f"run {run_id} has no recording: it was not monitored (call mlflow_tfmon.autolog() before the training, "
+            "or train within mlflow_tfmon.Monitor(model)), or it is undelivered on another machine "
+            "(run `mlflow-tfmon sync` there)."
         )
     return (
-        f"run {run_id} is watched, but no telemetry file of it has arrived yet (tag tfmon.delivery={state!r}): "
-        "a running training's first steps come within some seconds, so load it again; what a crash or an outage "
-        "left behind is delivered by `mlflow-tfmon sync` on the machine that trained."
+        f"run {run_id} is monitored, but none of its telemetry files has arrived yet (tag tfmon.delivery={state!r}): "
+        "the first steps of a running training arrive within seconds, so try again; after a crash or an outage, run "
+        "`mlflow-tfmon sync` on the machine that trained."
     )
 
 
 def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str = TELEMETRY) -> Path:
-    """Downloads a folder of files; those that still grow are read once, and come again if they cannot be."""
+    """Downloads a folder of files; a file that is still growing is downloaded again if it cannot be read."""
     from mlflow.exceptions import MlflowException
 
     tries = 0
@@ -269,7 +269,7 @@ def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str
                 return Path(folder, artifacts)
             found = Path(client.download_artifacts(run_id, artifacts, folder))
             if not final:
-                # A file's older parts do not change any more.
+                # Older parts of a file no longer change.
                 last = {path.name.rpartition("-")[0]: path for path in sorted(found.glob("*.parquet"))}
                 for path in last.values():
                     files.table(path)
@@ -282,7 +282,7 @@ def _download(client: Any, run_id: str, folder: str, final: bool, artifacts: str
 
 
 def _seams(tag: str, later: joined.Cuts) -> list[Seam]:
-    """The seams of a run: further fits, by its tag, and where a recording goes on from an earlier one."""
+    """Returns the seams of a run: further fits, from its tag, and steps at which a recording resumes another."""
     found = {int(one.rpartition(".")[2]): "further fit" for one in tag.split(", ") if one}
     for _, after in later:
         for steps in after.values():

@@ -1,4 +1,4 @@
-"""Which run a person means: what every command takes for RUN, and where it looks for it."""
+"""Lookup of the run that a user names: the RUN argument of every command."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 LATEST = "latest"
-RUN_IS = (
-    f"RUN is a run's id, a part of it that no other has, its name, or '{LATEST}': the watched one begun last."
-)
+RUN_IS = f"RUN is a run's id, a unique part of it, the run's name, or '{LATEST}': the monitored run that started last."
 _SHOWN = 5
 store_option = click.option(
     "--tracking-uri", help="Where the runs are. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
@@ -72,11 +70,11 @@ def choose(reference: str, among: Sequence[Named], where: str) -> Named:
             return found[0]
         if found:
             shown = ", ".join(map(str, found[:_SHOWN])) + (" and more" if len(found) > _SHOWN else "")
-            raise click.ClickException(f"{reference!r} is not one run {where}: {shown}. Give the id of one.")
+            raise click.ClickException(
+                f"{reference!r} matches several runs {where}: {shown}. Give the id of one."
+            )
     wanted = "watched run" if reference == LATEST else f"run {reference!r}"
-    raise click.ClickException(
-        f"there is no {wanted} {where}. `mlflow-tfmon runs` lists those that were watched."
-    )
+    raise click.ClickException(f"there is no {wanted} {where}. `mlflow-tfmon runs` lists the monitored ones.")
 
 
 def find_run(reference: str, tracking_uri: str | None = None) -> str:
@@ -126,12 +124,12 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = tracking_uri or mlflow.get_tracking_uri()
     path = sqlite_path(uri)
-    remedy = "Is --tracking-uri (or MLFLOW_TRACKING_URI) right?"
+    remedy = "Check --tracking-uri (or MLFLOW_TRACKING_URI)."
     if path is not None and not os.path.exists(path):  # MLflow would make one
         raise click.ClickException(f"there is no database {path}. {remedy}")
     if not runs.reachable(uri):
         raise click.ClickException(
-            f"the server {without_secrets(uri)} does not answer. {remedy} Is it running?"
+            f"the server {without_secrets(uri)} does not answer. Is it running? {remedy}"
         )
     _wait_for_what_is_here(uri)
     return mlflow.MlflowClient(uri)
@@ -141,7 +139,7 @@ def _wait_for_what_is_here(tracking_uri: str) -> None:
     """Waits for what this machine is delivering to a store, and says what has not arrived there."""
     from mlflow_tfmon.journal import here
 
-    left = here.wait(here.of_store(tracking_uri), "what was recorded on this machine")
+    left = here.wait(here.of_store(tracking_uri), "recordings on this machine")
     if left:
         said = "; ".join(map(str, left[:_SHOWN])) + ("; …" if len(left) > _SHOWN else "")
         echo(f"mlflow-tfmon: not in MLflow yet: {said}. `mlflow-tfmon sync` delivers it.", err=True)
@@ -156,7 +154,8 @@ def _search(
         known = client.get_experiment_by_name(experiment)
         if known is None:
             raise click.ClickException(
-                f"there is no experiment {experiment!r} in {_shown(client)}. `mlflow-tfmon runs` lists the runs of all."
+                f"there is no experiment {experiment!r} in {_shown(client)}. `mlflow-tfmon runs` lists the runs "
+                "of all experiments."
             )
         ids = [known.experiment_id]
     token = None

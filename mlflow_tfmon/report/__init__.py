@@ -1,1 +1,1 @@
-"""The report: what was recorded of a run, or of several, as one HTML page. Knows records and MLflow, no TensorFlow."""
+"""The report: recordings of one or several runs as an HTML page. Imports MLflow, but not TensorFlow."""

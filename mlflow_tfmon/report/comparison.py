@@ -1,4 +1,4 @@
-"""Several runs beside one another: the same panels laid over, what was set differently, and where two of them part."""
+"""Comparison of runs: overlaid panels, settings that differ, and where two runs diverge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BEFORE = 1000  # steps before the loss differs in which a single variable's gra
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two runs part.
+    """Where two runs diverge.
 
     Attributes:
         step: the first step at which they differ beyond noise.
@@ -104,14 +104,14 @@ def _gradients(run: RecordedRun, first: int, last: int) -> tuple[list[str], np.n
 
 
 def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
-    """The comparison of runs, as HTML.
+    """Returns a comparison of runs as HTML.
 
     Args:
-        run_ids: two MLflow runs or more.
-        tracking_uri: where they are; default MLflow's current tracking URI.
+        run_ids: two or more MLflow runs.
+        tracking_uri: their store; default: MLflow's current tracking URI.
 
     Raises:
-        ValueError: a run was not watched, or nothing of it has arrived yet, or there are fewer than two.
+        ValueError: a run was not monitored, or nothing of it has arrived yet, or there are fewer than two.
         mlflow.MlflowException: there is no such run.
 
     Example:
@@ -161,7 +161,7 @@ def _names(runs: Sequence[Any]) -> list[str]:
 
 
 def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str, bool | None]:
-    """A sentence for all runs of which the same is to be said: of many variants, that is most of them."""
+    """One sentence for all runs with the same result: for many variants, that is most of them."""
     said: dict[tuple[str, str, str], list[str]] = {}
     for name, one in list(zip(names, recorded, strict=True))[1:]:
         said.setdefault(_said(parting(recorded[0], one), names[0]), []).append(name)
@@ -177,11 +177,11 @@ def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str
 def _said(found: Parting | None, first: str) -> tuple[str, str, str]:
     """The verb for one run and for several, and the rest of the sentence."""
     if found is None:
-        return "is", "are", f"the same as {first} at every step that both have"
-    where = ": other data, seed, weights or settings from the start" if found.step == 1 else ""
+        return "is", "are", f"identical to {first} at every common step"
+    where = ": data, seed, weights or settings differ from the start" if found.step == 1 else ""
     if found.step > 1 and found.variable:
-        where = f" (most: the gradient of {found.variable}, by {found.difference:.2g})"
-    return "parts", "part", f"from {first} at step {found.step}{where}"
+        where = f" (largest difference: gradient of {found.variable}, {found.difference:.2g})"
+    return "diverges", "diverge", f"from {first} at step {found.step}{where}"
 
 
 def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:

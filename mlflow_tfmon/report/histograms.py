@@ -1,4 +1,4 @@
-"""Histograms over time, of variables' elements and of the norms of all variables, as pictures of cells."""
+"""Histograms over time, of the elements of variables and of the norms of all variables, as heatmaps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ NORMS = {"weight_norm": "weight norm", "grad_norm": "gradient norm"}
 _COLUMNS, _ROWS, _ROWS_OF_NORMS = 48, 40, 20  # of a picture
 _FEWEST = 4  # variables, below which there is nothing to see
 _SCALE = "share"
-_OF_ELEMENTS = (
-    "A column is the histogram at a step; the colour is the share of the elements that a class holds."
-)
+_OF_ELEMENTS = "Each column is the histogram at a step; the color is the share of elements in a bin."
 _OF_NORMS = (
-    "A column is the histogram at a step; the colour is the share of the variables whose norm a class holds."
+    "Each column is the histogram at a step; the color is the share of variables with a norm in a bin."
 )
 
 
 def histograms(run: RecordedRun, names: Sequence[str]) -> Section | None:
-    """The section on histograms.
+    """Returns the section on histograms.
 
     Args:
         run: as recorded.
@@ -61,7 +59,7 @@ def norms_over_time(run: RecordedRun, kind: str) -> list[Cells]:
 def _distribution(stream: str, norm: str, rows: pd.DataFrame) -> Cells:
     firsts = np.searchsorted(NORM_EDGES, [edges[0] for edges in rows.edges])
     low, high = int(firsts.min()), int((firsts + [len(counts) for counts in rows.counts]).max())
-    wide = -(-(high - low) // _ROWS_OF_NORMS)  # bins of a class
+    wide = -(-(high - low) // _ROWS_OF_NORMS)  # bins per row
     many = -(-(high - low) // wide)
     cells = []
     for column, (first, counts) in enumerate(zip(firsts, rows.counts, strict=True)):
@@ -82,7 +80,7 @@ def _spaced(count: int) -> np.ndarray:
 
 
 def over_time(name: str, kind: str, rows: pd.DataFrame) -> Cells:
-    """A variable's histograms side by side, in classes of equal width; what lies far out is in the outermost."""
+    """A variable's histograms side by side, in bins of equal width; outliers are in the outermost ones."""
     rows = rows.sort_values("step")
     rows = rows.iloc[_spaced(len(rows))]
     low, high = _extent(rows)

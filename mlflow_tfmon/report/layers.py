@@ -1,4 +1,4 @@
-"""The sections on a run's layers: norms, update ratios, histograms over time, activations."""
+"""Report sections on a run's layers: norms, update ratios, histograms over time, activations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CELLS, _MOST_COLUMNS = 16_000, 300  # of a picture of all variables, at most
 
 
 def layers(run: RecordedRun) -> list[Section]:
-    """The sections on the layers."""
+    """Returns the sections on the layers."""
     drawn = [one for one in signals.OF_VARIABLE if one.panel]
     norms = {one.name: _Norms(run) for one in drawn}
     for variables, steps, wide in run.layer_blocks():  # once: of a long training it is half a gigabyte
@@ -83,7 +83,7 @@ def _panels(norms: _Norms, signal: Signal) -> list[Panel | Picture]:
     if not curves:
         return []
     quantity, title, band = signal.name, signal.plural, signal.band
-    note = f"Shaded: where training mostly goes well, {band[0]:g} to {band[1]:g}." if band else ""
+    note = f"Shaded: the usual range in healthy trainings, {band[0]:g} to {band[1]:g}." if band else ""
     if len(names) > len(curves):
         note = f"The {len(curves)} largest kernels. {note}"
     return [
@@ -108,7 +108,7 @@ def _spread(buckets: Buckets, quantity: str, title: str) -> list[Panel]:
     shares = {"largest": 1.0, "upper quarter": 0.75, "median": 0.5, "lower quarter": 0.25, "least": 0.0}
     found = pd.DataFrame(values.T).quantile(list(shares.values())).to_numpy()
     curves = tuple(Curve.of(name, steps, one) for name, one in zip(shares, found, strict=True))
-    return [Panel(f"{quantity} spread", f"{title} of all variables: how they spread", curves, log=True)]
+    return [Panel(f"{quantity} spread", f"{title} of all variables: distribution", curves, log=True)]
 
 
 def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> list[Picture]:
@@ -159,6 +159,6 @@ def _activations(run: RecordedRun) -> Section | None:
         )
         panels.append(Panel(key, title, tuple(c for c in curves if c.points)))
     rows_seen = int(table.examples.max())
-    note = f"At each epoch's end, for {rows_seen} examples of the training."
+    note = f"At each epoch's end, for {rows_seen} training examples."
     kept = tuple(Panel(p.key, p.title, p.curves, note=note) for p in panels if p.curves)
     return Section("Activations", kept) if kept else None

@@ -1,4 +1,4 @@
-"""Makes the report of a run: reads what was recorded, and what MLflow knows of the run, and puts it on the page."""
+"""Maker of a run's report: reads the recording and MLflow's data of the run, and fills the page."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _SHOWN_BY = {
 
 
 def make(run_id: str, tracking_uri: str | None = None) -> str:
-    """The report of a run, as HTML.
+    """Returns the report of a run as HTML.
 
     Args:
         run_id: the MLflow run.
-        tracking_uri: where the run is; default MLflow's current tracking URI.
+        tracking_uri: the run's store; default: MLflow's current tracking URI.
 
     Raises:
-        ValueError: the run was not watched, or nothing of it has arrived yet.
+        ValueError: the run was not monitored, or nothing of it has arrived yet.
         mlflow.MlflowException: there is no such run.
 
     Example:
@@ -74,7 +74,7 @@ def report_of(client: Any, run_id: str) -> tuple[str, list[tuple[str, int, Any]]
         run_id: the run.
 
     Raises:
-        ValueError: the run was not watched, or nothing of it has arrived yet.
+        ValueError: the run was not monitored, or nothing of it has arrived yet.
     """
     recorded = load_run(run_id, client.tracking_uri)
     return render(page_of(recorded, client.get_run(run_id))), list(pictures(recorded))
@@ -157,8 +157,8 @@ def _verdict(findings: list[Finding], tag: str | None) -> tuple[str, bool | None
         kinds = ", ".join(dict.fromkeys(finding.kind for finding in findings))
         return f"{len(findings)} problem{'s' if len(findings) > 1 else ''} found: {kinds}.", False
     if tag is not None:
-        return "No problem was found.", True
-    return "This run was not searched for problems.", None
+        return "No problems found.", True
+    return "This run was not checked for problems.", None
 
 
 def _facts(recorded: RecordedRun, run: Any) -> list[str]:
@@ -178,7 +178,7 @@ def _facts(recorded: RecordedRun, run: Any) -> list[str]:
         name = monitor.replace("best/", "")
         facts.append(f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch:.0f}")
     if not recorded.complete:
-        facts.append("not all that was recorded has arrived yet")
+        facts.append("not everything recorded has arrived yet")
     return facts
 
 
@@ -187,7 +187,7 @@ def _tables(run: Any) -> list[Table]:
     shown = {
         "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
         ENVIRONMENT_TAG: "environment", ABSENT_TAG: "not measured", f"{LOST_TAGS}steps": "steps lost",
-        LEFT_OUT_TAG: "not kept", REFUSED_TAG: "refused by MLflow",
+        LEFT_OUT_TAG: "not kept", REFUSED_TAG: "rejected by MLflow",
         f"{LOST_TAGS}deep_steps": "deep steps lost", f"{LOST_TAGS}histograms": "histograms lost",
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
@@ -195,7 +195,7 @@ def _tables(run: Any) -> list[Table]:
     best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
     actions = [(name, tags[key]) for key, name in _ACTIONS.items() if key in tags]
     tables = (
-        Table("Acted on problems", actions), Table("Best epoch", best),
+        Table("Actions on problems", actions), Table("Best epoch", best),
         Table("Environment", about + own), Table("Settings", sorted(params.items()))
     )  # fmt: skip
     return [table for table in tables if table.rows]
@@ -213,5 +213,5 @@ def _code(run: Any) -> list[tuple[str, str]]:
                     (f"The {what} model{f' of {of}' if of else ''}", load.format(f"models:/{model_id}"))
                 )
     lines = "import mlflow_tfmon\nrun = mlflow_tfmon.load_run({!r})\nrun.steps, run.layers, run.histograms, run.epochs"
-    found.append(("Everything that was recorded, as pandas", lines.format(run.info.run_id)))
+    found.append(("All recorded data as pandas", lines.format(run.info.run_id)))
     return found

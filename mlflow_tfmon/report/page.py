@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file, with the charting library (Apache ECharts) in it.
+"""The page: one self-contained HTML file, including the charting library (Apache ECharts).
 
 All text goes through Jinja's escaping, all data as JSON in which no `<` is left, and the script writes text only: a
 run or a variable named `<script>` is a name like any other. A browser runs no script but the page's own.
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What is on the page, from the top to the bottom.
+    """Contents of the page, from top to bottom.
 
     Attributes:
         title: of the run.

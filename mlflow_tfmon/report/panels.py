@@ -1,4 +1,4 @@
-"""What is drawn, as plain data: a panel is curves over the steps, or a picture of cells; each with a text that says it.
+"""Panels as plain data: curves over the steps, or a heatmap; each with a text alternative.
 
 A panel of several runs is that of each run, laid over one another.
 """
@@ -39,7 +39,7 @@ class Curve:
 
     @property
     def text(self) -> str:
-        """What there is to see, in words."""
+        """The curve in words."""
         values = np.array([value for _, value in self.points])
         steps = [int(step) for step, _ in self.points]
         least, most = int(values.argmin()), int(values.argmax())
@@ -88,7 +88,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Cells:
-    """A picture of cells: columns are steps, rows are classes of values or variables.
+    """A heatmap: columns are steps, rows are bins of values, or variables.
 
     Attributes:
         name: what to choose it by, among the pictures of a `Picture`.
@@ -109,7 +109,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Picture:
-    """Pictures of cells of which one is seen at a time.
+    """Heatmaps of which one is shown at a time.
 
     Attributes:
         key: what it is, the same in every run.

@@ -1,4 +1,4 @@
-"""Pictures of histograms for MLflow's image viewer, where a slider goes through the steps."""
+"""Images of histograms for MLflow's image viewer, which has a step slider."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _ridges(axes: Any, title: str, cells: Cells, last: int) -> None:
     for column, row, share in cells.cells:
         shares[column, row] = share
     values = [float(row) for row in cells.rows]
-    if not cells.logarithmic:  # the outermost classes also hold what lies beyond
+    if not cells.logarithmic:  # the outermost bins also hold what lies beyond
         shares, values = shares[:, 1:-1], values[1:-1]
     shown = np.unique(np.linspace(0, last, min(last + 1, _RIDGES)).round().astype(int)).tolist()
     height = 2.5 / max(1e-12, float(shares[shown].max()))

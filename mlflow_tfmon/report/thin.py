@@ -1,4 +1,4 @@
-"""Fewer points of a curve that looks the same: of each stretch the first, the least, the largest and the last."""
+"""Thinning of a curve without changing its look: first, least, largest and last point of each stretch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The panels of a run's whole training: loss, metrics, learning rate, gradient, gap, stability, throughput."""
+"""Report panels of the whole training: loss, metrics, learning rate, gradient, gap, stability, throughput."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TOWERS = 300.0
 
 
 def training(run: RecordedRun) -> list[Section]:
-    """The sections on the training as a whole and on its speed."""
+    """Returns the sections on the training as a whole and on its speed."""
     panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run), _stability(run)]
     speed = [
-        _stepwise(run, "step_time", "Time of a step", {"step_time_ms": "step time"}, "ms", log=True),
+        _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms", log=True),
         _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
         _stepwise(
             run, "input_wait", "Share of the step spent waiting for input", {"input_wait_share": "input wait"}
@@ -123,7 +123,7 @@ def _metric(run: RecordedRun) -> Panel | None:
 
 def _others(run: RecordedRun) -> Panel:
     names = [twin for name in _metrics(run)[1:] for twin in _twins(run, name)]
-    return Panel("others", "Further metrics of the epochs", tuple(_epoch_curves(run, names[:_FEW])))
+    return Panel("others", "Other epoch metrics", tuple(_epoch_curves(run, names[:_FEW])))
 
 
 def _learning_rate(run: RecordedRun) -> Panel:
@@ -144,7 +144,7 @@ def _gap(run: RecordedRun) -> Panel | None:
             train = dict(there.points)
             points = [(step, value - train[step]) for step, value in here.points if step in train]
             gaps.append(Curve(f"{name} - {twin}", points))
-    note = "The validation loss less the training loss: growing, it tells of overfitting."
+    note = "The validation loss minus the training loss: growth indicates overfitting."
     return Panel("gap", "Overfitting gap", tuple(gaps), note=note)
 
 

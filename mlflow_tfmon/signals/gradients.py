@@ -43,6 +43,6 @@ SIGNALS = (
         needs=(NONZERO,),
         formula="elements of g that are exactly 0 / all",
         label="share of zeros in the gradient",
-        healthy="near 0; high for embeddings, and under dead units",
+        healthy="near 0; high for embeddings and for dead units",
     ),
 )

@@ -54,7 +54,7 @@ SIGNALS = (
         name="loss",
         finish=lambda a: a["loss"] / a["losses"],
         needs=("loss", "losses"),
-        formula="the loss of that step's batch, as it is differentiated, regularization included "
+        formula="the loss of that step's batch, as differentiated, including regularization "
         "(not Keras's running mean)",
         label="loss",
         healthy="falls, with noise",
@@ -64,9 +64,9 @@ SIGNALS = (
         name="learning_rate",
         finish=lambda a: a["learning_rate"],
         needs=("learning_rate",),
-        formula="that with which the update was made",
+        formula="the rate used in the update",
         label="learning rate",
-        healthy="as your schedule says",
+        healthy="follows your schedule",
     ),
     _Of(
         name="grad_norm",
@@ -74,7 +74,7 @@ SIGNALS = (
         needs=("grad_norm/square",),
         formula="√Σ‖g‖², before clipping, unscaled",
         label="gradient norm",
-        healthy="of one order of magnitude; falls slowly",
+        healthy="stays within an order of magnitude; falls slowly",
         expected=True,
     ),
     _Of(
@@ -104,9 +104,9 @@ SIGNALS = (
         name="skipped",
         finish=_skipped,
         needs=("grad_norm/square", "loss_scale"),
-        formula="with loss scaling: 1 where a step was left out, else 0",
+        formula="with loss scaling: 1 for a skipped step, else 0",
         label="skipped step",
-        healthy="few; each halves the scale",
+        healthy="few skipped steps, each halves the scale",
     ),
     _Of(
         name="traces",
@@ -122,8 +122,8 @@ MEASURES = (
         name="step_time_ms",
         finish=lambda a: a[SECONDS] * 1e3,
         needs=(SECONDS,),
-        formula="from the end of one optimizer step to the next, ms; pauses (validation) left out; "
-        "tracing included in step 1",
+        formula="from the end of one optimizer step to the next, ms; without pauses (validation), "
+        "with tracing in step 1",
         label="step time",
         healthy="constant after the first steps",
         expected=True,
@@ -143,7 +143,7 @@ MEASURES = (
         needs=("input_wait", SECONDS),
         formula="time that the step waited for its batch / step time, 0 to 1",
         label="share of the time that is spent waiting for input",
-        healthy="below 0.1; from 0.5 on the input is what takes the time",
+        healthy="below 0.1; from 0.5 on, the input limits the speed",
         expected=True,
     ),
 )

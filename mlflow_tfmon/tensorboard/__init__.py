@@ -1,1 +1,1 @@
-"""TensorBoard's event files: written from what was recorded, and read into MLflow runs. Needs no TensorFlow."""
+"""TensorBoard event files: written from a recording, and read into MLflow runs. Needs no TensorFlow."""

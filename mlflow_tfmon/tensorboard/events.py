@@ -1,4 +1,4 @@
-"""Event files as TensorBoard writes them; its own protocol and reader are used, TensorFlow is not imported."""
+"""Writer and reader of event files, by TensorBoard's own protocol and reader, without importing TensorFlow."""
 
 from __future__ import annotations
 

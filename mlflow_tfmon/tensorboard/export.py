@@ -1,4 +1,4 @@
-"""What was recorded of a run, as TensorBoard's event files: `train` and `validation`, as Keras names them."""
+"""Export of a recording as TensorBoard event files: `train` and `validation`, as Keras names them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def export(run_id: str, folder: Path, tracking_uri: str | None = None) -> list[P
     Args:
         run_id: the MLflow run.
         folder: where to write; `train` and `validation` are made in it.
-        tracking_uri: where the run is; default MLflow's current tracking URI.
+        tracking_uri: the run's store; default: MLflow's current tracking URI.
 
     Returns:
         The folders that were written.
 
     Raises:
-        ValueError: the run was not watched, or nothing of it has arrived yet.
+        ValueError: the run was not monitored, or nothing of it has arrived yet.
         NoTensorBoardError: TensorBoard is not installed.
 
     Example:

@@ -1,4 +1,4 @@
-"""TensorBoard's log directories, as MLflow runs: the train and validation folders of one training are one run."""
+"""Import of TensorBoard log directories: the train and validation folders of a training become one MLflow run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a credential is: it goes only to the store that it was configured for.
+"""Ownership of credentials: each is sent only to the store that it was configured for.
 
 MLflow sends what MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME and the like say to whatever server it is told to
 call. A recording names its server, without credentials; those of whoever delivers it may be for another.
@@ -22,7 +22,7 @@ _FIELDS = ("username", "password", "token", "aws_sigv4", "auth", "client_cert_pa
 
 
 class WithheldError(ValueError):
-    """A store is not called, since credentials would go there that are configured for another; says the remedy."""
+    """A store is not called, since it would get credentials for another; the message names the remedy."""
 
 
 def addresses(store: str, registry: str, given: str | None = None) -> tuple[str | None, str | None]:
@@ -81,8 +81,8 @@ def check_artifacts(client: Any, uri: str) -> None:
         if server(client.get_experiment(_FIRST).artifact_location) == there:
             return
     raise WithheldError(
-        f"its files are on {there}, and the credentials that are set ({found}) are for "
-        f"{address(client.tracking_uri)}: they are not sent to another server; ask whoever made the experiment, or "
+        f"its files are on {there}, but the credentials that are set ({found}) are for "
+        f"{address(client.tracking_uri)}: they are not sent to another server; ask the owner of the experiment, or "
         "unset them"
     )
 
@@ -104,9 +104,9 @@ def _configured(uri: str, mine: str, setting: str) -> str | None:
     if found:
         shown = address(uri)
         raise WithheldError(
-            f"it is of {shown}, and {setting} is {address(mine)}: the credentials that are set ({found}) are "
+            f"it belongs to {shown}, but {setting} is {address(mine)}: the credentials that are set ({found}) are "
             f"not sent to another store; if they are for this one, set {setting}={shown}"
-            + (", or give --tracking-uri" if setting == "MLFLOW_TRACKING_URI" else "")
+            + (", or pass --tracking-uri" if setting == "MLFLOW_TRACKING_URI" else "")
         )
     return None
 

@@ -1,4 +1,4 @@
-"""What MLflow is told of the problems of a training: a tag, a file, and a part of the run's description."""
+"""Problems of a training in MLflow: a tag, a file, and a part of the run's description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model saved in a recording's folder to a logged model of the run."""
+"""Conversion of a model saved in a recording's folder to a logged model of the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def deliver_model(
         remember: is told the id as soon as there is one.
 
     Returns:
-        What was refused: name -> reason.
+        What was rejected: name -> reason.
 
     Raises:
         AwayError: the store does not answer; call again, with `known`, to go on.
@@ -118,7 +118,7 @@ def _compare(client: MlflowClient, model_id: str, folder: Path) -> None:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and (name not in there or there[name] not in (None, path.stat().st_size)):
-            raise AwayError(f"model {model_id}: the store lacks {name}, or has something else")
+            raise AwayError(f"model {model_id}: the store lacks {name}, or has a different file")
 
 
 def unheard(run: RunStore, path: str) -> str | None:
@@ -146,7 +146,7 @@ def _sign(folder: Path, model_id: str, run_id: str, location: str) -> None:
         model.run_id, model.artifact_path = run_id, location
         model.save(path)
     except Exception as error:
-        raise RefusedError(f"{path} cannot be read, the model was not saved in full: {error}") from error
+        raise RefusedError(f"{path} cannot be read, so the model was not saved in full: {error}") from error
 
 
 def link_models(run: RunStore, steps: Mapping[str, int]) -> None:

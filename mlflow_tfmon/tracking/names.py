@@ -1,4 +1,4 @@
-"""Names that MLflow accepts, for whatever a user calls a metric, a param or a tag; and those that readers look for."""
+"""Names that MLflow accepts, for any metric, param or tag; and the names that readers look for."""
 
 from __future__ import annotations
 

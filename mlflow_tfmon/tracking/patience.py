@@ -1,4 +1,4 @@
-"""How long a call to a server may take, and which answers count: MLflow's own patience is minutes."""
+"""Time limits of calls to a server, and the check of its answers: MLflow's own limits are minutes."""
 
 from __future__ import annotations
 

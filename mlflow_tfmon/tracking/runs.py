@@ -1,4 +1,4 @@
-"""Whose run it is: finds the MLflow run that takes a training, or makes one, and ends what it made."""
+"""Ownership of runs: finds or creates the MLflow run for a training, and ends those it created."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def autologging(integration: str, setting: str, otherwise: Any) -> Any:
     get = internal(
         "mlflow.utils.autologging_utils.get_autologging_config",
         lambda _, __, otherwise: otherwise,
-        "MLflow's own switches of autologging are not heeded",
+        "MLflow's own switches of autologging are ignored",
     )
     return get(integration, setting, otherwise)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The run that takes a training.
+    """The run of a training.
 
     Attributes:
         run_id: None if the store was away, so that delivery makes the run later.
-        owned: whether it was made for the training, and so ends with it.
+        owned: whether it was created for the training, and so ends with it.
         active: whether it is (or was made) the active run of the training's thread.
         experiment_name: name of the experiment where its id could not be asked for, or None.
         past: how far earlier recordings of it had come, as far as that is known.
@@ -63,13 +63,13 @@ class Run:
 
     @property
     def is_ours(self) -> bool:
-        """Whether nobody but the recording ends it."""
+        """Whether only the recording ends it."""
         return self.owned or self.beside is not None
 
 
 @same_random_numbers()
 def of_id(run_id: str) -> Run:
-    """A run that the user names.
+    """Returns the run that the user names.
 
     Raises:
         SettingError: there is no such run.
@@ -84,7 +84,7 @@ def of_id(run_id: str) -> Run:
     except Exception as error:
         raise SettingError(
             f"run_id={run_id!r}: no such run in {without_secrets(mlflow.get_tracking_uri())} ({type(error).__name__}); "
-            "give the id of a run there, or none to have one made."
+            "give the id of a run there, or omit it to create one."
         ) from None  # whose text may have a password
     return _known(run, owned=False, active=False)
 
@@ -133,7 +133,7 @@ def _active_run(thread: int | None) -> Any:
     if thread is None or thread == threading.get_ident():
         return mlflow.active_run()
     stacks = internal(  # MLflow 3.0 to 3.17 keeps a stack a thread
-        "mlflow.tracking.fluent._active_run_stack", None, "loops of several threads get runs of their own"
+        "mlflow.tracking.fluent._active_run_stack", None, "loops of several threads get separate runs"
     )
     stack = None if stacks is None else stacks.get_all_thread_values().get(thread)
     return stack[-1] if stack else None
@@ -141,7 +141,7 @@ def _active_run(thread: int | None) -> Any:
 
 @same_random_numbers()
 def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
-    """Makes a run for a training, as MLflow's autologging does.
+    """Creates a run for a training, as MLflow's autologging does.
 
     Args:
         extra_tags: further tags.
@@ -172,9 +172,9 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
             raise
         say_once(
             f"refuses {uri}",
-            f"mlflow_tfmon: the store {without_secrets(uri)} makes no run ({type(error).__name__}: "
+            f"mlflow_tfmon: the store {without_secrets(uri)} cannot create a run ({type(error).__name__}: "
             f"{' '.join(without_secrets(str(error)).split())[:300]}); the training is recorded on this "
-            "machine. Mend what it says (the tracking URI, the experiment, your rights), then `mlflow-tfmon sync` "
+            "machine. Fix the cause (the tracking URI, the experiment, your permissions); then `mlflow-tfmon sync` "
             "delivers it.",
         )
         return later
@@ -204,9 +204,9 @@ def beside(run: Run) -> Run:
             known = client.create_run(run.experiment_id, int(1e3 * run.start_time), tags, name)
             made = replace(made, run_id=known.info.run_id)
     logger.warning(
-        "mlflow_tfmon: run %s is being recorded by another process of this machine, so this training is recorded in a "
-        "run below it: %s.",
-        run.run_id, made.run_id or "one that is made when the server is back",
+        "mlflow_tfmon: run %s is being recorded by another process on this machine, so this training is recorded in a "
+        "child run: %s.",
+        run.run_id, made.run_id or "created when the server is back",
     )  # fmt: skip
     return made
 
@@ -252,15 +252,15 @@ def again(run_id: str, thread: int | None, stay_active: bool) -> Run:
     except Exception as error:
         text = " ".join(without_secrets(str(error)).split())[:300]
         raise SettingError(
-            f"resume={run_id!r}: MLflow does not let the run go on ({text}); resume it in its own experiment, or train "
-            "anew without resume."
+            f"resume={run_id!r}: MLflow does not reopen the run ({text}); resume it in its own experiment, or train "
+            "from scratch without resume."
         ) from None  # as above
     if not stay_active:
         fluent._active_run_stack.get().pop()
     if on is not None:
         logger.info(
-            "mlflow_tfmon: the training goes on in run %s; what comes after it is in the run that is active, %s. To "
-            "have all of it in one: mlflow.start_run(run_id=%r).",
+            "mlflow_tfmon: training resumes in run %s; later fits are logged to the active run, %s. To "
+            "keep everything in one run, call mlflow.start_run(run_id=%r).",
             run_id, on.run_id, run_id,
         )  # fmt: skip
     return _known(run, owned=True, active=stay_active)

@@ -1,4 +1,4 @@
-"""What delivery asks of MLflow. All errors become one of two: the store is away, or it refuses."""
+"""Requests of delivery to MLflow. Every error becomes one of two: the store is down, or it rejects the request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlflow_tfmon.uris import in_a_line, sqlite_path
 
 
 def _bound(name: str, otherwise: int) -> int:
-    return int(internal(f"mlflow.utils.validation.{name}", otherwise, f"it is taken to be {otherwise}"))
+    return int(internal(f"mlflow.utils.validation.{name}", otherwise, f"{otherwise} is assumed"))
 
 
 MAX_METRICS_PER_BATCH = _bound("MAX_METRICS_PER_BATCH", 1000)
@@ -47,11 +47,11 @@ _MIGRATION = "alembic.runtime.migration"  # a line for each of forty steps, with
 
 
 class AwayError(Exception):
-    """The store cannot be reached, or fails: to be tried again."""
+    """The store cannot be reached, or fails: to be retried."""
 
 
 class RefusedError(Exception):
-    """The store will never take this."""
+    """The store rejects this permanently."""
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def load_store(tracking_uri: str) -> None:
 
 
 def open_store(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
-    """Opens a store, making its database where there is none yet.
+    """Opens a store, and creates its database if there is none yet.
 
     Processes that open a fresh SQLite store at the same time would collide in MLflow's migrations: here one makes it
     while the others wait, and where another program makes it, it is tried again.
@@ -245,7 +245,7 @@ class RunStore:
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""
         if path in ("", ".") or path != posixpath.normpath(path) or path.startswith(("..", "/")):
-            raise RefusedError(f"artifact path {path!r} is not one that MLflow takes")
+            raise RefusedError(f"artifact path {path!r} is not valid in MLflow")
         with store_errors(), patient_uploads():
             self.client.log_text(self.run_id, sayable(text), path)
 
@@ -295,7 +295,7 @@ class RunStore:
     def _check_active(self) -> None:
         """A deleted run refuses everything, but can be restored: nothing of it is dropped."""
         if self._run().info.lifecycle_stage != "active":
-            raise AwayError(f"run {self.run_id} is deleted; restore it to have the rest delivered")
+            raise AwayError(f"run {self.run_id} is deleted; restore it to deliver the rest")
 
 
 def _fitting(name: str, value: object, length: int, told: dict[str, str]) -> str:

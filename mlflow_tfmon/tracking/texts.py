@@ -1,4 +1,4 @@
-r"""Texts and figures as every store takes them: what cannot be said is written otherwise or left out, and named.
+r"""Texts and numbers that every store accepts: others are changed or left out, and named.
 
 Python's texts can hold what no other program reads: halves of characters, as `os.fsdecode` makes them of file names
 that are not UTF-8, and NULs. A figure can be a text, or an integer that no float holds. One of them would keep all that
@@ -30,7 +30,7 @@ _UNSAYABLE = re.compile("[\x00\ud800-\udfff]")
 _BLOCKS = (Steps, DeepSteps, Histograms)
 _AS_THEY_ARE = frozenset({"tracking_uri", "registry_uri"})  # addresses, which other characters would change
 _LARGEST = 2**63 - 1  # of the integers that a store has
-_CHANGED = "has characters that no store takes; they are written as escapes"
+_CHANGED = "has characters that no store accepts; they are written as escapes"
 
 
 def sayable(text: str) -> str:
@@ -147,12 +147,12 @@ def _is_figure(name: str, value: Any, told: dict[str, str]) -> bool:
         except OverflowError:
             with_value = False
     if not with_value:
-        told.setdefault(sayable(str(name)), "has a value that is no number; that value is left out")
+        told.setdefault(sayable(str(name)), "has a value that is not a number; it is left out")
     return with_value
 
 
 def _is_step(name: str, step: Any, told: dict[str, str]) -> bool:
     there = isinstance(step, int) and abs(step) <= _LARGEST
     if not there:
-        told[sayable(str(name))] = "has a step that no store takes; it is left out"
+        told[sayable(str(name))] = "has a step that no store accepts; it is left out"
     return there

@@ -1,1 +1,1 @@
-"""Watching a training: from its first step to its last, by `fit` or by a loop."""
+"""Monitoring of a training from its first step to its last, with `fit` or in a loop."""

@@ -1,4 +1,4 @@
-"""What follows from a problem at the end of an epoch: `fit` is stopped or rescued, a loop is asked to stop."""
+"""Actions on a problem at the end of an epoch: `fit` is stopped or rescued, a loop is asked to stop."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _State:
 
 
 class Actions:
-    """Acts on the problems of one fit (or loop), on the thread that trains.
+    """Actions on the problems of one fit (or loop), on the training thread.
 
     Weights are copied at the epochs that are the best so far, so this costs memory for two copies of them.
 
@@ -90,7 +90,7 @@ class Actions:
         return cls(monitor, monitor.model, True)
 
     def epoch_ended(self, metrics: Mapping[str, float]) -> None:
-        """Looks at what was found by now, and does what is to be done."""
+        """Examines the problems found so far, and acts on them."""
         watch = self._monitor.watch
         if watch is None:
             return
@@ -110,13 +110,13 @@ class Actions:
             watch.restart(self._monitor.prefix)
 
     def _stop(self, problem: Problem) -> None:
-        if self._stopped:  # a loop that goes on all the same
+        if self._stopped:  # a loop that continues nevertheless
             return
         self._stopped = self._model.stop_training = True
         restored = ""
         if self._best_state is not None:
             self._model.set_weights(self._best_state.weights)
-            restored = f"; the weights are those of epoch {self._best.epoch}, the best"
+            restored = f"; restored the weights of the best epoch, {self._best.epoch}"
         self._say(STOPPED_TAG, f"{problem.kind} at step {problem.said_at}{restored}")
 
     def _rescue(self, problem: Problem) -> None:
@@ -155,16 +155,16 @@ def may_act(monitor: Monitor) -> bool:
     if place.index == 0:
         say_once(
             "several workers",
-            f"mlflow_tfmon: on_problem={wanted!r} does nothing but say what is wrong where several workers train: "
-            "they must stop together. Stop by what all of them see, such as EarlyStopping.",
+            f"mlflow_tfmon: on_problem={wanted!r} only reports problems when several workers train: "
+            "they must stop together; use EarlyStopping or the like, which all of them see.",
         )
     return False
 
 
 def sure(monitor: Monitor) -> list[Problem]:
-    """What is to be acted on: critical problems of this training that stand, and are 80% sure.
+    """Returns the problems to act on: current critical ones of this training with at least 80% confidence.
 
-    One that is taken back is none any more; nor is what was found in the run before, of this model or of another.
+    Withdrawn problems do not count, nor do earlier ones in the run, of this model or another.
     """
     found = monitor.watch.found if monitor.watch is not None else {}
     monitor.known &= found.keys()
@@ -173,17 +173,17 @@ def sure(monitor: Monitor) -> list[Problem]:
 
 
 def say_what_loops_lack(wanted: Any, can_ask: bool) -> None:
-    """Says, once, what `on_problem` can't do in a loop of the user's own."""
+    """Logs once what `on_problem` cannot do in a custom loop."""
     if wanted == "rescue":
         say_once(
             "rescue in a loop",
-            'mlflow_tfmon: on_problem="rescue" acts in fit alone; in a loop of your own problems are said, and '
+            'mlflow_tfmon: on_problem="rescue" acts only in fit; in a custom loop problems are reported, and '
             'on_problem="stop" sets Monitor.should_stop.',
         )
     elif wanted == "stop" and not can_ask:
         say_once(
             "stop in a loop",
-            'mlflow_tfmon: on_problem="stop" ends fit; a loop of your own goes on unless it asks: use '
+            'mlflow_tfmon: on_problem="stop" ends fit; a custom loop must check for itself: use '
             "`with mlflow_tfmon.Monitor(model) as monitor:` and `if monitor.should_stop: break`.",
         )
 

@@ -1,4 +1,4 @@
-"""What a model's layers give at epoch ends, for a batch that the training took itself."""
+"""Activations of a model's layers at epoch ends, for a batch that the training used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlflow_tfmon.stream.ring import Ring
 
 
 class ActivationWatch:
-    """Looks at one model's activations.
+    """Measures one model's activations.
 
     Args:
         model: the Keras model, or None: then there is nothing to look at.
@@ -28,7 +28,7 @@ class ActivationWatch:
         self._given_up = model is None or not callable(model)
 
     def look(self, epoch: int, step: int, prefix: str, rings: Sequence[Ring]) -> tuple[Activations, ...]:
-        """The activations of now, or nothing where they can't be had.
+        """Returns the current activations, or nothing if they are not available.
 
         Args:
             epoch: number of the epoch that ended.
@@ -36,7 +36,7 @@ class ActivationWatch:
             prefix: what precedes the names of the model's layers.
             rings: of the training.
         """
-        with contained("looking at the activations", "they are not recorded"):
+        with contained("measuring the activations", "they are not recorded"):
             rows, inputs = max((batches.kept(ring) for ring in rings), key=lambda k: k[0], default=(0, None))
             if inputs is None or self._given_up:
                 return ()

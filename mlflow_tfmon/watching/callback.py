@@ -1,4 +1,4 @@
-"""MonitorCallback: tells a Monitor of fit's epochs and end."""
+"""MonitorCallback: notifies a Monitor of the epochs and the end of a fit."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LOSS = "this training's epochs are not recorded"
 
 
 class _BothKerases(keras.callbacks.Callback):
-    """A callback for the `fit` of Keras 3 and of Keras 2, which asks a callback what it wants to be called for."""
+    """Callback for the `fit` of Keras 3 and Keras 2, with the methods that either asks a callback for."""
 
-    _supports_tf_logs = True  # so that what the other callbacks are given does not change with ours
+    _supports_tf_logs = True  # so that ours does not change what the other callbacks get
 
     def _implements(self, mode: str) -> bool:
         methods = (f"on_{mode}_batch_begin", f"on_{mode}_batch_end")
@@ -46,23 +46,23 @@ class _BothKerases(keras.callbacks.Callback):
 
 
 class MonitorCallback(_BothKerases):
-    """Watches one `model.fit`: without autologging that one alone, with autologging under settings of its own.
+    """Keras callback that monitors one `model.fit`; with autologging on, it applies its own settings to that fit.
 
-    Keras tells a callback nothing of an exception that ends `fit`. With autologging on, the run ends all the same;
-    without, it ends with the next fit or the script, unless the callback is given a monitor:
+    Keras does not notify callbacks of an exception that ends `fit`. With autologging on, the run ends nevertheless;
+    without it, the run ends with the next fit or the script, unless the callback gets a monitor:
 
         with mlflow_tfmon.Monitor(model) as monitor:
             model.fit(x, y, callbacks=[mlflow_tfmon.MonitorCallback(monitor)])
 
-    Without autologging, it goes before the callbacks that need `epoch_metrics` in their logs.
+    Without autologging, put it before the callbacks that need `epoch_metrics` in their logs.
 
     Args:
-        started: a `Monitor` that is on already (by position only). By default one is made for each fit.
-        run_id: MLflow run that takes the fit, where a monitor is made. Default: the active run, else one is made.
-        **settings: any of `mlflow_tfmon.settings.Settings`, for the monitor that is made.
+        started: a running `Monitor` (positional only). By default one is created for each fit.
+        run_id: MLflow run for the fit, if a monitor is created. Default: the active run, else a new one.
+        **settings: any of `mlflow_tfmon.settings.Settings`, for the created monitor.
 
     Raises:
-        SettingError: for an unknown setting, or a value that it can't have.
+        SettingError: for an unknown setting or an invalid value.
 
     Example:
         ```python
@@ -74,7 +74,9 @@ class MonitorCallback(_BothKerases):
         self, started: Monitor | None = None, /, *, run_id: str | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        checked = Settings.make(**settings)  # so that a bad setting is told here, not in the middle of fit
+        checked = Settings.make(
+            **settings
+        )  # so that an invalid setting is reported here, not in the middle of fit
         self.heed(checked)
         resuming.prepare(checked.resume)
         self.run_id = run_id
@@ -86,20 +88,20 @@ class MonitorCallback(_BothKerases):
         self._rate: Rate | None = None
         self._actions: Actions | None = None
         self._resumed = False
-        self._followed = False  # whether what comes after the other callbacks is done by a `_Last`
+        self._followed = False  # whether a `_Last` does the work that follows the other callbacks
 
     def heed(self, settings: Settings) -> None:
-        """Wants to be told of batches only where checkpoints are made every so many steps: that costs time."""
+        """Subscribes to batches only if checkpoints are made every so many steps, since that costs time."""
         every = settings.checkpoint_save_freq
         self._every = every if isinstance(every, int) else 0
         if self._every:
             self.on_train_batch_end = self._batch_ended
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Starts the monitor and has the train function built anew if it was traced unwatched."""
+        """Starts the monitor and rebuilds the train function if it was traced without monitoring."""
         if self.given is None:
             with contained("starting the monitor", "this training is not recorded"):
-                if self._monitor is not None:  # an exception ended the fit before
+                if self._monitor is not None:  # an exception ended the previous fit
                     self._monitor.end("FAILED")
                 settings = Settings.make(**self.settings)
                 self._monitor = Monitor.with_settings(self.model, settings, self.run_id)
@@ -113,17 +115,17 @@ class MonitorCallback(_BothKerases):
             self.fit_begins()
 
     def _is_last(self) -> bool:
-        """Whether none but Keras's own callbacks come after this one."""
+        """Whether only Keras's own callbacks come after this one."""
         found = underway.callbacks()
         at = next((at for at, one in enumerate(found) if one is self), len(found))
         own = (*kerases.every("callbacks.History"), *kerases.every("callbacks.ProgbarLogger"))
         return all(isinstance(one, own) for one in found[at + 1 :])
 
     def fit_begins(self) -> None:
-        """Has the fit go on from a checkpoint, if it does, and looks at it, once the other callbacks have begun."""
+        """Restores a checkpoint to resume, if any, and examines the fit, once the other callbacks have begun."""
         if self._monitor is None:
             return
-        with contained("looking at the callbacks", "their state is not part of the checkpoints"):
+        with contained("reading the callbacks", "their state is not part of the checkpoints"):
             others = [one for one in underway.callbacks() if not isinstance(one, (MonitorCallback, _Last))]
             self._monitor.callbacks = Callbacks(others)
         self._resumed = self._monitor.restore_fit(self.model)
@@ -133,7 +135,7 @@ class MonitorCallback(_BothKerases):
         self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             compiled.watch(self.model)
-        with contained("preparing for problems", "nothing follows from them but a warning"):
+        with contained("preparing for problems", "they only cause a warning"):
             self._actions = Actions.of(self._monitor, self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -145,7 +147,7 @@ class MonitorCallback(_BothKerases):
             self._monitor.paused(None)
 
     def _forget_epoch(self) -> None:
-        if self._resumed:  # fit has read with which epoch it goes on; the next fit begins anew
+        if self._resumed:  # fit has read its first epoch; the next fit starts from scratch
             self._resumed, self.model._initial_epoch = False, None
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -172,7 +174,7 @@ class MonitorCallback(_BothKerases):
             self.epoch_is_over(epoch, logs)
 
     def epoch_is_over(self, epoch: int, logs: dict[str, Any] | None) -> None:
-        """Records an epoch, and what it has come to, once the other callbacks have had their say."""
+        """Records an epoch and its results, once the other callbacks have run."""
         if self._monitor is not None:
             with contained("the epoch callback", _LOSS):
                 self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
@@ -182,17 +184,17 @@ class MonitorCallback(_BothKerases):
                     monitor.record(change)
                 self._monitor.paused(time.time())
             if self._actions is not None:
-                with contained("acting on a problem", "the training goes on as it is"):
+                with contained("acting on a problem", "training continues as it is"):
                     self._actions.epoch_ended(epoch_metrics(logs or {}))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Ends the monitor that was made for this fit."""
+        """Ends the monitor that was created for this fit."""
         self._forget_epoch()
         order.fit_ended(self.model)
         monitor, self._monitor = self._monitor, None
         if monitor is None:
             return
-        with contained("reading what EarlyStopping did", "it is not recorded"):
+        with contained("reading the state of EarlyStopping", "it is not recorded"):
             facts = early_stopping_facts(underway.callbacks(), monitor.epoch_offset, time.time())
             if facts.metrics:
                 monitor.record(facts)
@@ -201,12 +203,12 @@ class MonitorCallback(_BothKerases):
 
 
 class _Last(_BothKerases):
-    """Comes after all callbacks of a fit, and does there what is to come after what they do.
+    """Callback that runs after all others of a fit, for the work that must follow theirs.
 
-    A checkpoint has their state, and what they have changed (`ReduceLROnPlateau` the learning rate), as they leave it.
+    A checkpoint contains their state, and their changes (such as `ReduceLROnPlateau`'s of the learning rate).
 
     Args:
-        callback: whose work it does; it stands before others.
+        callback: the callback whose work it does, and which runs before others.
     """
 
     def __init__(self, callback: MonitorCallback) -> None:
@@ -214,7 +216,7 @@ class _Last(_BothKerases):
         self._callback = callback
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Has the fit go on from a checkpoint."""
+        """Restores a checkpoint, if there is one to resume."""
         self._callback.fit_begins()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -222,15 +224,15 @@ class _Last(_BothKerases):
         self._callback.epoch_is_over(epoch, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Is gone."""
+        """Removes itself."""
         underway.drop(self)
 
 
 class CompleteLogs(_BothKerases):
-    """Adds `epoch_metrics` to the logs before the user's callbacks see them.
+    """Callback that adds `epoch_metrics` to the logs before the user's callbacks see them.
 
     Args:
-        callback: that measures them.
+        callback: the callback that computes them.
     """
 
     def __init__(self, callback: MonitorCallback) -> None:
@@ -243,15 +245,15 @@ class CompleteLogs(_BothKerases):
 
 
 class PassOver(_BothKerases):
-    """Has a fit make no epochs, which was over before the training was interrupted."""
+    """Callback for a fit that was finished before the interruption: it runs no epochs."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Has fit begin after its last epoch, with its dataset where that leaves it."""
+        """Makes fit begin after its last epoch, with its dataset in the corresponding state."""
         underway.pass_epochs(int((self.params or {}).get("epochs") or 0) - underway.first_epoch())
         self.model._initial_epoch = sys.maxsize
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Lets the model be fitted again."""
+        """Makes the model ready for another fit."""
         self.model._initial_epoch = None
         order.fit_ended(self.model)
 

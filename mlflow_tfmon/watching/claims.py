@@ -1,4 +1,4 @@
-"""Which training a ring's steps belong to."""
+"""Assignment of a ring's steps to trainings."""
 
 from __future__ import annotations
 

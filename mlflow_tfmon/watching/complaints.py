@@ -1,4 +1,4 @@
-"""What is said to a user whose training, or whose figures, are not as they should be."""
+"""Messages to a user whose training, or whose values, are not as they should be."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _why_no_steps(model: Any) -> str:
         return "the model has no optimizer; pass one to model.compile, or train it with a Keras optimizer."
     if tape.applied(None if model is None else model.trainable_variables):
         return (
-            "an optimizer was given gradients, but made no step, or none that could be measured (what failed, if "
-            "anything did, is said above)."
+            "an optimizer got gradients, but made no step, or none that could be measured (a failure, if any, "
+            "was logged above)."
         )
     return _not_applied() or (
-        "no Keras optimizer was applied, or the training step had been traced before watching began; call "
+        "no Keras optimizer was applied, or the training step had been traced before monitoring began; call "
         "mlflow_tfmon.autolog() or start the Monitor before the step is first called."
     )
 
@@ -47,8 +47,8 @@ def _not_applied() -> str:
         return ""
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
-        f"gradients of {some} were taken, but no Keras optimizer was given them: what a script does with gradients by "
-        "itself (assign_sub, tf.compat.v1.train, SciPy) is not seen; apply them by a Keras optimizer, such as "
+        f"gradients of {some} were computed, but not applied by a Keras optimizer: updates by other means "
+        "(assign_sub, tf.compat.v1.train, SciPy) are not seen; apply them with a Keras optimizer, such as "
         "keras.optimizers.SGD(rate).apply_gradients."
     )
 

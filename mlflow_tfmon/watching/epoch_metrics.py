@@ -1,4 +1,4 @@
-"""Metrics that the user's own function measures at each epoch's end."""
+"""Custom metrics, computed by the user's function at each epoch's end."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def measured(model: Any, settings: Settings) -> dict[str, float]:
         if not isinstance(found, Mapping):
             raise TypeError(f"it must return a dictionary of numbers, not {type(found).__name__}")
         metrics = {str(name): float(value) for name, value in found.items()}
-    except Exception as error:  # the user's, not ours: never raised, in tests neither
+    except Exception as error:  # the user's, not ours: never raised, not even in tests
         say_once(
             f"epoch_metrics {function!r}",
             f"mlflow_tfmon: the function given as epoch_metrics failed ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}); mend it: epochs at which it fails lack its metrics; the "
-            "training goes on.",
+            f"{' '.join(str(error).split())[:300]}); fix it: epochs at which it fails lack its metrics; "
+            "training continues.",
         )
         return {}
     if settings.mode == "auto" and settings.monitor in metrics:
-        better = "more" if settings.maximizes(settings.monitor) else "less"
+        better = "higher" if settings.maximizes(settings.monitor) else "lower"
         say_once(
             f"direction of {settings.monitor}",
-            f"mlflow_tfmon: {better} of monitor={settings.monitor!r} is taken to be better, by its name; say so by "
-            'mode="max" or mode="min".',
+            f"mlflow_tfmon: monitor={settings.monitor!r}: {better} values are assumed to be better, judging by the "
+            'name; set mode="max" or mode="min".',
             logging.INFO,
         )
     return metrics

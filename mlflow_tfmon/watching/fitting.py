@@ -1,4 +1,4 @@
-"""A watched `fit`: the monitor around it, and the facts of the call that MLflow's own autologging records as well."""
+"""A monitored `fit`: the monitor around it, and the facts that MLflow's own autologging records as well."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ExceptionSafe: Any = internal(
 
 
 def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for `keras.Model.fit`: the same training, watched."""
+    """Replacement for `keras.Model.fit`: the same training, monitored."""
     fit: _Fit | None = None
     with contained("watching fit", _LOSS):
         fit = _Fit.of(original, model, args, kwargs)
@@ -48,11 +48,11 @@ def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: 
         history = original(model, *args, **kwargs)
     except BaseException as error:
         if fit is not None:
-            with contained("ending the watch of fit", "its end is not recorded"):
+            with contained("ending the monitoring of fit", "its end is not recorded"):
                 fit.fail(error)
         raise
     if fit is not None:
-        with contained("ending the watch of fit", "its end is not recorded"):
+        with contained("ending the monitoring of fit", "its end is not recorded"):
             fit.finish()
     return history
 
@@ -70,7 +70,7 @@ class _Passed(PassOver, metaclass=_ExceptionSafe):
 
 
 class _Fit:
-    """One fit: the monitor that watches it, and the callback that tells the monitor of its epochs.
+    """One fit: its monitor, and the callback that notifies the monitor of its epochs.
 
     Args:
         arguments: of the call.
@@ -110,9 +110,9 @@ class _Fit:
         return self.arguments.with_callbacks([_Passed()], [])
 
     def begin(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Starts watching; returns the arguments to call fit with."""
+        """Starts monitoring; returns the arguments to call fit with."""
         with contained(
-            "counting the steps to come", "the curves in MLflow may be thinned more than they need be"
+            "counting the planned steps", "the curves in MLflow may be thinned more than necessary"
         ):
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments

@@ -1,4 +1,4 @@
-"""`mlflow.last_logged_model()` after a watched fit: the model that delivery is bringing to MLflow."""
+"""`mlflow.last_logged_model()` after a monitored fit: returns the model that is being delivered."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def _arrive() -> None:
             time.sleep(_POLL_SECONDS)
         else:
             logger.warning(
-                "mlflow_tfmon: mlflow.last_logged_model() does not know the model of the last fit: it is not in MLflow "
-                "after %.0f s. Ask again, or see `mlflow-tfmon sync`.",
+                "mlflow_tfmon: mlflow.last_logged_model() does not return the model of the last fit: it is not in "
+                "MLflow after %.0f s. Try again, or run `mlflow-tfmon sync`.",
                 _MOST_SECONDS,
             )  # fmt: skip
             return

@@ -1,4 +1,4 @@
-"""Custom loops under `autolog()`: a monitor for whatever is trained outside of `fit`, without a line in the loop."""
+"""Custom loops under `autolog()`: a monitor for any training outside of `fit`, without a line in the loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment bef
 
 
 def begin() -> None:
-    """From now on custom loops are watched."""
+    """Monitors custom loops from now on."""
     if _adopt in claims.unclaimed:
         return
     for ring in probes.all_rings():
@@ -47,7 +47,7 @@ def begin() -> None:
 
 
 def stop() -> None:
-    """Custom loops are watched no longer; what was recorded is brought to its end."""
+    """Stops monitoring custom loops; their recordings are ended."""
     for told in (claims.unclaimed, pipeline.on_look, pipeline.on_run_end, pipeline.on_exit):
         told.clear()
     for thread in list(_loops):
@@ -55,9 +55,9 @@ def stop() -> None:
 
 
 def end_run() -> None:
-    """Ends the run that autologging made for this thread's custom loop, and waits a little for its delivery.
+    """Ends the run that autologging created for this thread's custom loop, and waits a little for its delivery.
 
-    Such a run ends by itself with the script or when another training begins. Does nothing if there is none.
+    Such a run also ends with the script or when another training begins. Does nothing if there is none.
 
     Example:
         ```python
@@ -78,7 +78,7 @@ def watch_run_start(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         thread = threading.get_ident()
         if thread not in _adopting:
-            with contained("ending a loop's part in a run", "some steps may go to a run that is not theirs"):
+            with contained("ending a loop's part in a run", "some steps may be recorded in the wrong run"):
                 _settle(thread)
                 if thread in _loops:
                     _end(thread)
@@ -123,8 +123,9 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             say_what_loops_lack(loop.settings.on_problem, can_ask=False)
             if loop.owns_run:
                 logger.info(
-                    "mlflow_tfmon: made run %s for this training loop; it ends with the script, with the next training "
-                    "or by mlflow_tfmon.end_run(). To log figures of your own to it, train within mlflow.start_run().",
+                    "mlflow_tfmon: created run %s for this training loop; it ends with the script, with the next "
+                    "training or with mlflow_tfmon.end_run(). To log your own metrics to it, train within "
+                    "mlflow.start_run().",
                     loop.run_id,
                 )
         loop.attach(ring)

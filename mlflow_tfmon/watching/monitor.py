@@ -1,4 +1,4 @@
-"""Monitor: one watched training, as a loop or a fit tells of it: figures, epochs, what may become a checkpoint."""
+"""Monitor: one monitored training as its loop or fit sees it: metrics, epochs, candidates for checkpoints."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from mlflow_tfmon.watching.training import Training
 
 
 class Monitor(Training):
-    """Watches one training: its steps, its epochs, and what it was made of.
+    """Monitor of one training: its steps, its epochs, and its facts.
 
-    Every optimizer step that is made while the monitor is on is recorded, also within a `tf.function`, provided that
-    the function is traced (called for the first time) after the monitor was started or autologging enabled.
+    Records every optimizer step while it is on, also within a `tf.function`, provided that the function is traced
+    (called for the first time) after the monitor was started or autologging enabled.
 
     Args:
-        model: the Keras model that is trained. Without it, whatever this thread trains is taken.
-        optimizer: a Keras optimizer of a custom loop, or several, if the model is not compiled with it: its state is
-            part of the checkpoints, and comes back with `resume`.
-        run_id: MLflow run that takes the training. Default: the active run, else one is made.
-        total_steps: how many optimizer steps the training will make, so that the progress bar tells the time left.
+        model: the trained Keras model. Without it, everything that this thread trains is recorded.
+        optimizer: one or several Keras optimizers of a custom loop with which the model is not compiled: their state is
+            saved in checkpoints and restored with `resume`.
+        run_id: MLflow run for the training. Default: the active run, else a new one.
+        total_steps: planned number of optimizer steps, so that the progress bar shows the time left.
         **settings: any of `mlflow_tfmon.settings.Settings`, such as `monitor="val_accuracy"`.
 
     Raises:
-        SettingError: for an unknown setting, or a value that it can't have.
+        SettingError: for an unknown setting or an invalid value.
 
     Example:
         ```python
@@ -65,34 +65,32 @@ class Monitor(Training):
         **settings: Any,
     ) -> None:
         if model is not None and not hasattr(model, "trainable_variables"):
-            raise SettingError(
-                f"model={model!r}: model must be a Keras model, or None for whatever is trained."
-            )
+            raise SettingError(f"model={model!r}: model must be a Keras model, or None for any model.")
         checked = Settings.make(**settings)
         if settings.get("resume") and (model is None or run_id):
-            raise SettingError(
-                "resume: it needs the model, and takes the place of run_id: Monitor(model, resume=...)."
-            )
+            raise SettingError("resume: needs the model and replaces run_id: use Monitor(model, resume=...).")
         if model is not None and not run_id:
             resuming.prepare(checked.resume)
         super().__init__(
             model, checked, run_id, [] if optimizer is None else list(tf.nest.flatten(optimizer))
         )
         self.total_steps = total_steps
-        self.callbacks: Callbacks | None = None  # of the fit that is watched
-        self.arguments: FitArguments | None = None  # of the fit that is watched
-        self.datasets: dict[str, tuple[str, str]] = {}  # of the fit that is watched, as in `ModelSaved`
+        self.callbacks: Callbacks | None = None  # of the monitored fit
+        self.arguments: FitArguments | None = None  # of the monitored fit
+        self.datasets: dict[str, tuple[str, str]] = {}  # of the monitored fit, as in `ModelSaved`
         self._activations = ActivationWatch(model)
         self._pauses = Pauses()
         self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
-        self._ended = (0, 0)  # the last epoch of a loop, and how many steps had been made by its end
+        self._ended = (0, 0)  # the last epoch of a loop, and the number of steps by its end
 
     @classmethod
     def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
-        """A monitor with settings that have been checked."""
-        monitor = cls(model, run_id=run_id, resume=None)  # whoever checked them has prepared what they resume
+        """Returns a monitor with validated settings."""
+        monitor = cls(
+            model, run_id=run_id, resume=None
+        )  # their validation has prepared the checkpoint to resume
         monitor.settings = settings
         return monitor
 
@@ -110,23 +108,23 @@ class Monitor(Training):
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
         """As `Training.end`."""
         if status == "FINISHED" and self._pipeline is not None:
-            with contained("looking for a best model", "the run does not say that none is registered"):
+            with contained("looking for a best model", "the run does not show that none is registered"):
                 self._tell_registered()
         super().end(status, reason)
 
     def _tell_registered(self) -> None:
-        """Tells the run, at the end of a loop, if nothing becomes the version that was asked for."""
+        """Records in the run, at the end of a loop, if no requested version was registered."""
         name = self.settings.registered_model_name
         if name and self.arguments is None and not self.has_best:
-            why = "no best model is kept that MLflow can load"
+            why = "there is no best model that MLflow can load"
             logger.warning(
                 "mlflow_tfmon: registered_model_name=%r: nothing is registered, since %s.", name, why
             )
             self.record(records.Facts(tags={REGISTERED: f"{name} gets no version: {why}"}, time=time.time()))
 
-    # -- what the user tells ---------------------------------------------------------------------------------------
+    # -- calls of the user -----------------------------------------------------------------------------------------
     def log(self, **values: float) -> None:
-        """Records figures of your own at the current step, as `batch/<name>`.
+        """Records your own metrics at the current step, as `batch/<name>`.
 
         Args:
             **values: numbers, or tensors of one number (reading one waits for the device).
@@ -141,64 +139,64 @@ class Monitor(Training):
         """
         numbers = plain_numbers(values, "log")
         if self._pipeline is not None:
-            with contained("Monitor.log", "these figures are not recorded"):
+            with contained("Monitor.log", "these values are not recorded"):
                 self._pipeline.drain()
                 self._pipeline.recording.logged(numbers, self._keys())
                 if isinstance(self.settings.checkpoint_save_freq, int):
                     self._consider(self._pipeline.recording.epochs_done(self.prefix), numbers, within=True)
 
     def step_ended(self, metrics: Mapping[str, float]) -> None:
-        """Has a checkpoint made within an epoch, where one is due, by the metrics so far."""
+        """Makes a checkpoint within an epoch, if one is due, with the metrics so far."""
         if self._pipeline is not None:
             with contained("a checkpoint within an epoch", "the model at this step is not kept"):
                 self._pipeline.drain()
                 self._consider(self._pipeline.recording.epochs_done(self.prefix), metrics, within=True)
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Records the metrics of an epoch, those given and `epoch_metrics`, and the best of `monitor` so far.
+        """Records the metrics of an epoch, given ones and `epoch_metrics`, and the best of `monitor` so far.
 
-        A loop whose epochs begin anew (a reset of the model, say) goes on in the run's count, as a further fit does;
-        what is told again of the last epoch is that epoch's.
+        If a loop restarts its epochs (for example after a reset of the model), the run's count continues, as for a
+        further fit; metrics given again for the last epoch are added to it.
 
         Args:
             epoch: number of the epoch in this training, from 0.
             metrics: numbers by name, such as `{"val_loss": 0.3}`.
 
         Returns:
-            The metrics as they are recorded.
+            The recorded metrics.
 
         Raises:
             SettingError: `epoch` is not a whole number from 0, or a metric is not a number.
         """
         epoch, numbers = plain_epoch(epoch), plain_numbers(metrics or {}, "log_epoch")
         numbers |= self.measured()
-        with contained("counting epochs", "those that begin anew take the places of the earlier ones"):
+        with contained("counting epochs", "epochs that restart replace the earlier ones"):
             self._count_epoch(epoch)
         self.epoch_ended(epoch, numbers)
-        with contained("acting on a problem", "the training goes on as it is"):
+        with contained("acting on a problem", "training continues as it is"):
             self._actions = self._actions or Actions.of_loop(self)
             if self._actions is not None:
                 self._actions.epoch_ended(numbers)
         return numbers
 
     def _count_epoch(self, epoch: int) -> None:
-        """Sees to it that an epoch that a loop makes anew follows on those before it."""
+        """Makes an epoch that a loop restarts follow on those before it."""
         if self._pipeline is None:
             return
         self._pipeline.drain()
         self.place_epochs(epoch)
         last, then = self._ended
         steps = self._pipeline.recording.steps_of(self._keys())
-        if self.epoch_offset + epoch < last and steps > then:  # else it is told late
+        if self.epoch_offset + epoch < last and steps > then:  # else it is recorded late
             self._epoch_offset = last + 1 - epoch
             self.record(*self._pipeline.recording.seam(self._keys(), then))
         self._ended = max(self._ended, (self.epoch_offset + epoch, steps))
 
     @property
     def should_stop(self) -> bool:
-        """Whether a loop with `on_problem="stop"` should end: a critical problem was found that is at least 80% sure.
+        """Whether a loop with `on_problem="stop"` should end: a critical problem is at least 80% certain.
 
-        It may be asked at each step. `log_epoch` puts the best epoch's weights back.
+        May be read at each step. `log_epoch` restores the best epoch's weights.
 
         Example:
             ```python
@@ -210,12 +208,12 @@ class Monitor(Training):
         return self.settings.on_problem == "stop" and bool(actions.sure(self)) and actions.may_act(self)
 
     def measured(self) -> dict[str, float]:
-        """What `epoch_metrics` says of the model now, on every worker: the training pauses meanwhile."""
+        """Returns the `epoch_metrics` of the model now, on every worker, while the training pauses."""
         self.paused(time.time())
         return measured(self.model, self.settings)
 
     def epoch_ended(self, epoch: int, numbers: dict[str, float]) -> None:
-        """Takes the metrics of an epoch, all of them."""
+        """Takes all metrics of an epoch."""
         if self._pipeline is None:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
@@ -229,16 +227,16 @@ class Monitor(Training):
             histograms.epoch_ended(recording, self._rings, number, DRAIN.before_next_rows)
             recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
-            # Last: from here on the thread that writes wants the interpreter too.
+            # Last, since the writing thread competes for the interpreter from here on.
             self._consider(number, numbers)
 
     def paused(self, since: float | None) -> None:
-        """Tells that training has paused (validation), or with None that it goes on: no step time spans a pause."""
+        """Notes that training has paused (validation), or with None that it continues, for the step times."""
         self.record(*self._pauses.told(since))
 
     # -- the fits of a training ------------------------------------------------------------------------------------
     def new_fit(self) -> None:
-        """Tells that a further fit begins, whose epochs are counted from 0 again."""
+        """Notes that a further fit begins, whose epochs are counted from 0 again."""
         if self._checkpoint is None:
             self._epoch_offset = None
         if self._pipeline is not None:
@@ -248,19 +246,19 @@ class Monitor(Training):
         self.premises.again()
 
     def mark_seam(self) -> None:
-        """Tells, in the run's tag, at which step a further fit of the model begins, if it is not the first."""
+        """Records in the run's tag at which step a further fit of the model begins."""
         if self._pipeline is not None:
             self.record(*self._pipeline.recording.seam(self._keys()))
 
     def restore_fit(self, model: Any) -> bool:
-        """Has a fit that is just beginning go on from the checkpoint; returns whether one is to be resumed.
+        """Restores the checkpoint for a fit that is beginning; returns whether there is one to resume.
 
         Raises:
-            SettingError: the model is not the one that was saved.
+            SettingError: the model differs from the saved one.
         """
-        checkpoint, self._checkpoint = self._checkpoint, None  # a further fit begins anew
+        checkpoint, self._checkpoint = self._checkpoint, None  # a further fit starts from scratch
         if checkpoint is not None:
-            if not self._in_fit:  # it is around fits, of which this is the first
+            if not self._in_fit:  # the monitor encloses fits, of which this is the first
                 checkpoint.check_fit(order.fits(model))
             underway.build(model)
             checkpoint.restore(model, self._optimizers)
@@ -270,7 +268,7 @@ class Monitor(Training):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
     def _consider(self, epoch: int, metrics: Mapping[str, float], within: bool = False) -> None:
-        """Has a checkpoint made where one is due."""
+        """Makes a checkpoint if one is due."""
         if self._pipeline is not None:
             step = self._pipeline.recording.steps_of(self._keys())
             around = moments.around(
@@ -286,7 +284,7 @@ class Monitor(Training):
 
     @property
     def has_best(self) -> bool:
-        """Whether a best model of the training is kept that MLflow can load, after what waits has been written."""
+        """Whether a best model that MLflow can load is kept, once pending checkpoints have been written."""
         if self._pipeline is None:
             return False
         self._pipeline.finish_checkpoints()
@@ -294,6 +292,6 @@ class Monitor(Training):
 
 
 def watching(model: Any) -> Monitor | None:
-    """The monitor that was started for a model and is still on."""
+    """Returns the monitor that was started for a model and is still on."""
     found = (one for one in reversed(claims.active) if isinstance(one, Monitor) and one.model is model)
     return next(found, None)

@@ -1,4 +1,4 @@
-"""When a training pauses, so that no step time spans it."""
+"""Pauses of a training, which no step time may include."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Side by side with MLflow's own autologging of `fit`: one of the two records a training, never both, never half.
+"""Coexistence with MLflow's own autologging of `fit`: exactly one of the two records a training.
 
 Ours does, in either order of the two calls, since it records all that MLflow's does. MLflow's comes back, with the
 arguments that it was given, when ours is disabled.
@@ -22,7 +22,7 @@ _originals: dict[str, Any] = {}
 def set_aside() -> None:
     """Takes the peers' patches of `fit` out, and keeps those from being put in that are enabled later."""
     for integration, module_name in _PEERS.items():
-        with contained(f"setting mlflow.{integration}.autolog aside", "a fit may be recorded twice"):
+        with contained(f"disabling mlflow.{integration}.autolog", "a fit may be recorded twice"):
             if not autologging(integration, "disable", True):
                 find("mlflow.utils.autologging_utils.safety.revert_patches")(integration)
                 _say(integration)
@@ -44,8 +44,8 @@ def _instead(integration: str, safe_patch: Any) -> Any:
 def _say(integration: str) -> None:
     say_once(
         f"peer {integration}",
-        f"mlflow_tfmon: watches fit in place of mlflow.{integration}.autolog, and records what it would record; "
-        "to have MLflow's own, call mlflow_tfmon.autolog(disable=True).",
+        f"mlflow_tfmon: monitors fit instead of mlflow.{integration}.autolog, and records the same things; "
+        "to use MLflow's own, call mlflow_tfmon.autolog(disable=True).",
     )
 
 
@@ -59,7 +59,7 @@ def say_of_callbacks(callbacks: list[Any]) -> None:
             say_once(
                 "MlflowCallback",
                 "mlflow_tfmon: an MlflowCallback in fit(callbacks=...) logs the same metrics a second time, into the "
-                "same run if that is the active one; leave it out: autolog() records all that it does.",
+                "same run if that is the active one; remove it: autolog() records everything it does.",
             )
 
 
@@ -72,6 +72,6 @@ def bring_back() -> None:
         module = sys.modules[module_name]
         module.safe_patch = safe_patch  # type: ignore[attr-defined]
         if not autologging(integration, "disable", True):
-            with contained(f"bringing mlflow.{integration}.autolog back", "it must be enabled anew"):
+            with contained(f"restoring mlflow.{integration}.autolog", "it must be enabled again"):
                 arguments = dict(find("mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS")[integration])
                 module.autolog(**arguments)

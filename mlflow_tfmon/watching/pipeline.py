@@ -1,4 +1,4 @@
-"""The pipeline of one run: rings, drain, recording, journal and delivery, put together and taken apart."""
+"""Pipeline of one run: rings, drain, recording, journal and delivery, assembled and taken apart."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _LOOK = 1.0  # s between two looks at the delivery process
 
 
 class Pipeline:
-    """What watches the trainings within one run.
+    """Pipeline of the trainings within one run.
 
     Args:
-        run: the run that takes them.
-        settings: how they are watched.
+        run: their run.
+        settings: their settings.
         journal: where they are recorded.
     """
 
@@ -77,7 +77,7 @@ class Pipeline:
         self.recording.append(self._started)
         with contained("describing the environment", "it is not recorded"):
             self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
-        with contained("starting delivery", f"what is recorded waits in {self.folder}"):
+        with contained("starting delivery", f"recordings are kept in {self.folder}"):
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
         global _exit_wait
         _exit_wait = settings.exit_wait
@@ -86,7 +86,7 @@ class Pipeline:
     def of(cls, run: runs.Run, settings: Settings, journal: Journal | None = None) -> tuple[Pipeline, bool]:
         """The pipeline of a run, and whether it was made now; one that is open takes a further training too."""
         with _lock:
-            key = run.run_id or f"run made at {run.start_time}"
+            key = run.run_id or f"run created at {run.start_time}"
             pipeline = _open.get(key)
             if pipeline is not None and not pipeline.closed:
                 if journal is not None:
@@ -197,12 +197,12 @@ class Pipeline:
         """Ends the progress bar."""
         bar, self.bar = self.bar, None
         if bar is not None:
-            with contained("the progress bar", "its last figures are not shown"):
+            with contained("the progress bar", "its last values are not shown"):
                 bar.close()
 
     def _sum_up(self, delivered: bool) -> None:
-        """Says what the run has come to, unless that was said."""
-        with contained("summing up", "it is in MLflow"):
+        """Logs the summary of the run, unless that was done."""
+        with contained("summing up", "it stays in MLflow"):
             found = self._delivery.status(self.folder)
             best = [keeper.best.text(prefix) for prefix, keeper in self._keepers.items()]
             summary = Summary(
@@ -223,18 +223,18 @@ class Pipeline:
 
     def watch_delivery(self) -> None:
         """Starts delivery anew if it died, and says once what it could not do."""
-        with contained("starting delivery anew", f"what is recorded waits in {self.folder}"):
+        with contained("restarting delivery", f"recordings are kept in {self.folder}"):
             if not self._delivery.ensure_alive():
                 say_once(
                     f"dead {self.folder}",
-                    "mlflow_tfmon: delivery to MLflow ended again and again and does not run; what is recorded is kept "
+                    "mlflow_tfmon: delivery to MLflow has failed repeatedly and is stopped; recordings are kept "
                     f"in {self.folder} until `mlflow-tfmon sync` delivers it.",
                 )
         status = self._delivery.status(self.folder)
         if status.error:
             say_once(
                 f"{self.folder} {status.error[:40]}",
-                f"mlflow_tfmon: delivery to MLflow waits: {status.error}",
+                f"mlflow_tfmon: delivery to MLflow is waiting: {status.error}",
             )
 
     def _append(self, out: Sequence[records.Record]) -> None:
@@ -249,7 +249,7 @@ class Pipeline:
             return True  # the rings fill up meanwhile; whoever trains waits for nothing either
         if self._spool.stuck and not self.closed:
             return False  # what is to be waited for is not even in the journal
-        with contained("starting delivery anew", f"what is recorded waits in {self.folder}"):
+        with contained("restarting delivery", f"recordings are kept in {self.folder}"):
             self._delivery.ensure_alive()  # nobody looks after it from here on
         return self._delivery.wait(self.folder, self._spool.last, self.settings.delivery_wait)
 
@@ -296,7 +296,7 @@ _looked = 0.0
 
 def _look() -> None:
     global _looked
-    with contained("giving back memory", "the rings of trainings that are over keep it"):
+    with contained("freeing memory", "the rings of finished trainings keep it"):
         give_back()
     for pipeline in list(_open.values()):
         pipeline.watch.look()
@@ -330,16 +330,16 @@ def _close_all() -> None:
             told()
     for pipeline in list(_open.values()):
         with contained(
-            "ending the recording", "what was recorded last is delivered by the next `mlflow-tfmon sync`"
+            "ending the recording", "the last records are delivered by the next `mlflow-tfmon sync`"
         ):
             if error is None:
                 pipeline.close("FINISHED")
             else:
                 pipeline.close("FAILED", f"{type(error).__name__}: {error}")
-    with contained("telling the chief of the last steps", "their loss is not recorded"):
+    with contained("sending the last steps to the chief", "their loss is not recorded"):
         DRAIN.flush()
     DRAIN.stop()
-    with contained("waiting for delivery", "what is left is delivered by `mlflow-tfmon sync`"):
+    with contained("waiting for delivery", "`mlflow-tfmon sync` delivers the rest"):
         ending.wait(_exit_wait, ending.of_script())
 
 

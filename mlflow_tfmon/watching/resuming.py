@@ -1,4 +1,4 @@
-"""Going on with a training that was interrupted: from the last checkpoint of its run, within the same run."""
+"""Resuming of an interrupted training: from the last checkpoint of its run, in the same run."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LATEST = "latest"
 _PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
 _PAUSE = 0.2  # s
 _WHICH = (
-    "they are kept of Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with a "
-    "Monitor(model); of one model a run"
+    "checkpoints are kept for Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with "
+    "Monitor(model); for one model per run"
 )
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
 
@@ -49,7 +49,7 @@ def prepare(resume: str | None) -> None:
         resume: id of a run; "latest" for the last of the experiment that did not finish, if there is one; or None.
 
     Raises:
-        SettingError: there is no such run, or no checkpoint to go on from, or it is still being trained.
+        SettingError: there is no such run, or no checkpoint to resume from, or it is still being trained.
     """
     if resume is None:
         return
@@ -60,7 +60,7 @@ def prepare(resume: str | None) -> None:
 
 
 def take(resume: str | None, model: Any) -> Checkpoint | None:
-    """The checkpoint that was prepared: the first model to ask gets it.
+    """Returns the prepared checkpoint to the first model that asks for it.
 
     With "latest" a script was started again as it was: what it trains before the model that was interrupted is another.
     """
@@ -70,10 +70,10 @@ def take(resume: str | None, model: Any) -> Checkpoint | None:
     if not checkpoint.is_placed(model):
         goes_on = resume != LATEST
         logger.warning(
-            "mlflow_tfmon: resume=%r: run %s is of model %d that its script trained, and this (%r) is model %d: %s.",
+            "mlflow_tfmon: resume=%r: run %s is of model %d of its script, but this (%r) is model %d: %s.",
             resume, checkpoint.run_id, checkpoint.place + 1, getattr(model, "name", "?"), order.place(model) + 1,
-            "it goes on from there all the same" if goes_on
-            else f"it begins anew, in a run of its own; to have it go on: resume={checkpoint.run_id!r}",
+            "it resumes from there anyway" if goes_on
+            else f"it starts from scratch in its own run; to resume it, set resume={checkpoint.run_id!r}",
         )  # fmt: skip
         if not goes_on:
             return None
@@ -81,27 +81,27 @@ def take(resume: str | None, model: Any) -> Checkpoint | None:
 
 
 def is_done(model: Any, resume: str | None) -> bool:
-    """Whether the fit that begins was over before the interruption: a later one of its model goes on."""
+    """Whether a beginning fit was finished before the interruption, so that a later one of its model resumes."""
     checkpoint = None if resume is None else _prepared.get(resume)
     if checkpoint is None or order.fits(model) >= checkpoint.fits:
         return False
     if not checkpoint.is_of(model) or not checkpoint.is_placed(model):
         return False
     logger.info(
-        "mlflow_tfmon: resume=%r: fit %d of the model %r was over before run %s was interrupted; it makes no epochs, "
-        "fit %d goes on.",
+        "mlflow_tfmon: resume=%r: fit %d of the model %r was finished before run %s was interrupted; it runs no "
+        "epochs, fit %d resumes.",
         resume, order.fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
     )  # fmt: skip
     return True
 
 
 def say_of_loop(resume: str | None) -> None:
-    """Says that a custom loop that `autolog` alone watches begins anew, where a checkpoint waits to be gone on from."""
+    """Logs that a custom loop under `autolog` alone starts from scratch though there is a checkpoint to resume."""
     if resume in _prepared:
         say_once(
             f"resume {resume} in a loop",
-            f"mlflow_tfmon: resume={resume!r}: this custom loop begins anew, in a run of its own, since autolog does "
-            f"not know its model and optimizer; to go on with run {_prepared[resume].run_id}, train within `with "
+            f"mlflow_tfmon: resume={resume!r}: this custom loop starts from scratch in its own run, since autolog does "
+            f"not know its model and optimizer; to resume run {_prepared[resume].run_id}, train within `with "
             f"mlflow_tfmon.Monitor(model, optimizer=optimizer, resume={resume!r}) as monitor:`, from epoch "
             "monitor.first_epoch on.",
         )
@@ -119,17 +119,19 @@ def _find(run_id: str) -> Checkpoint:
         ) from None  # whose text may have a password
     if fluent._active_experiment_id not in (None, experiment):
         raise SettingError(
-            f"resume={run_id!r}: it is of experiment {experiment}, but {fluent._active_experiment_id} is set; call "
-            f"mlflow.set_experiment(experiment_id={experiment!r}) first."
+            f"resume={run_id!r}: it belongs to experiment {experiment}, but {fluent._active_experiment_id} is set; "
+            f"call mlflow.set_experiment(experiment_id={experiment!r}) first."
         )
     _wait_for_delivery(run_id)
     tags = client.get_run(run_id).data.tags
     of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
     if len(of) != 1 or not MODEL_ID.fullmatch(next(iter(of))):
-        why = {0: "no checkpoint to go on from", 1: "a tag that names no checkpoint"}.get(
+        why = {0: "no checkpoint to resume from", 1: "a tag that does not name a checkpoint"}.get(
             len(of), f"checkpoints of {len(of)} models"
         )
-        raise SettingError(f"resume={run_id!r}: the run has {why}; train anew without resume ({_WHICH}).")
+        raise SettingError(
+            f"resume={run_id!r}: the run has {why}; train from scratch without resume ({_WHICH})."
+        )
     holder = temporary.Folder()
     try:
         check_artifacts(client, client.get_logged_model(next(iter(of))).artifact_location)
@@ -144,8 +146,8 @@ def _find(run_id: str) -> Checkpoint:
     except Exception as error:
         text = " ".join(without_secrets(str(error)).split())[:300]
         raise SettingError(
-            f"resume={run_id!r}: its checkpoint cannot be read ({type(error).__name__}: {text}); train anew without "
-            "resume."
+            f"resume={run_id!r}: its checkpoint cannot be read ({type(error).__name__}: {text}); train from scratch "
+            "without resume."
         ) from None  # as above
     object.__setattr__(checkpoint, "_holder", holder)  # the files live as long as it does
     return checkpoint
@@ -213,8 +215,8 @@ def _wait_for_delivery(run_id: str) -> None:
             )
         if time.monotonic() > give_up:
             raise SettingError(
-                f"resume={run_id!r}: what the training has left on this machine does not reach MLflow ({reason}); "
-                "when the store is there again, call `mlflow-tfmon sync`, then resume."
+                f"resume={run_id!r}: the training's records on this machine cannot be delivered to MLflow ({reason}); "
+                "when the store is back, run `mlflow-tfmon sync`, then resume."
             )
         reason = deliver(waiting[0])
         time.sleep(_PAUSE)
@@ -231,7 +233,7 @@ def _latest() -> str | None:
     )
     if not found or found[0].info.status == "FINISHED":
         logger.info(
-            "mlflow_tfmon: resume='latest': no training of this experiment is unfinished; a new one begins."
+            "mlflow_tfmon: resume='latest': no training in this experiment is unfinished; a new one starts."
         )
         return None
     run_id = str(found[0].info.run_id)
@@ -239,8 +241,8 @@ def _latest() -> str | None:
     if any(kind == RESUME for _, kind in _pointers(client.get_run(run_id).data.tags)):
         return run_id
     logger.warning(
-        "mlflow_tfmon: resume='latest': run %s is unfinished, but has no checkpoint to go on from (%s); a new training "
-        "begins.",
+        "mlflow_tfmon: resume='latest': run %s is unfinished, but has no checkpoint to resume from (%s); a new "
+        "training starts.",
         run_id, _WHICH,
     )  # fmt: skip
     return None
@@ -277,7 +279,7 @@ def _take_up(into: Pipeline, prefix: str) -> None:
     run, keeper = into.run, into.keeper(prefix)
     if keeper.resumed or run.run_id is None:
         return
-    with contained("looking at what the run has kept", "a worse model may take the place of its best"):
+    with contained("reading the run's kept checkpoints", "a worse model may replace its best"):
         client = mlflow.MlflowClient(run.tracking_uri)
         tags = client.get_run(run.run_id).data.tags
         keeper.restore(_kept(client, run.experiment_id, run.run_id, tags, prefix))
@@ -285,7 +287,7 @@ def _take_up(into: Pipeline, prefix: str) -> None:
 
 def _replay(checkpoint: Checkpoint, watch: Watch) -> None:
     """Has the detectors know what was recorded up to the checkpoint: the problems are those of one training."""
-    with contained("reading what was recorded before", "problems are looked for from here on alone"):
+    with contained("reading the earlier recording", "problems are only found from here on"):
         run = load_run(checkpoint.run_id)
         run.cut(Past.from_dict(checkpoint.state.about["past"]).steps)
         watch.go_on(*replayed(run))

@@ -1,4 +1,4 @@
-"""What is said at the end of a training, on one screen."""
+"""Summary at the end of a training, on one screen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_PROBLEMS = 6
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run has come to.
+    """Summary of a run.
 
     Attributes:
         run_id: the run, or None if it is not made yet.
@@ -22,7 +22,7 @@ class Summary:
         steps: how many optimizer steps were recorded.
         epochs: how many epochs.
         best: the best epochs, such as "val_loss 0.1234 at epoch 7".
-        problems: those that stand.
+        problems: the current ones.
         waiting: how many records wait for delivery.
         why: they wait, or None.
         not_kept: what was measured and not kept, and why, or "".
@@ -63,8 +63,8 @@ class Summary:
             rows.append(
                 (
                     "waiting",
-                    f"{what} wait for delivery{why}. It goes on for a minute after the script's end; what "
-                    "it leaves, `mlflow-tfmon sync` delivers.",
+                    f"{what} {'is' if self.waiting == 1 else 'are'} still being uploaded{why} (continues up to 1 min "
+                    "after exit; then run `mlflow-tfmon sync`).",
                 )
             )
         lines = [f"  {name:<9} {text}" for name, text in rows]

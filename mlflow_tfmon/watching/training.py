@@ -1,4 +1,4 @@
-"""One watched training's life: it starts, gets its optimizer steps, and ends."""
+"""Life of one monitored training: it starts, gets its optimizer steps, and ends."""
 
 from __future__ import annotations
 
@@ -27,37 +27,39 @@ from mlflow_tfmon.watching import pipeline as pipelines
 from mlflow_tfmon.watching.complaints import say_what_is_missing
 from mlflow_tfmon.watching.pipeline import Pipeline
 
-_NOT_CHIEF = "this is worker {}; the run that takes the training is the chief's."
+_NOT_CHIEF = "this is worker {}; the training is recorded in the chief's run."
 _Self = TypeVar("_Self", bound="Training")
 
 
 class Training:
-    """What is watched: whose steps they are, in which run they are recorded, and for how long.
+    """One monitored training: whose steps it takes, in which run they are recorded, and for how long.
 
     Args:
-        model: the Keras model that is trained, or None for whatever this thread trains.
-        settings: how it is watched.
-        run_id: MLflow run that takes it, or None for the active one, else a new one.
-        optimizers: those that the model is not compiled with, as far as they are named.
+        model: the trained Keras model, or None for everything that this thread trains.
+        settings: its settings.
+        run_id: its MLflow run, or None for the active one, else a new one.
+        optimizers: those that the model is not compiled with, as far as they were passed.
     """
 
     def __init__(self, model: Any, settings: Settings, run_id: str | None, optimizers: list[Any]) -> None:
         self.model = model
         self.settings = settings
-        self.total_steps: int | None = None  # how many it will make, if that is known
+        self.total_steps: int | None = None  # planned number, if known
         self.premises = Telling(model)
         self.known: frozenset[tuple[str, str]] = frozenset()  # problems that the run had before
         self._run_id = run_id
         self._optimizers = optimizers
         self._thread = threading.get_ident()
-        self._checkpoint: Checkpoint | None = None  # that it goes on from
+        self._checkpoint: Checkpoint | None = None  # that it resumes
         self._pipeline: Pipeline | None = None
         self._made_pipeline = False
         self._in_fit = False
         self._rings: list[Ring] = []
-        self._trained: frozenset[str] = frozenset()  # keys of what optimizers were seen to train
+        self._trained: frozenset[str] = (
+            frozenset()
+        )  # keys of the variables that optimizers were seen to train
         self._epoch_offset: int | None = None
-        # The number that the training itself, its fit or its loop, gives its first epoch.
+        # Number of the first epoch as the fit or loop itself counts.
         self._began_with = 0
         self._first_step = 0
 
@@ -68,12 +70,12 @@ class Training:
 
     @property
     def for_run(self) -> str | None:
-        """As `run_id`, but where another process records the run that was meant, the id of that one."""
+        """Like `run_id`, but the id of the intended run if another process records that one."""
         return None if self._pipeline is None else self._pipeline.run.beside or self.run_id
 
     @property
     def first_epoch(self) -> int:
-        """The epoch with which the training begins: 0, or with `resume` the one after the checkpoint's."""
+        """The first epoch of the training: 0, or with `resume` the one after the checkpoint's."""
         return 0 if self._checkpoint is None else self._checkpoint.first_epoch
 
     # -- from start to end -----------------------------------------------------------------------------------------
@@ -85,16 +87,17 @@ class Training:
         bar: bool = True,
         in_fit: bool = False,
     ) -> _Self:
-        """Starts watching.
+        """Starts monitoring.
 
         Args:
-            stay_active: whether a run made for the training becomes the active MLflow run.
-            thread: the thread that trains; default: this one.
-            bar: whether there is a progress bar, where one can be seen.
-            in_fit: whether a fit is beginning, which has a bar and will call `restore_fit` once the model is built.
+            stay_active: whether a run created for the training becomes the active MLflow run.
+            thread: the training thread; default: this one.
+            bar: whether to show a progress bar, where one is visible.
+            in_fit: whether a fit is beginning, which has its own bar and will call `restore_fit` once the model is
+                built.
 
         Raises:
-            SettingError: the model is not the one that is to be resumed.
+            SettingError: the model differs from the one to resume.
         """
         if self in claims.active:
             return self
@@ -117,7 +120,7 @@ class Training:
         with contained("starting the monitor", "this training is not recorded"):
             journal = None
             if run is None:
-                journal = Journal.create()  # first: of what cannot be recorded no run is made
+                journal = Journal.create()  # first: no run is created for what cannot be recorded
                 try:
                     run = runs.start(self.settings.extra_tags, stay_active)
                 except BaseException:
@@ -131,8 +134,8 @@ class Training:
                 self._epoch_offset = self._checkpoint.state.about["first_epoch"]
                 self._began_with = self._checkpoint.began_with
             now = time.time()
-            self.record(records.Paused(now, now))  # the time since a training before is no step's
-            if self._checkpoint is None:  # else those before are its own
+            self.record(records.Paused(now, now))  # the time since an earlier training is not a step time
+            if self._checkpoint is None:  # else the earlier ones are its own
                 self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
             self.forget_problems()
@@ -141,14 +144,14 @@ class Training:
             self.tell_premises()
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
-                    ring.taken = ring.written()  # what it did before was another training, or none
+                    ring.taken = ring.written()  # its earlier steps belong to another training, or to none
                     self.attach(ring)
         if self._pipeline is None:
             probes.remove(self)
         return self
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
-        """Stops watching, and waits a little until MLflow has everything; a run made for the training ends.
+        """Stops monitoring, and waits a little until MLflow has everything; a run created for the training ends.
 
         Args:
             status: "FINISHED", "FAILED" or "KILLED".
@@ -166,7 +169,7 @@ class Training:
             return
         if self.settings.tensorboard:
             self._tell_graph()
-        with contained("ending the monitor", "what was recorded last may come late"):
+        with contained("ending the monitor", "the last records may arrive late"):
             pipeline.release(self._rings)
             pipeline.hide()
             pipeline.interrupted = status != "FINISHED"
@@ -184,7 +187,7 @@ class Training:
             quiet(autolog_settings().silent)
 
     def _tell_graph(self) -> None:
-        """Records the graph of the step that was traced last, if it is still there."""
+        """Records the graph of the last traced step, if it still exists."""
         with contained("reading the training's graph", "TensorBoard's files lack it"):
             traced = [found for found in (ring.graph() for ring in self._rings) if found is not None]
             for one in traced[-1:]:
@@ -192,57 +195,57 @@ class Training:
 
     # -- what is recorded ------------------------------------------------------------------------------------------
     def tell_premises(self) -> None:
-        """Records what is known before the first step, once the model is built."""
+        """Records the facts known before the first step, once the model is built."""
         if self._pipeline is not None:
             recorded = self._pipeline.recording.steps_of(self._keys())
             self.record(*self.premises.tell(self.prefix, recorded))
 
     def record(self, *out: records.Record) -> None:
-        """Puts records of other parts of the package (facts of the fit, models) into the journal."""
+        """Writes records of other parts of the package (facts of the fit, models) to the journal."""
         if self._pipeline is not None:
             with contained("the journal", "some facts of this training are not recorded"):
                 self._pipeline.recording.append(*out)
 
     @property
     def on(self) -> bool:
-        """Whether the training is being watched."""
+        """Whether the training is being monitored."""
         return self._pipeline is not None
 
     @property
     def owns_run(self) -> bool:
-        """Whether the run was made for this training."""
+        """Whether the run was created for this training."""
         return self._pipeline is not None and self._pipeline.run.owned
 
     @property
     def folder(self) -> Path | None:
-        """Folder of the recording, where files wait for delivery; None before the start."""
+        """Folder of the recording, with files to be delivered; None before the start."""
         return None if self._pipeline is None else self._pipeline.folder
 
     @property
     def watch(self) -> Watch | None:
-        """What judges the training, while it is watched."""
+        """The search for problems, while the training is monitored."""
         return None if self._pipeline is None else self._pipeline.watch
 
     @property
     def epoch_offset(self) -> int:
-        """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run go on."""
+        """The run's number of the fit's (or loop's) epoch 0: epochs of one model within one run are counted on."""
         if self._epoch_offset is not None or self._pipeline is None:
             return self._epoch_offset or 0
         return max(0, self._pipeline.recording.epochs_done(self.prefix) - self._began_with)
 
     def epochs_begin(self, first: int) -> None:
-        """Tells the number of the first epoch: if it counts on from those before within the run, it stays as it is."""
+        """Takes the number of the first epoch; it is kept if it continues the run's count."""
         if self._epoch_offset is None:
             self._began_with = first
 
     def place_epochs(self, first: int) -> None:
-        """Settles the run's numbers of the epochs, once the first has made steps: then it is known of which model."""
+        """Fixes the run's numbers of the epochs once the first has made steps, since only then the model is known."""
         if self._epoch_offset is None and self._pipeline is not None:
             self.epochs_begin(first)
             self._epoch_offset = self.epoch_offset
 
     def forget_problems(self) -> None:
-        """What was found in the run by now is no concern of what follows."""
+        """Ignores the problems found in the run so far."""
         found = self._pipeline.watch.found if self._pipeline is not None else {}
         self.known = frozenset(key for key, problem in found.items() if problem.severity == "critical")
 
@@ -271,7 +274,7 @@ class Training:
         return bool(self._trained & keys)
 
     def begins(self) -> bool:
-        """Whether this is the training's very beginning: a further optimizer is part of it."""
+        """Whether the training is just beginning, so that a further optimizer is part of it."""
         if self._pipeline is None:
             return False
         self._pipeline.drain()
@@ -284,14 +287,14 @@ class Training:
 
     @property
     def prefix(self) -> str:
-        """What precedes the names of the model's epoch metrics in the run."""
+        """Prefix of the model's epoch metrics in the run."""
         if self._pipeline is None or self.model is None:
             return ""
         return self._pipeline.recording.prefix_of(self._keys(), str(self.model.name))
 
     @property
     def prefixes(self) -> frozenset[str]:
-        """What precedes the names of the series of what is trained: of each optimizer of its own."""
+        """Prefix of the series of each optimizer."""
         if self._pipeline is None:
             return frozenset()
         of = self._pipeline.recording.prefix_of

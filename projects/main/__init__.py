@@ -1,1 +1,1 @@
-"""The main project: one classifier, trained by `fit` and by a custom loop, both watched."""
+"""The main project: one classifier, trained with `fit` and in a custom loop, both monitored."""

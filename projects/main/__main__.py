@@ -1,4 +1,4 @@
-"""Reads the parameters and trains: `python -m projects.main --epochs=20 --optimizer=adam`."""
+"""Command line of the main project: `python -m projects.main --epochs=20 --optimizer=adam`."""
 
 from projects.shared.parameters import Parameters, count, rate
 

@@ -1,4 +1,4 @@
-"""One classifier, trained twice on handwritten digits: by `fit` and by a custom loop.
+"""One classifier, trained twice on handwritten digits: with `fit` and in a custom loop.
 
 Both trainings are watched by the one line `mlflow_tfmon.autolog()`. They start from the same weights, so that the
 curves of the two runs can be laid on each other in the MLflow UI.

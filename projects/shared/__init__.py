@@ -1,4 +1,4 @@
-"""What several demos need: parameters, data sets, a parent run with its variants, pictures."""
+"""Shared code of the demos: parameters, data sets, a parent run with its variants, plots."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The data sets of the demos: real ones that scikit-learn ships, and MNIST where it is cached or can be fetched."""
+"""Data sets of the demos: real ones that scikit-learn ships, and MNIST if it is cached or can be downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classifier of handwritten digits that several demos train."""
+"""Classifier of handwritten digits that several demos train."""
 
 from __future__ import annotations
 

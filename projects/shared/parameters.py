@@ -1,4 +1,4 @@
-"""The parameters of an entry point: a wrong one ends with one line that says what would be right."""
+"""Parameters of an entry point: an invalid one ends with one line that says what is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of the demos: curves of the variants laid over one another, final numbers beside one another."""
+"""Plots of the demos: overlaid curves of the variants, and bars of their final numbers."""
 
 from __future__ import annotations
 

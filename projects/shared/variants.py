@@ -1,4 +1,4 @@
-"""Variants of a training beside one another: a child run for each and seed, and the comparison in their parent."""
+"""Comparison of variants of a training: a child run for each variant and seed, the results in their parent."""
 
 from __future__ import annotations
 

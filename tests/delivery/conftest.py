@@ -1,4 +1,4 @@
-"""What the tests of delivery share: a client of the test's store, and a run in it."""
+"""Fixtures of the delivery tests: a client of the test's store, and a run in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kills writers and deliveries at random moments: `python fault_injection.py STORE HOME SEED ROUNDS`.
+"""Script that kills writers and deliveries at random moments: `python fault_injection.py STORE HOME SEED ROUNDS`.
 
 This process imports MLflow once and opens no store; what writes and what delivers are forks of it, killed by SIGKILL.
 It prints a line a round: the run, how many rows the journal had confirmed when its writer was killed, and the kills.

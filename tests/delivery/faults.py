@@ -1,4 +1,4 @@
-"""Faults in the delivery process: each function of its modules can be made to fail, before its work or after it.
+"""Faults in the delivery process: any function of its modules can be made to fail, before or after its work.
 
 A function is made to fail by its code, not by its name: so it does for whoever has imported it, whatever the way.
 """

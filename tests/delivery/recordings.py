@@ -1,4 +1,4 @@
-"""Recordings made of NumPy's numbers, as a trainer would write them."""
+"""Recordings with NumPy's numbers, as a trainer would write them."""
 
 from __future__ import annotations
 

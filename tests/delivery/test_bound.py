@@ -1,4 +1,4 @@
-"""The journal's bound: what has arrived is deleted from it, what does not fit is counted, all else arrives."""
+"""Tests of the journal's size limit: delivered records are deleted, dropped ones counted, all others arrive."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_in_a_long_outage_the_disk_is_bounded_and_all_that_is_not_there_is_count
     tags = client.get_run(run_id).data.tags
     assert tags["tfmon.lost_steps"] == str(left["Steps"])
     assert tags["tfmon.not_kept"] == spool.not_kept
-    assert f"{left['Steps']:,} steps" in spool.not_kept and "bound of 0.003 GB" in spool.not_kept
+    assert f"{left['Steps']:,} steps" in spool.not_kept and "limit of 0.003 GB" in spool.not_kept
 
 
 def test_what_the_disk_does_not_take_goes_on_when_it_does(store: str, run_id: str, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Delivery of recordings into real SQLite stores, in this process."""
+"""Tests of delivery to real SQLite stores, in this process."""
 
 from __future__ import annotations
 
@@ -445,7 +445,7 @@ def test_the_same_points_sent_again_are_not_doubled(
 
 
 def test_load_run_says_what_is_wrong(store: str, client: mlflow.MlflowClient, run_id: str) -> None:
-    with pytest.raises(ValueError, match=r"not watched.*autolog"):
+    with pytest.raises(ValueError, match=r"not monitored.*autolog"):
         load_run(run_id, store)
     client.set_tag(run_id, "tfmon.delivery", "streaming")
     with pytest.raises(ValueError, match="sync"):

@@ -1,4 +1,4 @@
-"""Very long, very wide and very odd recordings: bounded memory and disk, every series told from every other."""
+"""Tests with very long, very wide and very odd recordings: bounded memory and disk, every series distinct."""
 
 from __future__ import annotations
 

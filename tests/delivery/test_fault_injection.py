@@ -1,4 +1,4 @@
-"""Hundreds of kills at random moments, of what writes a journal and of what delivers it: no row is lost or doubled."""
+"""Tests with hundreds of kills at random moments, of journal writers and of deliveries: no row lost or doubled."""
 
 from __future__ import annotations
 

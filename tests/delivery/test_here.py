@@ -1,4 +1,4 @@
-"""Whoever reads a run on the machine that recorded it waits for what is on its way, and says what does not come."""
+"""Tests of reading a run on the machine that recorded it: waits for what is on its way, reports what is missing."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_what_nobody_delivers_is_said(
     client = mlflow.MlflowClient(store)
     run_id = client.create_run("0", run_name="mine").info.run_id
     folder = write(home, started(store, run_id), layout(), *blocks(values(100)), ENDED)
-    with pytest.raises(ValueError, match=r"was recorded on this machine.*5 records in .*nobody delivers it"):
+    with pytest.raises(ValueError, match=r"was recorded on this machine.*5 records in .*not being delivered"):
         load_run(run_id, store)
     assert main(["runs", "--tracking-uri", store]) == 0
     out, err = capsys.readouterr()
-    assert run_id[:8] in out and "waits on this machine" in out and str(folder) in err
+    assert run_id[:8] in out and "undelivered, on this machine" in out and str(folder) in err
     assert here.recordings(here.of_store("http://elsewhere")) == []  # another store's concern
     assert deliver(folder, store).done
     assert load_run(run_id, store).complete
@@ -79,9 +79,9 @@ def test_what_nobody_delivers_is_said(
 
     monkeypatch.setattr(logger, "propagate", True)
     assert load_run(run_id, store).steps.index.tolist() == list(range(1, 101))
-    assert "not all of it is in MLflow" in caplog.text
+    assert "not everything is in MLflow" in caplog.text
     other = client.create_run("0").info.run_id
-    with pytest.raises(ValueError, match="was not watched"):
+    with pytest.raises(ValueError, match="was not monitored"):
         load_run(other, store)
 
 

@@ -1,4 +1,4 @@
-"""Recordings, and answers of servers, that somebody has made to do harm."""
+"""Tests with malicious recordings and server answers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_journal_that_is_a_program_is_not_run(store: str, home: Path, schema: 
         database.executescript(schema)
     reader = JournalReader(folder)
     assert reader.read(0) == [] and reader.damaged
-    assert "more in it than the table of records" in str(reader.error)
+    assert "contains more than the table of records" in str(reader.error)
     assert reader.last() == 0
 
 

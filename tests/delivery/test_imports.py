@@ -1,4 +1,4 @@
-"""What the delivery process imports: what the trainer does, and nothing that only happens to lie in its folder."""
+"""Tests of the delivery process's imports: the trainer's packages, and nothing that merely lies in its folder."""
 
 from __future__ import annotations
 

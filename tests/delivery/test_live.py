@@ -1,4 +1,4 @@
-"""Seeing a training while it goes on: what is not finished, in real SQLite stores, in this process."""
+"""Tests of live telemetry of unfinished trainings, in real SQLite stores, in this process."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_last_row_of_a_long_training_is_readable_while_it_goes_on(
     rows = values(5003, seconds=3.0)
     journal = Journal.create(home)
     deliverer = Deliverer(journal.folder, store)
-    with pytest.raises(ValueError, match="not watched"):
+    with pytest.raises(ValueError, match="not monitored"):
         load_run(run_id, store)
     journal.append([started(store, run_id), layout(total), *blocks(rows[:5000])])
     advanced(deliverer, clock)

@@ -1,4 +1,4 @@
-"""A database that is of another version of MLflow, or is migrated, while a training is delivered: nothing is lost."""
+"""Tests with a database of another MLflow version, or one migrated during delivery: nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in a recording becomes a logged model that loads; the one test here that needs TensorFlow."""
+"""Tests of models in a recording, which become logged models that load; the only ones here that need TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What delivery goes on from once records were deleted: whatever is in that file, it is read or refused."""
+"""Tests of the state from which delivery continues once records were deleted: any file is read or rejected."""
 
 from __future__ import annotations
 

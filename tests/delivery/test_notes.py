@@ -1,4 +1,4 @@
-"""What delivery reads beside the journal: its own notes, and what a store says of a run's earlier recordings.
+"""Tests of what delivery reads besides the journal: its own files, and a store's data of earlier recordings.
 
 Whatever is in them, the recording is delivered.
 """
@@ -114,7 +114,7 @@ def test_problems_that_are_none_are_left_out() -> None:
     assert [each["kind"] for each in known] == ["a"]
     assert len(Earlier(problems=known).with_problems(Problems(1, 0.0, ())).found) == 1
     for each in wrong:
-        with pytest.raises(ValueError, match="tells no problem"):
+        with pytest.raises(ValueError, match="not a problem"):
             Problem.from_dict(each)
 
 

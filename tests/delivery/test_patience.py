@@ -1,4 +1,4 @@
-"""A server that is slower than a call may be at first: it is given more time, and nothing is left behind."""
+"""Tests with a server slower than the initial time limit of a call: it gets more time, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The delivery process as a process: alive beside the trainer, killed, left alone, and several at once."""
+"""Tests of the delivery process: alive beside the trainer, killed, detached, and several at once."""
 
 from __future__ import annotations
 

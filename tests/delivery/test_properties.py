@@ -1,4 +1,4 @@
-"""Whatever the settings, names and values are: what the store holds is what was recorded."""
+"""Property tests: whatever the settings, names and values, the store holds what was recorded."""
 
 from __future__ import annotations
 

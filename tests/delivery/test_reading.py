@@ -1,4 +1,4 @@
-"""A run's files come from its store: one that is damaged is named, one that would take all memory is not read."""
+"""Tests of reading a run's files from its store: damaged ones are named, oversized ones are not read."""
 
 from __future__ import annotations
 

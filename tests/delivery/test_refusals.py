@@ -1,4 +1,4 @@
-"""A store that takes some and not all: the rest arrives, the run ends, and what is missing is named and kept."""
+"""Tests with a store that rejects some data: the rest arrives, the run ends, missing data are named and kept."""
 
 from __future__ import annotations
 

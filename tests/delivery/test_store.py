@@ -1,4 +1,4 @@
-"""A fresh store."""
+"""Tests of the creation of a store."""
 
 from __future__ import annotations
 

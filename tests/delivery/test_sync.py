@@ -1,4 +1,4 @@
-"""`mlflow-tfmon sync`: what a crash or an outage left behind arrives later, once."""
+"""Tests of `mlflow-tfmon sync`: what a crash or an outage left behind arrives later, once."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_what_waits_is_shown_and_delivered_once(
     monkeypatch.chdir(tmp_path)  # wherever one is
     assert main(["sync"]) == 1
     out, err = capsys.readouterr()
-    assert f"{folder.name} (run not made yet)" in out and "5  " in out and "s3cret" not in out + err
+    assert f"{folder.name} (run not created yet)" in out and "5  " in out and "s3cret" not in out + err
     (line,) = [line for line in err.splitlines() if line.startswith("mlflow-tfmon:")]
-    assert "1 of 1 recordings still wait" in line
+    assert "1 of 1 recordings are still undelivered" in line
     assert main(["sync", "--dry-run"]) == 0 and folder.exists()
     assert main(["sync", folder.name[:6], "--tracking-uri", store]) == 0
     assert f"{folder.name}: delivered." in capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_what_waits_is_shown_and_delivered_once(
     assert load_run(run.info.run_id, store).steps.index.tolist() == list(range(1, 101))
     assert not folder.exists()
     assert main(["sync"]) == 0
-    assert "Nothing waits" in capsys.readouterr().out
+    assert "Everything has been delivered" in capsys.readouterr().out
 
 
 def test_what_the_store_holds_is_counted(
@@ -86,7 +86,7 @@ def test_what_the_store_holds_is_counted(
     (part,) = (tmp_path / "artifacts").rglob("steps-0-*-00000.parquet")
     part.unlink()
     assert main(check) == 1
-    assert f"{part.name}: not there" in capsys.readouterr().out
+    assert f"{part.name}: missing" in capsys.readouterr().out
     assert main(["sync", "--check", client.create_run("0").info.run_id, "--tracking-uri", store]) == 1
     assert main(["sync", "--check"]) == 2
 
@@ -281,7 +281,7 @@ def test_what_waits_is_told_when_the_next_training_begins(store: str, home: Path
         """
     )
     done = subprocess.run([sys.executable, "-c", script, store], capture_output=True, text=True, check=True)
-    assert done.stderr.count("2 recordings of earlier trainings wait") == 1
+    assert done.stderr.count("2 recordings of earlier trainings not delivered yet") == 1
 
 
 def test_one_that_this_process_writes_stays_known_as_written(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""What no store takes: it is written otherwise or left out, and named; all else arrives, and the run ends."""
+"""Tests of data that no store accepts: changed or left out, and named; the rest arrives, and the run ends."""
 
 from __future__ import annotations
 

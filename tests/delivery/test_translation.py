@@ -1,4 +1,4 @@
-"""Curves, telemetry files and what load_run makes of them, against NumPy."""
+"""Tests of curves, telemetry files and load_run, against NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody else could have written is not read, and a credential goes only to the store that it is for."""
+"""Tests of trust: data that others could have written are not read; a credential goes only to its own store."""
 
 from __future__ import annotations
 

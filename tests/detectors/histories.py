@@ -1,4 +1,4 @@
-"""Histories made by hand, for the tests of detectors: no TensorFlow is needed."""
+"""Hand-made histories for the tests of detectors, without TensorFlow."""
 
 from __future__ import annotations
 

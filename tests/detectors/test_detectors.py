@@ -1,4 +1,4 @@
-"""Each kind of problem, and trainings that look like it and are healthy."""
+"""Tests of each kind of problem, with trainings that have it and healthy ones that resemble them."""
 
 from __future__ import annotations
 
@@ -388,7 +388,7 @@ def test_classes_that_are_rare_are_told_of() -> None:
     constant = premises(targets=targets).constant_loss()
     problem = next(one for one in judge(history(constant, known=premises(targets=targets))))
     assert problem.kind == "underfitting"
-    assert "One class makes 95% of the targets" in problem.evidence
+    assert "One class makes up 95% of the targets" in problem.evidence
     assert "class_weight" in problem.advice
 
 

@@ -1,4 +1,4 @@
-"""What is known of a training may change with a further fit; what is said of it is said once."""
+"""Tests of further fits: facts about a training may change with them, and each problem is reported once."""
 
 from __future__ import annotations
 

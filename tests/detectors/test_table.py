@@ -1,4 +1,4 @@
-"""Bounded tables, compared with NumPy over the rows themselves."""
+"""Tests of bounded tables, compared with NumPy on the rows themselves."""
 
 from __future__ import annotations
 

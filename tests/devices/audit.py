@@ -1,4 +1,4 @@
-"""What a GPU would do with the functions that a training runs, told from the kernels that TensorFlow has for one.
+"""Audit of the functions that a training runs, by the kernels that TensorFlow has for a GPU.
 
 TensorFlow's Linux wheel is a CUDA build: its registry knows, without a GPU, which op has a kernel for one, and which of
 that kernel's arguments are in the host's memory. A second logical CPU device stands in for the GPU: what is placed

@@ -1,4 +1,4 @@
-"""What XLA makes of a training step, unwatched and watched: `python -m tests.devices.compiled FILE`.
+"""Comparison of XLA's result for a training step, with and without monitoring: `python -m tests.devices.compiled FILE`.
 
 XLA is to dump what it compiles (`XLA_FLAGS=--xla_dump_to=… --xla_dump_hlo_as_text`). Of the function that is executed
 last, an ordinary step's, the optimized program is read: conditionals, copies, bytes of temporaries.

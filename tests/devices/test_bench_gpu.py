@@ -1,4 +1,4 @@
-"""`make bench-gpu` works, as far as a processor can tell: its figures are there, and those of a training are true."""
+"""Tests of `make bench-gpu` on a CPU: its results are there, and those of a training are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that watching adds to a step would make a GPU and its host wait for each other, in any way to train."""
+"""Tests that monitoring adds nothing to a step that makes a GPU and its host wait for each other."""
 
 from __future__ import annotations
 

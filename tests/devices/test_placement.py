@@ -1,4 +1,4 @@
-"""Wherever a model's variables are, a watched training goes on as unwatched, and is recorded or said not to be."""
+"""Tests of variables on any device: a monitored training runs as before, and is recorded or reported not to be."""
 
 from __future__ import annotations
 

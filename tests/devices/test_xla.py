@@ -1,4 +1,4 @@
-"""What XLA makes of a watched step, which is what `fit` runs where there is one GPU."""
+"""Tests of XLA on a monitored step, which `fit` uses on a single GPU."""
 
 from __future__ import annotations
 

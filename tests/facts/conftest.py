@@ -1,4 +1,4 @@
-"""What `mlflow.tensorflow.autolog` records of a fit: the independent reference."""
+"""Independent reference: what `mlflow.tensorflow.autolog` records of a fit."""
 
 from __future__ import annotations
 

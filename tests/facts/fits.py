@@ -1,4 +1,4 @@
-"""Calls of fit of many kinds; each made afresh, so that two sides of a comparison get the same."""
+"""Calls of fit of many kinds, created afresh, so that both sides of a comparison get the same."""
 
 from __future__ import annotations
 

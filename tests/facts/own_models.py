@@ -1,4 +1,4 @@
-"""Models, layers and losses as users write them."""
+"""Custom models, layers and losses as users write them."""
 
 import keras
 

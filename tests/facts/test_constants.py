@@ -1,4 +1,4 @@
-"""The loss of the best constant prediction, found by calling the loss, against what SciPy and scikit-learn find."""
+"""Tests of the best constant prediction's loss, found by calling the loss, against SciPy and scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking the facts of a fit changes nothing of it."""
+"""Tests that collecting the facts of a fit does not change it."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What is known of a model before its first step, and what the detectors make of it: models as users write them."""
+"""Tests of the facts known before the first step, and the detectors' findings, on models as users write them."""
 
 from __future__ import annotations
 
@@ -232,8 +232,8 @@ def test_the_row_of_a_nan_is_named() -> None:
     x = np.ones((9, 6))
     x[5, 2:4] = np.nan
     problem = judge(History(premises=premises_of(_compiled(_ahead(Dense(1)), MSE), x, NUMBERS[:9])))[0]
-    assert "2 numbers" in problem.evidence
-    assert "example 5" in problem.evidence
+    assert "2 non-finite values" in problem.evidence
+    assert "x[5]" in problem.evidence
     assert problem.severity == "critical"
 
 

@@ -1,4 +1,4 @@
-"""Keras 2 beside Keras 3 (`import tf_keras`, while `tf.keras` is Keras 3); run by `test_keras2.py` in an own process.
+"""Keras 2 beside Keras 3 (`import tf_keras`, with Keras 3 as `tf.keras`); run by `test_keras2.py` in its own process.
 
 The tests build on each other's imports: the first is the one that imports Keras 2.
 """
@@ -151,5 +151,5 @@ def test_a_model_of_keras_2_goes_on_from_no_checkpoint_and_none_is_lost(
     mlflow_tfmon.autolog()
     nets.fit(nets.compiled())
     of_keras_2 = mlflow.last_active_run().info.run_id
-    with pytest.raises(SettingError, match=r"no checkpoint to go on from.*of Keras 3"):
+    with pytest.raises(SettingError, match=r"no checkpoint to resume from.*of Keras 3"):
         mlflow_tfmon.autolog(resume=of_keras_2)

@@ -1,4 +1,4 @@
-"""Keras 2 as `tf.keras` (`TF_USE_LEGACY_KERAS=1`); run by `test_keras2.py` in a process of its own."""
+"""Keras 2 as `tf.keras` (`TF_USE_LEGACY_KERAS=1`); run by `test_keras2.py` in its own process."""
 
 from __future__ import annotations
 

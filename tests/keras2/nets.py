@@ -1,4 +1,4 @@
-"""Models and trainings of Keras 2 (`tf_keras`); to be imported by a test that may import that."""
+"""Models and trainings of Keras 2 (`tf_keras`), for tests that may import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is acted on, and what is let be: problems that were taken back, another model's, another fit's."""
+"""Tests of which problems are acted on: not withdrawn ones, nor those of another model or fit."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_nan_in_data_that_nobody_looked_at_is_traced_and_critical() -> None:
         _model().fit(feed, epochs=12, verbose=0)
     found = {one.kind: one for one in mlflow_tfmon.load_run(run.info.run_id).problems}["nan_or_inf"]
     assert (found.severity, found.first_step) == ("critical", 6)
-    assert "See that the data are finite" in found.advice
+    assert "Check that the data are finite" in found.advice
 
 
 def test_a_second_fit_with_a_loss_of_another_scale_has_not_diverged() -> None:

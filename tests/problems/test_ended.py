@@ -1,4 +1,4 @@
-"""A training that is over is judged as one; one that was interrupted, by what was planned."""
+"""Tests of the final diagnosis: a finished training is diagnosed as complete, an interrupted one by its plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems of real trainings: in the run, in the log, acted on, and found again."""
+"""Tests of problems in real trainings: in the run, in the log, acted on, and found again."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_run_that_has_not_arrived_is_judged_by_what_has_and_this_is_said(
     assert main(["diagnose", run_id, "--json"]) == 0
     told = capsys.readouterr()
     assert whole - {one["kind"] for one in json.loads(told.out)} == {"dead_relu"}
-    assert "Not all that was recorded of this run has arrived" in told.err
+    assert "Not everything recorded for this run has arrived" in told.err
 
 
 @pytest.mark.thorough
@@ -169,7 +169,7 @@ def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
         history = model.fit(x, y, epochs=40, verbose=0, callbacks=[blow_up]).history
     assert 8 < len(history["loss"]) < 40
     assert model.evaluate(x, y, verbose=0)[0] == pytest.approx(min(history["loss"]), rel=0.2)
-    assert "the weights are those of epoch" in _tags(run.info.run_id)["tfmon.stopped"]
+    assert "restored the weights of the best epoch" in _tags(run.info.run_id)["tfmon.stopped"]
 
 
 def _loop(monitor: mlflow_tfmon.Monitor, model: keras.Model, bad_from: int, epochs: int) -> list[float]:
@@ -209,7 +209,7 @@ def test_a_loop_that_asks_is_stopped_with_the_best_weights() -> None:
     assert float(keras.losses.BinaryCrossentropy()(y[:, None], model(x))) == pytest.approx(
         min(losses), rel=1e-3
     )
-    assert "the weights are those of epoch" in _tags(_last_run())["tfmon.stopped"]
+    assert "restored the weights of the best epoch" in _tags(_last_run())["tfmon.stopped"]
 
 
 def test_a_healthy_loop_is_not_stopped() -> None:
@@ -223,7 +223,7 @@ def test_what_a_loop_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> Non
     for _ in range(2):
         with mlflow_tfmon.Monitor(_model(), on_problem="rescue", log_models=False) as monitor:
             assert not monitor.should_stop
-    assert sum("acts in fit alone" in one.message for one in caplog.records) == 1
+    assert sum("acts only in fit" in one.message for one in caplog.records) == 1
 
 
 @pytest.mark.thorough
@@ -323,7 +323,7 @@ def test_an_alert_has_the_credentials_of_its_address_as_a_header(
     assert told == [True, False]
     header = "Basic " + base64.b64encode(pair.encode()).decode()
     assert seen == [("/services/T00/h%C3%B6%C3%B6k%20here?token=QQQ", header)] * 2
-    (line,) = [one.message for one in caplog.records if "took no alert" in one.message]
+    (line,) = [one.message for one in caplog.records if "did not accept an alert" in one.message]
     assert "it answers 403" in line
     assert not any(part in line for part in ("s3cret", "3cret", "T0KEN", "QQQ", "T00", header, "ü"))
 
@@ -344,7 +344,7 @@ def test_an_alert_that_nobody_answers_is_given_up(
         port = listener.getsockname()[1]
         for _ in range(2):
             assert not alerts.post(f"http://user:secret@127.0.0.1:{port}/token", {"value": float("nan")})
-    said = [one.message for one in caplog.records if "took no alert" in one.message]
+    said = [one.message for one in caplog.records if "did not accept an alert" in one.message]
     assert len(said) == 1
     assert "secret" not in said[0]
     assert "token" not in said[0]

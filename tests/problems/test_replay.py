@@ -1,4 +1,4 @@
-"""What of the records comes into a history."""
+"""Tests of the conversion of records to a history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers that take turns are told from trainings that follow each other by when their steps were made."""
+"""Tests that alternating optimizers are told from consecutive trainings by the order of their steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the demos as a user would, `mlflow run . -e NAME`, in a store of the test module's own."""
+"""Runner of the demos as a user would start them, `mlflow run . -e NAME`, in a store of the test module."""
 
 from __future__ import annotations
 

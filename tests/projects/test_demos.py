@@ -1,4 +1,4 @@
-"""Each demo, run as a user would in its quick form: its runs hold what the demo is there to show.
+"""Tests of quick runs of the demos: their runs contain what the demo is meant to show.
 
 What is recorded is compared with closed formulas and NumPy, not with what the demos computed themselves.
 """

@@ -1,4 +1,4 @@
-"""The main project, as `mlflow run` starts it: two watched runs below one; a wrong parameter ends in one line."""
+"""Tests of the main project under `mlflow run`: two monitored child runs; an invalid parameter ends in one line."""
 
 import shutil
 import subprocess

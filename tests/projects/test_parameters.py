@@ -1,4 +1,4 @@
-"""Every entry point's parameters: said once, refused in one line, and smaller in a quick run."""
+"""Tests of the entry points' parameters: defined once, rejected in one line, and smaller in a quick run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demos of tasks, tools and several devices: what their runs hold is what the table in projects/README.md says."""
+"""Tests of the demos of tasks, tools and several devices: their runs match projects/README.md."""
 
 from __future__ import annotations
 

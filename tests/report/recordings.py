@@ -1,4 +1,4 @@
-"""Runs that were recorded, made of NumPy's numbers and delivered by the real deliverer; no TensorFlow."""
+"""Recorded runs with NumPy's numbers, delivered by the real deliverer, without TensorFlow."""
 
 from __future__ import annotations
 

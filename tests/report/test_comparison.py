@@ -1,4 +1,4 @@
-"""Comparison: where runs part, and what differs."""
+"""Tests of the comparison: where runs diverge, and what differs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def test_the_page_lays_the_runs_over_one_another(
     curves = data_of(page)["panels"]["loss"]["curves"]
     assert {curve["run"] for curve in curves} == {0, 1}
     assert {curve["name"].split(" · ")[0] for curve in curves} == {"original", "other"}
-    assert "other parts from original at step 120 (most: the gradient of net.second.kernel" in page
+    assert (
+        "other diverges from original at step 120 (largest difference: gradient of net.second.kernel" in page
+    )
     assert "opt_rate" in page and ">opt_name<" not in page  # which is the same in both
     assert "val_accuracy" in page
     logged = mlflow.artifacts.download_artifacts(run_id=parent, artifact_path="tfmon/comparison.html")
@@ -74,8 +76,8 @@ def test_what_is_the_same_of_several_runs_is_said_once(original: str, store: str
     ]
     page = compare([original, *others])
     assert (
-        "a, b and d part from original at step 1: other data, seed, weights or settings from the start; "
-        "c parts from original at step 9 (most: the gradient of net.second.kernel" in page
+        "a, b and d diverge from original at step 1: data, seed, weights or settings differ from the start; "
+        "c diverges from original at step 9 (largest difference: gradient of net.second.kernel" in page
     )
 
 

@@ -1,4 +1,4 @@
-"""The report: what it tells is what was recorded, and nothing in it can do anything."""
+"""Tests of the report: it shows what was recorded, and its content cannot execute anything."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:
     assert data_of(page)["panels"]["loss"]["marks"][0] == 200
     assert "not finite at 101 steps, first at step 200" in page
     clean = render(making.page_of(load_run(run_id), mlflow.get_run(run_id)))
-    assert "was not searched for problems" in clean
+    assert "was not checked for problems" in clean
 
 
 def test_what_was_done_about_problems_is_told(store: str, home: Path) -> None:
@@ -226,6 +226,6 @@ def test_a_run_that_has_next_to_nothing(store: str, home: Path) -> None:
     run_id = recordings.delivered(store, home, *recordings.training(1, epochs=1)[:2])
     assert set(data_of(making.make(run_id))["panels"]) >= {"loss", "gradient"}
     unwatched = mlflow.MlflowClient().create_run("0").info.run_id
-    with pytest.raises(ValueError, match="not watched"):
+    with pytest.raises(ValueError, match="not monitored"):
         making.make(unwatched)
     assert cli.main(["report", unwatched]) == 1

@@ -1,4 +1,4 @@
-"""The report as people open it: in the MLflow UI of a real server, and from disk, by a real browser."""
+"""Tests of the report in a real browser: in the MLflow UI of a real server, and from disk."""
 
 from __future__ import annotations
 
