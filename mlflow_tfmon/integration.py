@@ -173,8 +173,8 @@ def autolog(
             example in a container, or under Kubernetes, SLURM or Ray), else 0.
         report: whether to write a report, `tfmon/report.html`, at the run's end.
         tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
-        sinks: additional destinations during training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of an installed
-            package; separate several with commas.
+        sinks: additional destinations during training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of a package;
+            separate several with commas.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
         alert_url: URL to which each new problem is posted as JSON.
         resume: id of a run, or "latest": the next `fit` resumes its training.
