@@ -44,7 +44,7 @@ SIGNALS = (
         finish=lambda a: a["gradient_snr"],
         needs=(GRADIENT_SNR,),
         formula="Σ mean(g)² / Σ variance(g), over the last deep steps (exponential weights, decay 0.9), of up to "
-        "1,024 elements",
+        "128 elements",
         label="gradient signal-to-noise ratio",
         healthy="falls as training goes on; far below 1, steps are mostly noise",
         undefined="at the first deep step, for gradients that do not change, and for sparse ones",

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
-SAMPLE = 1024  # elements of a variable, at most, of which an ingredient with a state is computed
+SAMPLE = 128  # elements of a variable, at most, of which an ingredient with a state is computed
 
 
 class Traced(Protocol):
