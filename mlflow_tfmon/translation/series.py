@@ -118,8 +118,7 @@ class StreamSeries:
     def __init__(self, layout: StreamOpened, max_variables: int, clock: StepClock) -> None:
         self.layout = layout
         self._clock = clock
-        self._measures = signals.measures(layout.columns)
-        self.measures = tuple(one.name for one in self._measures)
+        self.measures = tuple(one.name for one in signals.measures(layout.columns))
         self._chosen = charted(layout.variables, max_variables)
         self._scalars = [
             name for name in layout.columns if name != "step" and _is_curve(signals.of_step(name))
@@ -147,7 +146,7 @@ class StreamSeries:
         spans = self._clock.durations(block.step("step"), block.step(clocked), clocked)
         arrays = {name: block.step(name) for name in block.names} | {SECONDS: spans}
         with np.errstate(all="ignore"):
-            return np.stack([one.finish(arrays) for one in self._measures], axis=1)
+            return np.stack([one.finish(arrays) for one in signals.measures(block.names)], axis=1)
 
     def steps(self, block: Block, measures: np.ndarray) -> Rows:
         """The rows of the block's series; `measures` as `measured` gave them."""
