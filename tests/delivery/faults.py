@@ -20,8 +20,8 @@ import mlflow_tfmon.delivery
 import mlflow_tfmon.tracking
 import mlflow_tfmon.translation
 
-# Modules of these packages that do not work in the delivery process, but in the trainer's or in a command's. The loop of
-# `main` is tried as a whole: its process is killed (test_delivery_dies.py).
+# Modules of these packages that do not work in the delivery process, but in the trainer's or in a command's. The loop
+# of `main` is tried as a whole: its process is killed (test_delivery_dies.py).
 ELSEWHERE = {
     "delivery.process",
     "delivery.daemon",
