@@ -12,7 +12,7 @@ from mlflow_tfmon import temporary
 from mlflow_tfmon.delivery import showing
 from mlflow_tfmon.delivery.calls import Call
 from mlflow_tfmon.delivery.checkpointed import Asked, saved_model, settled
-from mlflow_tfmon.delivery.counting import REFUSED_TAG, Counting
+from mlflow_tfmon.delivery.counting import Counting
 from mlflow_tfmon.delivery.tally import MANIFEST
 from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.past import Past
@@ -189,12 +189,15 @@ class Outbox(Counting):
     def show_all(self, started: RunStarted) -> None:
         """Makes of all that has arrived what people look at: report, pictures of the histograms, event files."""
         if started.report:
-            self._later(self._shown(showing.report), REPORT, "")
+            self._later(self._shown(showing.report, REPORT), REPORT, "")
         if started.tensorboard:
-            self._later(self._shown(showing.event_files), EVENT_FILES, "")
+            self._later(self._shown(showing.event_files, EVENT_FILES), EVENT_FILES, "")
 
-    def _shown(self, make: Callable[[RunStore], dict[str, str]]) -> Asked:
-        """Has something made of what was recorded; what cannot be made, after some tries, is said in the run."""
+    def _shown(self, make: Callable[[RunStore], dict[str, str]], name: str) -> Asked:
+        """Has something made of what was recorded; what cannot be made, after some tries, is said in the run.
+
+        It is said no more when another delivery has made it.
+        """
         tries = 0
 
         def ask(run: RunStore) -> dict[str, str]:
@@ -203,9 +206,9 @@ class Outbox(Counting):
             tries += 1
             if failed and tries < _SHOWN_TRIES:
                 raise AwayError(next(iter(failed.values())))
-            if failed:
-                self._ledger.reject(failed)
-                run.tags({REFUSED_TAG: self._refused()})
+            if failed or name in self._ledger.status.rejected:
+                self._ledger.reject(failed) if failed else self._ledger.take_back(name)
+                self._tell_refused(run)
             return failed
 
         return ask

@@ -142,3 +142,7 @@ class Ledger:
         }
         if new:
             self.note(rejected={**self.status.rejected, **new})
+
+    def take_back(self, name: str) -> None:
+        """Forgets that MLflow refuses something."""
+        self.note(rejected={one: why for one, why in self.status.rejected.items() if one != name})

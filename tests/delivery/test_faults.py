@@ -55,6 +55,7 @@ Turns = Callable[[str], Iterator[list[Record]]]
 ROWS, TURNS = 120, 3
 PROBLEM = {"kind": "plateau", "severity": "warning", "first_step": 7, "variables": [], "evidence": "flat",
            "advice": "go on", "step": 60, "confidence": 0.9}  # fmt: skip
+NOTE = "mlflow.note.content"
 MODES = ("before, once", "after, once", "before, always", "after, always")
 
 
@@ -192,7 +193,8 @@ def everything(store: str) -> dict[str, Any]:
         "status": (run.info.status, run.info.end_time, run.info.run_name),
         "params": run.data.params,
         "tags": {key: by_id.get(value, value) for key, value in run.data.tags.items()
-                 if key not in ("tfmon.recording", "mlflow.user", "mlflow.source.name", "mlflow.source.type")},
+                 if key not in ("tfmon.recording", "mlflow.user", "mlflow.source.name", "mlflow.source.type", NOTE)},
+        "description": sorted(run.data.tags.get(NOTE, "").splitlines()),  # of its parts any may come first
         "points": sorted(points),
         "inputs": [(one.dataset.name, one.tags[0].value) for one in run.inputs.dataset_inputs],
         "models": sorted((model.name, model.status.value, model.tags["tfmon.epoch"]) for model in models),
