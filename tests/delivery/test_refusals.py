@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,27 @@ def test_the_run_ends_though_its_artifacts_cannot_be_written(
     artifacts.unlink()
     (waiting,) = find_waiting()
     assert sync(waiting) is None
+    check_all(client, run_id, store)
+
+
+def test_a_report_that_another_delivery_has_made_is_no_longer_said_to_be_missing(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+) -> None:
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.executescript(
+            "CREATE TRIGGER no BEFORE INSERT ON params WHEN NEW.key = 'odd' BEGIN SELECT RAISE(ABORT, 'not now'); END"
+        )
+    folder = write(home, started(store, run_id, report=True), *recording(store, run_id)[1:])
+    rows = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"), "tfmon", "telemetry")
+    rows.mkdir(parents=True)
+    (rows / "steps-9-0-00000.parquet").write_text("nothing of which a report can be made")
+    assert "param odd" in str(deliver(folder).status.error)
+    assert "tfmon/report.html: UnreadableError" in client.get_run(run_id).data.tags["tfmon.refused"]
+    (rows / "steps-9-0-00000.parquet").unlink()
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.execute("DROP TRIGGER no")
+    assert sync(find_waiting()[0]) is None
+    assert "tfmon/report.html" in {one.path for one in client.list_artifacts(run_id, "tfmon")}
     check_all(client, run_id, store)
 
 
