@@ -233,7 +233,7 @@ import os, sys
 import keras, numpy as np
 import mlflow_tfmon
 
-mlflow_tfmon.autolog(delivery_wait=3.0, report=False)
+mlflow_tfmon.autolog(delivery_wait=60.0, report=False)  # the first is known to be away long before
 for token in ({}, {"MLFLOW_TRACKING_TOKEN": sys.argv[1]}):
     os.environ.update(token)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -294,14 +294,13 @@ def test_a_token_that_is_revoked_in_mid_run(
         )
         until(
             lambda: [
-                new for new in set(runs(server)) - set(before) if "loss" in client.get_run(new).data.metrics
+                new for new in set(runs(server)) - set(before) if "batch/loss" in client.get_run(new).data.metrics
             ]
         )
         (run_id,) = set(runs(server)) - set(before)
         front.wanted = "Bearer another"
         (tmp_path / "go0").touch()
         until(lambda: any(one.error and refusal[:3] in one.error for one in find_waiting()))
-        assert client.get_run(run_id).data.metrics["batch/loss"] is not None
         (tmp_path / "go1").touch()
         if again:
             front.wanted = f"Bearer {TOKEN}"
