@@ -294,7 +294,9 @@ def test_a_token_that_is_revoked_in_mid_run(
         )
         until(
             lambda: [
-                new for new in set(runs(server)) - set(before) if "batch/loss" in client.get_run(new).data.metrics
+                new
+                for new in set(runs(server)) - set(before)
+                if "batch/loss" in client.get_run(new).data.metrics
             ]
         )
         (run_id,) = set(runs(server)) - set(before)

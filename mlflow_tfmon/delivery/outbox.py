@@ -99,7 +99,14 @@ class Outbox(Counting):
             self._problems(record)
         elif isinstance(record, ModelSaved):
             name, ask, after = saved_model(
-                record, when, self._folder, self.so_far, self._ledger, lambda: self._earlier, names
+                record,
+                when,
+                self._folder,
+                self.so_far,
+                self._ledger,
+                lambda: self._earlier,
+                names,
+                not self._unread,
             )
             if self.muted:
                 self._files.add(Call(after, f"folder of {name}"))

@@ -357,11 +357,15 @@ def cases(calls: dict[str, int], seed: str) -> list[tuple[str, str, str]]:
     return [case for _, _, case in sorted(ordered)]
 
 
+# An epoch that is left out at first: its metrics, which a model has too, came twice, at two times.
+FAILED = [("translation.curves.Curves._not_finite", "MlflowException", "before, always")]
+
+
 def test_a_fault_at_some_places(benches: list[Bench]) -> None:
-    """A sample of those that follow."""
-    for bench, count in zip(benches, (2, 1), strict=True):
+    """One that was found, and a sample of those that follow."""
+    for bench, found, count in zip(benches, (FAILED, []), (2, 1), strict=True):
         wanted, calls = bench.reference()
-        for name, kind, mode in cases(calls, "7")[:count]:
+        for name, kind, mode in [*found, *cases(calls, "7")[:count]]:
             bench.check(name, kind, mode, random.Random(7).randrange(calls[name]), wanted)
 
 
