@@ -21,6 +21,7 @@ from mlflow_tfmon.delivery import calls
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.waiting import deliver as sync
 from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Record, RunEnded, Text
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
@@ -273,6 +274,54 @@ def test_a_proxy_that_answers_400_in_html_refuses_nothing_for_good(proxy: Proxy,
     proxy.answers.clear()
     while not one.done:
         one.advance(trainer_gone=True, hurry=True)
+    check_all(client, run_id, proxy.uri)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, "text/html", b"You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth"),
+        (403, "text/html", b"Permission denied"),
+    ],
+    ids=["401", "403"],
+)
+def test_a_token_that_is_revoked_in_mid_run(
+    answer: tuple[int, str, bytes], again: bool, proxy: Proxy, home: Path
+) -> None:
+    """What a server with MLflow's basic-auth answers then: all waits until the token counts again, or for a new one."""
+    client = mlflow.MlflowClient(proxy.uri)
+    run_id = run_of(client)
+    begins, facts, opened, *of_steps, text, epoch, ended = recording(proxy.uri, run_id)
+    journal = Journal.create(home)
+    journal.append([begins, opened, of_steps[0]])
+    one = Deliverer(journal.folder)
+    one.advance(hurry=True)
+    assert "batch/loss" in client.get_run(run_id).data.metrics
+    proxy.answers[""] = answer
+    for records in (
+        [facts],
+        of_steps[1:],
+        [text],
+        [epoch],
+        [],
+        [],
+        [ended],
+    ):  # more often than a call is tried
+        journal.append(records)
+        one.advance(hurry=True)
+        assert one.status.rejected == {} and str(answer[0]) in str(one.status.error)
+    journal.close()
+    if not again:
+        one.close()
+        assert str(answer[0]) in str(sync(find_waiting()[0]))
+    proxy.answers.clear()
+    if again:
+        one.advance(trainer_gone=True, hurry=True)
+        assert one.done, one.status
+    else:
+        assert sync(find_waiting()[0]) is None
     check_all(client, run_id, proxy.uri)
 
 
