@@ -196,8 +196,11 @@ def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the delivery process has none: MLflow itself would ask for minutes."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    """As the delivery process has it: MLflow itself would ask for minutes.
+
+    A call is made once more: a server that does not take a file's bytes breaks the connection that the next call has.
+    """
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 @pytest.fixture
