@@ -213,8 +213,11 @@ class Outbox(Counting):
             tries += 1
             if failed and tries < _SHOWN_TRIES:
                 raise AwayError(next(iter(failed.values())))
-            if failed or name in self._ledger.status.rejected:
-                self._ledger.reject(failed) if failed else self._ledger.take_back(name)
+            if failed:
+                self._ledger.reject(failed)
+                self._tell_refused(run)
+            elif name in self._ledger.status.rejected:
+                self._ledger.take_back(name)
                 self._tell_refused(run)
             return failed
 
