@@ -24,6 +24,7 @@ from recordings import BEGUN, VARIABLES, blocks, deep, layout, started, values
 from mlflow_tfmon.delivery import attempt, live
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
@@ -175,6 +176,7 @@ def train(
             advance(trainer_gone=True)
     for one in delivering:
         one.close()
+    life.disclaim(journal.folder)  # as the process's end does, whatever it knows of its locks
     return journal.folder, delivering
 
 
