@@ -1,7 +1,7 @@
 """Folders and files that only this user can write: anything that others can write is not read.
 
 A recording says where its data go and what is done with them, so that whoever can write it acts as its user. Checked
-are the home of the recordings, the folder `recordings` in it and each recording: where they are made, delivered, read.
+are the home of the recordings, the folders in it and each recording: where they are made, delivered, read.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def make_folder(folder: Path) -> None:
         pass
     else:
         folder.chmod(0o700)  # the umask may have taken rights of ours
+
+
+def own_folder(folder: Path) -> None:
+    """Makes a folder as `make_folder`, or sees that the one that is there is this user's alone, and no link.
+
+    Raises:
+        NotOursError: others can write it, or it is somebody else's, or none.
+        OSError: it cannot be made.
+    """
+    make_folder(folder)
+    _check_folder(folder, os.lstat(folder))
 
 
 def check_home(home: Path) -> None:

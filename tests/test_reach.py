@@ -68,13 +68,13 @@ class Front:
         with contextlib.suppress(OSError), client:
             if self._tls is not None:
                 client = self._tls.wrap_socket(client, server_side=True)
-            head = b""
-            while b"\r\n\r\n" not in head:
+            asked = b""
+            while b"\r\n\r\n" not in asked:
                 more = client.recv(65536)
                 if not more:
                     return
-                head += more
-            lines, _, body = head.partition(b"\r\n\r\n")
+                asked += more
+            lines, _, body = asked.partition(b"\r\n\r\n")
             first, *headers = lines.decode("latin-1").split("\r\n")
             self.asked.append(first)
             given = {name.lower(): value for name, _, value in (line.partition(": ") for line in headers)}
@@ -226,7 +226,7 @@ import os, sys
 import keras, numpy as np
 import mlflow_tfmon
 
-mlflow_tfmon.autolog(delivery_wait=3.0, report=False)
+mlflow_tfmon.autolog(delivery_wait=60.0, report=False)  # the first is known to be away long before
 for token in ({}, {"MLFLOW_TRACKING_TOKEN": sys.argv[1]}):
     os.environ.update(token)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

@@ -204,14 +204,14 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(interrupted: tuple[str, Path
 
 
 @pytest.mark.parametrize(
-    "write", range(5), ids=["linked", "external", "compressed", "within itself", "no array"]
+    "write", range(6), ids=["linked", "external", "compressed", "within itself", "many times", "no array"]
 )
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, write: int) -> None:
-    (linked, external, compressed, within_itself, no_array)[write](
+    (linked, external, compressed, within_itself, many_times_within, no_array)[write](
         tmp_path / "net.keras", tmp_path / "elsewhere.h5"
     )
     with pytest.raises(
-        ValueError, match=("link", "another file", "at most", "too deep", "not an array")[write]
+        ValueError, match=("link", "another file", "at most", "too deep", "at most", "not an array")[write]
     ):
         reading.weights_file(tmp_path / "net.keras", tmp_path, 2**20)
 
@@ -254,6 +254,18 @@ def within_itself(path: Path, other: Path) -> None:
     made = other.with_name("made.h5")
     with h5py.File(made, "w") as file:
         file["layers/again"] = file.create_group("layers")
+    pack(path, made)
+
+
+def many_times_within(path: Path, other: Path) -> None:
+    """Weights in a group that can be reached in 2⁶⁰ ways."""
+    made = other.with_name("made.h5")
+    with h5py.File(made, "w") as file:
+        within = file.create_group("0")
+        for _ in range(60):
+            outer = file.create_group(f"{len(file)}")
+            outer["a"], outer["b"] = within, within
+            within = outer
     pack(path, made)
 
 

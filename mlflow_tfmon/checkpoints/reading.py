@@ -20,8 +20,9 @@ import numpy as np
 from mlflow_tfmon.stream.past import Past
 
 _JSON_BYTES = 64 * 2**20
-_WHOLE = 2**53  # largest integer that JSON numbers represent exactly
-_MERSENNE = 624  # words of the state of MT19937, the generator of Python and NumPy
+_WHOLE = 2**53  # that JSON's numbers hold exactly
+_MERSENNE = 624  # words of the state of MT19937, which Python's and NumPy's random numbers come from
+_ENTRY_BYTES = 512  # that a name in a file of weights takes, its group or the header of its array
 _WEIGHTS = "model.weights.h5"  # within a .keras file (Keras 3.7 to 3.15)
 
 
@@ -108,18 +109,24 @@ def weights_file(path: Path, holder: Path, limit: int) -> Path:
                 shutil.copyfileobj(packed, file)
     import h5py  # type: ignore[import-untyped]
 
+    size = 0
     with h5py.File(path, "r") as file:
         try:
-            size = sum(_sizes(file, h5py))
-        except RecursionError:  # a group may contain itself
-            raise ValueError("it is nested too deeplyly") from None
-    if size > limit:
-        raise ValueError(f"its weights take {size:,} bytes, but those of the model at most {limit:,}")
+            for one in _sizes(file, h5py):
+                size += one
+                if size > limit:  # seen at once: a group that is in many others, itself too, has no end
+                    raise ValueError(
+                        f"its weights take {size:,} bytes or more, and the model's {limit:,} at most"
+                    )
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
     return path
 
 
 def _sizes(group: Any, h5py: Any) -> Iterator[int]:
+    """How many bytes what is in a group takes, one after the other."""
     for name in group:
+        yield _ENTRY_BYTES
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{name} is a link")
         one = group[name]

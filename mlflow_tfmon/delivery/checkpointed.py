@@ -36,6 +36,7 @@ def saved_model(
     ledger: Ledger,
     earlier: Callable[[], Earlier],
     names: Callable[[str], str],
+    whole: bool = True,
 ) -> tuple[str, Asked, Callable[[], None]]:
     """Returns the call that adds a saved model to the run.
 
@@ -47,6 +48,8 @@ def saved_model(
         ledger: of the recording.
         earlier: tells what the run held, once it is open.
         names: gives each metric the name that MLflow has for it.
+        whole: whether no record before it was left out: it may be the one that says when a metric was measured, and
+            a point that comes at two times is two.
 
     Returns:
         The model's name among what is refused, the call, and what is to be done after it.
@@ -56,7 +59,10 @@ def saved_model(
     for key, value in ((names(key), value) for key, value in saved.metrics.items() if isfinite(value)):
         known = sent.linkable.get((key, saved.step))
         same = known is not None and known.value == value
-        points.append(known if known and same else Point(key, value, saved.step, milliseconds(when)))
+        if known and same:
+            points.append(known)
+        elif whole:
+            points.append(Point(key, value, saved.step, milliseconds(when)))
     sent.models[saved.path] = saved.step
     for path in saved.drops:
         sent.models.pop(path, None)

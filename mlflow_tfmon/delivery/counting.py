@@ -147,14 +147,16 @@ class Counting:
         run.text(MANIFEST, self._manifest)
         whole = not self.left.keys() - {MANIFEST}
         state = "incomplete" if not whole else "streaming" if self._coming else self.so_far.tagged
-        tags = {DELIVERY_TAG: state}
-        if refused := self._refused():
-            tags[REFUSED_TAG] = refused
-        else:
-            run.untag(REFUSED_TAG)
-        rejected = run.tags(tags)
+        rejected = self._tell_refused(run) | run.tags({DELIVERY_TAG: state})
         self.confirmed = whole and ended is not None
         return rejected
+
+    def _tell_refused(self, run: RunStore) -> dict[str, str]:
+        """Has the run say what is not in the store, and nothing of it where all is."""
+        if refused := self._refused():
+            return run.tags({REFUSED_TAG: refused})
+        run.untag(REFUSED_TAG)
+        return {}
 
     def _ask(self, ask: Asked, name: str) -> None:
         """Makes a request for the run; MLflow's rejections are noted, not retried."""

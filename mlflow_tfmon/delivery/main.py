@@ -63,7 +63,8 @@ class Delivery:
         from mlflow_tfmon.tracking.store import load_store
 
         for line in lines:
-            with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+            # Whatever is wrong with one, or comes in its way: without those that follow nobody would see the end.
+            with contextlib.suppress(Exception):
                 command = json.loads(line)
                 if "watch" in command:
                     folder = Path(command["watch"])

@@ -27,7 +27,7 @@ from mlflow_tfmon.stream.records import (
     RunStarted,
     Text,
 )
-from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TAG, REACHED_TAG, REFUSED_TAG
+from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TAG, REACHED_TAG
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.points import Point
@@ -97,7 +97,14 @@ class Outbox(Counting):
             self._problems(record)
         elif isinstance(record, ModelSaved):
             name, ask, after = saved_model(
-                record, when, self._folder, self.so_far, self._ledger, lambda: self._earlier, names
+                record,
+                when,
+                self._folder,
+                self.so_far,
+                self._ledger,
+                lambda: self._earlier,
+                names,
+                not self._unread,
             )
             if self.muted:
                 self._files.add(Call(after, f"folder of {name}"))
@@ -187,12 +194,15 @@ class Outbox(Counting):
     def show_all(self, started: RunStarted) -> None:
         """Makes the outputs from everything that has arrived: report, images of the histograms, event files."""
         if started.report:
-            self._later(self._shown(showing.report), REPORT, "")
+            self._later(self._shown(showing.report, REPORT), REPORT, "")
         if started.tensorboard:
-            self._later(self._shown(showing.event_files), EVENT_FILES, "")
+            self._later(self._shown(showing.event_files, EVENT_FILES), EVENT_FILES, "")
 
-    def _shown(self, make: Callable[[RunStore], dict[str, str]]) -> Asked:
-        """Has something made of what was recorded; what cannot be made, after some tries, is said in the run."""
+    def _shown(self, make: Callable[[RunStore], dict[str, str]], name: str) -> Asked:
+        """Has something made of what was recorded; what cannot be made, after some tries, is said in the run.
+
+        It is said no more when another delivery has made it.
+        """
         tries = 0
 
         def ask(run: RunStore) -> dict[str, str]:
@@ -203,7 +213,10 @@ class Outbox(Counting):
                 raise AwayError(next(iter(failed.values())))
             if failed:
                 self._ledger.reject(failed)
-                run.tags({REFUSED_TAG: self._refused()})
+                self._tell_refused(run)
+            elif name in self._ledger.status.rejected:
+                self._ledger.take_back(name)
+                self._tell_refused(run)
             return failed
 
         return ask

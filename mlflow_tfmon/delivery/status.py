@@ -91,7 +91,7 @@ def put_away(folder: Path, damaged: bool) -> None:
     if damaged:
         aside = folder.parent.parent / "damaged"
         with contextlib.suppress(OSError):
-            private.make_folder(aside)
+            private.own_folder(aside)
             folder.rename(aside / folder.name)
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +99,7 @@ def put_away(folder: Path, damaged: bool) -> None:
         if not folder.exists():
             _mark(folder).unlink(missing_ok=True)
         else:
-            private.make_folder(second_home())
+            private.own_folder(second_home())
             _mark(folder).touch()
 
 
@@ -142,3 +142,7 @@ class Ledger:
         }
         if new:
             self.note(rejected={**self.status.rejected, **new})
+
+    def take_back(self, name: str) -> None:
+        """Forgets that MLflow refuses something."""
+        self.note(rejected={one: why for one, why in self.status.rejected.items() if one != name})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.best import Best, directions_of
@@ -38,7 +39,9 @@ class _State:
 
     @classmethod
     def of(cls, model: Any) -> _State:
-        return cls(model.get_weights(), [np.array(v) for v in _variables(model.optimizer)])
+        # NumPy itself cannot copy Keras 2's counter of steps within a strategy's scope (TF 2.21).
+        state = [np.array(tf.convert_to_tensor(one)) for one in _variables(model.optimizer)]
+        return cls(model.get_weights(), state)
 
     def restore(self, model: Any) -> None:
         """Puts the weights back; the optimizer's state is begun anew where it had none then."""

@@ -11,23 +11,17 @@ import pkgutil
 import sqlite3
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-import mlflow_tfmon.checkpoints.registry
 import mlflow_tfmon.delivery
-import mlflow_tfmon.journal.journal
-import mlflow_tfmon.stream.bins
-import mlflow_tfmon.stream.coding
-import mlflow_tfmon.stream.counted
-import mlflow_tfmon.stream.past
 import mlflow_tfmon.tracking
 import mlflow_tfmon.translation
-import mlflow_tfmon.uris
 
-# The trainer's side of it, and commands: they run in other processes.
+# Modules of these packages that do not work in the delivery process, but in the trainer's or in a command's. The loop
+# of `main` is tried as a whole: its process is killed (test_delivery_dies.py).
 ELSEWHERE = {
     "delivery.process",
     "delivery.daemon",
@@ -37,7 +31,11 @@ ELSEWHERE = {
     "delivery.left",
     "tracking.runs",
 }
-WRITING = tuple(f"journal.journal.{name}" for name in ("Journal.", "coded", "_row", "plain"))  # the trainer's
+# What they use of others.
+BESIDE = (
+    "checkpoints.registry", "journal.homes", "journal.journal", "journal.life", "locks", "private", "stream.bins",
+    "stream.coding", "stream.counted", "stream.past", "temporary", "uris",
+)  # fmt: skip
 FAULTS: dict[str, Callable[[], BaseException]] = {
     "MemoryError": MemoryError,
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -55,13 +53,8 @@ def modules() -> Iterator[types.ModuleType]:
         for one in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if one.name.removeprefix("mlflow_tfmon.") not in ELSEWHERE:
                 yield importlib.import_module(one.name)
-    yield mlflow_tfmon.journal.journal
-    yield mlflow_tfmon.stream.coding
-    yield mlflow_tfmon.stream.past
-    yield mlflow_tfmon.stream.counted
-    yield mlflow_tfmon.stream.bins
-    yield mlflow_tfmon.checkpoints.registry
-    yield mlflow_tfmon.uris
+    for name in BESIDE:
+        yield importlib.import_module(f"mlflow_tfmon.{name}")
 
 
 def functions() -> dict[str, types.FunctionType]:
@@ -76,7 +69,7 @@ def functions() -> dict[str, types.FunctionType]:
                     _add(found, f"{short}.{name}.{method}", function, module)
             else:
                 _add(found, f"{short}.{name}", value, module)
-    return {name: found[name] for name in found if not name.startswith(WRITING)}
+    return found
 
 
 def _add(found: dict[str, types.FunctionType], name: str, value: Any, module: types.ModuleType) -> None:
@@ -110,11 +103,26 @@ def replaced(function: types.FunctionType, by: Callable[[Callable[..., Any]], An
         del function.__globals__[key]
 
 
-class Fault:
+class Meanwhile:
+    """What happens to functions while delivery works, and not to those who write recordings and look at the store."""
+
+    def __init__(self) -> None:
+        self._on = False
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """While this lasts it happens."""
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+
+
+class Fault(Meanwhile):
     """Makes a function fail.
 
     Attributes:
-        on: whether it does.
         raised: how often it has.
 
     Args:
@@ -124,15 +132,15 @@ class Fault:
     """
 
     def __init__(self, make: Callable[[], BaseException], at: int | None, after: bool) -> None:
-        self.on = True
+        super().__init__()
         self.raised = 0
         self._make, self._at, self._after = make, at, after
         self._calls = 0
 
     def __call__(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def fails(*args: Any, **kwargs: Any) -> Any:
-            now = self.on and self._at in (None, self._calls)
-            self._calls += 1
+            now = self._on and self._at in (None, self._calls)
+            self._calls += self._on
             if now and not self._after:
                 self.raised += 1
                 raise self._make()
@@ -145,21 +153,29 @@ class Fault:
         return fails
 
 
-@contextmanager
-def counted() -> Iterator[dict[str, int]]:
-    """Counts how often each function is called meanwhile."""
-    import contextlib
+class Count(Meanwhile):
+    """Counts how often each function is called.
 
-    calls = dict.fromkeys(functions(), 0)
-    with contextlib.ExitStack() as stack:
-        for name, function in functions().items():
+    Attributes:
+        calls: name -> how often.
+    """
 
-            def by(real: Callable[..., Any], name: str = name) -> Callable[..., Any]:
-                def counts(*args: Any, **kwargs: Any) -> Any:
-                    calls[name] += 1
-                    return real(*args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = dict.fromkeys(functions(), 0)
 
-                return counts
+    @contextmanager
+    def replaced(self) -> Iterator[None]:
+        """Has all of them counted."""
+        with ExitStack() as stack:
+            for name, function in functions().items():
 
-            stack.enter_context(replaced(function, by))
-        yield calls
+                def by(real: Callable[..., Any], name: str = name) -> Callable[..., Any]:
+                    def counts(*args: Any, **kwargs: Any) -> Any:
+                        self.calls[name] += self._on
+                        return real(*args, **kwargs)
+
+                    return counts
+
+                stack.enter_context(replaced(function, by))
+            yield

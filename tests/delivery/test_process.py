@@ -228,18 +228,21 @@ def test_who_ends_all_processes_with_the_script() -> None:
 
 
 @pytest.mark.thorough
-def test_four_scripts_on_one_fresh_store_at_once(tmp_path: Path, home: Path) -> None:
+def test_ten_scripts_on_one_fresh_store_at_once(tmp_path: Path, home: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     end = "journal.append([RunEnded(BEGUN, 'FINISHED', True)])"
-    processes = [trainer(uri, f"script {n}", end) for n in range(4)]
+    processes = [trainer(uri, f"script {n}", end) for n in range(10)]
     folders = []
     for process in processes:
         folders.append(told(process)[0])
         assert process.wait(PATIENCE) == 0
     until(lambda: not any(folder.exists() for folder in folders))
     runs = mlflow.MlflowClient(uri).search_runs(["0"])
-    assert sorted(run.info.run_name for run in runs) == [f"script {n}" for n in range(4)]
+    assert sorted(run.info.run_name for run in runs) == [f"script {n}" for n in range(10)]
     assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        assert run.data.tags["tfmon.delivery"] == "complete"
+        assert load_run(run.info.run_id, uri).steps.index.tolist() == list(range(1, 201))
     assert list((tmp_path / "new").glob("*lock*")) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlflow_tfmon.delivery import calls
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.waiting import deliver as sync
 from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Record, RunEnded, Text
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
@@ -73,6 +75,27 @@ def test_the_run_ends_though_its_artifacts_cannot_be_written(
     artifacts.unlink()
     (waiting,) = find_waiting()
     assert sync(waiting) is None
+    check_all(client, run_id, store)
+
+
+def test_a_report_that_another_delivery_has_made_is_no_longer_said_to_be_missing(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+) -> None:
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.executescript(
+            "CREATE TRIGGER no BEFORE INSERT ON params WHEN NEW.key = 'odd' BEGIN SELECT RAISE(ABORT, 'not now'); END"
+        )
+    folder = write(home, started(store, run_id, report=True), *recording(store, run_id)[1:])
+    rows = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"), "tfmon", "telemetry")
+    rows.mkdir(parents=True)
+    (rows / "steps-9-0-00000.parquet").write_text("nothing of which a report can be made")
+    assert "param odd" in str(deliver(folder).status.error)
+    assert "tfmon/report.html: UnreadableError" in client.get_run(run_id).data.tags["tfmon.refused"]
+    (rows / "steps-9-0-00000.parquet").unlink()
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        database.execute("DROP TRIGGER no")
+    assert sync(find_waiting()[0]) is None
+    assert "tfmon/report.html" in {one.path for one in client.list_artifacts(run_id, "tfmon")}
     check_all(client, run_id, store)
 
 
@@ -173,8 +196,11 @@ def server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the delivery process has none: MLflow itself would ask for minutes."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    """As the delivery process has it: MLflow itself would ask for minutes.
+
+    A call is made once more: a server that does not take a file's bytes breaks the connection that the next call has.
+    """
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 
 @pytest.fixture
@@ -251,6 +277,54 @@ def test_a_proxy_that_answers_400_in_html_refuses_nothing_for_good(proxy: Proxy,
     proxy.answers.clear()
     while not one.done:
         one.advance(trainer_gone=True, hurry=True)
+    check_all(client, run_id, proxy.uri)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, "text/html", b"You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth"),
+        (403, "text/html", b"Permission denied"),
+    ],
+    ids=["401", "403"],
+)
+def test_a_token_that_is_revoked_in_mid_run(
+    answer: tuple[int, str, bytes], again: bool, proxy: Proxy, home: Path
+) -> None:
+    """What a server with MLflow's basic-auth answers then: all waits until the token counts again, or for a new one."""
+    client = mlflow.MlflowClient(proxy.uri)
+    run_id = run_of(client)
+    begins, facts, opened, *of_steps, text, epoch, ended = recording(proxy.uri, run_id)
+    journal = Journal.create(home)
+    journal.append([begins, opened, of_steps[0]])
+    one = Deliverer(journal.folder)
+    one.advance(hurry=True)
+    assert "batch/loss" in client.get_run(run_id).data.metrics
+    proxy.answers[""] = answer
+    for records in (
+        [facts],
+        of_steps[1:],
+        [text],
+        [epoch],
+        [],
+        [],
+        [ended],
+    ):  # more often than a call is tried
+        journal.append(records)
+        one.advance(hurry=True)
+        assert one.status.rejected == {} and str(answer[0]) in str(one.status.error)
+    journal.close()
+    if not again:
+        one.close()
+        assert str(answer[0]) in str(sync(find_waiting()[0]))
+    proxy.answers.clear()
+    if again:
+        one.advance(trainer_gone=True, hurry=True)
+        assert one.done, one.status
+    else:
+        assert sync(find_waiting()[0]) is None
     check_all(client, run_id, proxy.uri)
 
 

@@ -16,9 +16,10 @@ from mlflow_tfmon import private
 from mlflow_tfmon.cli import main
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.left import left_behind
+from mlflow_tfmon.delivery.status import put_away
 from mlflow_tfmon.delivery.waiting import deliver, find_waiting
 from mlflow_tfmon.journal.journal import DATABASE, Journal, JournalReader
-from mlflow_tfmon.journal.life import is_written
+from mlflow_tfmon.journal.life import claim_run, disclaim_run, is_written
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, Problems, RunEnded
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
@@ -136,6 +137,32 @@ def test_a_home_that_others_can_write_is_not_recorded_to(
     journal = Journal.create()
     journal.close()
     assert home not in journal.folder.parents and not (home / "recordings").exists()
+
+
+@pytest.mark.parametrize("planted", ["link", "folder"])
+def test_what_others_have_put_into_a_home_that_is_a_folder_of_all_is_not_used(
+    planted: str, store: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with MLFLOW_TFMON_HOME=/tmp: locks of runs are looked for, and damaged recordings put aside, beside them."""
+    folder = write(home, started(store), layout(), *blocks(values(10)), ENDED)
+    home.chmod(0o1777)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "precious").write_text("precious")
+    for name in ("runs", "damaged"):
+        if planted == "link":
+            (home / name).symlink_to(mine)
+        else:
+            (home / name).mkdir()
+            (home / name / "theirs").write_text("theirs")
+            (home / name).chmod(0o777)
+    assert claim_run(folder, "a" * 32)  # nobody can tell who else does
+    disclaim_run(folder, "a" * 32)
+    put_away(folder, damaged=True)
+    assert [one.name for one in mine.iterdir()] == ["precious"]
+    for name in ("runs", "damaged") if planted == "folder" else ():
+        assert [one.name for one in (home / name).iterdir()] == ["theirs"]
+    assert folder.exists() and find_waiting() == []  # it has arrived, and is kept
 
 
 def test_a_home_in_a_folder_of_all_is_this_users_own(home: Path) -> None:
