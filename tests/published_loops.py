@@ -1501,29 +1501,3 @@ def a_gradient_that_only_some_variables_get() -> Any:
         optimizer.apply_gradients([(found[at], model.trainable_variables[at]) for at in chosen])
         losses.append(float(loss))
     return losses
-
-
-@loop
-def threads_that_train_a_model_each() -> Any:
-    """Two models in two threads, in turn: neither's losses are the other's."""
-    import threading
-
-    models = [net(1), net(2)]
-    optimizers = [sgd(m.trainable_variables) for m in models]
-    losses: list[list[float]] = [[], []]
-    turns = [threading.Semaphore(1), threading.Semaphore(0)]
-
-    def work(at: int) -> None:
-        for x, y in pairs(3):
-            turns[at].acquire()
-            loss, found = differentiate(models[at], (1 + at) * x, y)
-            optimizers[at].apply_gradients(together(found, models[at].trainable_variables))
-            losses[at].append(float(loss))
-            turns[1 - at].release()
-
-    workers = [threading.Thread(target=work, args=(at,)) for at in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return losses
