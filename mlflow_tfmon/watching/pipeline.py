@@ -35,7 +35,9 @@ from mlflow_tfmon.stream.rows import with_batches
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
+from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.summary import Summary
+from mlflow_tfmon.watching.thrift import Thrift
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
@@ -58,6 +60,8 @@ class Pipeline:
         self._rings: list[Ring] = []
         self.closed = False
         self.interrupted = False  # the training that ended last was
+        self.thrift = Thrift()
+        self._activations = ActivationWatch(None)
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
@@ -145,19 +149,35 @@ class Pipeline:
         """Takes all rows that have been written by now."""
         DRAIN.flush(self._rings)
 
-    def flush(self) -> None:
-        """Has MLflow brought up to date, and waits for it as long as the settings allow."""
+    def flush(self, waits: bool = True) -> None:
+        """Has MLflow brought up to date.
+
+        Args:
+            waits: whether all is judged, and waited for as long as the settings allow; else that comes later.
+        """
         self.drain()
         self.finish_checkpoints()
         self.recording.settle()
-        self.watch.finish()
+        if waits:
+            self.watch.finish()
         if self.closed:  # by one who was told of a problem
             return
         self.recording.append(records.Flushed(time.time()))
-        self._sum_up(self._wait())
+        if waits:
+            self._sum_up(self._wait())
+
+    def activations_of(self, model: Any) -> ActivationWatch:
+        """What looks at a model's activations: one that is fitted over and over is traced once."""
+        if not self._activations.is_of(model):
+            self._activations = ActivationWatch(model)
+        return self._activations
 
     def close(self, status: str, reason: str = "") -> None:
         """Ends the recording, and the run if it was made for it."""
+        with _lock:
+            if self.closed:
+                return
+        self.thrift.pay()
         with _lock:
             if self.closed:
                 return
