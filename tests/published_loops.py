@@ -1417,7 +1417,7 @@ def a_wrapper_that_looks_ahead() -> Any:
 
 @loop
 def a_closure_that_is_called_several_times() -> Any:
-    """A step that asks a closure for loss and gradient at trial points, and applies the gradient of the best of them."""
+    """A closure gives loss and gradient at trial points; the gradient of the best of them is applied."""
     model = net()
     optimizer, losses = sgd(model.trainable_variables), []
 
@@ -1492,7 +1492,7 @@ def teachers_before_and_after_a_step() -> Any:
 
 @loop
 def a_gradient_that_only_some_variables_get() -> Any:
-    """Sparse finetuning: of a gradient of all, those of the largest norm are applied, which differ from step to step."""
+    """Sparse finetuning: of a gradient of all, parts are applied, which differ from step to step."""
     model = net()
     optimizer, losses = sgd(model.trainable_variables), []
     for number, (x, y) in enumerate(pairs(4)):

@@ -136,8 +136,11 @@ class _Fit:
 
     def _summarize(self) -> None:
         with contained("the model summary", "it is not recorded"):
-            if not self._summarized and can_summarize(self.arguments.model):
+            pipeline, model = self.monitor.pipeline, self.arguments.model
+            if not self._summarized and pipeline is not None and can_summarize(model):
                 self._summarized = True
+                if not pipeline.is_new(model):
+                    return
                 self.monitor.record(model_summary(self.arguments.model))
                 if self._settings.tensorboard:
                     with contextlib.suppress(

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import util
 from typing import Any
@@ -20,7 +21,7 @@ from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import ENVIRONMENT_TAG, environment
-from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal import here, life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
 from mlflow_tfmon.probes import batches, inputs, ledger
@@ -61,7 +62,9 @@ class Pipeline:
         self.closed = False
         self.interrupted = False  # the training that ended last was
         self.thrift = Thrift()
+        self._put_off = False  # whether the end of a training has not been followed by what `flush` does
         self._activations = ActivationWatch(None)
+        self._model: tuple[Any, ...] = ()
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
@@ -162,9 +165,22 @@ class Pipeline:
             self.watch.finish()
         if self.closed:  # by one who was told of a problem
             return
-        self.recording.append(records.Flushed(time.time()))
+        self._put_off = not waits  # each makes files
         if waits:
+            self.recording.append(records.Flushed(time.time()))
             self._sum_up(self._wait())
+
+    def catch_up(self) -> None:
+        """Has MLflow brought up to date after all, since somebody reads the run."""
+        if self._put_off and not self.closed:
+            self._put_off = False
+            self.recording.append(records.Flushed(time.time()))
+
+    def is_new(self, model: Any) -> bool:
+        """Whether a model is another than that of the fit before, or made of other layers."""
+        before = self._model
+        self._model = weakref.ref(model), model.built, *map(id, getattr(model, "layers", ()))
+        return before != self._model
 
     def activations_of(self, model: Any) -> ActivationWatch:
         """What looks at a model's activations: one that is fitted over and over is traced once."""
@@ -285,6 +301,15 @@ def of_run(run_id: str | None) -> Pipeline | None:
     """The open pipeline of a run."""
     with _lock:
         return None if run_id is None else _open.get(run_id)
+
+
+def _catch_up() -> None:
+    with contained("bringing MLflow up to date", "the last steps may be missing in what is read"):
+        for pipeline in list(_open.values()):
+            pipeline.catch_up()
+
+
+here.on_wait.append(_catch_up)
 
 
 def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:

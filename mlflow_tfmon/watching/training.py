@@ -199,7 +199,7 @@ class Training:
     # -- what is recorded ------------------------------------------------------------------------------------------
     def tell_premises(self) -> None:
         """Records what is known before the first step, once the model is built."""
-        if self._pipeline is not None:
+        if self._pipeline is not None and not self.premises.told:
             recorded = self._pipeline.recording.steps_of(self._keys())
             self.record(*self.premises.tell(self.prefix, recorded))
 

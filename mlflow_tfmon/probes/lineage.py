@@ -1,0 +1,135 @@
+"""Lineage: of which calls of tapes the tensors of eager code were made, op by op, until an optimizer is given them.
+
+TensorFlow tells a thread of the ops that its eager code runs. It is asked to only from what a tape gives to the update:
+code that passes gradients on as they are runs none in between. What a function does within is not looked into: all
+that it gives is made of all that it got.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.internals import internal
+from mlflow_tfmon.probes.origin import Call, values
+
+Calls = frozenset[int]
+_NONE: Calls = frozenset()
+_LOSS = "a gradient that eager code changes has a loss only if its values tell"
+_MOST_CALLS = 64  # that a tensor is known to be made of: a sum that goes on for ever (momentum) is of the last ones
+_MOST_OPS = 20_000  # that are followed after a tape was asked last; by then no update is to be expected
+
+
+class Lineage(threading.local):
+    """What the eager code of a thread has made of what tapes gave."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Call] = {}  # the last ones, by their numbers
+        self._last = 0
+        self._made: dict[int, tuple[weakref.ref[Any], Calls]] = {}  # by the ids of tensors and variables' handles
+        self._stepped: dict[str, int] = {}  # the last call before a variable's last step, by the variable's key
+        self._ops = 0
+        self._on = False
+
+    def gave(self, call: Call) -> None:
+        """A tape gave gradients; from here on ops are followed."""
+        same = self._calls.get(self._last)
+        if same is None or [id(one) for one in same.targets] != [id(one) for one in call.targets]:
+            self._last += 1  # else it is another part of what a persistent tape gives
+            self._calls[self._last] = call
+            self._calls.pop(self._last - _MOST_CALLS, None)
+        for gradient in call.gradients.values():
+            for tensor in _tensors(gradient):
+                self._mark(tensor, frozenset({self._last}))
+        self._ops = 0
+        self._follow(True)
+
+    def of(self, gradients: Iterable[Any], keys: Iterable[str]) -> list[Call] | None:
+        """The calls since the last step of some variables that gradients were made of, or else those before.
+
+        None if they are made of no call that is known.
+        """
+        found = _NONE.union(*(self._sources(tensor) for one in gradients for tensor in _tensors(one)))
+        since = max((self._stepped.get(key, 0) for key in keys), default=0)
+        recent = {number for number in found if number > since} or found
+        return [self._calls[number] for number in sorted(recent) if number in self._calls] or None
+
+    def stepped(self, keys: Iterable[str], more: bool) -> None:
+        """An optimizer has been given gradients of some variables.
+
+        Args:
+            keys: of the variables.
+            more: whether it is still open whose step other gradients are.
+        """
+        if len(self._stepped) > 10_000:
+            self._stepped.clear()
+        self._stepped |= dict.fromkeys(keys, self._last)
+        self._follow(more and self._on)
+
+    def _follow(self, on: bool) -> None:
+        if on == self._on:
+            return
+        name = "add_op_callback" if on else "remove_op_callback"
+        internal(f"tensorflow.python.framework.op_callbacks.{name}", _nothing, _LOSS)(self._ran)
+        self._on = on
+
+    def _ran(
+        self, op: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None, **_: Any
+    ) -> None:
+        """An op has run, or was made while a function is traced."""
+        with contained("following what is made of gradients", _LOSS):
+            if graph is not None or not tf.executing_eagerly() or not isinstance(outputs, (list, tuple)):
+                return
+            self._ops += 1
+            if self._ops > _MOST_OPS:
+                return
+            found = _NONE
+            for tensor in inputs:
+                if id(tensor) in self._made:
+                    found |= self._sources(tensor)
+            kind = op.decode() if isinstance(op, bytes) else op
+            if kind == "AssignVariableOp":
+                found = self._sources(inputs[1]) if len(inputs) > 1 else _NONE
+                self._mark(inputs[0], found)
+            elif found:
+                found = frozenset(sorted(found)[-_MOST_CALLS:])
+                for tensor in outputs:
+                    self._mark(tensor, found)
+                if not kind.startswith(_READS):
+                    for tensor in inputs:
+                        if tensor.dtype == tf.resource:
+                            self._mark(tensor, found)
+
+    def _sources(self, tensor: Any) -> Calls:
+        alive, calls = self._made.get(id(tensor), (None, _NONE))
+        return calls if alive is not None and alive() is tensor else _NONE
+
+    def _mark(self, tensor: Any, calls: Calls) -> None:
+        number, made = id(tensor), self._made
+        if not calls:
+            made.pop(number, None)
+            return
+
+        def forget(gone: Any) -> None:
+            if number in made and made[number][0] is gone:
+                del made[number]
+
+        made[number] = weakref.ref(tensor, forget), calls
+
+
+def _nothing(_: Any) -> None:
+    """In place of what a version of TensorFlow lacks."""
+
+
+_READS = ("Read", "ResourceGather", "VarIsInitialized", "VariableShape")
+
+
+def _tensors(gradient: Any) -> list[Any]:
+    if isinstance(gradient, tf.IndexedSlices):
+        return [gradient.values]
+    return [] if gradient is None else [values(gradient)]
