@@ -170,7 +170,9 @@ def distillation() -> Any:
         with tf.GradientTape() as tape:
             out = self(x, training=True)
             hard = tf.reduce_mean((out - y) ** 2)
-            soft = keras.losses.KLDivergence()(tf.nn.softmax(known / 3.0, 1), tf.nn.softmax(out / 3.0, 1)) * 9.0
+            soft = (
+                keras.losses.KLDivergence()(tf.nn.softmax(known / 3.0, 1), tf.nn.softmax(out / 3.0, 1)) * 9.0
+            )
             loss = 0.1 * hard + 0.9 * soft
         found = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply_gradients(together(found, self.trainable_variables))
@@ -305,7 +307,9 @@ def phases_by_two_train_steps() -> Any:
 
     def pretrain(self: Any, x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean((self(x) - self(x + 0.1)) ** 2) - tf.reduce_mean(tf.math.reduce_std(self(x), 0))
+            loss = tf.reduce_mean((self(x) - self(x + 0.1)) ** 2) - tf.reduce_mean(
+                tf.math.reduce_std(self(x), 0)
+            )
         found = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply_gradients(together(found, self.trainable_variables))
         return {"loss": loss}
@@ -315,9 +319,9 @@ def phases_by_two_train_steps() -> Any:
         self.optimizer.apply_gradients(together(found, self.trainable_variables))
         return {"loss": loss}
 
-    inside = net()
+    inside = net()  # which the second compiled optimizer goes on with: one stream
     first = fitted(Stepper(pretrain, inside), "loss", optimizer=keras.optimizers.Adam(0.01))[0]
-    return [first, fitted(Stepper(finetune, inside), "loss", optimizer=keras.optimizers.SGD(0.01))[0]]
+    return first + fitted(Stepper(finetune, inside), "loss", optimizer=keras.optimizers.SGD(0.01))[0]
 
 
 @loop
@@ -575,12 +579,12 @@ def federated_averaging() -> Any:
         for at, (client, optimizer) in enumerate(together(clients, optimizers)):
             client.set_weights(server.get_weights())
             for part in range(2):
-                loss, found = differentiate(client, X[4 * number + 2 * at + part], Y[4 * number + 2 * at + part])
+                loss, found = differentiate(
+                    client, X[4 * number + 2 * at + part], Y[4 * number + 2 * at + part]
+                )
                 optimizer.apply_gradients(together(found, client.trainable_variables))
                 losses[at].append(float(loss))
-            ways.append(
-                [a - b for a, b in together(server.trainable_variables, client.trainable_variables)]
-            )
+            ways.append([a - b for a, b in together(server.trainable_variables, client.trainable_variables)])
         mean = [(a + b) / 2.0 for a, b in together(*ways)]
         by_server.apply_gradients(together(mean, server.trainable_variables))
         losses[2].append(float("nan"))
@@ -690,6 +694,7 @@ def variance_reduced_in_a_function() -> Any:
 def variance_reduced_by_one_model_whose_weights_are_swapped() -> Any:
     model = net()
     optimizer, losses = sgd(model.trainable_variables), []
+    start = net()
     old, full = model.get_weights(), differentiate(model, tf.concat(X[:4], 0), tf.concat(Y[:4], 0))[1]
     for x, y in pairs(4):
         loss, now = differentiate(model, x, y)
@@ -700,7 +705,10 @@ def variance_reduced_by_one_model_whose_weights_are_swapped() -> Any:
         found = [a - b + c for a, b, c in zip(now, then, full, strict=True)]
         optimizer.apply_gradients(together(found, model.trainable_variables))
         losses.append(float(loss))
-    return losses
+    return [
+        float(mse(start, tf.concat(X[:4], 0), tf.concat(Y[:4], 0))),
+        *losses[1:],
+    ]  # first, the full gradient
 
 
 def _optimistic(in_function: bool) -> Any:
@@ -854,18 +862,33 @@ def natural_gradient_by_squared_examples() -> Any:
     return losses
 
 
-@loop
-def gradients_without_a_tape() -> Any:
+def _without_a_tape(in_function: bool) -> Any:
     """Linear regression whose gradient is written out; a validation batch is looked at by a tape."""
     weights = tf.Variable(tf.ones([4, 2]))
     optimizer = sgd([weights])
-    for x, y in pairs(4):
+
+    def step(x: Any, y: Any) -> Any:
         found = 2.0 * tf.transpose(x) @ (x @ weights - y) / 16.0
         with tf.GradientTape() as tape:
             other = 100.0 + 1.1 * tf.reduce_mean((x[:7] @ weights - y[:7]) ** 2)
-        tape.gradient(other, weights)
+        seen = tape.gradient(other, weights)
         optimizer.apply_gradients([(found, weights)])
+        return tf.norm(seen)
+
+    step = tf.function(step) if in_function else step
+    for x, y in pairs(4):
+        step(x, y)
     return [float("nan")] * 4
+
+
+@loop
+def gradients_without_a_tape() -> Any:
+    return _without_a_tape(False)
+
+
+@loop
+def gradients_without_a_tape_in_a_function() -> Any:
+    return _without_a_tape(True)
 
 
 @loop

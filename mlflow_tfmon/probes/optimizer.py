@@ -112,6 +112,8 @@ def _making(optimizer: Any) -> Iterator[_Step]:
             step.finish()
     finally:
         _underway.step = None
+        with contained(_PART, "what eager code makes of gradients is not followed"):
+            tape.resume()
 
 
 def _step() -> _Step | None:

@@ -313,7 +313,7 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
             _say_not_followed()
     if found is None:
         asked = _asked(gradients, variables, calls is not None) if keys & _seen.keys() else None
-        _lineage.stepped(keys, more=bool(_eager.waiting))
+        _lineage.stepped(keys, _eager.waiting)
         return Step(asked, [], None)
     for _, call in found.calls:
         call.told = True
@@ -322,7 +322,7 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
         if _eager.written & keys:  # what was written before is of no step to come
             _eager.written -= keys
             ledger.of(variables, {}).write(ledger.SETTLED, tf.constant(0.0, tf.float64), {})
-        _lineage.stepped(keys, more=bool(_eager.waiting))
+        _lineage.stepped(keys, _eager.waiting)
     losses = [(factor, call.reading) for factor, call in found.calls if call.reading is not None]
     if not losses:
         return Step(None, [], found.before)
@@ -333,6 +333,11 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
         total = tf.add_n([factor * reading[: 2 + len(parts)] for factor, reading in losses])
         reading = tf.concat([total[:1], [1.0], total[2:]], axis=0)
     return Step(reading, [], found.before, parts)
+
+
+def resume() -> None:
+    """An optimizer has made its update."""
+    _lineage.resume()
 
 
 def _say_not_followed() -> None:
