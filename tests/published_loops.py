@@ -611,7 +611,7 @@ def split_learning() -> Any:
     return [losses, losses]
 
 
-# -- transformations of gradients (privacy, variance reduction, compression, preconditioning) ---------------------------
+# -- transformations of gradients (privacy, variance reduction, compression, preconditioning) --------------------------
 @loop
 def private_gradients_by_a_jacobian() -> Any:
     """TensorFlow Privacy: each example's gradient is clipped, then noise is added."""
@@ -973,7 +973,9 @@ def _scaled_by_hand(in_function: bool, dynamic: bool = False) -> Any:
         return loss
 
     step = tf.function(step) if in_function else step
-    return [float(step(x, y)) for x, y in pairs()]
+    return [
+        128.0 * float(step(x, y)) for x, y in pairs()
+    ]  # what is differentiated: `scale_loss` is what tells
 
 
 @loop

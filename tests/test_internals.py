@@ -46,6 +46,8 @@ NEEDED = [  # in each fit
 ]
 NAMES = [
     *NEEDED,
+    "tensorflow.python.framework.op_callbacks.add_op_callback",
+    "tensorflow.python.framework.op_callbacks.remove_op_callback",
     "tensorflow.python.framework.op_def_registry.get",
     "keras.src.backend.common.global_state.get_global_attribute",
 ]

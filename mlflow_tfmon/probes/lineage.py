@@ -110,8 +110,12 @@ class Lineage(threading.local):
     def _follow(self, on: bool) -> None:
         if on == self._on:
             return
-        name = "add_op_callback" if on else "remove_op_callback"
-        internal(f"tensorflow.python.framework.op_callbacks.{name}", _nothing, _LOSS)(self._ran)
+        if on:
+            internal("tensorflow.python.framework.op_callbacks.add_op_callback", _nothing, _LOSS)(self._ran)
+        else:
+            internal("tensorflow.python.framework.op_callbacks.remove_op_callback", _nothing, _LOSS)(
+                self._ran
+            )
         self._on = on
 
     def _ran(
