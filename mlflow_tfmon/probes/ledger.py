@@ -23,7 +23,10 @@ from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.ring import Ring, lasting_variable
 from mlflow_tfmon.stream.rows import column
 
-APPLIED, SETTLED = -1, -2  # sites: the gradient of a step; a step whose loss was known without
+# Sites: the gradient of a step, that of one which eager code has not made of what its tapes gave, as far as it was
+# followed; and a step whose loss was known without.
+APPLIED, FOREIGN, SETTLED = -1, -3, -2
+EAGER = 1_000_000  # from here on, sites in eager code
 ASKED = -1.0  # in a ring's row, in place of the number of losses: the loss is the number of a row here
 _SAMPLES = 16  # elements of a variable's gradient
 _BYTES = 2 * 2**20  # that the rows of one ledger take at most, unless 64 need more
@@ -267,7 +270,8 @@ def _told(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:
         width = applied.ledger.parts[key].stop - applied.ledger.parts[key].start
         parts.append(slice(begin, begin + width))
         begin += width
-    return loss_of(applied.values[len(_HEAD) :], parts, calls, earlier)
+    made_of_them = applied.values[1] != FOREIGN or any(one.site < EAGER for one in calls)
+    return loss_of(applied.values[len(_HEAD) :], parts, calls, earlier, made_of_them)
 
 
 def _given(row: _Row, keys: Sequence[str], wanted: Ledger) -> Given:

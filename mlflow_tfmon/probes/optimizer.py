@@ -72,7 +72,9 @@ class _Step:
                 "one: a training with gradient_accumulation_steps on several replicas is not watched step by step.",
             )
             return
-        self.made_of = tape.step_of(given or gradients, variables)
+        gradients = [graph.tensor(gradient) for gradient in gradients]
+        given = [graph.tensor(gradient) for gradient in given] or gradients
+        self.made_of = tape.step_of(given, variables)
         norms = _norms(updater, by_hand=self.made_of.before is not None)
         names = (*((APPLIED,) if accumulates or scalars else ()), *scalars)
         self.probe = probe_of(self.optimizer, variables, norms, names, self.made_of.parts, on_ring)
@@ -110,6 +112,8 @@ def _making(optimizer: Any) -> Iterator[_Step]:
             step.finish()
     finally:
         _underway.step = None
+        with contained(_PART, "what eager code makes of gradients is not followed"):
+            tape.resume()
 
 
 def _step() -> _Step | None:

@@ -21,6 +21,7 @@ _SAME = frozenset(
 )
 _SUMS = frozenset({"Add", "AddV2", "AddN"})
 _ZEROS = frozenset({"ZerosLike"})
+_NO_TAPE = object()
 
 
 @dataclass(eq=False)
@@ -81,6 +82,9 @@ def trace(
         source = walk.source(values(gradient), graph.key(variable))
         if source is None:
             return None
+        if source is _NO_TAPE:
+            before.append(gradient)
+            continue
         for made_of, factor in (walk.factors(source) or {}).items():
             call, _ = given[made_of]
             same = tuple(
@@ -121,10 +125,15 @@ class _Walk:
         self._kept: list[Any] = []  # so that ids stay those of their tensors
 
     def source(self, tensor: Any, key: str) -> Any | None:
-        """The tensor itself if a tape gave it for a variable (or a weighted sum), else the one that it is made of."""
-        known, alien = self._beneath(tensor)
+        """The tensor itself if a tape gave it for a variable (or a weighted sum), else the one that it is made of.
+
+        `_NO_TAPE` if it is plain to see that no tape has given anything that it is made of; None if it can't be told.
+        """
+        known, alien, unclear = self._beneath(tensor)
         if alien:
             return None
+        if not known and not unclear:
+            return _NO_TAPE
         found = list(known.get(key, {}).values())
         # tf.clip_by_norm takes both x and x * clip_norm on their way: the former is what was clipped.
         first = [one for one in found if not any(o is not one and self._made_of(one, o) for o in found)]
@@ -132,10 +141,13 @@ class _Walk:
             return None
         return tensor if first[0] is _outward(tensor) else first[0]
 
-    def _beneath(self, tensor: Any) -> tuple[dict[str, dict[int, Any]], bool]:
-        """What a tensor is made of: given ones (or weighted sums) by variable and id, and whether others as well."""
+    def _beneath(self, tensor: Any) -> tuple[dict[str, dict[int, Any]], bool, bool]:
+        """What a tensor is made of: given ones (or weighted sums) by variable and id.
+
+        Also, whether of others of its shape, and whether of something that can't be looked into.
+        """
         found: dict[str, dict[int, Any]] = {}
-        alien, pending, seen = False, [tensor], set()
+        alien, unclear, pending, seen = False, _op(tensor) is None, [tensor], set()
         while pending:
             at = _outward(pending.pop())
             if id(at) in seen:
@@ -150,6 +162,7 @@ class _Walk:
             inputs = _inputs(at)
             if inputs is None and self._is_weight(at):
                 continue
+            unclear |= _is_unclear(at)
             if inputs is None:  # its value comes from elsewhere
                 alien |= at.shape.is_compatible_with(tensor.shape) and at.dtype.is_floating
             elif at.shape.num_elements() == 1 != tensor.shape.num_elements():
@@ -160,7 +173,7 @@ class _Walk:
                     found.setdefault(key, {}).update(some)
             else:
                 pending += inputs
-        return found, alien
+        return found, alien, unclear
 
     def _is_weight(self, tensor: Any) -> bool:
         """Whether it is the value of a variable that is trained (weight decay by hand)."""
@@ -214,6 +227,14 @@ class _Walk:
             if id(at) not in self._given:
                 pending += _inputs(at) or []
         return False
+
+
+def _is_unclear(tensor: Any) -> bool:
+    """Whether a tensor may be made of gradients without being seen to be: state, or what another graph gives."""
+    op = _op(tensor)
+    if op is None or tensor.dtype == tf.variant or op.type == "ReadVariableOp":
+        return True
+    return any(attribute.type in ("func", "list(func)") for attribute in op.op_def.attr)
 
 
 def _added(parts: list[tuple[float, dict[int, float] | None]]) -> dict[int, float] | None:

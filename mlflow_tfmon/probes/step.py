@@ -122,13 +122,13 @@ class StepProbe:
             made = [tf.ones([1], tf.float64)]
             if seen:
                 made.append(quantities.half_squares([quantities.dense_values(apart(g)) for g in seen]))
-            self.made.assign(tf.concat(made, axis=0))
+            graph.put(self.made, tf.concat(made, axis=0))
 
     def _before(self, updates: Any, window: int) -> Before:
         done, due, counted = self.ring.next_step(updates, window)
         deep = due if updates is not None or compiled.deep() is None else compiled.deep()
         if self.made is not None:
-            self.made.assign(tf.zeros_like(self.made))
+            graph.put(self.made, tf.zeros(self.made.shape, self.made.dtype))
         weights = quantities.snapshot(deep, self._variables, self._whole)
         return Before(done, deep, counted, weights, tf.constant(_UNKNOWN, tf.float64))
 
@@ -285,6 +285,8 @@ def probe_of(
         layout = RingLayout(described, keys, norms, workers, scalars + parts, parts, device, host, xla)
         probe = StepProbe(layout, local)
         probes.append(probe)
+        built = getattr(optimizer, "_trainable_variables", None) or ()  # Keras 3.7 to 3.15
+        probe.ring.reach = keys | {graph.key(v) for v in built}
         on_ring(probe.ring, optimizer)
     return probe
 

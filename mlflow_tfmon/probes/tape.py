@@ -18,6 +18,7 @@ import tensorflow as tf
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph, ledger, origin, replicas
+from mlflow_tfmon.probes.lineage import Lineage
 from mlflow_tfmon.stream.ring import lasting_variable
 
 # Over several replicas: one slot a set of variables and replica, in which the losses of all are added up. A variable,
@@ -62,6 +63,7 @@ class _Eager(threading.local):
 
 
 _eager = _Eager()
+_lineage = Lineage()
 
 
 def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,7 +157,7 @@ def _site(tape: Any) -> int:
     while frame is not None and len(place) < _FRAMES:
         place.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
-    return _sites.setdefault((asked, *place), len(_sites) + 1_000_000)
+    return _sites.setdefault((asked, *place), len(_sites) + ledger.EAGER)
 
 
 def _remember(call: origin.Call) -> None:
@@ -168,6 +170,8 @@ def _remember(call: origin.Call) -> None:
     for earlier in [one for one in _eager.waiting if one.gradients.keys() & call.gradients.keys()]:
         _write([earlier])
     _eager.waiting.append(call)
+    if not call.told:
+        _lineage.gave(call)
     if _passed & call.gradients.keys():
         _write([call])
 
@@ -301,9 +305,16 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
         groups = _slots_of(keys)
         parts = groups[0][0].parts if len(groups) == 1 else ()
         return Step(None, [[slot.values for slot in group] for group in groups], None, parts)
-    found = origin.trace(gradients, variables, _given())
+    found, calls = origin.trace(gradients, variables, _given()), None
+    if graph.tracing() is None:
+        calls = _lineage.of(gradients, keys) if found is None else None
+        if calls is not None and len(calls) == 1:
+            found = origin.Origin([(1.0, calls[0])], None)
+            _say_not_followed()
     if found is None:
-        return Step(_asked(gradients, variables) if keys & _seen.keys() else None, [], None)
+        asked = _asked(gradients, variables, calls is not None) if keys & _seen.keys() else None
+        _lineage.stepped(keys, _eager.waiting)
+        return Step(asked, [], None)
     for _, call in found.calls:
         call.told = True
     if graph.tracing() is None:
@@ -311,6 +322,7 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
         if _eager.written & keys:  # what was written before is of no step to come
             _eager.written -= keys
             ledger.of(variables, {}).write(ledger.SETTLED, tf.constant(0.0, tf.float64), {})
+        _lineage.stepped(keys, _eager.waiting)
     losses = [(factor, call.reading) for factor, call in found.calls if call.reading is not None]
     if not losses:
         return Step(None, [], found.before)
@@ -323,8 +335,12 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
     return Step(reading, [], found.before, parts)
 
 
-def _asked(gradients: Sequence[Any], variables: Sequence[Any]) -> tf.Tensor:
-    """What stands for the loss of a step in its row where only the values can tell it: a row of the ledger."""
+def resume() -> None:
+    """An optimizer has made its update."""
+    _lineage.resume()
+
+
+def _say_not_followed() -> None:
     say_once(
         "gradients not followed",
         "mlflow_tfmon: a loop's gradients can't be followed from tape to optimizer (these are in different functions, "
@@ -332,6 +348,17 @@ def _asked(gradients: Sequence[Any], variables: Sequence[Any]) -> tf.Tensor:
         "optimizer gets, after any clipping by hand.",
         logging.INFO,
     )
+
+
+def _asked(gradients: Sequence[Any], variables: Sequence[Any], made_of_tapes: bool) -> tf.Tensor:
+    """What stands for the loss of a step in its row where only the values can tell it: a row of the ledger.
+
+    Args:
+        gradients: as the optimizer is given them.
+        variables: that they are of.
+        made_of_tapes: whether eager code is known to have made them of what tapes gave.
+    """
+    _say_not_followed()
     keys, function = frozenset(graph.key(v) for v in variables), graph.tracing()
     if function is not None:
         with tf.init_scope():  # at the first call, what was given to the function is waiting
@@ -344,7 +371,8 @@ def _asked(gradients: Sequence[Any], variables: Sequence[Any]) -> tf.Tensor:
     else:
         _write([call for call in _eager.waiting if call.gradients.keys() & keys])
     given = {graph.key(v): g for v, g in zip(variables, gradients, strict=True)}
-    number = ledger.of(variables, given).write(ledger.APPLIED, tf.constant(0.0, tf.float64), given)
+    site = ledger.APPLIED if function is not None or made_of_tapes else ledger.FOREIGN
+    number = ledger.of(variables, given).write(site, tf.constant(0.0, tf.float64), given)
     return tf.stack([number, tf.constant(ledger.ASKED, tf.float64)])
 
 

@@ -31,7 +31,11 @@ class Given:
 
 
 def loss_of(
-    applied: np.ndarray, parts: Sequence[slice], calls: Sequence[Given], earlier: Sequence[Given]
+    applied: np.ndarray,
+    parts: Sequence[slice],
+    calls: Sequence[Given],
+    earlier: Sequence[Given],
+    made_of_them: bool = True,
 ) -> float | None:
     """The loss of which a gradient was made, or None where the values don't tell.
 
@@ -44,6 +48,7 @@ def loss_of(
         parts: which of the samples are of one variable.
         calls: what tapes gave since the step before.
         earlier: what they gave before that.
+        made_of_them: whether it may have been made of what these gave in a way that is not linear.
     """
     whole, scaled = _total(applied, calls)
     told = [one.loss for one in calls if _close(applied, one.samples, _SAME)] + whole
@@ -56,7 +61,7 @@ def loss_of(
     if delayed or scaled:
         return _one(delayed if delayed and len(applied) > 1 else [*delayed, *scaled])
     if len(calls) == 1:
-        return calls[0].loss if _alike(applied, calls[0].samples) else None
+        return calls[0].loss if made_of_them and _alike(applied, calls[0].samples) else None
     return _weighted(applied, calls)
 
 

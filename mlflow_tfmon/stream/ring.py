@@ -260,6 +260,7 @@ class Ring:
         )
         self.weights: Sequence[tf.Variable] = ()  # the variables themselves, in the order of the layout
         self.optimizer: Any = lambda: None  # gives the optimizer whose steps they are, while it lives
+        self.reach = layout.keys  # of all variables that this optimizer is built for
         self.graph: Any = lambda: None  # gives the graph that was last traced to write here, while it lives
         self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded

@@ -62,7 +62,7 @@ class Stream:
     def is_of(self, ring: Ring) -> bool:
         """Whether a ring's steps are those of this stream's optimizer."""
         optimizer = ring.optimizer()
-        return optimizer is not None and optimizer is self.optimizer() and bool(self.keys & ring.layout.keys)
+        return optimizer is not None and optimizer is self.optimizer() and bool(self.keys & ring.reach)
 
     def goes_on_with(self, ring: Ring, compiled: bool) -> bool:
         """Whether a ring's optimizer takes the place of this stream's, which trained the same variables.

@@ -26,6 +26,11 @@ class ActivationWatch:
         self._model = model
         self._probe: Any = None
         self._given_up = model is None or not callable(model)
+        self._compiled = _compiled(model)
+
+    def is_of(self, model: Any) -> bool:
+        """Whether it looks at this model, as it is compiled now: what Keras has traced stays as it was too."""
+        return self._model is model and self._compiled == _compiled(model)
 
     def look(self, epoch: int, step: int, prefix: str, rings: Sequence[Ring]) -> tuple[Activations, ...]:
         """Returns the current activations, or nothing if they are not available.
@@ -60,3 +65,9 @@ class ActivationWatch:
                     logging.INFO,
                 )
         return self._probe
+
+
+def _compiled(model: Any) -> tuple[int, ...]:
+    """What tells a model from what it was before it was changed, or compiled anew."""
+    optimizer, layers = getattr(model, "optimizer", None), getattr(model, "layers", None) or ()
+    return tuple(id(one) for one in (optimizer, *layers))

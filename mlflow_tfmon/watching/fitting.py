@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mlflow_tfmon.checkpoints.names import FINAL
@@ -137,8 +137,11 @@ class _Fit:
 
     def _summarize(self) -> None:
         with contained("the model summary", "it is not recorded"):
-            if not self._summarized and can_summarize(self.arguments.model):
+            pipeline, model = self.monitor.pipeline, self.arguments.model
+            if not self._summarized and pipeline is not None and can_summarize(model):
                 self._summarized = True
+                if not pipeline.is_new(model):
+                    return
                 self.monitor.record(model_summary(self.arguments.model))
                 if self._settings.tensorboard:
                     with contextlib.suppress(
@@ -149,10 +152,16 @@ class _Fit:
     def finish(self) -> None:
         """After a fit that went well: what can be told only now, and the model."""
         self._summarize()
-        folder = self.monitor.folder
-        if self._settings.log_models and folder is not None:
-            with contained("saving the model", "it is not logged"):
-                self._log_model(folder)
+        pipeline = self.monitor.pipeline
+        if self._settings.log_models and pipeline is not None:
+            log = functools.partial(self._log_model, pipeline, self._saved_as())
+            what = f"saving the model {self.monitor.prefix}"
+            if self.monitor.may_spend:
+                pipeline.thrift.forget(what)
+                with pipeline.thrift.spending(), contained("saving the model", "it is not logged"):
+                    log()
+            else:
+                pipeline.thrift.owe(what, log)
         self._end()
 
     def fail(self, error: BaseException) -> None:
@@ -165,12 +174,24 @@ class _Fit:
         if self._own:
             self.monitor.end(status, reason)
 
-    def _log_model(self, folder: Path) -> None:
-        path = f"models/{uuid.uuid4().hex}"
+    def _saved_as(self) -> records.ModelSaved:
+        """What tells of the model as this fit has left it."""
+        registered = None if self.monitor.has_best else self._settings.registered_model_name
+        return records.ModelSaved(
+            path=f"models/{uuid.uuid4().hex}",
+            name="model",
+            step=self.monitor.last_epoch,
+            metrics=self.monitor.last_metrics,
+            registered_model_name=registered,
+            pointers=(pointer(FINAL, self.monitor.prefix),),
+            datasets=self.monitor.datasets,
+        )
+
+    def _log_model(self, pipeline: pipelines.Pipeline, as_: records.ModelSaved) -> None:
         settings = self._settings
         saved = save_model(
             self.arguments.model,
-            folder / path,
+            pipeline.folder / as_.path,
             self.arguments,
             log_input_examples=settings.log_input_examples,
             log_model_signatures=settings.log_model_signatures,
@@ -178,17 +199,5 @@ class _Fit:
             keras_model_kwargs=dict(settings.keras_model_kwargs or {}) or None,
         )
         if saved:
-            self.monitor.record(
-                records.ModelSaved(
-                    path=path,
-                    name="model",
-                    step=self.monitor.last_epoch,
-                    metrics=self.monitor.last_metrics,
-                    registered_model_name=None if self.monitor.has_best else settings.registered_model_name,
-                    pointers=(pointer(FINAL, self.monitor.prefix),),
-                    datasets=self.monitor.datasets,
-                )
-            )
-            tag, pipeline = pointer(FINAL, self.monitor.prefix), pipelines.of_run(self.monitor.run_id)
-            if pipeline is not None:
-                logged.expect(pipeline.run, folder, path, tag)
+            pipeline.recording.append(as_)
+            logged.expect(pipeline.run, pipeline.folder, as_.path, as_.pointers[0])

@@ -20,7 +20,6 @@ from mlflow_tfmon.stream import records
 from mlflow_tfmon.tags import REGISTERED
 from mlflow_tfmon.watching import actions, claims, resuming
 from mlflow_tfmon.watching.actions import Actions
-from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.complaints import plain_epoch, plain_numbers
 from mlflow_tfmon.watching.epoch_metrics import measured
 from mlflow_tfmon.watching.pauses import Pauses
@@ -78,7 +77,6 @@ class Monitor(Training):
         self.callbacks: Callbacks | None = None  # of the monitored fit
         self.arguments: FitArguments | None = None  # of the monitored fit
         self.datasets: dict[str, tuple[str, str]] = {}  # of the monitored fit, as in `ModelSaved`
-        self._activations = ActivationWatch(model)
         self._pauses = Pauses()
         self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
@@ -225,7 +223,8 @@ class Monitor(Training):
             self.last_epoch, self.last_metrics = number, numbers
             steps = recording.steps_of(self._keys())
             histograms.epoch_ended(recording, self._rings, number, DRAIN.before_next_rows)
-            recording.append(*self._activations.look(number, steps, self.prefix, self._rings))
+            activations = self._pipeline.activations_of(self.model)
+            recording.append(*activations.look(number, steps, self.prefix, self._rings))
             recording.append(self._pauses.end())
             # Last, since the writing thread competes for the interpreter from here on.
             self._consider(number, numbers)

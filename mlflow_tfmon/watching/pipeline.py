@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import util
 from typing import Any
@@ -20,7 +21,7 @@ from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import environment
-from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal import here, life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
 from mlflow_tfmon.probes import batches, inputs, ledger
@@ -37,7 +38,9 @@ from mlflow_tfmon.tags import ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
+from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.summary import Summary
+from mlflow_tfmon.watching.thrift import Thrift
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
@@ -60,6 +63,10 @@ class Pipeline:
         self._rings: list[Ring] = []
         self.closed = False
         self.interrupted = False  # the training that ended last was
+        self.thrift = Thrift()
+        self._put_off = False  # whether the end of a training has not been followed by what `flush` does
+        self._activations = ActivationWatch(None)
+        self._model: tuple[Any, ...] = ()
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
@@ -147,19 +154,48 @@ class Pipeline:
         """Takes all rows that have been written by now."""
         DRAIN.flush(self._rings)
 
-    def flush(self) -> None:
-        """Has MLflow brought up to date, and waits for it as long as the settings allow."""
+    def flush(self, waits: bool = True) -> None:
+        """Has MLflow brought up to date.
+
+        Args:
+            waits: whether all is judged, and waited for as long as the settings allow; else that comes later.
+        """
         self.drain()
         self.finish_checkpoints()
         self.recording.settle()
-        self.watch.finish()
+        if waits:
+            self.watch.finish()
         if self.closed:  # by one who was told of a problem
             return
-        self.recording.append(records.Flushed(time.time()))
-        self._sum_up(self._wait())
+        self._put_off = not waits  # each makes files
+        if waits:
+            self.recording.append(records.Flushed(time.time()))
+            self._sum_up(self._wait())
+
+    def catch_up(self) -> None:
+        """Has MLflow brought up to date after all, since somebody reads the run."""
+        if self._put_off and not self.closed:
+            self._put_off = False
+            self.recording.append(records.Flushed(time.time()))
+
+    def is_new(self, model: Any) -> bool:
+        """Whether a model is another than that of the fit before, or made of other layers."""
+        before = self._model
+        self._model = weakref.ref(model), model.built, *map(id, getattr(model, "layers", ()))
+        return before != self._model
+
+    def activations_of(self, model: Any) -> ActivationWatch:
+        """What looks at a model's activations: one that is fitted over and over is traced once."""
+        if not self._activations.is_of(model):
+            self._activations = ActivationWatch(model)
+        return self._activations
 
     def close(self, status: str, reason: str = "") -> None:
         """Ends the recording, and the run if it was made for it."""
+        with _lock:
+            if self.closed:
+                return
+        self.thrift.pay()
         with _lock:
             if self.closed:
                 return
@@ -267,6 +303,15 @@ def of_run(run_id: str | None) -> Pipeline | None:
     """The open pipeline of a run."""
     with _lock:
         return None if run_id is None else _open.get(run_id)
+
+
+def _catch_up() -> None:
+    with contained("bringing MLflow up to date", "the last steps may be missing in what is read"):
+        for pipeline in list(_open.values()):
+            pipeline.catch_up()
+
+
+here.on_wait.append(_catch_up)
 
 
 def watch_run_end(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -62,6 +63,8 @@ class Training:
         # Number of the first epoch as the fit or loop itself counts.
         self._began_with = 0
         self._first_step = 0
+        self._begun = 0.0  # monotonic time
+        self._may_spend: bool | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -134,8 +137,9 @@ class Training:
                 self._epoch_offset = self._checkpoint.state.about["first_epoch"]
                 self._began_with = self._checkpoint.began_with
             now = time.time()
-            self.record(records.Paused(now, now))  # the time since an earlier training is not a step time
-            if self._checkpoint is None:  # else the earlier ones are its own
+            self._begun, self._may_spend = time.monotonic(), None
+            self.record(records.Paused(now, now))  # the time since a training before is no step's
+            if self._checkpoint is None:  # else those before are its own
                 self._first_step = self._pipeline.recording.steps_of(self._keys())
             claims.active.append(self)
             self.forget_problems()
@@ -162,6 +166,7 @@ class Training:
         if status == "FINISHED" and self.model is not None:
             order.ended(self.model)
         pipeline = self._pipeline
+        may_spend = self.may_spend
         probes.remove(self)
         if pipeline is None:
             with contained("ending the monitor", "this worker's last steps may be missing"):
@@ -179,7 +184,8 @@ class Training:
             if pipeline.run.owned and self._made_pipeline:
                 pipeline.close(status, reason)
             elif not pipeline.closed:
-                pipeline.flush()
+                with pipeline.thrift.spending() if may_spend else contextlib.nullcontext():
+                    pipeline.flush(waits=may_spend)
         self._rings.clear()
         self._trained = frozenset()
         self._pipeline = None
@@ -195,8 +201,8 @@ class Training:
 
     # -- what is recorded ------------------------------------------------------------------------------------------
     def tell_premises(self) -> None:
-        """Records the facts known before the first step, once the model is built."""
-        if self._pipeline is not None:
+        """Records what is known before the first step, once the model is built."""
+        if self._pipeline is not None and not self.premises.told:
             recorded = self._pipeline.recording.steps_of(self._keys())
             self.record(*self.premises.tell(self.prefix, recorded))
 
@@ -210,6 +216,19 @@ class Training:
     def on(self) -> bool:
         """Whether the training is being monitored."""
         return self._pipeline is not None
+
+    @property
+    def may_spend(self) -> bool:
+        """Whether the end of this training may take its time: of many short ones in one run, not each may."""
+        if self._may_spend is None and self._pipeline is not None:
+            own = self._pipeline.run.owned and self._made_pipeline
+            self._may_spend = self._pipeline.thrift.may_spend(time.monotonic() - self._begun) or own
+        return self._may_spend is not False
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The pipeline of the run that takes the training, while it is watched."""
+        return self._pipeline
 
     @property
     def owns_run(self) -> bool:

@@ -1,0 +1,62 @@
+"""How much time the ends of trainings may take within one run: a share of what the trainings themselves take.
+
+A script may fit a model for a single step, a thousand times in one run (Q-learning). If each of these ended with a model
+being saved and MLflow being waited for, the script would do little else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from mlflow_tfmon.errors import contained
+
+_FIRST = 3  # trainings of a run that end with all there is, however short they are
+_SHARE = 0.1  # of the time of the trainings, which the ends of those after them may take
+
+
+class Thrift:
+    """Tells the trainings of one run, at their ends, whether that may take its time; else it is done later.
+
+    What is put off is done at the end of a later training that may take its time, or of the run.
+    """
+
+    def __init__(self) -> None:
+        self._trainings = 0
+        self._trained = self._spent = 0.0  # seconds
+        self._owed: dict[str, Callable[[], None]] = {}
+
+    def may_spend(self, seconds: float) -> bool:
+        """Whether the end of a training may take its time.
+
+        Args:
+            seconds: that the training took.
+        """
+        self._trainings += 1
+        self._trained += seconds
+        return self._trainings <= _FIRST or self._spent <= _SHARE * self._trained
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Counts the time of what is done within."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent += time.monotonic() - begun
+
+    def owe(self, what: str, done: Callable[[], None]) -> None:
+        """Puts something off; of several under one name the last counts."""
+        self._owed[what] = done
+
+    def forget(self, what: str) -> None:
+        """Nothing of a name is owed any more."""
+        self._owed.pop(what, None)
+
+    def pay(self) -> None:
+        """Does what was put off."""
+        owed, self._owed = self._owed, {}
+        for what, done in owed.items():
+            with contained(what, "it is not recorded"):
+                done()
