@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from mlflow_tfmon.errors import contained
 
 _FIRST = 3  # trainings of a run that end with all there is, however short they are
+_PAUSE = 60.0  # s between two summaries of those after them
 _SHARE = 0.1  # of the time of the trainings, which the ends of those after them may take
 
 
@@ -25,6 +26,7 @@ class Thrift:
     def __init__(self) -> None:
         self._trainings = 0
         self._trained = self._spent = 0.0  # seconds
+        self._said = 0.0  # monotonic time
         self._owed: dict[str, Callable[[], None]] = {}
 
     def may_spend(self, seconds: float) -> bool:
@@ -36,6 +38,12 @@ class Thrift:
         self._trainings += 1
         self._trained += seconds
         return self._trainings <= _FIRST or self._spent <= _SHARE * self._trained
+
+    def may_say(self) -> bool:
+        """Whether the end of a training may be summed up in the log."""
+        due = self._trainings <= _FIRST or time.monotonic() - self._said >= _PAUSE
+        self._said = time.monotonic() if due else self._said
+        return due
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
