@@ -1,7 +1,7 @@
 """How much time the ends of trainings may take within one run: a share of what the trainings themselves take.
 
-A script may fit a model for a single step, a thousand times in one run (Q-learning). If each of these ended with a model
-being saved and MLflow being waited for, the script would do little else.
+A script may fit a model for a single step, a thousand times in one run (Q-learning). If each of these ended with a
+model being saved and MLflow being waited for, the script would do little else.
 """
 
 from __future__ import annotations
