@@ -346,7 +346,7 @@ def gan_by_train_on_batch() -> Any:
     return losses
 
 
-# -- reinforcement learning (keras.io: actor_critic_cartpole, ppo_cartpole, ddpg_pendulum; docs of SAC and TRPO) ------
+# -- reinforcement learning (keras.io: actor_critic_cartpole, ppo_cartpole, ddpg_pendulum; docs of SAC, TRPO) ----------
 @loop
 def actor_critic_of_an_episode() -> Any:
     """One eager tape over an episode, and a list of losses that Python adds."""

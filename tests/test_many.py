@@ -91,7 +91,7 @@ def test_fits_of_one_step_over_and_over(
         assert len(mlflow_tfmon.load_run(run.info.run_id).steps) == count  # it waits for what was put off
     assert done == {"saved": 4, "waited": 4, "looked": 1}  # and the run's end for the rest
     files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="tfmon/telemetry")
-    assert len(files) < 2 * count  # and not some for each fit
+    assert len(files) < 5 * count  # some for each time that MLflow is brought up to date, not for each fit
     assert len(threads) == 1 and len(list(home.rglob("*.db"))) <= 1
     assert sum("recorded " in line for line in caplog.messages) == 4
     assert not any("retracing" in line for line in caplog.messages)

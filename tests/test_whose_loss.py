@@ -1040,6 +1040,7 @@ NONE_TOLD = {
     "newton_steps",
     "private_gradients_by_a_jacobian",
     "private_gradients_by_a_map_over_examples",
+    "split_learning",  # the client's, which differentiates no loss
     "surgery_by_a_train_step",
     "the_gradient_of_a_cache_of_embeddings",
     "trust_region_by_conjugate_gradients",

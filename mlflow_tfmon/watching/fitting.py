@@ -157,11 +157,11 @@ class _Fit:
             log = functools.partial(self._log_model, pipeline, self._saved_as())
             what = f"saving the model {self.monitor.prefix}"
             if self.monitor.may_spend:
-                pipeline.thrift.forget(what)
+                pipeline.thrift.forget(what, of=self.arguments.model)
                 with pipeline.thrift.spending(), contained("saving the model", "it is not logged"):
                     log()
             else:
-                pipeline.thrift.owe(what, log)
+                pipeline.thrift.owe(what, log, of=self.arguments.model)
         self._end()
 
     def fail(self, error: BaseException) -> None:

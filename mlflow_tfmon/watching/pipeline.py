@@ -170,7 +170,9 @@ class Pipeline:
         self._put_off = not waits  # each makes files
         if waits:
             self.recording.append(records.Flushed(time.time()))
-            self._sum_up(self._wait())
+            delivered = self._wait()
+            if self.thrift.may_say():
+                self._sum_up(delivered)
 
     def catch_up(self) -> None:
         """Has MLflow brought up to date after all, since somebody reads the run."""

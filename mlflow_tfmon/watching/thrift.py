@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from mlflow_tfmon.errors import contained
 
 _FIRST = 3  # trainings of a run that end with all there is, however short they are
+_PAUSE = 60.0  # s between two summaries of those after them
 _SHARE = 0.1  # of the time of the trainings, which the ends of those after them may take
 
 
@@ -25,7 +26,8 @@ class Thrift:
     def __init__(self) -> None:
         self._trainings = 0
         self._trained = self._spent = 0.0  # seconds
-        self._owed: dict[str, Callable[[], None]] = {}
+        self._said = 0.0  # monotonic time
+        self._owed: dict[str, tuple[object, Callable[[], None]]] = {}
 
     def may_spend(self, seconds: float) -> bool:
         """Whether the end of a training may take its time.
@@ -37,6 +39,12 @@ class Thrift:
         self._trained += seconds
         return self._trainings <= _FIRST or self._spent <= _SHARE * self._trained
 
+    def may_say(self) -> bool:
+        """Whether the end of a training may be summed up in the log."""
+        due = self._trainings <= _FIRST or time.monotonic() - self._said >= _PAUSE
+        self._said = time.monotonic() if due else self._said
+        return due
+
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
         """Counts the time of what is done within."""
@@ -46,17 +54,31 @@ class Thrift:
         finally:
             self._spent += time.monotonic() - begun
 
-    def owe(self, what: str, done: Callable[[], None]) -> None:
-        """Puts something off; of several under one name the last counts."""
-        self._owed[what] = done
+    def owe(self, what: str, done: Callable[[], None], of: object) -> None:
+        """Puts something off.
 
-    def forget(self, what: str) -> None:
-        """Nothing of a name is owed any more."""
-        self._owed.pop(what, None)
+        Args:
+            what: its name; what was put off under it before is replaced if it is of the same thing, else done now.
+            done: does it.
+            of: what it is of, such as a model.
+        """
+        before = self._owed.pop(what, None)
+        self._owed[what] = of, done
+        if before is not None and before[0] is not of:
+            self._do(what, before[1])
+
+    def forget(self, what: str, of: object) -> None:
+        """What was put off under a name comes now: that of the same thing is done with, another's is done."""
+        owed = self._owed.pop(what, None)
+        if owed is not None and owed[0] is not of:
+            self._do(what, owed[1])
 
     def pay(self) -> None:
         """Does what was put off."""
         owed, self._owed = self._owed, {}
-        for what, done in owed.items():
-            with contained(what, "it is not recorded"):
-                done()
+        for what, (_, done) in owed.items():
+            self._do(what, done)
+
+    def _do(self, what: str, done: Callable[[], None]) -> None:
+        with self.spending(), contained(what, "it is not recorded"):
+            done()
