@@ -19,6 +19,7 @@ import mlflow_tfmon
 from mlflow_tfmon.probes import activations, step
 from mlflow_tfmon.probes.step import StepProbe
 from mlflow_tfmon.watching import fitting, pipeline, thrift
+from tests import trainings
 
 
 def test_an_optimizer_for_each_example(
@@ -126,3 +127,24 @@ def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCapt
     assert len(threads) == 1
     assert not any("retracing" in line for line in caplog.messages)
     assert sum("no validation data" in line for line in caplog.messages) <= 1
+
+
+def test_each_of_several_models_fitted_in_one_run_is_logged_as_its_fit_left_it(fresh: None) -> None:
+    """Short fits put the saving off; that of another model is not left out for it."""
+    mlflow_tfmon.autolog(checkpoint=False, report=False)
+    x, y = trainings.data()
+    biases = []
+    with mlflow.start_run() as run:
+        for seed in range(6):
+            net = trainings.model(seed)
+            net.compile("sgd", trainings.loss())
+            net.fit(x[:16], y[:16], verbose=0)
+            biases.append(net.layers[-1].bias.numpy())
+    mlflow_tfmon.load_run(run.info.run_id)  # waits until all has arrived
+    found = mlflow.MlflowClient().search_logged_models(
+        ["0"], filter_string=f"source_run_id = '{run.info.run_id}'"
+    )
+    saved = [mlflow.tensorflow.load_model(one.model_uri).layers[-1].bias.numpy() for one in found]
+    assert len(saved) == len(biases)
+    for bias in biases:
+        assert any(np.array_equal(bias, other) for other in saved)
