@@ -125,7 +125,9 @@ def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCapt
                 assert len(pipeline.DRAIN._taps) <= 2
                 assert len(list(step.all_rings())) <= 2
     assert len(threads) == 1
-    assert not any("retracing" in line for line in caplog.messages)
+    # Of Keras's own train function TensorFlow warns unwatched, too.
+    told = [line for line in caplog.messages if "retracing" in line and "TensorFlowTrainer" not in line]
+    assert told == []
     assert sum("no validation data" in line for line in caplog.messages) <= 1
 
 
