@@ -131,7 +131,10 @@ ENDS = {
         "import psutil\n[one.kill() for one in psutil.Process().children(recursive=True)]; os.abort()",
         signal.SIGABRT,
     ),
-    "its terminal gone": ("os.killpg(0, signal.SIGHUP)", signal.SIGHUP),
+    "its terminal gone": (  # also where the tests run under nohup
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.killpg(0, signal.SIGHUP)",
+        signal.SIGHUP,
+    ),
     "all told to end": (  # by systemd or SLURM; nobody has to come back for what was recorded
         "os.kill(DeliveryProcess.shared()._process.pid(), signal.SIGTERM); os.kill(0, signal.SIGTERM)",
         signal.SIGTERM,
