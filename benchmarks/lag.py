@@ -2,13 +2,18 @@
 
 While a process trains, 500 steps a second, another asks MLflow again and again for the run's newest row, as
 `mlflow_tfmon.load_run` gives it. Printed is the age of that row when it was there: the median, and the most.
+
+With `--busy 20`, twenty processes that only compute keep the machine busy, and printed is how long after the end of a
+fit's first step its loss is in the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -20,6 +25,26 @@ from typing import Any
 from benchmarks.side_by_side import empty_store, machine, serving, write
 
 _WAIT = 120.0  # s, at most, for the first row
+_BUSY_WAIT = (
+    600.0  # s, at most, for the first figure on a busy machine: TensorFlow alone takes a minute to import
+)
+_FIT = """
+import time
+import keras, numpy as np
+import mlflow_tfmon
+
+class First(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.params.pop("told", False):
+            print(time.time(), flush=True)
+            self.params["told"] = True
+        time.sleep(0.05)
+
+mlflow_tfmon.autolog(log_models=False, report=False)
+model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(1)])
+model.compile("adam", "mse")
+model.fit(np.ones((32_000, 64)), np.ones((32_000, 1)), batch_size=32, epochs=100, verbose=0, callbacks=[First()])
+"""
 
 
 def ages(uri: str, seconds: float) -> list[float]:
@@ -55,6 +80,32 @@ def _newest(client: Any, uri: str) -> float | None:
     return None if steps is None or not len(steps) else float(steps["time"].iloc[-1])
 
 
+def first_figure(busy: int) -> float:
+    """How long after the end of a fit's first step its loss is in the store, in seconds.
+
+    Args:
+        busy: how many processes keep the machine busy meanwhile.
+
+    Raises:
+        RuntimeError: it never was.
+    """
+    with empty_store() as (folder, environment), contextlib.ExitStack() as stack:
+        for _ in range(busy):
+            stack.callback(subprocess.Popen([sys.executable, "-c", "while True: pass"]).kill)
+        command = [sys.executable, "-c", _FIT]
+        fit = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        stack.callback(fit.wait)
+        stack.callback(fit.kill)
+        assert fit.stdout is not None
+        stepped = float(fit.stdout.readline())
+        while time.time() < stepped + _BUSY_WAIT:
+            with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store:
+                if store.execute("SELECT 1 FROM metrics WHERE key = 'batch/loss' LIMIT 1").fetchone():
+                    return time.time() - stepped
+            time.sleep(0.05)
+    raise RuntimeError("the loss was never in the store")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -63,10 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variables", nargs="+", type=int, default=[10, 100])
     parser.add_argument("--stores", nargs="+", choices=("sqlite", "http"), default=["sqlite", "http"])
     parser.add_argument("--seconds", type=float, default=30, help="of each training (default 30)")
+    parser.add_argument(
+        "--busy", type=int, metavar="N", help="on a machine that N processes keep busy: the first figure"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where to write")
     options = parser.parse_args(arguments)
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     print(" · ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
+    if options.busy is not None:
+        print(
+            f"{first_figure(options.busy):.1f} s after the first step, beside {options.busy} busy processes"
+        )
+        return 0
     results = {}
     for store in options.stores:
         for variables in options.variables:

@@ -1,4 +1,4 @@
-"""What is traced into the user's graph, and with it nearly all that touches TensorFlow's and Keras's internals.
+"""The ops traced into the user's graph, and nearly everything that touches TensorFlow's and Keras's internals.
 
 `install` puts the probes into Keras, TensorFlow's tape and its dataset iterator; `remove` takes them out again. What is
 patched is listed in `probes.hooks`, a table a library.

@@ -1,4 +1,4 @@
-"""What each layer of a model gives for a batch: traced once from the model's own call, with nothing that changes state.
+"""The outputs of a model's layers for a batch: traced once from the model's own call, without any change of state.
 
 Only what the figures are computed from is kept of the traced call, so no counter, no batch normalization's average and
 no random generator moves, whatever the model's `call` does. A model of which that can't be said is not looked at.

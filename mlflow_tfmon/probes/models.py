@@ -1,4 +1,4 @@
-"""Which Keras model some variables are of: neither variables nor optimizers know."""
+"""The Keras model that some variables belong to: neither variables nor optimizers know it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the gradients that an optimizer gets come from: of which losses they are, and what they were before clipping.
+"""The origin of the gradients that an optimizer gets: the losses they are of, and their values before clipping.
 
 A loop may differentiate many things in a step: a penalty, the first half of SAM, micro-batches, several losses.
 Only what the optimizer's gradients were made of is the step's. Within one graph that is told by the graph itself: from

@@ -1,4 +1,4 @@
-"""What is different under a `tf.distribute` strategy: which replica writes the row, and where its things are.
+"""Differences under a `tf.distribute` strategy: the replica that writes the row, and where its variables are.
 
 Keras clips the gradients of each replica, then sums them over all replicas and applies the sum (Keras 3.7 to 3.15).
 """

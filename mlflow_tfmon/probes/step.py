@@ -1,4 +1,4 @@
-"""What measures the steps of an optimizer: takes what is known before an update and after it, and writes the row."""
+"""The probe of an optimizer's steps: reads what is known before and after an update, and writes the row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From records to histories: what the trainer does as it goes on, and `diagnose` afterwards, is the same."""
+"""Conversion of records to histories, in the trainer while it runs and in `diagnose` afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was not kept, in words."""
+"""A text that says how much was not kept."""
 
 from __future__ import annotations
 

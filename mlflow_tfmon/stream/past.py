@@ -1,4 +1,4 @@
-"""What a recording goes on from: how far the recordings before it, within the same run, had come."""
+"""The state that a recording continues from: how far the earlier recordings of its run had come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What flows from a training to MLflow: plain data, known to the trainer and to the delivery process alike.
+"""The records that flow from a training to MLflow: plain data, shared by the trainer and the delivery process.
 
 A *recording* is all that was measured within one MLflow run. It is an ordered list of records. Each record has a
 kind (a class below, or in `measured`), a JSON body (the dataclass's fields) and, for blocks of numbers, raw float64

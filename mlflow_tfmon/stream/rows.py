@@ -1,4 +1,4 @@
-"""What the rows of a ring say: from the numbers that the graph writes to the columns that are recorded."""
+"""The meaning of a ring's rows: from the numbers that the graph writes to the columns that are recorded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From what was measured to the points and files that MLflow gets."""
+"""Conversion of records to the points and files that MLflow gets."""

@@ -1,4 +1,4 @@
-"""From rows to the points that MLflow gets: thinned, with finite values, under names that MLflow takes."""
+"""The points that MLflow gets: thinned, with finite values, under names that MLflow accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a training has come, in a line for people: the run's tag `tfmon.progress`."""
+"""The progress of a training in one line for people: the run's tag `tfmon.progress`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which series a stream's blocks hold, and under which key each of them goes to MLflow."""
+"""The series of a stream: what its blocks hold, and the MLflow key of each."""
 
 from __future__ import annotations
 

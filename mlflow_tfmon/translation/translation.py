@@ -1,4 +1,4 @@
-"""From the records of a recording to points for MLflow and rows for the telemetry files."""
+"""Conversion of a recording's records to points for MLflow and rows for the telemetry files."""
 
 from __future__ import annotations
 

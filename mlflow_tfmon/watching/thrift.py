@@ -1,4 +1,4 @@
-"""How much time the ends of trainings may take within one run: a share of what the trainings themselves take.
+"""A limit on the time that the ends of trainings take within one run: a share of the trainings' own time.
 
 A script may fit a model for a single step, a thousand times in one run (Q-learning). If each of these ended with saving
 a model and waiting for MLflow, the script would do little else.
