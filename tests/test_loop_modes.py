@@ -443,7 +443,7 @@ def test_a_whole_epoch_in_one_function() -> None:
     check(train, None, by_global_norm, clipping(), absent=NO_BATCHES)
 
 
-@pytest.mark.parametrize("how", ["eager", "function"])
+@pytest.mark.parametrize("how", thorough(["eager", "function"], ["eager"]))
 def test_accumulation_over_calls(how: str) -> None:
     """Gradients added up in variables; every fourth call applies their mean: the loss is the mean as well."""
     x, y = trainings.data()

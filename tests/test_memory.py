@@ -20,6 +20,7 @@ import mlflow_tfmon
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.stream import ring
 from tests import trainings
+from tests.daily import thorough
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -70,7 +71,7 @@ def _is_ours(variable: Any) -> bool:
     return hasattr(variable.handle, "_cached_variable") and not variable.trainable
 
 
-@pytest.mark.parametrize("train", [fit, loop, monitored])
+@pytest.mark.parametrize("train", thorough([fit, loop, monitored], [loop, monitored]))
 def test_no_object_of_ours_outlives_its_training(
     train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

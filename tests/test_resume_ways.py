@@ -183,6 +183,7 @@ def test_a_monitor_callback_that_stands_before_others(watched: str) -> None:
     assert sorted(point.step for point in history) == list(range(5))
 
 
+@pytest.mark.thorough
 def test_a_fit_that_early_stopping_had_ended_makes_no_further_epoch(caplog: Any) -> None:
     class AtEnd(keras.callbacks.Callback):
         def on_train_end(self, logs: Any = None) -> None:
@@ -225,6 +226,7 @@ def rates(*values: float) -> keras.callbacks.Callback:
     return keras.callbacks.LearningRateScheduler(lambda epoch: values[epoch])
 
 
+@pytest.mark.thorough
 def test_the_n_best_of_both_parts_are_kept() -> None:
     def fit(*more: keras.callbacks.Callback) -> str:
         net, slow = compiled(), rates(0.01, 0.01, 0.01, 3.0, 3.0, 3.0)

@@ -21,6 +21,7 @@ import mlflow_tfmon
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.detectors.problem import Problem
 from tests import trainings
+from tests.daily import thorough
 from tests.global_state import changed, shared_state
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -134,7 +135,13 @@ def undelivered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undelivered")
-@pytest.mark.parametrize("train", [plain_fits, in_a_run, loops, monitored, by_callback, with_problems])
+@pytest.mark.parametrize(
+    "train",
+    thorough(
+        [plain_fits, in_a_run, loops, monitored, by_callback, with_problems],
+        [in_a_run, monitored, with_problems],
+    ),
+)
 def test_a_training_leaves_behind_what_it_leaves_unwatched(
     train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ import mlflow_tfmon
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.watching import pipeline
 from tests import published_loops
+from tests.daily import thorough
 
 Loop = Callable[[], Any]
 NO = float("nan")
@@ -1052,7 +1053,7 @@ NONE_TOLD = {
 LOOPS |= published_loops.LOOPS
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", thorough(LOOPS, published_loops.LOOPS))
 def test_loss_is_that_of_the_step(name: str, taken: list[Any]) -> None:
     with mlflow.start_run():
         right = LOOPS[name]()

@@ -49,7 +49,7 @@ from mlflow_tfmon.stream.records import (
     RunEnded,
     Text,
 )
-from mlflow_tfmon.tracking.names import REACHED_TAG
+from mlflow_tfmon.tags import REACHED_TAG
 
 Turns = Callable[[str], Iterator[list[Record]]]
 

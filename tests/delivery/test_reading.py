@@ -97,7 +97,7 @@ def test_a_file_that_would_take_all_memory_is_not_read(
     if not said:  # a file whose own account is wrong
         monkeypatch.setattr(files, "_check_said", lambda metadata: None)
     peak = pa.default_memory_pool().max_memory()
-    with pytest.raises(ValueError, match=f"{path.name} cannot be read .*1,048,576 at most"):
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read .*at most 1,048,576"):
         _ = load_run(run_id, store).steps
     assert pa.default_memory_pool().max_memory() <= max(peak, 2**24)
 
