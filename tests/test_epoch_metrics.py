@@ -143,7 +143,7 @@ def test_a_function_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) ->
     assert len(history["loss"]) == EPOCHS and calls == list(range(EPOCHS))
     (line,) = [one for one in caplog.messages if "epoch_metrics failed" in one]
     assert "RuntimeError: no boxes found" in line and "fix it" in line
-    (line,) = [one for one in caplog.messages if "less of monitor='val_map'" in one]
+    (line,) = [one for one in caplog.messages if "monitor='val_map': lower" in one]
     assert 'mode="max"' in line
     run = mlflow.last_active_run()
     points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_map")

@@ -378,5 +378,5 @@ def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatc
     both = compiled()
     refused(
         lambda: mlflow_tfmon.Monitor(both, optimizer=adam(), resume=run_id).start(),
-        "but 0 were passed",
+        "0 optimizers besides the model's",
     )
