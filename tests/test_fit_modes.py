@@ -399,6 +399,7 @@ def test_mode(watched: None, name: str) -> None:
 
 
 # -- other ways to train ----------------------------------------------------------------------------------------------
+@pytest.mark.thorough
 def test_layers_set_free_between_two_fits(watched: None) -> None:
     """The second fit goes on in step, with the variables of both; before, the frozen ones have no figures."""
     net, reference = frozen(), frozen()

@@ -222,6 +222,7 @@ def two_phases(net: keras.Model, *more: keras.callbacks.Callback) -> None:
         net.fit(dataset(), epochs=epochs, callbacks=list(more), verbose=0)
 
 
+@pytest.mark.thorough
 def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over(caplog: Any) -> None:
     whole = model()
     two_phases(whole)
@@ -252,6 +253,7 @@ def test_of_two_fits_in_a_run_the_second_goes_on_and_the_first_is_passed_over(ca
         net.fit(dataset(), epochs=3, verbose=0)
 
 
+@pytest.mark.thorough
 def test_what_follows_a_resumed_fit_is_in_its_run_where_that_is_the_active_one() -> None:
     whole = model()
     two_phases(whole)

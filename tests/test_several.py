@@ -165,6 +165,7 @@ def test_a_slow_loop_is_live_before_its_second_optimizer_comes() -> None:
     assert [(m.step, m.value) for m in history] == list(enumerate(losses, 1))
 
 
+@pytest.mark.thorough
 def test_models_of_one_name_in_one_run() -> None:
     mlflow_tfmon.autolog(log_datasets=False)
     nets = [compiled("fold") for _ in range(3)]

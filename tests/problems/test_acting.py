@@ -101,6 +101,7 @@ def test_a_nan_in_data_that_nobody_looked_at_is_traced_and_critical() -> None:
     assert "Check that the data are finite" in found.advice
 
 
+@pytest.mark.thorough
 def test_a_second_fit_with_a_loss_of_another_scale_has_not_diverged() -> None:
     x, _ = _data()
     targets = (x[:, :1] - 2 * x[:, 1:2] + 0.2).astype("float32")
@@ -114,6 +115,7 @@ def test_a_second_fit_with_a_loss_of_another_scale_has_not_diverged() -> None:
     assert _tags(run.info.run_id)["tfmon.problems"] == "none"
 
 
+@pytest.mark.thorough
 def test_layers_set_free_are_not_stagnant_when_the_run_is_judged_again() -> None:
     """Each fit is judged by what was known before it, then and later."""
     x, _ = _data()

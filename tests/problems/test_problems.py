@@ -84,6 +84,7 @@ def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "none\n"
 
 
+@pytest.mark.thorough
 def test_what_only_deep_rows_tell_is_found_again() -> None:
     run_id, _ = _fit(_model(rate=1e-7), epochs=12)
     run = mlflow_tfmon.load_run(run_id)
@@ -136,6 +137,7 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     assert main(["diagnose", "no-such-run"]) == 1
 
 
+@pytest.mark.thorough
 def test_a_run_that_has_not_arrived_is_judged_by_what_has_and_this_is_said(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
