@@ -86,7 +86,7 @@ def test_the_two_can_be_compared(client):
     parent = runs["parent"].info.run_id
     assert {"main.png", "comparison.json"} <= {file.path for file in client.list_artifacts(parent)}
     page = Path(client.download_artifacts(parent, "tfmon/comparison.html")).read_text("utf-8")
-    assert "custom loop parts from fit at step" in page
+    assert "custom loop diverges from fit at step" in page
     for name in ("fit", "custom loop"):
         last = runs[name].data.metrics["val_accuracy"]
         compared = runs["parent"].data.metrics[f"val_accuracy_{name.replace(' ', '_')}"]
