@@ -99,7 +99,10 @@ def first_figure(busy: int) -> float:
         assert fit.stdout is not None
         stepped = float(fit.stdout.readline())
         while time.time() < stepped + _BUSY_WAIT:
-            with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store:
+            with (
+                contextlib.suppress(sqlite3.OperationalError),  # it is locked for a moment
+                contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store,
+            ):
                 if store.execute("SELECT 1 FROM metrics WHERE key = 'batch/loss' LIMIT 1").fetchone():
                     return time.time() - stepped
             time.sleep(0.05)
