@@ -1,4 +1,4 @@
-"""What is recorded of a training, each thing declared once: the registry of signals.
+"""The registry of signals: everything that is recorded of a training, each declared once.
 
 A family of signals is a module with a tuple `SIGNALS`, and a line in `_FAMILIES`. All else follows from the
 declarations: what is traced into the step, the rings' and the journal's columns, MLflow's metrics, the columns of the

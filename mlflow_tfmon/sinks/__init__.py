@@ -1,1 +1,1 @@
-"""Where a recording goes beside MLflow, while it is delivered: the interface of sinks, and how they are found."""
+"""Sinks: destinations of a recording beside MLflow while it is delivered; their interface, and how they are found."""
