@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,13 @@ class JsonLines(Sink):
 
     def flush(self) -> None:
         self._file.flush()
-        self._flushed.write_text(str(self._file.tell()))
+        draft = self._flushed.with_suffix(".new")
+        draft.write_text(str(self._file.tell()))
+        os.replace(draft, self._flushed)  # whatever happens meanwhile, there is a whole one
 
     def close(self, status: str) -> None:
-        if status:
+        if status:  # after the last flush: a sink that comes after a crash writes it again in its place
             self._write("end", "", {"status": status})
-            self.flush()
         self._file.close()
 
     def _write(self, kind: str, prefix: str, row: dict[str, Any]) -> None:

@@ -214,3 +214,35 @@ def test_a_flush_is_not_an_end(store: str, home: Path, tmp_path: Path) -> None:
     journal.close()
     deliver(journal.folder)
     check(lines(tmp_path / "out"))
+
+
+def test_a_crash_while_its_note_is_written_or_after_its_end_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """The sink alone: what the delivery process does after its death at the two worst moments."""
+    from mlflow_tfmon.sinks.jsonl import JsonLines
+    from mlflow_tfmon.sinks.sink import Target
+
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    target = Target(str(tmp_path / "out"), "run", "a run", "0", notes)
+    first = JsonLines(target)
+    first.logged("", Logged(0, 1, BEGUN, {"a": 1.0}))
+    first.flush()
+    first.logged("", Logged(0, 2, BEGUN, {"a": 2.0}))
+    with pytest.MonkeyPatch.context() as patch:  # the disk is full in the middle of it
+
+        def full(self: Path, *_: Any, **__: Any) -> int:
+            self.write_bytes(b"")
+            raise OSError("No space left on device")
+
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            first.flush()
+    second = JsonLines(target)
+    second.logged("", Logged(0, 2, BEGUN, {"a": 2.0}))
+    second.flush()
+    second.close("FINISHED")
+    third = JsonLines(target)  # all was taken, and the recording not yet put away
+    third.close("FINISHED")
+    found = lines(tmp_path / "out")
+    assert [one.get("a") for one in found] == [1.0, 2.0, None]
+    assert [one["kind"] for one in found] == ["logged", "logged", "end"]
