@@ -125,7 +125,7 @@ class Attempt:
                 except AwayError as away:
                     files_away = away  # the curves go on meanwhile
             if self.outbox.empty and not self.outbox.left and self._seq > self._ledger.status.delivered:
-                self._sinks.flush()
+                self._sinks.flush(self._seq)
                 self._ledger.note(delivered=self._seq)
             more = not self._ended and time.monotonic() < until and self._read(trainer_gone, damaged, alone)
         if self.over:
@@ -149,7 +149,9 @@ class Attempt:
         if started is not None and run_id is not None:
             recording = f"{int(started.start_time * 1e3):011x}"
             notes = self._folder / "sinks"
-            self._sinks.open(started.sinks, Target("", run_id, started.run_name, recording, notes))
+            self._sinks.open(
+                started.sinks, Target("", run_id, started.run_name, recording, notes, self._resumed)
+            )
         self._ledger.reject(self._sinks.faults)
 
     def _take_over(self) -> None:

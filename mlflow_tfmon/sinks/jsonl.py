@@ -24,6 +24,8 @@ from mlflow_tfmon.sinks.sink import Sink, Target
 from mlflow_tfmon.stream.block import Block
 from mlflow_tfmon.stream.records import EpochEnded, Logged, Problems
 
+_FLUSHES = 100  # that may follow one another without their records counting as delivered
+
 
 class JsonLines(Sink):
     """Writes `<run id>-<recording>.jsonl` into the folder of the target."""
@@ -33,10 +35,13 @@ class JsonLines(Sink):
         folder = Path(target.path or ".")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{target.run_id}-{target.recording}.jsonl"
-        self._flushed = target.notes / "bytes"
-        if path.exists():  # what came after the last flush comes again
+        self._note = target.notes / "flushed.json"
+        noted = json.loads(self._note.read_text()) if self._note.exists() else []
+        # How long the file was, by the number of the last record; what was flushed and comes again is not among them.
+        self._flushed: list[list[int]] = [one for one in noted if one[0] <= target.delivered]
+        if path.exists():
             with path.open("r+b") as file:
-                file.truncate(int(self._flushed.read_text()) if self._flushed.exists() else 0)
+                file.truncate(self._flushed[-1][1] if self._flushed else 0)
         self._file = path.open("a", encoding="utf-8")
 
     def steps(self, block: Block, measures: Mapping[str, np.ndarray]) -> None:
@@ -62,11 +67,12 @@ class JsonLines(Sink):
             told = {name: one.get(name) for name in ("severity", "evidence", "advice")}
             self._write("problem", "", {"step": record.step, "problem": one.get("kind")} | told)
 
-    def flush(self) -> None:
+    def flush(self, number: int) -> None:
         self._file.flush()
-        draft = self._flushed.with_suffix(".new")
-        draft.write_text(str(self._file.tell()))
-        os.replace(draft, self._flushed)  # whatever happens meanwhile, there is a whole one
+        self._flushed = [*self._flushed[-_FLUSHES:], [number, self._file.tell()]]
+        draft = self._note.with_suffix(".new")
+        draft.write_text(json.dumps(self._flushed))
+        os.replace(draft, self._note)  # whatever happens meanwhile, there is a whole one
 
     def close(self, status: str) -> None:
         if status:  # after the last flush: a sink that comes after a crash writes it again in its place

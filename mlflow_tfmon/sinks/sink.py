@@ -23,6 +23,7 @@ class Target:
         recording: unique among the recordings of a run (a training that was resumed has several), and in their order.
         notes: a folder of the sink's own, which is there until the recording has been delivered in full: for what a new
             sink has to know after a crash.
+        delivered: number of the last record that does not come again; a sink may have flushed more before a crash.
     """
 
     path: str = ""
@@ -30,6 +31,7 @@ class Target:
     run_name: str | None = None
     recording: str = ""
     notes: Path = Path()
+    delivered: int = 0
 
 
 class Sink:
@@ -39,8 +41,8 @@ class Sink:
     it raises is contained: it is named in the run's tag `tfmon.refused`, and keeps no other sink from its work. A write
     that takes long holds up delivery, never the training.
 
-    What was written counts once `flush` has returned. After a crash of the delivery process the records since the last
-    flush come again, to a new sink.
+    What was written counts once `flush` has returned. After a crash of the delivery process the records after
+    `Target.delivered` come again, to a new sink.
 
     A package offers its sink by an entry point of the group `mlflow_tfmon.sinks`, whose name is used in the setting.
 
@@ -90,8 +92,12 @@ class Sink:
     def problems(self, record: Problems) -> None:
         """Takes the problems of the training as they stand; they take the place of those before."""
 
-    def flush(self) -> None:
-        """Brings all that was taken to where it is safe."""
+    def flush(self, number: int) -> None:
+        """Brings all that was taken to where it is safe.
+
+        Args:
+            number: of the last record that was taken.
+        """
 
     def close(self, status: str) -> None:
         """Ends its work, after the last flush.

@@ -138,8 +138,8 @@ class Sinks(Sink):
     def problems(self, record: Problems) -> None:
         self._take(lambda sink: sink.problems(record))
 
-    def flush(self) -> None:
-        self._each(lambda sink: sink.flush())
+    def flush(self, number: int) -> None:
+        self._each(lambda sink: sink.flush(number))
 
     def close(self, status: str) -> None:
         self._each(lambda sink: sink.close(status))

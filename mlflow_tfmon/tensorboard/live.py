@@ -66,7 +66,7 @@ class EventFiles(Sink):
         for name, value in record.values.items():
             self._train.scalars(f"{prefix}batch_{name}", [(record.step, record.time, value)])
 
-    def flush(self) -> None:
+    def flush(self, number: int) -> None:
         for file in self._files():
             file.flush()
 

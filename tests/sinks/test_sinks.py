@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,10 @@ def test_a_crash_while_its_note_is_written_or_after_its_end_loses_and_doubles_no
     target = Target(str(tmp_path / "out"), "run", "a run", "0", notes)
     first = JsonLines(target)
     first.logged("", Logged(0, 1, BEGUN, {"a": 1.0}))
-    first.flush()
+    first.flush(1)
+    first.logged("", Logged(0, 2, BEGUN, {"a": 2.0}))
+    first.flush(2)  # and then delivery dies, before it has noted that
+    first = JsonLines(replace(target, delivered=1))
     first.logged("", Logged(0, 2, BEGUN, {"a": 2.0}))
     with pytest.MonkeyPatch.context() as patch:  # the disk is full in the middle of it
 
@@ -236,12 +240,12 @@ def test_a_crash_while_its_note_is_written_or_after_its_end_loses_and_doubles_no
 
         patch.setattr(Path, "write_text", full)
         with pytest.raises(OSError, match="No space"):
-            first.flush()
-    second = JsonLines(target)
+            first.flush(2)
+    second = JsonLines(replace(target, delivered=1))
     second.logged("", Logged(0, 2, BEGUN, {"a": 2.0}))
-    second.flush()
+    second.flush(2)
     second.close("FINISHED")
-    third = JsonLines(target)  # all was taken, and the recording not yet put away
+    third = JsonLines(replace(target, delivered=2))  # all was taken, and the recording not yet put away
     third.close("FINISHED")
     found = lines(tmp_path / "out")
     assert [one.get("a") for one in found] == [1.0, 2.0, None]
