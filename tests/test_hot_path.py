@@ -128,6 +128,36 @@ def test_a_custom_loop_calls_no_python_of_ours_in_a_step(watched: None) -> None:
     assert sum(seen.values()) <= 7 * 11
 
 
+def test_what_is_measured_rarely_is_traced_once_though_keras_traces_a_first_step_twice(watched: None) -> None:
+    net, (x, y) = trainings.model(), trainings.data()
+    net.compile("adam", trainings.loss())
+    with mlflow.start_run():
+        seen = calls_of_ours(lambda: net.fit(x, y, epochs=1, verbose=0))
+    called = {name.rpartition(".")[2]: count for name, count in seen.items()}
+    assert (called["_record"], called["deep_row"]) == (2, 1)
+
+
+def test_a_step_is_recorded_of_a_function_whose_first_trace_is_run_after_all(watched: None) -> None:
+    """One that makes a variable with an initial value that depends on what it is given: both traces are kept."""
+    weight, optimizer = tf.Variable([1.0, 2.0]), keras.optimizers.Adam(0.1)
+    largest: list[tf.Variable] = []
+
+    @tf.function
+    def step(x: tf.Tensor) -> tf.Tensor:
+        if not largest:
+            largest.append(tf.Variable(tf.reduce_max(x)))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(weight * x))
+        optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
+        return loss
+
+    with mlflow.start_run() as run:
+        losses = [float(step(tf.constant([1.0, 2.0 + n]))) for n in range(4)]
+    recorded = mlflow_tfmon.load_run(run.info.run_id).steps()
+    assert float(largest[0]) == 2.0
+    assert recorded["loss"].tolist() == pytest.approx(losses)
+
+
 def test_training_is_not_synchronised_with_the_host(watched: None) -> None:
     """No tensor's value is fetched by us on the training thread in a step."""
     import threading

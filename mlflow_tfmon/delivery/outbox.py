@@ -192,7 +192,7 @@ class Outbox(Counting):
             self._later(ask, name, "model ")
 
     def show_all(self, started: RunStarted) -> None:
-        """Makes the outputs from everything that has arrived: report, images of the histograms, event files."""
+        """Makes the outputs from everything that has arrived: the report and event files."""
         if started.report:
             self._later(self._shown(showing.report, REPORT), REPORT, "")
         if started.tensorboard:

@@ -1,4 +1,4 @@
-"""Outputs made once everything has arrived: the report, images of the histograms, event files."""
+"""Outputs made once everything has arrived: the report and event files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from mlflow_tfmon.tracking.store import RunStore, store_errors
 
 def report(run: RunStore) -> dict[str, str]:
     """Makes the report; returns the reason if that fails."""
-    from mlflow_tfmon.report.making import report_of  # with libraries that nothing else here needs
+    from mlflow_tfmon.report.making import make  # with libraries that nothing else here needs
 
     try:
-        page, pictures = report_of(run.client, run.run_id)
+        page = make(run.run_id, run.client.tracking_uri)
     except Exception as error:  # what was recorded is there without it, and `mlflow-tfmon report` tries again
         return {REPORT: f"{type(error).__name__}: {error}"}
     run.text(REPORT, page)
-    with store_errors():
-        for key, step, picture in pictures:
-            run.client.log_image(run.run_id, picture, key=key, step=step, synchronous=True)
     return {}
 
 

@@ -73,6 +73,24 @@ def has_clock() -> bool:
     return not in_xla() and not deterministic()
 
 
+def is_traced_again(made: Sequence[Any]) -> bool:
+    """Whether the function being traced is traced once more before it runs, since it makes variables.
+
+    A `tf.function` whose first trace makes variables sets them to their initial values and then traces anew (TF 2.16 to
+    2.21), as for each model whose optimizer is first used within: Keras's `fit` does. Where an initial value depends
+    on what the function is given, it keeps both traces, and the first step runs this one.
+
+    Args:
+        made: variables that this trace made.
+    """
+    lifted = internal(
+        "tensorflow.python.eager.polymorphic_function.polymorphic_function.UnliftedInitializerVariable",
+        (),
+        "a training's first step takes longer",
+    )
+    return any(isinstance(raw(one), lifted) for one in made)
+
+
 def in_pfor() -> bool:
     """Whether this is the body of `tf.vectorized_map` or of `tape.jacobian`, where no state can be changed.
 

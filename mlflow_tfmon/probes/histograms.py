@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph
-from mlflow_tfmon.probes.pieces import over_pieces
+from mlflow_tfmon.probes.pieces import is_small, over_pieces
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring
@@ -57,17 +57,19 @@ def _join(one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     return tf.concat([one[:-2] + other[:-2], least, most], axis=0)
 
 
-def _histogram(values: tf.Tensor) -> tf.Tensor:
+def _histogram(small: bool, values: tf.Tensor) -> tf.Tensor:
     """The row of one histogram; of complex numbers, that of their absolute values."""
-    return over_pieces(_piece, _join, [tf.abs(values) if values.dtype.is_complex else values])
+    return over_pieces(_piece, _join, [tf.abs(values) if values.dtype.is_complex else values], small)
 
 
-_row = graph.Once(_histogram)
+_row = {small: graph.Once(partial(_histogram, small)) for small in (False, True)}
 
 
 def _counts(values: Sequence[tf.Tensor]) -> np.ndarray:
     """The histograms of weights: a row a variable."""
-    return np.stack([row.numpy() for row in [_row(one) for one in values]])
+    return np.stack(
+        [row.numpy() for row in [_row[is_small(one.shape.num_elements())](one) for one in values]]
+    )
 
 
 def epoch_ended(
@@ -90,9 +92,10 @@ def epoch_ended(
 def row(done: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """The row of a step's histograms."""
     rows: list[tf.Tensor] = []
-    for tensor in (*weights, *gradients):
+    small = [is_small(one.shape.num_elements()) for one in weights] * 2  # a sparse gradient is no larger
+    for tensor, one in zip((*weights, *gradients), small, strict=True):
         with graph.after(rows[-1:]):  # one after the other: what they take in between is taken once
             # XLA would not know how large the pieces are of what has no shape.
-            histogram = _histogram if graph.in_xla() else _row
+            histogram = partial(_histogram, one) if graph.in_xla() else _row[one]
             rows.append(histogram(tf.convert_to_tensor(tensor)))
     return tf.concat([tf.cast(done + 1, tf.float64)[None], *rows], axis=0)

@@ -33,6 +33,7 @@ class _Step:
         scalars: values of the layout's scalars that are known in the step, by name.
         clipped: the gradients that were applied.
         learning_rate: that they were applied with.
+        makes_variables: whether the optimizer's own variables are made in it.
     """
 
     optimizer: Any
@@ -43,6 +44,7 @@ class _Step:
     scalars: dict[str, Any] = field(default_factory=dict)
     clipped: Sequence[Any] | None = None
     learning_rate: Any = None
+    makes_variables: bool = False
 
     def begin(
         self,
@@ -86,7 +88,10 @@ class _Step:
             updates = tf.equal((graph.raw(updater._iterations) + 1) % accumulates, 0)
         if self.probe.made is not None:  # afterwards, a schedule would tell the next step's
             self.learning_rate = tf.convert_to_tensor(graph.raw(updater.learning_rate))
-        self.before = self.probe.before(gradients, updates, window)
+        traced_again = self.makes_variables and graph.is_traced_again(
+            getattr(self.optimizer, "variables", ())
+        )
+        self.before = self.probe.before(gradients, updates, window, traced_again)
 
     def finish(self) -> None:
         """After the update."""
@@ -105,7 +110,7 @@ class _Step:
 @contextlib.contextmanager
 def _making(optimizer: Any) -> Iterator[_Step]:
     """The step of an optimizer, from its call to its end."""
-    step = _underway.step = _Step(optimizer)
+    step = _underway.step = _Step(optimizer, makes_variables=not getattr(optimizer, "built", True))
     try:
         yield step
         with contained(_PART, _LOSS):

@@ -13,10 +13,16 @@ import tensorflow as tf
 PIECE = 2**18  # elements
 
 
+def is_small(size: int) -> bool:
+    """Whether a tensor of so many elements is no larger than a piece."""
+    return size <= PIECE
+
+
 def over_pieces(
     compute: Callable[..., tf.Tensor],
     join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     tensors: Sequence[tf.Tensor],
+    small: bool = False,
 ) -> tf.Tensor:
     """What is computed of tensors, joined over pieces of them.
 
@@ -24,13 +30,15 @@ def over_pieces(
         compute: of pieces of the tensors, flat and of equal size.
         join: of what it gave of two pieces.
         tensors: of equal size.
+        small: whether they are known to be no larger than a piece, although their shapes are not: a loop that is not
+            needed takes as long to trace as all else.
 
     Example:
         >>> over_pieces(tf.reduce_sum, tf.add, [tensor])
     """
     flat = [tf.reshape(tensor, [-1]) for tensor in tensors]
     size = flat[0].shape[0]
-    if size is not None and size <= PIECE:
+    if small or (size is not None and size <= PIECE):
         return compute(*flat)
     whole = tf.size(flat[0]) if size is None else size
 

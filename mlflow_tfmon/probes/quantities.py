@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
-from mlflow_tfmon.probes.pieces import over_pieces
+from mlflow_tfmon.probes.pieces import is_small, over_pieces
 from mlflow_tfmon.signals import INGREDIENTS
 from mlflow_tfmon.signals.signal import SAMPLE, Ingredient, Of
 
@@ -61,7 +62,7 @@ def half_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
     The root and the sum over variables are taken on the host.
     """
-    return tf.stack([half_square(x) for x in tensors])
+    return tf.stack([half_square(x) if graph.in_xla() else _half_square(x) for x in tensors])
 
 
 def half_square(tensor: tf.Tensor) -> tf.Tensor:
@@ -77,6 +78,9 @@ def half_square(tensor: tf.Tensor) -> tf.Tensor:
         for scale in (1.0, _UP, _DOWN)
     )
     return tf.where(plain < _LEAST, up, tf.where(plain > _MOST, down, plain))
+
+
+_half_square = graph.Once(half_square)
 
 
 def _grouped(tensor: tf.Tensor) -> tf.Tensor:
@@ -191,7 +195,7 @@ def _join(joins: Sequence[str], one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.constant([join == "sum" for join in joins]), one + other, tf.maximum(one, other))
 
 
-def _deep(pairs: bool, new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+def _deep(pairs: bool, small: bool, new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
     """The stateless ingredients of one variable, in the order of `signals.INGREDIENTS`."""
     wide = tf.float64 if new.dtype == tf.float64 else tf.float32
     of_weights, of_gradient = (
@@ -210,14 +214,16 @@ def _deep(pairs: bool, new: tf.Tensor, old: tf.Tensor, gradient: tf.Tensor) -> t
         return tf.concat([weights(*flat[:2]), gradients(flat[2])], axis=0)
     # A sparse gradient has another size.
     found = [
-        over_pieces(weights, partial(_join, [one.join for one in of_weights]), [new, old]),
-        over_pieces(gradients, partial(_join, [one.join for one in of_gradient]), [gradient]),
+        over_pieces(weights, partial(_join, [one.join for one in of_weights]), [new, old], small),
+        over_pieces(gradients, partial(_join, [one.join for one in of_gradient]), [gradient], small),
     ]
     return tf.concat(found, axis=0)
 
 
 # In a graph of its own, which is traced once for all variables of a dtype.
-_of_variable = {pairs: graph.Once(partial(_deep, pairs)) for pairs in (False, True)}
+_of_variable = {
+    kind: graph.Once(partial(_deep, *kind)) for kind in itertools.product((False, True), repeat=2)
+}
 
 
 def _kept(
@@ -231,11 +237,22 @@ def _kept(
         ):  # a sparse one: other rows each time
             found.append((tf.constant(float("nan"), tf.float64), state))
             continue
-        flat = tf.reshape(gradient, [-1])
-        every = -(-flat.shape[0] // SAMPLE)
-        found.append(one.trace(Part(gradient=tf.cast(flat[::every], tf.float64)), state))
+        go_on = partial(_with_state, one) if graph.in_xla() else _of_state[one.name]
+        found.append(go_on(gradient, state))
     numbers, states = zip(*found, strict=True)
     return tf.stack(numbers), tf.stack(states)
+
+
+def _with_state(one: Ingredient, gradient: tf.Tensor, state: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """An ingredient with a state, of one variable."""
+    flat = tf.reshape(gradient, [-1])
+    size = tf.size(flat) if flat.shape[0] is None else flat.shape[0]
+    sample = tf.cast(flat[:: -(-size // SAMPLE)], tf.float64)
+    sample = tf.pad(sample, [[0, SAMPLE - (tf.size(sample) if sample.shape[0] is None else sample.shape[0])]])
+    return one.trace(Part(gradient=tf.ensure_shape(sample, [SAMPLE])), tf.ensure_shape(state, [one.state]))
+
+
+_of_state = {one.name: graph.Once(partial(_with_state, one)) for one in INGREDIENTS if one.state}
 
 
 def deep_row(
@@ -252,9 +269,9 @@ def deep_row(
     """
     found: list[tf.Tensor] = []
     for variable, *told in zip(variables, _unpacked(before, variables), gradients, strict=True):
-        pairs = variable.dtype.is_complex
+        kind = variable.dtype.is_complex, is_small(variable.shape.num_elements())
         # In XLA a shape that is not known could not be told apart in groups.
-        measure = partial(_deep, pairs) if graph.in_xla() else _of_variable[pairs]
+        measure = partial(_deep, *kind) if graph.in_xla() else _of_variable[kind]
         with graph.after(found[-1:]):  # one after the other: what they take in between is taken once
             found.append(measure(real(variable.read_value()), *told))
     numbers = tf.unstack(tf.stack(found, axis=1))

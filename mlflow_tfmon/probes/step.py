@@ -65,13 +65,16 @@ class StepProbe:
         self._before_traced = graph.Traced(self._before, state, kind and ("before", *kind))
         self._record_traced = graph.Traced(self._record, state, kind and ("record", *kind))
 
-    def before(self, gradients: Sequence[Any], updates: Any = None, window: int = 1) -> Before:
+    def before(
+        self, gradients: Sequence[Any], updates: Any = None, window: int = 1, traced_again: bool = False
+    ) -> Before:
         """Before the update: which step it is, at a deep one the weights; when the gradients are ready.
 
         Args:
             gradients: that will be applied.
             updates: whether this step is one that updates the weights; None if each step is.
             window: every how many steps one is.
+            traced_again: whether this trace is replaced before it runs: it measures nothing deep, which takes longest.
         """
         graph.keep_alive((self.ring, self.made))
         compiled.writes_to(self.ring)
@@ -79,7 +82,7 @@ class StepProbe:
         if not tf.executing_eagerly():
             self.ring.graph = graph.whole()
         before = self._before_traced if tf.executing_eagerly() else self._before
-        found = before(updates, window)
+        found = before(updates, window, traced_again)
         if self.ring.layout.workers > 1 and graph.has_clock():
             with graph.after(tf.nest.flatten(gradients, expand_composites=True)):
                 found = found._replace(ready=tf.timestamp())
@@ -124,9 +127,10 @@ class StepProbe:
                 made.append(quantities.half_squares([quantities.dense_values(apart(g)) for g in seen]))
             graph.put(self.made, tf.concat(made, axis=0))
 
-    def _before(self, updates: Any, window: int) -> Before:
+    def _before(self, updates: Any, window: int, traced_again: bool) -> Before:
         done, due, counted = self.ring.next_step(updates, window)
         deep = due if updates is not None or compiled.deep() is None else compiled.deep()
+        deep = deep if not traced_again else False
         if self.made is not None:
             graph.put(self.made, tf.zeros(self.made.shape, self.made.dtype))
         weights = quantities.snapshot(deep, self._variables, self._whole)
@@ -206,6 +210,8 @@ class StepProbe:
         if graph.in_xla():
             if deep is not False:
                 self._look_in_xla(before, gradients, applied)
+            return quick
+        if deep is False:
             return quick
         if counted is not None:  # the host tells: a look at the sums would have it wait for them
             graph.rarely(deep, measure, nothing, self._whole)

@@ -11,7 +11,6 @@ from mlflow_tfmon.checkpoints.names import BEST, LAST
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
-from mlflow_tfmon.report.pictures import pictures
 from mlflow_tfmon.report.training import training
 from mlflow_tfmon.tags import (
     ABSENT_TAG,
@@ -64,20 +63,6 @@ def make(run_id: str, tracking_uri: str | None = None) -> str:
 
     client = mlflow.MlflowClient(tracking_uri)
     return render(page_of(load_run(run_id, tracking_uri), client.get_run(run_id)))
-
-
-def report_of(client: Any, run_id: str) -> tuple[str, list[tuple[str, int, Any]]]:
-    """The report of a run, and the pictures of its histograms (key, step, picture) for MLflow's image viewer.
-
-    Args:
-        client: MLflow's, of the store that has the run.
-        run_id: the run.
-
-    Raises:
-        ValueError: the run was not monitored, or nothing of it has arrived yet.
-    """
-    recorded = load_run(run_id, client.tracking_uri)
-    return render(page_of(recorded, client.get_run(run_id))), list(pictures(recorded))
 
 
 def page_of(recorded: RecordedRun, run: Any) -> Page:

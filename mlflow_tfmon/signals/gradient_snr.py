@@ -17,10 +17,10 @@ DECAY = 0.9  # of what was seen, from one deep step to the next
 def _ratio(v: Any, state: Any) -> tuple[Any, Any]:
     import tensorflow as tf
 
-    gradient, count = v.gradient, v.gradient.shape[0]
+    gradient = v.gradient  # of fewer elements than SAMPLE zeros follow, which add nothing to either sum
     first, second, (weight, squares) = (
-        state[:count],
-        state[SAMPLE : SAMPLE + count],
+        state[:SAMPLE],
+        state[SAMPLE : 2 * SAMPLE],
         tf.unstack(state[2 * SAMPLE :]),
     )
     first, second = (
@@ -32,8 +32,7 @@ def _ratio(v: Any, state: Any) -> tuple[Any, Any]:
     variance = (second / weight - tf.square(mean)) / (1 - squares / weight**2)
     noise = tf.reduce_sum(variance)
     ratio = tf.where(noise > 0, tf.reduce_sum(tf.square(mean)) / noise, tf.constant(float("nan"), tf.float64))
-    rest = tf.zeros([SAMPLE - count], tf.float64)
-    return ratio, tf.concat([first, rest, second, rest, tf.stack([weight, squares])], axis=0)
+    return ratio, tf.concat([first, second, tf.stack([weight, squares])], axis=0)
 
 
 GRADIENT_SNR = Ingredient("gradient_snr", _ratio, Of.GRADIENT, state=2 * SAMPLE + 2)

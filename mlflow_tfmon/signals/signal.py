@@ -58,7 +58,7 @@ class Ingredient:
         join: how the numbers of a large variable's parts become one: "sum" or "max".
         of_update: whether it tells of the update: undefined at a step at which none was made.
         state: how many float64 numbers of each variable it keeps from one time to the next, 0 when training begins;
-            then `gradient` is a sample of the elements, the same ones each time.
+            then `gradient` is a sample of `SAMPLE` elements, the same ones each time, filled up with zeros.
 
     Example:
         >>> CHANGE = Ingredient("change", lambda v: v.half_square(v.new - v.old))

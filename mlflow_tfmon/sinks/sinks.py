@@ -40,7 +40,7 @@ def parsed(setting: str) -> list[tuple[str, str]]:
         [('jsonl', '/tmp/metrics')]
     """
     found = _split(setting)
-    known = names()
+    known = names() if found else []  # which reads what every installed package says of itself
     for name, _ in found:
         if not _NAME.fullmatch(name):
             raise ValueError('must be "NAME:PATH", or several of these with commas between them')

@@ -211,8 +211,8 @@ def everything(store: str) -> dict[str, Any]:
 
 
 def _untimed(path: Path) -> str:
-    """Of pictures and event files, which have times in their names, the folder alone."""
-    return (path.parent if path.parts[0] == "images" or "tfevents" in path.name else path).as_posix()
+    """Of event files, which have times in their names, the folder alone."""
+    return (path.parent if "tfevents" in path.name else path).as_posix()
 
 
 def differing(

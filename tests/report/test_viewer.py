@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 
 from mlflow_tfmon.report.comparison import compare
@@ -42,9 +41,7 @@ def server(store: str, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.thorough
-def test_the_report_in_the_artifact_viewer_and_the_images_behind_a_slider(
-    browser: Any, server: str, store: str, home: Path
-) -> None:
+def test_the_report_in_the_artifact_viewer(browser: Any, server: str, store: str, home: Path) -> None:
     run_id = recordings.delivered(store, home, *recordings.training(400), report=True)
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     asked: list[str] = []
@@ -66,43 +63,6 @@ def test_the_report_in_the_artifact_viewer_and_the_images_behind_a_slider(
     assert min(frame.evaluate(_DRAWN)) > 4 and not said
     assert not [url for url in asked if not url.startswith((server, "data:", "blob:"))]
     assert len([url for url in asked[before:] if "report" in url]) == 0
-    page.goto(f"{server}/#/experiments/0/runs?workflowType=machine_learning&compareRunsMode=CHART")
-    page.get_by_text("histograms", exact=True).first.click(
-        timeout=_SECONDS * 1000
-    )  # the section of the images
-    slider = page.wait_for_selector("[role=slider]", timeout=_SECONDS * 1000)
-    assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("0", "391")
-    page.close()
-
-
-@pytest.mark.thorough
-def test_the_pictures_behind_a_slider_on_the_run_page(
-    browser: Any, server: str, store: str, home: Path
-) -> None:
-    run_id = recordings.delivered(store, home, *recordings.training(400), report=True)
-    client = mlflow.MlflowClient(store)
-    assert "mlflow.loggedImages" in client.get_run(run_id).data.tags
-    page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    page.goto(f"{server}/#/experiments/0/runs/{run_id}/model-metrics")
-    first = """() => { const one = document.querySelector(".rc-image img");
-        return one && one.complete && one.naturalWidth > 0 ? decodeURIComponent(one.src) : "" }"""
-
-    def picture_of(step: int) -> str:
-        """The first card's picture, once that of a step is drawn; a card is made when it is scrolled to."""
-        until = time.monotonic() + _SECONDS
-        while f"+step+{step}+" not in (source := page.evaluate(first)):
-            page.mouse.move(800, 600)
-            page.mouse.wheel(0, 0 if source else 300)
-            page.wait_for_timeout(300)
-            assert time.monotonic() < until, source
-        return str(source)
-
-    assert "histograms~net." in picture_of(0)  # without a touch
-    slider = page.locator("[role=slider]").first
-    assert (slider.get_attribute("aria-valuemin"), slider.get_attribute("aria-valuemax")) == ("0", "391")
-    for step in (131, 261, 391):
-        slider.press("ArrowRight", timeout=_SECONDS * 1000)
-        assert "histograms~net." in picture_of(step)
     page.close()
 
 
