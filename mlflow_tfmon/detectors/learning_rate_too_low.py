@@ -9,10 +9,11 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import rate, update_ratio, way
+from mlflow_tfmon.detectors.updates import band, rate, rounded, update_ratio, way
 
 _PATH = 0.1
 _SLOPE = 0.3
+_USUAL = 1e-3  # of a kernel's norm, that a step changes
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -37,7 +38,16 @@ def detect(history: History) -> Iterator[Problem]:
             "learning_rate_too_low", "critical", 1, (),
             f"A step changes the weights by {usual:.1g} of their norm, so the whole training changes them by at most "
             f"{path:.1%} (threshold: {_PATH:.0%}); the loss has {state.progress}, and its gradient has not shrunk.",
-            f"Raise the learning rate{f' ({rate(history):.3g})' if rate(history) == rate(history) else ''} by a factor "
-            "of 10 to 100, until a step changes the weights by about a thousandth.",
+            _advice(history, usual),
             history.step, 0.85,
         )  # fmt: skip
+
+
+def _advice(history: History, moved: float) -> str:
+    lr = rate(history)
+    until = f"until a step changes the weights by about {_USUAL:.1%} of their norm"
+    if not (lr > 0 and moved > 0):
+        return f"Raise the learning rate by a factor of 10 to 100, {until}."
+    optimizer = history.premises.optimizer if history.premises is not None else ""
+    higher = rounded(min(lr * _USUAL / moved, band(optimizer)[1] / 3 if optimizer else float("inf")))
+    return f"Raise the learning rate from {lr:.3g} to about {max(higher, rounded(10 * lr)):g}, {until}."

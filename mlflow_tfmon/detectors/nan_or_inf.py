@@ -34,9 +34,14 @@ def detect(history: History) -> Iterator[Problem]:
                     else ""
                 )
                 values = "value" if sample.nonfinite == 1 else "values"
+                struck = ""
+                if history.nonfinite:
+                    series, first_bad = min(history.nonfinite.items(), key=lambda one: one[1].first)
+                    of = "gradient" if series in history.sizes else series
+                    struck = f" The {of} became NaN or infinite at step {first_bad.first}."
                 yield Problem(
-                    "nan_or_inf", "warning" if bears and not broken(history) else "critical", min(1, history.step),
-                    (), f"The {name} contain {sample.nonfinite} non-finite {values} (NaN or infinity){at}.",
+                    "nan_or_inf", "warning" if bears and not broken(history) else "critical", 0, (),
+                    f"The {name} contain {sample.nonfinite} non-finite {values} (NaN or infinity){at}.{struck}",
                     f"Clean the {name} before training: drop or fill those rows (numpy.isfinite finds them).",
                     history.step, 1.0,
                 )  # fmt: skip

@@ -44,6 +44,27 @@ def way(history: History, share: float) -> float:
     return float(done * (np.median(_over_kernels(rows.mean)) + (1 / share - 1) * pace))
 
 
+def suited_rate(history: History, ratio: float) -> float:
+    """The learning rate with which the first measured step would have changed a kernel by a share of its norm.
+
+    An estimate, to one significant digit: a step is taken to be proportional to the rate. NaN if it was not measured.
+
+    Args:
+        history: the steps so far.
+        ratio: the share.
+    """
+    rows, rates = _rows(history), history.steps.column("learning_rate")
+    if not len(rows) or not len(rates):
+        return float("nan")
+    moved, used = float(_over_kernels(rows.mean)[0]), float(rates.mean[0, 0])
+    return rounded(used * ratio / moved) if moved > 0 and used > 0 else float("nan")
+
+
+def rounded(value: float) -> float:
+    """A number to one significant digit."""
+    return float(f"{value:.0e}")
+
+
 def _rows(history: History) -> Table:
     table = history.over_kernels(history.deep.get("update_ratio", Table()))
     return table.rows(np.isfinite(table.mean).any(axis=1)) if len(table.names) else Table()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from mlflow_tfmon.detectors import Detect, History, Problem, judge
+from mlflow_tfmon.detectors.causes import explained
 from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
 
 
@@ -40,10 +41,18 @@ class Standing:
 
     @property
     def problems(self) -> list[Problem]:
-        """Those that stand, those that matter most first."""
+        """Those that stand: of each training the causes first, and what follows from them."""
         kinds = {problem.kind for problem in self._found.values()}
-        found = [*self._found.values(), *(problem for problem in self._past if problem.kind not in kinds)]
-        return sorted(found, key=lambda one: (one.severity != "critical", one.said_at))
+        found = [problem for prefix in self._prefixes() for problem in self._explained(prefix)]
+        found += [problem for problem in self._past if problem.kind not in kinds]
+        return sorted(found, key=lambda one: (bool(one.consequence_of), one.severity != "critical"))
+
+    def _prefixes(self) -> list[str]:
+        return list(dict.fromkeys(prefix for prefix, _ in self._found))
+
+    def _explained(self, prefix: str) -> list[Problem]:
+        found = [problem for (of, _), problem in self._found.items() if of == prefix]
+        return explained(sorted(found, key=lambda one: one.said_at))
 
     def restart(self, prefix: str) -> None:
         """The training begins anew from an earlier state: what is found from here on is new."""
@@ -59,7 +68,7 @@ class Standing:
             What is to be said: the problems that were not known before, and those that have become critical. One that
             was taken back and is found again was said.
         """
-        new = []
+        new: set[tuple[str, str]] = set()
         for prefix, history in histories.items():
             found: dict[str, Problem] = {}
             for problem in judge(history, self._further):
@@ -73,7 +82,7 @@ class Standing:
                 self._found[prefix, kind] = problem
                 if said is None or (problem.severity == "critical" != said.severity):
                     self._said[prefix, kind] = problem
-                    new.append(problem)
+                    new.add((prefix, kind))
             # Whether its loss has to fall was judged too early: what was found by that never was.
             mistaken = not history.alone and prefix not in self._turning
             if mistaken:
@@ -85,7 +94,8 @@ class Standing:
                 enough = MUCH if lasted * state.share > 0.5 else LITTLE
                 if mistaken or (state.learned >= enough and not diverged(history)):
                     del self._found[key]
-        return new
+        standing = {(prefix, one.kind): one for prefix in self._prefixes() for one in self._explained(prefix)}
+        return [problem for key, problem in standing.items() if key in new]
 
 
 def _named(problem: Problem, prefix: str) -> Problem:

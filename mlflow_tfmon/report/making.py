@@ -132,7 +132,7 @@ def _finding(problem: Any, keys: set[str]) -> Finding:
     wanted = (*_SHOWN_BY.get(problem.kind, ()), "loss")
     panel = next((key for key in wanted if key in keys), "")
     return Finding(
-        problem.kind, problem.severity, " · ".join(where), problem.evidence, problem.advice, panel,
+        problem.kind, problem.severity, " · ".join(where), problem.evidence, problem.remedy(), panel,
         (problem.first_step, last),
     )  # fmt: skip
 

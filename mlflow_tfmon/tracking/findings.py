@@ -30,7 +30,7 @@ def summary(record: Problems) -> str:
     found = [Problem.from_dict(one) for one in record.found]
     lines = [
         f"- **{plain(str(one.kind))}** ({plain(str(one.severity))}, since step {plain(str(one.first_step))}): "
-        f"{plain(str(one.evidence))} *{plain(str(one.advice))}*"
+        f"{plain(str(one.evidence))} *{plain(one.remedy())}*"
         for one in found
     ]
     return "\n".join(["**Problems of this training** (mlflow_tfmon)", "", *lines]) if lines else ""
