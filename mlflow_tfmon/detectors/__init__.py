@@ -17,6 +17,7 @@ from mlflow_tfmon.detectors import (
     learning_rate_too_low,
     loss_output_mismatch,
     nan_or_inf,
+    normalization_mismatch,
     oscillating_loss,
     overfitting,
     plateau,
@@ -39,7 +40,7 @@ CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, improper_activation.detect, poor_initialization.detect,
     unnormalized_input.detect, exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect,
     saturated_activation.detect, learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect,
-    oscillating_loss.detect, overfitting.detect, input_bound.detect, retracing.detect,
+    oscillating_loss.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect, retracing.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
 _BESIDE = {"input_bound", "retracing"}  # these cost time, but do not explain what is learned

@@ -18,7 +18,6 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "improper_activation": _UNITS | {"learning_rate_too_high"},
     "poor_initialization": _DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
     "unnormalized_input": _DIVERGENCE | {"learning_rate_too_high"},
-    "accumulation_not_zeroed": _DIVERGENCE | {"learning_rate_too_high"},
     "normalization_mismatch": frozenset({"overfitting"}),
     "learning_rate_too_high": _DIVERGENCE,
     "exploding_gradient": _UNITS | {"nan_or_inf"},

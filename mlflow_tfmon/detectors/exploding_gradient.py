@@ -46,8 +46,8 @@ def detect(history: History) -> Iterator[Problem]:
         began = int(np.argmax(norms.most[:, 0] >= _GROWTH * usual))
         yield Problem(
             "exploding_gradient", "critical", int(norms.first[began]), _largest(history),
-            f"The gradient norm rose from {usual:.3g} to {norms.most[peak, 0]:.3g} (threshold: a factor of "
-            f"{_GROWTH:.0f}).",
+            f"The gradient norm rose from {norms.mean[0, 0]:.3g} at step {norms.first[0]:.0f} to "
+            f"{norms.most[peak, 0]:.3g} at step {norms.last[peak]:.0f} (threshold: a factor of {_GROWTH:.0f}).",
             _ADVICE, int(norms.last[-1]), 0.9,
         )  # fmt: skip
         return

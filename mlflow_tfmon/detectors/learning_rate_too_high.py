@@ -45,7 +45,11 @@ def detect(history: History) -> Iterator[Problem]:
     elif most >= _HUGE:  # and the weights have not moved since
         reasons.append(f"one step changed the weights by {most:.2g} times their norm (threshold: {_HUGE:g})")
     if gone and rose >= _ROSE and (supervised(history) or broken(history)):
-        reasons.append(f"the loss rose {rose:.3g}-fold (threshold: {_ROSE:.0f}-fold)")
+        peak = int(curve.most[:, 0].argmax())
+        reasons.append(
+            f"the loss rose from {state.begun:.3g} at step {curve.first[0]:.0f} to {curve.most[peak, 0]:.3g} at step "
+            f"{curve.last[peak]:.0f} (threshold: {_ROSE:.0f}-fold)"
+        )
     if unusual:
         reasons.append(f"a learning rate of {lr:.3g} is far above the usual range for {optimizer}")
     if not reasons:

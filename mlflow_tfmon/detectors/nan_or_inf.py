@@ -36,8 +36,8 @@ def detect(history: History) -> Iterator[Problem]:
                 values = "value" if sample.nonfinite == 1 else "values"
                 struck = ""
                 if history.nonfinite:
-                    series, first_bad = min(history.nonfinite.items(), key=lambda one: one[1].first)
-                    of = "gradient" if series in history.sizes else series
+                    name_bad, first_bad = min(history.nonfinite.items(), key=lambda one: one[1].first)
+                    of = "gradient" if name_bad in history.sizes else name_bad
                     struck = f" The {of} became NaN or infinite at step {first_bad.first}."
                 yield Problem(
                     "nan_or_inf", "warning" if bears and not broken(history) else "critical", 0, (),

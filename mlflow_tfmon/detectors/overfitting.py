@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mlflow_tfmon.detectors import normalization_mismatch
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_step, learning
 from mlflow_tfmon.detectors.problem import Problem
@@ -32,6 +33,8 @@ def detect(history: History) -> Iterator[Problem]:
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < _EPOCHS + 1 or len(train) != len(held_out) or not state.reference > 0:
+        return
+    if any(normalization_mismatch.detect(history)):  # then the validation loss tells nothing of the data
         return
     for rule in (_holds_for_nothing, _rose, _apart):
         if found := rule(history, state, train, held_out):

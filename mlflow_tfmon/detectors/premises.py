@@ -88,6 +88,7 @@ class Premises:
         constant: the loss of the best constant prediction found by calling the loss itself, if there is no formula.
         perfect: the loss of a perfect prediction, if `constant` is known.
         trained_before: whether the optimizer had made steps before.
+        norm_momentum: the largest momentum of trainable BatchNormalization layers; NaN without any.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -105,6 +106,7 @@ class Premises:
     constant: float = float("nan")
     perfect: float = float("nan")
     trained_before: bool = False
+    norm_momentum: float = float("nan")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:

@@ -85,6 +85,17 @@ def is_graph(model: Any) -> bool:
     return own and all(is_graph(one) for one in within)
 
 
+def norm_momentum(model: Any) -> float:
+    """The largest momentum of a model's trainable BatchNormalization layers; NaN without any."""
+    found = [_within(part) for part in _leaves(model)]
+    momenta = [
+        float(layer.momentum)
+        for layer in found
+        if type(layer).__name__ == "BatchNormalization" and _of_keras(layer) and layer.trainable
+    ]
+    return max(momenta, default=float("nan"))
+
+
 def normalizes(model: Any) -> bool:
     """Whether a model sees to the scale of its inputs itself, or has been trained with theirs."""
     leaves = [_within(part) for part in _leaves(model)]

@@ -17,7 +17,7 @@ from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts import constants, pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
-from mlflow_tfmon.facts.layers import is_graph, layers_of, normalizes
+from mlflow_tfmon.facts.layers import is_graph, layers_of, norm_momentum, normalizes
 from mlflow_tfmon.probes.alone import alone
 from mlflow_tfmon.stream import records
 
@@ -87,6 +87,7 @@ def premises_of(
         targets=None if goal.ignores else _sample(targets),
         weighted=weighted or not goal.plain or goal.ignores or hidden,
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
+        norm_momentum=norm_momentum(model),
     )
     plain = goal.plain and not goal.ignores and not hidden
     known = plain and weighted == (weights is not None or bool(classes))
