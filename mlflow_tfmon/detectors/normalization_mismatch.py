@@ -43,8 +43,8 @@ def detect(history: History) -> Iterator[Problem]:
         "normalization_mismatch", "critical", 1, (),
         f"BatchNormalization's moving averages (momentum {known.norm_momentum:g}) still hold {left:.0%} of their "
         f"initial values after the {steps} steps of this training (threshold: {_LEFT:.0%}), so the model does not "
-        f"compute in validation what it was trained for: the training loss is {train.mean[-1, 0]:.3g}, the validation loss "
-        f"{held_out.mean[-1, 0]:.3g}.",
+        f"compute in validation what it was trained for: the training loss is {train.mean[-1, 0]:.3g}, the "
+        f"validation loss {held_out.mean[-1, 0]:.3g}.",
         f"Use BatchNormalization(momentum={min(max(lower, 0.5), 0.95):g}), or train for more steps (smaller batches).",
         history.step, 0.9,
     )  # fmt: skip
