@@ -127,7 +127,7 @@ def test_what_the_environment_holds(monkeypatch: pytest.MonkeyPatch) -> None:
         "a basic functionality of the bears",
         "num_tokens=512, status_code=200, monkey: 3",
         "git+https://github.com/someone/package@v1.2",
-        "http://localhost:5000/#/experiments/1/runs/ab@c",
+        "http://localhost:5000/#/experiments/1/runs/ab@c?workflowType=machine_learning",
         "http://[::1]:5000/a@b",
         "sqlite:////home/ann@work/mlflow.db",
         "sqlite:///C:/Users/ann@work/mlflow.db",

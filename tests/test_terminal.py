@@ -88,7 +88,7 @@ def test_a_bar_while_it_trains_and_a_summary_at_its_end(tmp_path, store):
     assert re.search(r"0:00:\d\d 0:00:\d\d", seen)  # the time that has gone and the time that is left
     (found,) = MlflowClient(store).search_runs(["0"])
     summary = seen[seen.index(f"mlflow_tfmon: run {found.info.run_id}") :]
-    assert "40 steps, 2 epochs" in summary and "loss 0.5 at epoch 1" in summary and "problem" in summary
+    assert "40 steps, 2 epochs" in summary and "loss 0.5 at epoch 2" in summary and "problem" in summary
     assert f"mlflow ui --backend-store-uri {store}" in summary
     assert f"/#/experiments/0/runs/{found.info.run_id}" in summary
 
@@ -136,7 +136,7 @@ def test_the_summary():
         "mlflow_tfmon: run 8f3a",
         "  recorded  1,350 steps, 10 epochs",
         "  best      val_loss 0.1 at epoch 7",
-        "  look at   https://example.org/mlflow/#/experiments/3/runs/8f3a",
+        "  look at   https://example.org/mlflow/#/experiments/3/runs/8f3a?workflowType=machine_learning",
         "  problems  none",
     ]
     many = Summary(None, "", "sqlite:////a/b.db", 1, 0, (), (problem,) * 30, 12, "refused")
@@ -150,5 +150,5 @@ def test_the_summary():
 
 def test_where_to_look():
     assert where("sqlite:////a/b.db", "0", "r").endswith(
-        "/b.db`, then http://127.0.0.1:5000/#/experiments/0/runs/r"
+        "/b.db`, then http://127.0.0.1:5000/#/experiments/0/runs/r?workflowType=machine_learning"
     )

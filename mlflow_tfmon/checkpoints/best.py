@@ -69,8 +69,10 @@ class Best:
         return True
 
     def text(self, prefix: str = "") -> str:
-        """Description such as "val_loss 0.1234 at epoch 7"; "" if there is none."""
-        return "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch}"
+        """Description such as "val_loss 0.1234 at epoch 7"; "" if there is none. Keras too counts epochs from 1."""
+        return (
+            "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch + 1}"
+        )
 
     def state(self) -> dict[str, Any]:
         """Returns its state as JSON-compatible data."""

@@ -142,12 +142,11 @@ class Outbox(Counting):
             return found(self._earlier.with_problems(record))
 
         self.so_far.tally.tags.add(findings.TAG)
-        self.so_far.tally.texts.add(findings.FILE)
+        self.so_far.tally.texts |= {findings.FILE, findings.DIAGNOSIS}
         self._do(lambda run: run.tags({findings.TAG: all_of(findings.kinds)}), findings.TAG)
         self._do(lambda run: run.explain(all_of(findings.summary)), "description")
-        self._later(
-            lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, findings.FILE
-        )
+        for path, text in ((findings.FILE, findings.as_json), (findings.DIAGNOSIS, findings.diagnosis)):
+            self._later(partial(_write_text, path=path, text=partial(all_of, text)), path, path)
 
     def progress(self, text: str, reached: Past) -> None:
         """Records the progress of the training, as text for people and as state for later recordings."""
@@ -280,6 +279,10 @@ class Outbox(Counting):
     def _text(self, path: str, text: str) -> None:
         self.so_far.tally.texts.add(path)
         self._later(lambda run: run.text(path, text), path, path)
+
+
+def _write_text(run: RunStore, path: str, text: Callable[[], str]) -> None:
+    run.text(path, text())
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, int] | None = None) -> None:

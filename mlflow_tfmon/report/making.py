@@ -161,7 +161,7 @@ def _facts(recorded: RecordedRun, run: Any) -> list[str]:
     if monitor is not None:
         epoch = run.data.metrics.get(monitor.partition("best/")[0] + "best/epoch", float("nan"))
         name = monitor.replace("best/", "")
-        facts.append(f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch:.0f}")
+        facts.append(f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch + 1:.0f}")
     if not recorded.complete:
         facts.append("not everything recorded has arrived yet")
     return facts

@@ -11,7 +11,14 @@ from mlflow_tfmon.tags import PROBLEMS_TAG
 from mlflow_tfmon.tracking.names import TELEMETRY, clean
 
 TAG = PROBLEMS_TAG
-FILE = "tfmon/problems.json"
+FILE, DIAGNOSIS = "tfmon/problems.json", "tfmon/diagnosis.md"
+_CLEAN = "No problem was found in this training."
+_MORE = (
+    "- Curves, layers and histograms: the artifact `tfmon/report.html`.",
+    "- All that was recorded, as pandas: `mlflow_tfmon.load_run(run_id)`; as files: `tfmon/telemetry`.",
+    "- The same as JSON: `tfmon/problems.json`; judged again: `mlflow-tfmon diagnose RUN`.",
+    "- What each kind means: `docs/problems.md`.",
+)
 _BEGIN, _END = "<!-- tfmon.problems -->", "<!-- /tfmon.problems -->"
 
 
@@ -26,14 +33,44 @@ def as_json(record: Problems) -> str:
 
 
 def summary(record: Problems) -> str:
-    """The part of the description, in Markdown; "" if the training is clean."""
+    """The part of the description, in Markdown: the verdict in one sentence, what to do, and what else there is."""
+    first, others = _first(record)
+    if first is None:
+        return _CLEAN
+    lines = [f"{_said(first)} *{plain(first.remedy())}*"]
+    lines += [f"- {_said(one)} *{plain(one.remedy())}*" for one in others]
+    return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
+
+
+def diagnosis(record: Problems) -> str:
+    """The file that says why, for people and programs: the cause, its evidence and remedy, what follows from it."""
+    first, others = _first(record)
+    found = [one for one in (first, *others) if one is not None]
+    lines = ["# Diagnosis", "", _said(first) if first is not None else _CLEAN]
+    for one in [one for one in found if not one.consequence_of]:
+        lines += ["", f"## {plain(one.kind)}", "", f"- Evidence: {plain(one.evidence)}"]
+        lines.append(
+            f"- Steps: {one.first_step or 'before the first'} to {max(one.last_step, one.first_step)}"
+        )
+        lines += [f"- Where: {plain(', '.join(one.variables))}"] if one.variables else []
+        lines += [
+            f"- What to do: {plain(one.advice)}",
+            f"- Severity: {one.severity}; confidence: {one.confidence:.0%}",
+        ]
+        follows = [other for other in others if other.consequence_of == one.kind]
+        lines += [f"- A consequence: {_said(other)}" for other in follows]
+    lines += ["", "## More", "", *_MORE]
+    return "\n".join(lines) + "\n"
+
+
+def _first(record: Problems) -> tuple[Problem | None, list[Problem]]:
     found = [Problem.from_dict(one) for one in record.found]
-    lines = [
-        f"- **{plain(str(one.kind))}** ({plain(str(one.severity))}, since step {plain(str(one.first_step))}): "
-        f"{plain(str(one.evidence))} *{plain(one.remedy())}*"
-        for one in found
-    ]
-    return "\n".join(["**Problems of this training** (mlflow_tfmon)", "", *lines]) if lines else ""
+    return (found[0], found[1:]) if found else (None, [])
+
+
+def _said(one: Problem) -> str:
+    since = f"since step {one.first_step}" if one.first_step else "from the start"
+    return f"**{plain(one.kind)}** ({one.severity}) {since}: {plain(one.evidence)}"
 
 
 def with_part(description: str, text: str) -> str:

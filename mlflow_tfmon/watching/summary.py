@@ -9,6 +9,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.uris import address
 
 _MOST_PROBLEMS = 6
+_TRAINING_VIEW = "?workflowType=machine_learning"  # else MLflow (3.6 to 3.17) may show its view of GenAI apps
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ def where(tracking_uri: str, experiment_id: str, run_id: str | None) -> str:
 
     Example:
         >>> where("http://localhost:5000", "0", "8f3a")
-        'http://localhost:5000/#/experiments/0/runs/8f3a'
+        'http://localhost:5000/#/experiments/0/runs/8f3a?workflowType=machine_learning'
     """
     store = address(tracking_uri)
-    page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "")
+    page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "") + _TRAINING_VIEW
     if store.startswith(("http://", "https://")):
         return store.rstrip("/") + page
     return f"`mlflow ui --backend-store-uri {store}`, then http://127.0.0.1:5000{page}"

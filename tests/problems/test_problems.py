@@ -76,7 +76,8 @@ def _last_run() -> str:
 def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     run_id, _ = _fit(_model())
     assert _tags(run_id)["tfmon.problems"] == "none"
-    assert _tags(run_id)["mlflow.note.content"] == "what the user wrote"
+    note = _tags(run_id)["mlflow.note.content"]
+    assert note.startswith("what the user wrote\n") and "No problem was found in this training." in note
     run = mlflow_tfmon.load_run(run_id)
     assert run.problems == [] == diagnose(run)
     capsys.readouterr()
@@ -130,6 +131,9 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     note = _tags(run_id)["mlflow.note.content"]
     assert note.startswith("what the user wrote")
     assert "poor\\_initialization" in note or "poor_initialization" in note
+    told = mlflow.artifacts.load_text(f"runs:/{run_id}/tfmon/diagnosis.md").splitlines()
+    assert told[0] == "# Diagnosis" and told[2] in note and "poor\\_initialization" in told[2]
+    assert f"- What to do: {problem.advice.replace('_', chr(92) + '_')}" in told
     assert {one.kind for one in diagnose(run)} == {one.kind for one in run.problems}
     capsys.readouterr()
     assert main(["diagnose", run_id, "--json"]) == 0

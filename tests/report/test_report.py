@@ -184,7 +184,7 @@ def test_it_tells_how_to_load_the_best_model_and_the_last(store: str, home: Path
         ("The last model", "m-last"),
     ]
     assert found == expected
-    assert "best val_loss 0.25 at epoch 3" in page
+    assert "best val_loss 0.25 at epoch 4" in page
 
 
 def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:
