@@ -167,7 +167,7 @@ class StepProbe:
                 with graph.after(
                     [] if layout.split else last
                 ):  # with no input, it tells when the function began
-                    time = tf.timestamp()
+                    time = graph.timestamp()
             clock = inputs.clock_in_reach(layout.device)
             if clock is not None:
                 # What was computed from the batch comes after the clock was set; but nobody waits for a device.
