@@ -89,6 +89,18 @@ def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
+def watch_other_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Optimizer.apply_gradients` of TensorFlow 1: what it trains is not watched, as is said in the end."""
+
+    def apply_gradients(self: Any, grads_and_vars: Any, *args: Any, **how: Any) -> Any:
+        pairs = list(grads_and_vars)
+        with contained("noting an optimizer of TensorFlow 1", "nothing is said of its training"):
+            _seen.update((graph.key(v), graph.name(v)) for _, v in pairs)
+        return original(self, pairs, *args, **how)
+
+    return apply_gradients
+
+
 def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `Optimizer.scale_loss`: remembers the loss of which the scaled one was made."""
 
