@@ -31,7 +31,7 @@ def by_hand(weight: tf.Variable) -> None:
 
 
 def by_an_optimizer_of_tensorflow_1(weight: tf.Variable) -> None:
-    optimizer = tf.compat.v1.train.MomentumOptimizer(0.1, 0.9)
+    optimizer = tf.compat.v1.train.GradientDescentOptimizer(0.1)
     if tf.executing_eagerly():
         optimizer.minimize(lambda: _loss(weight), var_list=[weight])
     else:

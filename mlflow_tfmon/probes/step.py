@@ -61,7 +61,8 @@ class StepProbe:
         kind = None
         if replicas.count() == 1 and sum(quantities.sizes(variables)) <= _FEW:
             shapes = tuple((v.dtype, tuple(v.shape), v.device) for v in variables)
-            kind = (shapes, layout.norms, layout.scalars, layout.parts, graph.has_clock())
+            how = (layout.norms, layout.scalars, layout.parts, graph.has_clock())
+            kind = (shapes, self.ring.capacity, *how)
         self._before_traced = graph.Traced(self._before, state, kind and ("before", *kind))
         self._record_traced = graph.Traced(self._record, state, kind and ("record", *kind))
 
