@@ -11,17 +11,18 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 SUITE = ("trainers", "optimizers", "callbacks", "models", "saving", "backend/tensorflow")
 
 
-def outcomes(path: Path, watched: bool, folder: Path) -> dict[str, str]:
-    """How each test of a file ends: "passed", "failed", "error" or "skipped", by its name."""
+def outcomes(paths: list[Path], watched: bool, folder: Path) -> dict[str, str]:
+    """How each test of some files ends in one process: "passed", "failed", "error" or "skipped", by its name."""
     report = folder / f"{'watched' if watched else 'unwatched'}.xml"
-    report.unlink(missing_ok=True)
-    pytest = ["pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, f"--junitxml={report}", str(path)]
+    pytest = ["pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--continue-on-collection-errors"]
+    pytest += [f"--junitxml={report}", *map(str, paths)]
     command = [sys.executable, "-m", "mlflow_tfmon.cli", "run", "-m"] if watched else [sys.executable, "-m"]
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "MLFLOW_TFMON_HOME": str(folder / "home")}
     own |= {"KERAS_BACKEND": "tensorflow", "MLFLOW_TFMON_DELIVERY_WAIT": "0", "MLFLOW_TFMON_REPORT": "false"}
@@ -50,23 +51,20 @@ def main() -> int:
     spec = find_spec("keras")
     assert spec is not None and spec.origin is not None
     root = Path(spec.origin).parent / "src"
-    files = [
-        file
-        for path in parser.parse_args().paths
-        for file in ([root / path] if path.endswith(".py") else sorted((root / path).rglob("*_test.py")))
-    ]
     different = 0
-    for file in files:
+    for path in parser.parse_args().paths:
+        files = [root / path] if path.endswith(".py") else sorted((root / path).rglob("*_test.py"))
         with tempfile.TemporaryDirectory() as folder:
-            unwatched, watched = (outcomes(file, one, Path(folder)) for one in (False, True))
+            unwatched, watched = (outcomes(files, one, Path(folder)) for one in (False, True))
         names = sorted(n for n in unwatched.keys() | watched.keys() if unwatched.get(n) != watched.get(n))
         different += len(names)
-        none = "passed" not in unwatched.values()  # it may need a package that is not here, such as JAX
-        print(
-            f"{file.relative_to(root)}: {len(unwatched)} tests, {len(names)} end another way"
-            + (", but none passes unwatched" if none else ""),
-            flush=True,
-        )
+        ends = Counter(unwatched.values())
+        counts = ", ".join(f"{count} {end}" for end, count in ends.items())
+        print(f"{path}: {len(files)} files, tests: {counts}; {len(names)} end another way", flush=True)
+        for name in sorted(n for n, end in unwatched.items() if end == "error"):
+            print(
+                f"  {name}: error unwatched; it may need a package that is not here, such as JAX", flush=True
+            )
         for name in names:
             print(f"  {name}: {unwatched.get(name)} unwatched, {watched.get(name)} watched", flush=True)
     return int(different > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -86,6 +87,11 @@ _NAMED = ("x", "y", "sample_weight", "validation_data", "validation_split", "bat
           "steps_per_epoch", "callbacks")  # fmt: skip
 
 
+@functools.lru_cache(maxsize=8)
+def _parameters(fit: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    return tuple(p for p in inspect.signature(fit).parameters.values() if p.name != "self")
+
+
 def bind_fit(
     original_fit: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> FitArguments:
@@ -107,7 +113,7 @@ def bind_fit(
         >>> bind_fit(keras.Model.fit, model, (x, y), {"epochs": 3}).epochs
         3
     """
-    parameters = [p for p in inspect.signature(original_fit).parameters.values() if p.name != "self"]
+    parameters = _parameters(inspect.unwrap(getattr(original_fit, "__func__", original_fit)))
     bound = inspect.Signature(parameters).bind(*args, **kwargs)
     bound.apply_defaults()
     values = dict(bound.arguments)

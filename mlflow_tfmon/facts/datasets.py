@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
         >>> [used.context for used in datasets(bind_fit(keras.Model.fit, model, (x, y), {}))]
         ['train']
     """
-    source = _source(find("mlflow.tracking.context.registry.resolve_tags")())
+    source = _here()
     data = [("train", arguments.x, arguments.y)]
     validation = arguments.validation_data
     if isinstance(validation, (tuple, list)) and validation:
@@ -58,6 +59,12 @@ def datasets(arguments: FitArguments) -> tuple[DatasetUsed, ...]:
         else:
             found.append(DatasetUsed(dataset=description, context=context))
     return tuple(found)
+
+
+@functools.cache
+def _here() -> DatasetSource:
+    """The program, which stays the same: MLflow looks for what tells of it in the whole environment."""
+    return _source(find("mlflow.tracking.context.registry.resolve_tags")())
 
 
 def _source(tags: dict[str, str]) -> DatasetSource:

@@ -53,8 +53,13 @@ _MOST_NUMBERS = 1_000_000
 _LOADED = 3.0  # a kernel so many times wider or narrower than its initializer draws them was not drawn by it
 
 
-def layers_of(model: Any) -> tuple[Layer, ...]:
-    """The layers with an activation or a kernel, and others that may be more than linear, in the order of the calls."""
+def layers_of(model: Any, drawn: bool = True) -> tuple[Layer, ...]:
+    """The layers with an activation or a kernel, and others that may be more than linear, in the order of the calls.
+
+    Args:
+        model: a Keras model.
+        drawn: whether its kernels are as they were drawn; else mean and deviation are not told of them.
+    """
     ends, units = _ends(model), _last_axis(model)
     found: list[Layer] = []
     for part in _leaves(model):
@@ -62,7 +67,7 @@ def layers_of(model: Any) -> tuple[Layer, ...]:
         kind, activation, kernel = type(layer).__name__, _activation(layer), _kernel(layer)
         is_output = any(part is end for end in ends)
         if kernel is not None:
-            found.append(_with_kernel(layer, activation, kernel))
+            found.append(_with_kernel(layer, activation, kernel, drawn))
         elif activation == "linear" and _is_linear(layer) and not is_output:
             continue
         elif (
@@ -179,11 +184,12 @@ def _last_axis(model: Any) -> int:
     return int(shape[-1] or 0) if shape else 0
 
 
-def _with_kernel(layer: Any, activation: str, kernel: Any) -> Layer:
-    shape, values = tuple(kernel.shape), _values(kernel)
+def _with_kernel(layer: Any, activation: str, kernel: Any, drawn: bool) -> Layer:
+    shape, values = tuple(kernel.shape), _values(kernel) if drawn else np.empty(0)
     receptive = int(np.prod(shape[:-2]))
     fan_in, fan_out = receptive * int(shape[-2]), receptive * int(shape[-1])
     mean, std = (float(values.mean()), float(values.std())) if values.size else _announced(layer)
+    mean, std = (mean, std) if drawn else (float("nan"), float("nan"))
     usual = _scaled(layer, fan_in, fan_out)
     if std > 0 and usual > 0 and not usual / _LOADED < std < usual * _LOADED:
         std = float("nan")

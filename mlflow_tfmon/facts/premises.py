@@ -52,6 +52,7 @@ def premises_of(
     weighted: bool = False,
     weights: Any = None,
     classes: Any = None,
+    drawn: bool = True,
 ) -> Premises:
     """What is known of a training before its first step.
 
@@ -62,6 +63,7 @@ def premises_of(
         weighted: whether examples or classes are weighted, by whatever.
         weights: of the examples, as an array; None if there are none or they are unknown.
         classes: `class_weight`.
+        drawn: whether its kernels are as they were drawn, not trained within the run.
 
     Example:
         >>> premises_of(model, x, y).loss
@@ -72,7 +74,7 @@ def premises_of(
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # within what scales the loss
     hidden = constants.masked(model)
     found = Premises(
-        layers=layers_of(model),
+        layers=layers_of(model, drawn),
         loss=goal.name,
         goal=goal.about,
         from_logits=goal.from_logits,
@@ -188,12 +190,13 @@ class Telling:
         """Whether there is nothing to tell."""
         return self._told
 
-    def tell(self, prefix: str, recorded: int = 0) -> tuple[records.Premises, ...]:
+    def tell(self, prefix: str, recorded: int = 0, drawn: bool = True) -> tuple[records.Premises, ...]:
         """The record, if there is something new to tell.
 
         Args:
             prefix: that of the model's series.
             recorded: how many of the model's steps are in the run: what it learned in these is known.
+            drawn: whether kernels are as they were drawn, as far as the run knows.
         """
         # Within a replica's thread no variable can be read.
         if (
@@ -204,7 +207,7 @@ class Telling:
             return ()
         with alone(), contained("examining model and data", "some problems may be found later or not at all"):
             self._told, self._told_of = True, self.arguments
-            found = premises_of(self._model, **_data(self.arguments))
+            found = premises_of(self._model, **_data(self.arguments), drawn=drawn)
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)
             return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
         return ()

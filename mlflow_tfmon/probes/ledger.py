@@ -18,14 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.probes import graph
-from mlflow_tfmon.probes.weighing import Given, loss_of
+from mlflow_tfmon.probes.weighing import MADE_OF, MADE_OF_HALVES, Given, loss_of
 from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.ring import Ring, lasting_variable
 from mlflow_tfmon.stream.rows import column
 
-# Sites: the gradient of a step, that of one which eager code has not made of what its tapes gave, as far as it was
-# followed; and a step whose loss was known without.
-APPLIED, FOREIGN, SETTLED = -1, -3, -2
+# Sites: the gradient of a step, before it what a function has made it of; and a step whose loss was known without.
+APPLIED, EDGE, SETTLED = -1, -3, -2
 EAGER = 1_000_000  # from here on, sites in eager code
 ASKED = -1.0  # in a ring's row, in place of the number of losses: the loss is the number of a row here
 _SAMPLES = 16  # elements of a variable's gradient
@@ -110,6 +109,7 @@ class Ledger:
 
     Attributes:
         keys: of the variables, in the order of the samples.
+        tolerance: relative difference of samples that are the same but for a factor.
     """
 
     def __init__(self, variables: Sequence[Any], gradients: Mapping[str, Any]) -> None:
@@ -130,6 +130,8 @@ class Ledger:
         self._counter = _counters[device]
         self._taken = 0
         self.history = np.empty((0, self.width))
+        halves = any(tf.as_dtype(graph.raw(v).dtype).size < 4 for v in variables)
+        self.tolerance = MADE_OF_HALVES if halves else MADE_OF
         self.gap = 0.0  # the last number before which rows were overwritten, unread
         self._traced: dict[Any, Any] = {}
 
@@ -270,8 +272,19 @@ def _told(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:
         width = applied.ledger.parts[key].stop - applied.ledger.parts[key].start
         parts.append(slice(begin, begin + width))
         begin += width
-    made_of_them = applied.values[1] != FOREIGN or any(one.site < EAGER for one in calls)
-    return loss_of(applied.values[len(_HEAD) :], parts, calls, earlier, made_of_them)
+    made_of = _edges(applied, rows)
+    return loss_of(applied.values[len(_HEAD) :], parts, calls, earlier, made_of, applied.ledger.tolerance)
+
+
+def _edges(applied: _Row, rows: Sequence[_Row]) -> list[np.ndarray]:
+    """What the gradient of a step is known to have been made of."""
+    found = []
+    for row in reversed(rows):
+        if row.ledger is applied.ledger:
+            if row.values[1] != EDGE:
+                break
+            found.append(row.values[len(_HEAD) :])
+    return found
 
 
 def _given(row: _Row, keys: Sequence[str], wanted: Ledger) -> Given:

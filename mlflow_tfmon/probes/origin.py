@@ -139,7 +139,7 @@ class _Walk:
         first = [one for one in found if not any(o is not one and self._made_of(one, o) for o in found)]
         if len(first) != 1:
             return None
-        return tensor if first[0] is _outward(tensor) else first[0]
+        return tensor if first[0] is outward(tensor) else first[0]
 
     def _beneath(self, tensor: Any) -> tuple[dict[str, dict[int, Any]], bool, bool]:
         """What a tensor is made of: given ones (or weighted sums) by variable and id.
@@ -147,9 +147,9 @@ class _Walk:
         Also, whether of others of its shape, and whether of something that can't be looked into.
         """
         found: dict[str, dict[int, Any]] = {}
-        alien, unclear, pending, seen = False, _op(tensor) is None, [tensor], set()
+        alien, unclear, pending, seen = False, op_of(tensor) is None, [tensor], set()
         while pending:
-            at = _outward(pending.pop())
+            at = outward(pending.pop())
             if id(at) in seen:
                 continue
             seen.add(id(at))
@@ -177,15 +177,15 @@ class _Walk:
 
     def _is_weight(self, tensor: Any) -> bool:
         """Whether it is the value of a variable that is trained (weight decay by hand)."""
-        op = _op(tensor)
+        op = op_of(tensor)
         if op is None or op.type != "ReadVariableOp":
             return False
-        handle = _outermost(op.inputs[0])
+        handle = outermost(op.inputs[0])
         return any(handle is weight for weight in self._weights)
 
     def factors(self, tensor: Any) -> dict[int, float] | None:
         """The weights of a weighted sum of given tensors (none for zeros); None if it is something else."""
-        tensor = _outward(tensor)
+        tensor = outward(tensor)
         if id(tensor) in self._given:
             return {id(tensor): 1.0}
         if id(tensor) not in self._factors:
@@ -195,7 +195,7 @@ class _Walk:
         return self._factors[id(tensor)]
 
     def _sum(self, tensor: Any) -> dict[int, float] | None:
-        op = _op(tensor)
+        op = op_of(tensor)
         if op is None or not tensor.dtype.is_floating:
             return None
         inputs = list(op.inputs)
@@ -221,7 +221,7 @@ class _Walk:
     def _made_of(self, tensor: Any, other: Any) -> bool:
         pending = list(_inputs(tensor) or [])
         while pending:
-            at = _outward(pending.pop())
+            at = outward(pending.pop())
             if at is other:
                 return True
             if id(at) not in self._given:
@@ -231,9 +231,14 @@ class _Walk:
 
 def _is_unclear(tensor: Any) -> bool:
     """Whether a tensor may be made of gradients without being seen to be: state, or what another graph gives."""
-    op = _op(tensor)
+    op = op_of(tensor)
     if op is None or tensor.dtype == tf.variant or op.type == "ReadVariableOp":
         return True
+    return calls_function(op)
+
+
+def calls_function(op: tf.Operation) -> bool:
+    """Whether an op is a call of a function, a branch or a loop."""
     return any(attribute.type in ("func", "list(func)") for attribute in op.op_def.attr)
 
 
@@ -247,15 +252,15 @@ def _added(parts: list[tuple[float, dict[int, float] | None]]) -> dict[int, floa
     return total
 
 
-def _op(tensor: Any) -> Any | None:
+def op_of(tensor: Any) -> Any | None:
     """The op that a tensor of a graph comes from; an eager one has none."""
     return None if isinstance(tensor, tf.__internal__.EagerTensor) else tensor.op
 
 
-def _outward(tensor: Any) -> Any:
+def outward(tensor: Any) -> Any:
     """For what a function has captured, the tensor outside of it."""
     while True:
-        op = _op(tensor)
+        op = op_of(tensor)
         if op is None or op.type != "Placeholder":
             return tensor
         outside = next((o for o, inner in getattr(op.graph, "captures", ()) if inner is tensor), None)
@@ -264,9 +269,9 @@ def _outward(tensor: Any) -> Any:
         tensor = outside
 
 
-def _outermost(handle: Any) -> Any:
+def outermost(handle: Any) -> Any:
     """For the handle of a variable that functions have captured, the one outside of them."""
-    while (op := _op(handle)) is not None and op.type == "Placeholder":
+    while (op := op_of(handle)) is not None and op.type == "Placeholder":
         outside = next((o for o, inner in getattr(op.graph, "captures", ()) if inner is handle), None)
         if outside is None:
             break
@@ -276,7 +281,7 @@ def _outermost(handle: Any) -> Any:
 
 def _inputs(tensor: Any) -> list[Any] | None:
     """What a tensor is computed from; None where that is state or an argument."""
-    op = _op(tensor)
+    op = op_of(tensor)
     if op is None or op.type == "Placeholder" or any(one.dtype == tf.resource for one in op.inputs):
         return None
     return list(op.inputs)
@@ -284,7 +289,7 @@ def _inputs(tensor: Any) -> list[Any] | None:
 
 def _constant(tensor: Any) -> float | None:
     """The value of a constant of one element (or of zeros)."""
-    tensor = _outward(tensor)
+    tensor = outward(tensor)
     constant = tf.get_static_value(tensor) if graph.tracing() is not None else None
     if constant is None or not constant.size:
         return None

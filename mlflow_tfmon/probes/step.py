@@ -61,7 +61,8 @@ class StepProbe:
         kind = None
         if replicas.count() == 1 and sum(quantities.sizes(variables)) <= _FEW:
             shapes = tuple((v.dtype, tuple(v.shape), v.device) for v in variables)
-            kind = (shapes, layout.norms, layout.scalars, layout.parts, graph.has_clock())
+            how = (layout.norms, layout.scalars, layout.parts, graph.has_clock())
+            kind = (shapes, self.ring.capacity, *how)
         self._before_traced = graph.Traced(self._before, state, kind and ("before", *kind))
         self._record_traced = graph.Traced(self._record, state, kind and ("record", *kind))
 
@@ -171,7 +172,7 @@ class StepProbe:
                 with graph.after(
                     [] if layout.split else last
                 ):  # with no input, it tells when the function began
-                    time = tf.timestamp()
+                    time = graph.timestamp()
             clock = inputs.clock_in_reach(layout.device)
             if clock is not None:
                 # What was computed from the batch comes after the clock was set; but nobody waits for a device.

@@ -18,6 +18,7 @@ import tensorflow as tf
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph, ledger, origin, replicas
+from mlflow_tfmon.probes.edges import edges
 from mlflow_tfmon.probes.lineage import Lineage
 from mlflow_tfmon.stream.ring import lasting_variable
 
@@ -86,6 +87,18 @@ def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return gradient
+
+
+def watch_other_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Optimizer.apply_gradients` of TensorFlow 1: what it trains is not watched, as is said in the end."""
+
+    def apply_gradients(self: Any, grads_and_vars: Any, *args: Any, **how: Any) -> Any:
+        pairs = list(grads_and_vars)
+        with contained("noting an optimizer of TensorFlow 1", "nothing is said of its training"):
+            _seen.update((graph.key(v), graph.name(v)) for _, v in pairs)
+        return original(self, pairs, *args, **how)
+
+    return apply_gradients
 
 
 def watch_scaling(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -305,14 +318,14 @@ def step_of(gradients: Sequence[Any], variables: Sequence[Any]) -> Step:
         groups = _slots_of(keys)
         parts = groups[0][0].parts if len(groups) == 1 else ()
         return Step(None, [[slot.values for slot in group] for group in groups], None, parts)
-    found, calls = origin.trace(gradients, variables, _given()), None
-    if graph.tracing() is None:
-        calls = _lineage.of(gradients, keys) if found is None else None
+    found = origin.trace(gradients, variables, _given())
+    if found is None and graph.tracing() is None:
+        calls = _lineage.of(gradients, keys)
         if calls is not None and len(calls) == 1:
             found = origin.Origin([(1.0, calls[0])], None)
             _say_not_followed()
     if found is None:
-        asked = _asked(gradients, variables, calls is not None) if keys & _seen.keys() else None
+        asked = _asked(gradients, variables) if keys & _seen.keys() else None
         _lineage.stepped(keys, _eager.waiting)
         return Step(asked, [], None)
     for _, call in found.calls:
@@ -350,17 +363,14 @@ def _say_not_followed() -> None:
     )
 
 
-def _asked(gradients: Sequence[Any], variables: Sequence[Any], made_of_tapes: bool) -> tf.Tensor:
-    """What stands for the loss of a step in its row where only the values can tell it: a row of the ledger.
-
-    Args:
-        gradients: as the optimizer is given them.
-        variables: that they are of.
-        made_of_tapes: whether eager code is known to have made them of what tapes gave.
-    """
+def _asked(gradients: Sequence[Any], variables: Sequence[Any]) -> tf.Tensor:
+    """What stands for the loss of a step in its row where only the values can tell it: a row of the ledger."""
     _say_not_followed()
     keys, function = frozenset(graph.key(v) for v in variables), graph.tracing()
+    given = {graph.key(v): g for v, g in zip(variables, gradients, strict=True)}
+    book = ledger.of(variables, given)
     if function is not None:
+        made_of = edges(gradients, variables, _given())
         with tf.init_scope():  # at the first call, what was given to the function is waiting
             if tf.executing_eagerly():
                 _passed.update(keys)
@@ -368,11 +378,11 @@ def _asked(gradients: Sequence[Any], variables: Sequence[Any], made_of_tapes: bo
         for outer in list(graph.enclosing(function))[::-1]:
             with outer.as_default():  # whether or not the branch is taken that the optimizer is in
                 _write(_merged([call for call in _of(outer) if call.gradients.keys() & keys]))
+        for one in made_of:
+            book.write(ledger.EDGE, tf.constant(0.0, tf.float64), one)
     else:
         _write([call for call in _eager.waiting if call.gradients.keys() & keys])
-    given = {graph.key(v): g for v, g in zip(variables, gradients, strict=True)}
-    site = ledger.APPLIED if function is not None or made_of_tapes else ledger.FOREIGN
-    number = ledger.of(variables, given).write(site, tf.constant(0.0, tf.float64), given)
+    number = book.write(ledger.APPLIED, tf.constant(0.0, tf.float64), given)
     return tf.stack([number, tf.constant(ledger.ASKED, tf.float64)])
 
 

@@ -36,6 +36,7 @@ APPLIED = "applied"
 TELLING = ("time", "input_start", "losses")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
+_FEW_RINGS, _LEAST_ROWS = 8, 2048  # that are so large; of more, each is smaller, down to so many rows
 _DEEP_ROWS = 256
 _HISTOGRAM_BYTES, _HISTOGRAM_ROWS = 4 * 2**20, 32
 _unused: deque[tuple[tf.Tensor, tf.DType]] = deque()  # handles of lasting variables that are gone
@@ -244,6 +245,9 @@ class SeldomRing:
         return SeldomRows(rows, first - self.taken, first + len(rows))
 
 
+_alive: weakref.WeakSet[Ring] = weakref.WeakSet()
+
+
 class Ring:
     """Rows of the last steps of one optimizer over one set of variables.
 
@@ -268,7 +272,10 @@ class Ring:
         self.done, self.deep_every = 0, 1  # as `begin` was told
         count, device = len(layout.variables), layout.device
         self.width = len(layout.columns)
-        self.capacity = _power_of_two(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, _MOST_ROWS)
+        # An optimizer for each example stays until Python looks for what is in no use, which may be hundreds later.
+        _alive.add(self)
+        most = _power_of_two(_MOST_ROWS * _FEW_RINGS // len(_alive), _LEAST_ROWS, _MOST_ROWS)
+        self.capacity = _power_of_two(_ROW_BYTES // (8 * self.width), _FEWEST_ROWS, most)
         # A deep row is the step and then, of each ingredient of the deep signals, one number a variable.
         self.deep = SeldomRing(1 + count * len(INGREDIENTS), _ROW_BYTES, _DEEP_ROWS, device, layout.xla)
         # What ingredients keep of each variable from one deep step to the next, by their name.
@@ -388,7 +395,8 @@ class Ring:
         self.deep.skip()
         self.histograms.skip()
         for kept in self.kept.values():
-            kept.assign(tf.zeros_like(kept))
+            # Keras's tests of sparse updates allow no call of `assign` with more than a number.
+            tf.raw_ops.AssignVariableOp(resource=kept.handle, value=tf.zeros_like(kept))
         self.done, self.deep_every = done, deep_every
         self.begun += 1
         begin = self.taken - done

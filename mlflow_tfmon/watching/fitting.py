@@ -84,6 +84,7 @@ class _Fit:
         self._given = self._callback.given
         self._settings = dataclasses.replace(autolog_settings(), **self._callback.settings)
         self._summarized = False
+        self._prefix = ""
         on = self._given if self._given is not None and self._given.on else watching(arguments.model)
         self._own = on is None
         if on is None:
@@ -122,8 +123,11 @@ class _Fit:
         self.monitor.arguments = self.arguments
         self._callback.given = self.monitor
         self._callback.heed(self.monitor.settings)
+        pipeline = self.monitor.pipeline
         with contained("reading the arguments of fit", "the params of this fit are not recorded"):
-            self.monitor.record(records.Facts(params=fit_params(self.arguments)))
+            params = fit_params(self.arguments)
+            if pipeline is not None and pipeline.is_news("params", params):
+                self.monitor.record(records.Facts(params=params))
         self._summarize()
         if self._settings.log_datasets:
             with contained("describing the datasets", "they are not recorded"):
@@ -131,7 +135,8 @@ class _Fit:
                 self.monitor.datasets = {
                     one.context: (one.dataset["name"], one.dataset["digest"]) for one in found
                 }
-                self.monitor.record(*found)
+                if pipeline is not None and pipeline.is_news("datasets", found):
+                    self.monitor.record(*found)
         before = [_AddedBefore(self._callback)] if self.monitor.settings.epoch_metrics else []
         return self.arguments.with_callbacks(self._added, before)
 
@@ -154,8 +159,9 @@ class _Fit:
         self._summarize()
         pipeline = self.monitor.pipeline
         if self._settings.log_models and pipeline is not None:
+            self._prefix = self.monitor.prefix
             log = functools.partial(self._log_model, pipeline, self._saved_as())
-            what = f"saving the model {self.monitor.prefix}"
+            what = f"saving the model {self._prefix}"
             if self.monitor.may_spend:
                 pipeline.thrift.forget(what, of=self.arguments.model)
                 with pipeline.thrift.spending(), contained("saving the model", "it is not logged"):
@@ -176,14 +182,12 @@ class _Fit:
 
     def _saved_as(self) -> records.ModelSaved:
         """What tells of the model as this fit has left it."""
-        registered = None if self.monitor.has_best else self._settings.registered_model_name
         return records.ModelSaved(
             path=f"models/{uuid.uuid4().hex}",
             name="model",
             step=self.monitor.last_epoch,
             metrics=self.monitor.last_metrics,
-            registered_model_name=registered,
-            pointers=(pointer(FINAL, self.monitor.prefix),),
+            pointers=(pointer(FINAL, self._prefix),),
             datasets=self.monitor.datasets,
         )
 
@@ -199,5 +203,8 @@ class _Fit:
             keras_model_kwargs=dict(settings.keras_model_kwargs or {}) or None,
         )
         if saved:
+            name = self._settings.registered_model_name
+            if name and not pipeline.has_best(self._prefix):
+                as_ = dataclasses.replace(as_, registered_model_name=name)
             pipeline.recording.append(as_)
             logged.expect(pipeline.run, pipeline.folder, as_.path, as_.pointers[0])

@@ -70,10 +70,11 @@ class Monitor(Training):
             raise SettingError("resume: needs the model and replaces run_id: use Monitor(model, resume=...).")
         if model is not None and not run_id:
             resuming.prepare(checked.resume)
-        super().__init__(
-            model, checked, run_id, [] if optimizer is None else list(tf.nest.flatten(optimizer))
-        )
+        self._make(model, checked, run_id, [] if optimizer is None else list(tf.nest.flatten(optimizer)))
         self.total_steps = total_steps
+
+    def _make(self, model: Any, settings: Settings, run_id: str | None, optimizers: list[Any]) -> None:
+        super().__init__(model, settings, run_id, optimizers)
         self.callbacks: Callbacks | None = None  # of the monitored fit
         self.arguments: FitArguments | None = None  # of the monitored fit
         self.datasets: dict[str, tuple[str, str]] = {}  # of the monitored fit, as in `ModelSaved`
@@ -86,10 +87,8 @@ class Monitor(Training):
     @classmethod
     def with_settings(cls, model: Any, settings: Settings, run_id: str | None = None) -> Monitor:
         """Returns a monitor with validated settings."""
-        monitor = cls(
-            model, run_id=run_id, resume=None
-        )  # their validation has prepared the checkpoint to resume
-        monitor.settings = settings
+        monitor = cls.__new__(cls)
+        monitor._make(model, settings, run_id, [])
         return monitor
 
     def __enter__(self) -> Monitor:
@@ -284,10 +283,7 @@ class Monitor(Training):
     @property
     def has_best(self) -> bool:
         """Whether a best model that MLflow can load is kept, once pending checkpoints have been written."""
-        if self._pipeline is None:
-            return False
-        self._pipeline.finish_checkpoints()
-        return self._pipeline.keeper(self.prefix).has_best
+        return self._pipeline is not None and self._pipeline.has_best(self.prefix)
 
 
 def watching(model: Any) -> Monitor | None:

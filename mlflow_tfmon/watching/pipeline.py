@@ -67,6 +67,7 @@ class Pipeline:
         self._put_off = False  # whether the end of a training has not been followed by what `flush` does
         self._activations = ActivationWatch(None)
         self._model: tuple[Any, ...] = ()
+        self._facts: dict[str, object] = {}
         self.bar: terminal.Bar | None = None
         self._said: Summary | None = None
         self._keepers: dict[str, Keeper] = {}
@@ -117,6 +118,11 @@ class Pipeline:
         for keeper in self._keepers.values():
             keeper.finish()
 
+    def has_best(self, prefix: str) -> bool:
+        """Whether a best model that MLflow can load is kept, once pending checkpoints have been written."""
+        self.finish_checkpoints()
+        return self.keeper(prefix).has_best
+
     def attach(
         self,
         ring: Ring,
@@ -161,7 +167,8 @@ class Pipeline:
             waits: whether all is judged, and waited for as long as the settings allow; else that comes later.
         """
         self.drain()
-        self.finish_checkpoints()
+        if waits:
+            self.finish_checkpoints()
         self.recording.settle()
         if waits:
             self.watch.finish()
@@ -179,6 +186,11 @@ class Pipeline:
         if self._put_off and not self.closed:
             self._put_off = False
             self.recording.append(records.Flushed(time.time()))
+
+    def is_news(self, what: str, facts: object) -> bool:
+        """Whether facts of a fit are others than those of the fit before: a model may be fitted over and over."""
+        before, self._facts[what] = self._facts.get(what), facts
+        return facts != before
 
     def is_new(self, model: Any) -> bool:
         """Whether a model is another than that of the fit before, or made of other layers."""

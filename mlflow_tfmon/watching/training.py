@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -204,7 +205,9 @@ class Training:
         """Records what is known before the first step, once the model is built."""
         if self._pipeline is not None and not self.premises.told:
             recorded = self._pipeline.recording.steps_of(self._keys())
-            self.record(*self.premises.tell(self.prefix, recorded))
+            layers = weakref.ref(self.model), *map(id, getattr(self.model, "layers", None) or ())
+            drawn = self._pipeline.is_news("layers", layers) or not recorded
+            self.record(*self.premises.tell(self.prefix, recorded, drawn))
 
     def record(self, *out: records.Record) -> None:
         """Writes records of other parts of the package (facts of the fit, models) to the journal."""

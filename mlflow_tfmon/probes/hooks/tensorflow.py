@@ -10,6 +10,11 @@ _NO_INPUT = "the wait for input is not recorded"
 HOOKS = [
     Hook("tensorflow.GradientTape.gradient", "the loss of each step is not recorded", tape.watch_gradient),
     Hook(
+        "tensorflow.compat.v1.train.Optimizer.apply_gradients",
+        "nothing is said of trainings with TensorFlow 1's optimizers",
+        tape.watch_other_optimizer,
+    ),
+    Hook(
         "tensorflow.python.data.ops.iterator_ops.OwnedIterator._next_internal", _NO_INPUT, inputs.watch_next
     ),
     Hook(
