@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from mlflow_tfmon.detectors import (
+    accumulation_not_zeroed,
     dead_relu,
     exploding_gradient,
     improper_activation,
@@ -24,6 +25,7 @@ from mlflow_tfmon.detectors import (
     poor_initialization,
     retracing,
     saturated_activation,
+    shape_broadcast,
     slow_convergence,
     stagnant_weights,
     underfitting,
@@ -37,10 +39,11 @@ __all__ = ["CAUSES", "OUTCOMES", "Detect", "Gatherer", "History", "Problem", "ju
 
 Detect = Callable[[History], Iterable[Problem]]
 CAUSES: tuple[Detect, ...] = (
-    nan_or_inf.detect, loss_output_mismatch.detect, improper_activation.detect, poor_initialization.detect,
-    unnormalized_input.detect, exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect,
-    saturated_activation.detect, learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect,
-    oscillating_loss.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect, retracing.detect,
+    nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
+    poor_initialization.detect, unnormalized_input.detect, accumulation_not_zeroed.detect, exploding_gradient.detect,
+    vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect, learning_rate_too_high.detect,
+    learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect, normalization_mismatch.detect,
+    overfitting.detect, input_bound.detect, retracing.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
 _BESIDE = {"input_bound", "retracing"}  # these cost time, but do not explain what is learned

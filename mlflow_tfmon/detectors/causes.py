@@ -15,9 +15,11 @@ _DIVERGENCE = _UNITS | {"exploding_gradient", "nan_or_inf"}
 # explain gradients and units, and those the loss.
 _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "loss_output_mismatch": _DIVERGENCE | {"improper_activation", "learning_rate_too_high"},
+    "shape_broadcast": _UNITS | {"learning_rate_too_high", "learning_rate_too_low"},
     "improper_activation": _UNITS | {"learning_rate_too_high"},
     "poor_initialization": _DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
     "unnormalized_input": _DIVERGENCE | {"learning_rate_too_high"},
+    "accumulation_not_zeroed": _DIVERGENCE | {"learning_rate_too_high"},
     "normalization_mismatch": frozenset({"overfitting"}),
     "learning_rate_too_high": _DIVERGENCE,
     "exploding_gradient": _UNITS | {"nan_or_inf"},

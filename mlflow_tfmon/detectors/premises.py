@@ -88,6 +88,7 @@ class Premises:
         constant: the loss of the best constant prediction found by calling the loss itself, if there is no formula.
         perfect: the loss of a perfect prediction, if `constant` is known.
         trained_before: whether the optimizer had made steps before.
+        broadcast: the two shapes that the loss broadcasts to each other, or "".
         norm_momentum: the largest momentum of trainable BatchNormalization layers; NaN without any.
     """
 
@@ -107,6 +108,7 @@ class Premises:
     perfect: float = float("nan")
     trained_before: bool = False
     norm_momentum: float = float("nan")
+    broadcast: str = ""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:

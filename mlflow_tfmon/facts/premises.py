@@ -184,6 +184,7 @@ class Telling:
         self._model = model
         self._told = model is None
         self._told_of: FitArguments | None = None
+        self._found = Premises()
 
     @property
     def told(self) -> bool:
@@ -209,8 +210,22 @@ class Telling:
             self._told, self._told_of = True, self.arguments
             found = premises_of(self._model, **_data(self.arguments), drawn=drawn)
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)
+            self._found = found
             return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
         return ()
+
+    def tell_of_loss(self, broadcast: str, prefix: str, recorded: int) -> tuple[records.Premises, ...]:
+        """The record with what is known of the loss once a step was traced, if that is a problem.
+
+        Args:
+            broadcast: see `Premises`.
+            prefix: that of the series.
+            recorded: as above.
+        """
+        if not broadcast:
+            return ()
+        found = dataclasses.replace(self._found, broadcast=broadcast)
+        return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
 
     def again(self) -> None:
         """A fit begins: of which it may have been told already, when its monitor was started."""

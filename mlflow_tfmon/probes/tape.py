@@ -18,6 +18,7 @@ import tensorflow as tf
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph, ledger, origin, replicas
+from mlflow_tfmon.probes.broadcast import broadcast
 from mlflow_tfmon.probes.edges import edges
 from mlflow_tfmon.probes.lineage import Lineage
 from mlflow_tfmon.stream.ring import lasting_variable
@@ -64,6 +65,7 @@ class _Eager(threading.local):
 
 
 _eager = _Eager()
+_broadcasts: dict[str, str] = {}  # by the keys of variables: see `broadcasts`
 _lineage = Lineage()
 
 
@@ -155,6 +157,11 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
     )
     function = graph.tracing()
     if function is not None:
+        shapes = broadcast(losses)
+        for variable, _ in pairs_given:
+            _broadcasts.pop(graph.key(variable), None)
+            if shapes:
+                _broadcasts[graph.key(variable)] = shapes
         call.site = next(_numbers)
         _of(function).append(call)
     else:
@@ -202,6 +209,11 @@ def _write(calls: list[origin.Call]) -> None:
             _eager.written |= call.gradients.keys()
             ledger.of(call.variables, call.gradients).write(call.site, call.reading[0], call.gradients)
     _drop(calls)
+
+
+def broadcasts(keys: frozenset[str]) -> str:
+    """The shapes that the loss of some variables broadcasts, or ""; see `broadcast`."""
+    return next((_broadcasts[key] for key in keys if key in _broadcasts), "")
 
 
 def _drop(calls: list[origin.Call]) -> None:

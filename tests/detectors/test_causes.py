@@ -102,3 +102,19 @@ def test_averages_that_lag_do_no_harm_where_validation_keeps_up() -> None:
     known = premises(norm_momentum=0.99)
     assert judge(history(loss=loss, steps=100, known=known, val_loss=val_loss, accuracy=(0.97, 0.96))) == []
     assert judge(History()) == []
+
+
+@pytest.mark.parametrize(
+    ("noise", "loss", "reported"),
+    [
+        (0.002, 2.3, True),
+        (0.15, 2.3, False),
+        (0.002, None, False),
+    ],  # of a sum; of batches; a training that goes well
+)
+def test_a_norm_that_grows_like_a_sum(noise: float, loss: float | None, reported: bool) -> None:
+    number = np.arange(1, 301)
+    norm = np.sqrt(number) * np.exp(noise * np.random.default_rng(2).normal(size=300))
+    falling = 0.05 + 1.4 * np.exp(-number / 60)
+    found = judge(history(loss=falling if loss is None else np.full(300, loss), norm=norm, steps=300))
+    assert ("accumulation_not_zeroed" in {one.kind for one in found}) == reported
