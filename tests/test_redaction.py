@@ -183,3 +183,11 @@ def test_control_characters_are_seen_and_do_nothing() -> None:
     assert visible("a\x1b[2J\r\x07\x9b\u202eb\n\tc\u2028\ud800 ü 日本 👩\u200d🔬") == (
         "a\\x1b[2J\\r\\x07\\x9b\\u202eb\n\tc\\u2028\\ud800 ü 日本 👩\u200d🔬"
     )
+
+
+def test_the_command_line_is_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow_tfmon.facts.environment import command
+
+    given = ["python", "train.py", "--lr", "5", "--api-key", "abcdef123456", "--name", "two words"]
+    monkeypatch.setattr("sys.orig_argv", given)
+    assert command() == "train.py --lr 5 --api-key *** --name 'two words'"

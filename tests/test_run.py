@@ -135,6 +135,7 @@ def test_a_training_is_recorded_where_mlflow_is_told_and_is_the_same(first, tmp_
     experiment = client.get_experiment_by_name("mine" if run else "named")
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED" and (run is None or found.info.run_id == run.info.run_id)
+    assert found.data.tags["tfmon.command"] == "train.py 3"
     recorded = load_run(found.info.run_id, store)
     assert list(recorded.steps.index) == list(range(1, 13))
     assert list(recorded.layers.dropna(subset="weight_norm")["step"].unique()) == [1, 4, 8, 12]

@@ -1,15 +1,18 @@
-"""Environment of a training (versions, platform, devices), in one line."""
+"""Environment of a training (versions, platform, devices) and the command that started it, each in one line."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 
 import keras
 import mlflow
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon.uris import without_secrets
 
 
 def environment() -> str:
@@ -26,3 +29,11 @@ def environment() -> str:
         f"{os.cpu_count()} CPUs",
     ]
     return ", ".join(parts + ([f"{len(gpus)} GPU ({names})"] if gpus else []))
+
+
+def command() -> str:
+    """The command line of this process, without secrets, such as "train.py --lr 0.1"; "" in a notebook or a shell."""
+    given = sys.orig_argv[1:]
+    if not given or given[0] == "-c" or "ipykernel" in sys.modules:
+        return ""
+    return without_secrets(shlex.join(given))

@@ -14,6 +14,7 @@ from mlflow_tfmon.report.page import Finding, Page, Table, render
 from mlflow_tfmon.report.training import training
 from mlflow_tfmon.tags import (
     ABSENT_TAG,
+    COMMAND_TAG,
     ENVIRONMENT_TAG,
     LEFT_OUT_TAG,
     LOST_TAGS,
@@ -170,7 +171,8 @@ def _facts(recorded: RecordedRun, run: Any) -> list[str]:
 def _tables(run: Any) -> list[Table]:
     tags, params = run.data.tags, run.data.params
     shown = {
-        "mlflow.source.name": "script", "mlflow.user": "user", "mlflow.source.git.commit": "commit",
+        "mlflow.source.name": "script", COMMAND_TAG: "command", "mlflow.user": "user",
+        "mlflow.source.git.commit": "commit",
         ENVIRONMENT_TAG: "environment", ABSENT_TAG: "not measured", f"{LOST_TAGS}steps": "steps lost",
         LEFT_OUT_TAG: "not kept", REFUSED_TAG: "rejected by MLflow",
         f"{LOST_TAGS}deep_steps": "deep steps lost", f"{LOST_TAGS}histograms": "histograms lost",

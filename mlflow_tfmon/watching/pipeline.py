@@ -20,7 +20,7 @@ from mlflow_tfmon.delivery import ending
 from mlflow_tfmon.delivery.left import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
-from mlflow_tfmon.facts.environment import environment
+from mlflow_tfmon.facts.environment import command, environment
 from mlflow_tfmon.journal import here, life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
@@ -34,7 +34,7 @@ from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
-from mlflow_tfmon.tags import ENVIRONMENT_TAG
+from mlflow_tfmon.tags import COMMAND_TAG, ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
@@ -84,7 +84,9 @@ class Pipeline:
         )  # fmt: skip
         self.recording.append(self._started)
         with contained("describing the environment", "it is not recorded"):
-            self.recording.append(records.Facts(tags={ENVIRONMENT_TAG: environment()}, time=time.time()))
+            tags = {ENVIRONMENT_TAG: environment(), COMMAND_TAG: command()}
+            tags = {name: text for name, text in tags.items() if text}
+            self.recording.append(records.Facts(tags=tags, time=time.time()))
         with contained("starting delivery", f"recordings are kept in {self.folder}"):
             self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
         global _exit_wait
