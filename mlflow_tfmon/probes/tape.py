@@ -65,7 +65,9 @@ class _Eager(threading.local):
 
 
 _eager = _Eager()
-_broadcasts: dict[str, str] = {}  # by the keys of variables: see `broadcasts`
+_broadcasts: dict[
+    int, tuple[Callable[[], Any], str]
+] = {}  # by the ids of variables, which it tells: `broadcasts`
 _lineage = Lineage()
 
 
@@ -158,10 +160,14 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
     function = graph.tracing()
     if function is not None:
         shapes = broadcast(losses)
-        for variable, _ in pairs_given:
-            _broadcasts.pop(graph.key(variable), None)
+        for variable in (graph.raw(v) for v, _ in pairs_given):
+            _broadcasts.pop(id(variable), None)
             if shapes:
-                _broadcasts[graph.key(variable)] = shapes
+                number = id(variable)
+                _broadcasts[number] = (
+                    weakref.ref(variable, lambda _, n=number: _broadcasts.pop(n, None)),
+                    shapes,
+                )
         call.site = next(_numbers)
         _of(function).append(call)
     else:
@@ -211,9 +217,10 @@ def _write(calls: list[origin.Call]) -> None:
     _drop(calls)
 
 
-def broadcasts(keys: frozenset[str]) -> str:
+def broadcasts(variables: Sequence[tf.Variable]) -> str:
     """The shapes that the loss of some variables broadcasts, or ""; see `broadcast`."""
-    return next((_broadcasts[key] for key in keys if key in _broadcasts), "")
+    found = [_broadcasts.get(id(variable), (lambda: None, "")) for variable in variables]
+    return next((text for (of, text), one in zip(found, variables, strict=True) if of() is one), "")
 
 
 def _drop(calls: list[origin.Call]) -> None:

@@ -292,7 +292,7 @@ class Training:
             self.tell_premises()
             with contained("examining the loss", "one problem may not be found"):
                 shapes, recorded = (
-                    probes.broadcasts(ring.layout.keys),
+                    probes.broadcasts(ring.weights),
                     self._pipeline.recording.steps_of(self._keys()),
                 )
                 self.record(*self.premises.tell_of_loss(shapes, self.prefix, recorded))
