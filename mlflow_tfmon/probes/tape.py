@@ -164,10 +164,8 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
             _broadcasts.pop(id(variable), None)
             if shapes:
                 number = id(variable)
-                _broadcasts[number] = (
-                    weakref.ref(variable, lambda _, n=number: _broadcasts.pop(n, None)),
-                    shapes,
-                )
+                gone = functools.partial(_broadcasts.pop, number)  # called with the reference, the default
+                _broadcasts[number] = weakref.ref(variable, gone), shapes
         call.site = next(_numbers)
         _of(function).append(call)
     else:
