@@ -139,6 +139,7 @@ CENSUS = """
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1800)
 def test_many_fits_take_no_more_than_unwatched() -> None:
     fits, growth = 200, {}
     # MLflow's own check of autologging asks that a run has ended: with delivery_wait=0 it does so when it has arrived.
