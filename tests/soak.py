@@ -106,16 +106,16 @@ class Soak:
         }  # fmt: skip
 
     def run(self, seconds: float, kills: int) -> None:
-        """Keeps trainers running, and kills so often."""
+        """Keeps trainers running, for so long and until so many were killed."""
         ends, due = time.monotonic() + seconds, 0.0
-        while (now := time.monotonic()) < ends:
+        while (now := time.monotonic()) < ends or self.kills.total() < kills:
             alive = [one for one in self.trainers if one.process.poll() is None]
             if len(alive) < self.at_once:
                 self._start()
             if now >= self._server_again:
                 self._restart()
             if (left := kills - self.kills.total()) and now >= due and self._kill(alive):
-                due = now + self.chance.uniform(0.5, 1.5) * (ends - now) / left
+                due = now + self.chance.uniform(0.5, 1.5) * max(0.0, ends - now) / left
             time.sleep(0.05)
         self._restart()
         for one in self.trainers:  # what is under way may come to its end
