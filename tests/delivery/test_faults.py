@@ -427,10 +427,13 @@ FAILED = [
     Case("delivery.tally.missing", "RecursionError", "before", "once", 3),
 ]
 
+# Problems of the recording before, which counted as unreadable.
+FAILED_ROUGH = [Case("delivery.earlier._known", "UnicodeEncodeError", "after", "once", 0)]
+
 
 def test_a_fault_at_some_places(benches: list[Bench]) -> None:
     """One that was found, and a sample of those that follow."""
-    for bench, found, count in zip(benches, (FAILED, []), (2, 1), strict=True):
+    for bench, found, count in zip(benches, (FAILED, FAILED_ROUGH), (2, 1), strict=True):
         wanted, called = bench.reference()
         for case in [*found, *cases(called, "7")[:count]]:
             bench.check(case, wanted)
