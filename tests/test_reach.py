@@ -271,6 +271,7 @@ def guarded(store: str, tmp_path: Path) -> Iterator[Server]:
     one.kill()
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("back", ["while it trains", "after its end"])
 @pytest.mark.parametrize("what", ["password", "permission"])
 def test_what_a_user_may_is_taken_away_in_mid_run(
@@ -351,9 +352,9 @@ def test_what_a_user_may_is_taken_away_in_mid_run(
     steps = mlflow_tfmon.load_run(run.info.run_id, guarded.uri).steps.index.tolist()
     assert steps == list(range(1, int((tmp_path / "steps").read_text()) + 1))
     text = (tmp_path / "said").read_text()
-    lines = [line for line in text.splitlines() if "mlflow_tfmon" in line]
     assert PASSWORD not in text and "Traceback" not in text
-    assert sum("401" in line or "403" in line or "ermission" in line for line in lines) == 1, text
+    # Once; and once more where the server was too busy to answer before.
+    assert 1 <= text.count("delivery to MLflow is waiting") <= 2, text
 
 
 LATER = """
