@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def free_port() -> int:
 class Server:
     """`mlflow server` on a SQLite store; it can be killed and started again at the same address."""
 
-    def __init__(self, folder: Path, store: str) -> None:
-        self._folder, self._store = folder, store
+    def __init__(self, folder: Path, store: str, options: Sequence[str] = (), **environment: str) -> None:
+        self._folder, self._store, self._options, self._environment = folder, store, options, environment
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,9 +38,9 @@ class Server:
             [
                 sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
                 "--backend-store-uri", self._store, "--artifacts-destination", str(self._folder / "served"),
-                "--workers", "1",
+                "--workers", "1", *self._options,
             ],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a process less
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._environment},  # a process less
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -106,17 +106,16 @@ class Soak:
         }  # fmt: skip
 
     def run(self, seconds: float, kills: int) -> None:
-        """Keeps trainers running, and kills so often."""
-        ends, every = time.monotonic() + seconds, seconds / max(1, kills)
-        due = time.monotonic() + every
-        while time.monotonic() < ends:
+        """Keeps trainers running, for so long and until so many were killed."""
+        ends, due = time.monotonic() + seconds, 0.0
+        while (now := time.monotonic()) < ends or self.kills.total() < kills:
             alive = [one for one in self.trainers if one.process.poll() is None]
             if len(alive) < self.at_once:
                 self._start()
-            if time.monotonic() >= self._server_again:
+            if now >= self._server_again:
                 self._restart()
-            if time.monotonic() >= due and self.kills.total() < kills:
-                due += every * (self._kill(alive) or 0.2)
+            if (left := kills - self.kills.total()) and now >= due and self._kill(alive):
+                due = now + self.chance.uniform(0.5, 1.5) * max(0.0, ends - now) / left
             time.sleep(0.05)
         self._restart()
         for one in self.trainers:  # what is under way may come to its end
@@ -149,29 +148,29 @@ class Soak:
             self._server_again = math.inf
             self.server.start()
 
-    def _kill(self, alive: Sequence[Trainer]) -> float:
-        """Kills one of them, if it is there; returns how many intervals to wait for the next."""
+    def _kill(self, alive: Sequence[Trainer]) -> bool:
+        """Kills one of them, if it is there; returns whether it was."""
         kind = self.chance.choice(KINDS)
         if kind == "trainer":
             begun = [one for one in alive if one.begun and not one.killed]
             if not begun:
-                return 0
+                return False
             one = self.chance.choice(begun)
             one.killed = True
             one.process.kill()
         elif kind == "delivery":
             found = list(self._deliveries())
             if not found:
-                return 0
+                return False
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.chance.choice(found).kill()
         elif self._server_again < math.inf:
-            return 0
+            return False
         else:
             self.server.kill()
             self._server_again = time.monotonic() + self.chance.uniform(0, 10)
         self.kills[kind] += 1
-        return self.chance.uniform(0.5, 1.5)
+        return True
 
     def _deliveries(self) -> Iterator[psutil.Process]:
         home = self.environment["MLFLOW_TFMON_HOME"]

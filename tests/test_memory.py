@@ -139,17 +139,23 @@ CENSUS = """
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(3600)
 def test_many_fits_take_no_more_than_unwatched() -> None:
     fits, growth = 200, {}
     # MLflow's own check of autologging asks that a run has ended: with delivery_wait=0 it does so when it has arrived.
     environment = {**os.environ, "MLFLOW_AUTOLOGGING_TESTING": "false"}
-    for watched in ("watched", "unwatched"):
-        code = textwrap.dedent(CENSUS)
-        command = [sys.executable, "-c", code, watched, str(fits)]
-        process = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert process.returncode == 0, process.stderr[-4000:]
-        (line,) = [line for line in process.stdout.splitlines() if line.startswith("census")]
+    started = {
+        how: subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(CENSUS), how, str(fits)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for how in ("watched", "unwatched")
+    }  # fmt: skip
+    for how, process in started.items():
+        out, said = process.communicate()
+        assert process.returncode == 0, said[-4000:]
+        (line,) = [line for line in out.splitlines() if line.startswith("census")]
         half, end = np.array([int(one) for one in line.split()[1:]]).reshape(2, 4)
-        growth[watched] = end - half
+        growth[how] = end - half
     assert list(growth["watched"][1:]) == list(growth["unwatched"][1:])  # threads, descriptors, processes
     assert (growth["watched"][0] - growth["unwatched"][0]) / (fits / 2) < 2**20  # bytes a fit

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
 import mlflow_tfmon
@@ -198,6 +199,16 @@ def test_a_server_that_asks_who_it_is(how: str, server: Server, train: Trained, 
     assert not any(secret in said for secret in (PASSWORD, TOKEN))
 
 
+def deliveries(home: Path) -> list[psutil.Process]:
+    """The processes that deliver what a home holds."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("MLFLOW_TFMON_HOME") == str(home) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
 @pytest.mark.parametrize("how", ["password", "token", "address"])
 def test_no_secret_is_written_down(how: str, server: Server, train: Trained, home: Path) -> None:
     """The server does not let it in, so that all that is written stays on the disk."""
@@ -218,7 +229,132 @@ def test_no_secret_is_written_down(how: str, server: Server, train: Trained, hom
     written = b"".join(file.read_bytes() for file in home.rglob("*") if file.is_file())
     assert len(written) > 10_000
     assert not [secret for secret in secrets if secret.encode() in written or secret in said]
+    given = [word for process in deliveries(home) for word in process.cmdline()]  # which everybody can see
+    assert given and not [secret for secret in secrets if secret in " ".join(given)]
     front.close()
+
+
+ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "pa55-w0rd-of-admin"}
+LOOP = """
+import time
+import tensorflow as tf
+from pathlib import Path
+import mlflow_tfmon
+
+mlflow_tfmon.autolog(delivery_wait=%s, report=False)
+v, optimizer = tf.Variable([1.0, 2.0]), tf.keras.optimizers.SGD(0.001)
+end, steps = Path("end"), Path("steps")
+for step in range(1, 1_000_000):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(v * v)
+    optimizer.apply_gradients([(tape.gradient(loss, v), v)])
+    time.sleep(0.005)
+    steps.write_text(str(step))
+    if end.exists():
+        break
+"""
+
+
+@pytest.fixture
+def guarded(store: str, tmp_path: Path) -> Iterator[Server]:
+    """A server with MLflow's own basic-auth, with a user."""
+    pytest.importorskip("flask_wtf", reason="MLflow's basic-auth needs it")
+    (tmp_path / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{tmp_path}/auth.db\n"
+        "admin_username = admin\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    one = Server(
+        tmp_path, store, ["--app-name", "basic-auth"], MLFLOW_AUTH_CONFIG_PATH=str(tmp_path / "auth.ini"),
+        MLFLOW_FLASK_SERVER_SECRET_KEY="any", MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN["MLFLOW_TRACKING_PASSWORD"],
+    )  # fmt: skip
+    yield one
+    one.kill()
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("back", ["while it trains", "after its end"])
+@pytest.mark.parametrize("what", ["password", "permission"])
+def test_what_a_user_may_is_taken_away_in_mid_run(
+    what: str,
+    back: str,
+    guarded: Server,
+    store: str,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in ADMIN.items():
+        monkeypatch.setenv(name, value)
+    from mlflow.server.auth.client import AuthServiceClient
+
+    admin = AuthServiceClient(guarded.uri)
+    admin.create_user(USER, PASSWORD)
+    client = mlflow.MlflowClient(store)  # of the disk, whoever may what
+    of_ann = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+    making = {**os.environ, **of_ann, "MLFLOW_TRACKING_URI": guarded.uri}
+    command = [sys.executable, "-m", "mlflow", "experiments", "create", "--experiment-name", "of ann"]
+    subprocess.run(command, env=making, check=True, capture_output=True)  # so that she may manage it
+    number = client.get_experiment_by_name("of ann").experiment_id
+    ours = {**making, "MLFLOW_TFMON_RAISE_ERRORS": "0", "MLFLOW_EXPERIMENT_NAME": "of ann"}
+    script = LOOP % (5.0 if "after" in back else 60.0)
+    with (tmp_path / "said").open("w") as said:
+        training = subprocess.Popen(
+            [sys.executable, "-c", script], env=ours, cwd=tmp_path, stdout=said, stderr=said
+        )
+
+    def taken(away: bool) -> None:
+        if what == "password":
+            admin.update_user_password(USER, "another pa55-w0rd" if away else PASSWORD)
+        elif away:
+            admin.revoke_user_permission(USER, "experiment", number)
+        else:
+            admin.grant_user_permission(USER, "experiment", number, "MANAGE")
+
+    def until(holds: Callable[[], object], seconds: float = 240) -> None:
+        give_up = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < give_up, (tmp_path / "said").read_text()
+            time.sleep(0.2)
+
+    def arrived() -> int:
+        points = [
+            point.step
+            for run in client.search_runs([number])
+            for point in client.get_metric_history(run.info.run_id, "batch/loss")
+        ]
+        return max(points, default=0)
+
+    try:
+        until(lambda: arrived() > 50)
+        taken(away=True)
+        until(lambda: [one for one in find_waiting() if one.error])
+        time.sleep(15)  # more often than a call is tried
+        (waiting,) = find_waiting()
+        assert ("401" in str(waiting.error)) == (what == "password") and PASSWORD not in str(waiting.error)
+        if "while" in back:
+            at = arrived()
+            taken(away=False)
+            until(lambda: arrived() > at)
+        (tmp_path / "end").touch()
+        assert training.wait(180) == 0
+        if "after" in back:
+            assert find_waiting()
+            taken(away=False)
+        # Delivery goes on for a minute, which does not suffice for all on a busy machine.
+        sync = [sys.executable, "-m", "mlflow_tfmon.cli", "sync"]
+        until(lambda: not subprocess.run(sync, env=ours, capture_output=True).returncode)
+    finally:
+        training.kill()
+    until(lambda: not find_waiting())
+    (run,) = client.search_runs([number])
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete"), run.data.tags
+    assert "tfmon.refused" not in run.data.tags
+    steps = mlflow_tfmon.load_run(run.info.run_id, guarded.uri).steps.index.tolist()
+    assert steps == list(range(1, int((tmp_path / "steps").read_text()) + 1))
+    text = (tmp_path / "said").read_text()
+    assert PASSWORD not in text and "Traceback" not in text
+    # Once; and once more where the server was too busy to answer before.
+    assert 1 <= text.count("delivery to MLflow is waiting") <= 2, text
 
 
 LATER = """

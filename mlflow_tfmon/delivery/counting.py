@@ -102,12 +102,12 @@ class Counting:
         left = self.left
         if self._run is not None and left != self._told and self._files.has(MANIFEST):
             with contextlib.suppress(AwayError):
-                self._run.tags({DELIVERY_TAG: "incomplete", REFUSED_TAG: self._refused()})
+                self._run.tags({DELIVERY_TAG: "incomplete", REFUSED_TAG: self._refused(left)})
                 self._told = left
 
-    def _refused(self) -> str:
+    def _refused(self, left: Mapping[str, str]) -> str:
         """Readable description of what is not in the store, and why."""
-        told = {**self._ledger.status.rejected, **self.so_far.changed, **self.left}
+        told = {**self._ledger.status.rejected, **self.so_far.changed, **left}
         return "; ".join(f"{name}: {why}" for name, why in told.items())[:_TAG_LENGTH]
 
     def _takes_tags(self) -> bool:
@@ -153,7 +153,9 @@ class Counting:
 
     def _tell_refused(self, run: RunStore) -> dict[str, str]:
         """Has the run say what is not in the store, and nothing of it where all is."""
-        if refused := self._refused():
+        left = self.left
+        left.pop(MANIFEST, None)  # an earlier try of this very call
+        if refused := self._refused(left):
             return run.tags({REFUSED_TAG: refused})
         run.untag(REFUSED_TAG)
         return {}

@@ -115,9 +115,11 @@ def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
         return ()
     with temporary.Folder() as folder:
         path = Path(client.download_artifacts(run_id, findings.FILE, folder))
-        with contextlib.suppress(files.UnreadableError, ValueError, RecursionError):
-            return _known(files.read_json(path))
-        return ()
+        try:
+            found = files.read_json(path)
+        except (files.UnreadableError, ValueError, RecursionError):  # somebody has changed it
+            return ()
+    return _known(found)
 
 
 def _known(problems: Any) -> tuple[dict[str, Any], ...]:

@@ -27,7 +27,7 @@ _LAUNCHERS = {
     "AWS_BATCH_JOB_ID": "AWS Batch",
     "CI": "a CI job",
 }
-_RAY = ("RAY_JOB_ID", "RAY_RAYLET_PID")  # which its workers have, and its drivers have not (2.9 to 2.49)
+_RAY = ("RAY_JOB_ID", "RAY_RAYLET_PID")  # which its workers have, and its drivers have not (2.9 to 2.60)
 # The first process of a machine, which goes on; that of a container is its program, or what waits for that.
 _INITS = frozenset({"systemd", "init", "launchd", "openrc-init", "runit", "procd"})
 

@@ -123,10 +123,9 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             say_what_loops_lack(loop.settings.on_problem, can_ask=False)
             if loop.owns_run:
                 logger.info(
-                    "mlflow_tfmon: created run %s for this training loop; it ends with the script, with the next "
-                    "training or with mlflow_tfmon.end_run(). To log your own metrics to it, train within "
-                    "mlflow.start_run().",
-                    loop.run_id,
+                    "mlflow_tfmon: %s for this training loop; it ends with the script, with the next training or with "
+                    "mlflow_tfmon.end_run(). To log your own metrics to it, train within mlflow.start_run().",
+                    f"created run {loop.run_id}" if loop.run_id else "a run will be created",
                 )
         loop.attach(ring)
 
