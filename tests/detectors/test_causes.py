@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlflow_tfmon.detectors import CAUSES, OUTCOMES, History, Problem, judge
@@ -30,6 +30,7 @@ def found(*, loss: np.ndarray, **about: object) -> list[Problem]:
     return explained(judge(history(loss=loss, **about)))  # type: ignore[arg-type]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(PROBLEMS, max_size=8, unique_by=lambda one: one.kind))
 def test_no_problem_is_lost_and_each_consequence_has_a_cause_above_it(problems: list[Problem]) -> None:
     ordered = explained(problems)
