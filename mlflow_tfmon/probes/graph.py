@@ -73,17 +73,22 @@ def has_clock() -> bool:
     return not in_xla() and not deterministic()
 
 
-def timestamp() -> tf.Tensor:
-    """The time, in a graph not before that which was asked for before: the order of updates is that of the program.
+_TICK = 1e-6  # s; a double holds Unix time to a quarter of that
 
-    Nothing else keeps two steps of one function from being timed the other way round (TF 2.16 to 2.21).
+
+def timestamp() -> tf.Tensor:
+    """The time, in a graph later than that which was asked for before: the order of updates is that of the program.
+
+    Nothing else keeps two steps of one function from being timed the other way round, or alike (TF 2.16 to 2.21).
     """
     function = tracing()
     if function is None:
         return tf.timestamp()
     known = notes(function)
-    with after(known.get("time", [])):
-        known["time"] = tf.timestamp()
+    before: tf.Tensor | None = known.get("time")
+    with after([] if before is None else before):
+        now = tf.timestamp()
+    known["time"] = now if before is None else tf.maximum(now, before + _TICK)
     return known["time"]
 
 
