@@ -86,10 +86,17 @@ def timestamp() -> tf.Tensor:
         return tf.timestamp()
     known = notes(function)
     before: tf.Tensor | None = known.get("time")
-    with after([] if before is None else before):
+    with after([] if before is None else [before, *known.get("wrote", [])]):
         now = tf.timestamp()
     known["time"] = now if before is None else tf.maximum(now, before + _TICK)
     return known["time"]
+
+
+def wrote(row: tf.Operation) -> None:
+    """Notes what writes the row of a step: that of a later one in the same graph is not read before it."""
+    function = tracing()
+    if function is not None:
+        notes(function)["wrote"] = [row]
 
 
 def in_pfor() -> bool:
