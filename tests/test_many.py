@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from mlflow_tfmon.probes import activations, step
 from mlflow_tfmon.probes.step import StepProbe
+from mlflow_tfmon.stream import records
 from mlflow_tfmon.watching import fitting, pipeline, thrift
 from tests import trainings
 
@@ -65,6 +67,7 @@ def test_fits_of_one_step_over_and_over(
     """Their ends take a share of what they take: each would save the model, look at all layers and wait for MLflow."""
     count = 12
     done: dict[str, int] = {"saved": 0, "waited": 0, "looked": 0}
+    appended: list[Any] = []
 
     def counted(name: str, original: Any) -> Any:
         def call(*args: Any, **how: Any) -> Any:
@@ -78,6 +81,13 @@ def test_fits_of_one_step_over_and_over(
     monkeypatch.setattr(
         activations.ActivationProbe, "__init__", counted("looked", activations.ActivationProbe.__init__)
     )
+    append = pipeline.Pipeline._append
+
+    def noted(self: Any, out: Any) -> None:
+        appended.extend(out)
+        append(self, out)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_append", noted)
     monkeypatch.setattr(thrift, "_SHARE", 0.0)  # so that no time decides
     x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")
     net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
@@ -88,7 +98,12 @@ def test_fits_of_one_step_over_and_over(
         for number in range(count):
             net.fit(x, y, verbose=0)
             if number >= 3:
-                threads.add(threading.active_count())
+                # That of the checkpoints, for which no fit waits, lives while there are any to write.
+                threads.add(sum("checkpoints" not in one.name for one in threading.enumerate()))
+        kinds = Counter(type(one).__name__ for one in appended)
+        assert kinds["DatasetUsed"] == 1  # what stays the same is told once
+        assert sum(bool(one.params) for one in appended if isinstance(one, records.Facts)) == 1
+        assert len(appended) <= 12 * count
         assert done == {"saved": 3, "waited": 3, "looked": 1}
         assert len(mlflow_tfmon.load_run(run.info.run_id).steps) == count  # it waits for what was put off
     assert done == {"saved": 4, "waited": 4, "looked": 1}  # and the run's end for the rest

@@ -91,18 +91,30 @@ def is_traced_again(made: Sequence[Any]) -> bool:
     return any(isinstance(raw(one), lifted) for one in made)
 
 
-def timestamp() -> tf.Tensor:
-    """The time, in a graph not before that which was asked for before: the order of updates is that of the program.
+_TICK = 1e-6  # s; a double holds Unix time to a quarter of that
 
-    Nothing else keeps two steps of one function from being timed the other way round (TF 2.16 to 2.21).
+
+def timestamp() -> tf.Tensor:
+    """The time, in a graph later than that which was asked for before: the order of updates is that of the program.
+
+    Nothing else keeps two steps of one function from being timed the other way round, or alike (TF 2.16 to 2.21).
     """
     function = tracing()
     if function is None:
         return tf.timestamp()
     known = notes(function)
-    with after(known.get("time", [])):
-        known["time"] = tf.timestamp()
+    before: tf.Tensor | None = known.get("time")
+    with after([] if before is None else [before, *known.get("wrote", [])]):
+        now = tf.timestamp()
+    known["time"] = now if before is None else tf.maximum(now, before + _TICK)
     return known["time"]
+
+
+def wrote(row: tf.Operation) -> None:
+    """Notes what writes the row of a step: that of a later one in the same graph is not read before it."""
+    function = tracing()
+    if function is not None:
+        notes(function)["wrote"] = [row]
 
 
 def in_pfor() -> bool:

@@ -157,7 +157,10 @@ class StepProbe:
         device += [] if made is None else [made[:1]]
         device += [tf.cast(value, tf.float64)[None] for value in scalars]
         device += [loss[2:]] if ring.layout.parts else []
-        ring.write(done, host, [*device, squares, *([] if made is None or made.shape == [1] else [made[1:]])])
+        clipped = [] if made is None or made.shape == [1] else [made[1:]]
+        written = ring.write(done, host, [*device, squares, *clipped])
+        if written is not None and not ring.layout.split:  # nobody waits for another device
+            graph.wrote(written)
 
     def _host(self, last: tf.Tensor, ready: tf.Tensor) -> list[tf.Tensor]:
         """The columns that the host tells: of the batch, and of the time when what is computed last was there.

@@ -210,6 +210,10 @@ class Recording:
             layout, steps = stream.read(reading, part, offset)
             out += [steps] if layout == opened else [layout, steps]
             opened = layout
+            if (
+                "loss" not in layout.columns
+            ):  # of some steps alone, where it can't be told which loss is theirs
+                out += self._absent_from(layout)
         out += self._absent_from(opened)
         if len(reading.deep.rows):
             out.append(records.DeepSteps(stream.number, reading.seen, rows.deep_steps(reading, offset)))
@@ -240,7 +244,11 @@ class Recording:
             return []
         self._absent |= dict.fromkeys(sorted(absent))
         said = names if len(self._streams) == 1 else ", ".join(lacking)
-        say_once(f"absent {said}", f"mlflow_tfmon: can't be measured in this training: {said}.", logging.INFO)
+        say_once(
+            f"absent {said}",
+            f"mlflow_tfmon: can't be measured in this training, or not at each step: {said}.",
+            logging.INFO,
+        )
         return [records.Facts(tags={ABSENT_TAG: names}, time=time.time())]
 
     # -- from callbacks and from the user --------------------------------------------------------------------------

@@ -366,8 +366,10 @@ class Ring:
         """
         return _histogram_due((done + 1 - _read(self._begin)) // _read(self._every))
 
-    def write(self, done: tf.Tensor, host: Sequence[tf.Tensor], device: Sequence[tf.Tensor]) -> None:
-        """Writes a step's row; then the counter moves: what it counts has been written.
+    def write(
+        self, done: tf.Tensor, host: Sequence[tf.Tensor], device: Sequence[tf.Tensor]
+    ) -> tf.Operation | None:
+        """Writes a step's row; then the counter moves, by the op that it gives: what it counts has been written.
 
         Args:
             done: steps before this one, as `next_step` gave them.
@@ -381,7 +383,7 @@ class Ring:
             row = tf.concat(device, axis=0)
         else:
             row = tf.concat([*host, *device], axis=0)
-        _write(self.rows, self.count, _slot(done, self.capacity), row)
+        return _write(self.rows, self.count, _slot(done, self.capacity), row)
 
     # -- called by the drain ---------------------------------------------------------------------------------------
     def begin(self, deep_every: int, done: int = 0) -> None:
@@ -452,8 +454,8 @@ def _slot(count: tf.Tensor, capacity: int) -> tf.Tensor:
     return tf.raw_ops.BitwiseAnd(x=count, y=tf.constant(capacity - 1, tf.int64))
 
 
-def _write(rows: tf.Variable, count: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> None:
+def _write(rows: tf.Variable, count: tf.Variable, slot: tf.Tensor, row: tf.Tensor) -> tf.Operation | None:
     written = _put(rows, slot, row)
     # TensorFlow orders what touches one variable; rows and counter are two.
     with tf.control_dependencies([] if written is None else [written]):
-        tf.raw_ops.AssignAddVariableOp(resource=count.handle, value=tf.constant(1, tf.int64))
+        return tf.raw_ops.AssignAddVariableOp(resource=count.handle, value=tf.constant(1, tf.int64))
