@@ -1,4 +1,4 @@
-"""Tests of the README: its examples run, and their runs contain what the text promises."""
+"""Tests of the README and the pages of use: their examples run, and the runs contain what the text promises."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,8 @@ from mlflow.entities import Run
 from mlflow_tfmon import load_run
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/use.md", "docs/settings.md")
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 
 RUN_BLOCKS = """
 import json, runpy, sys
@@ -38,7 +39,9 @@ with open(sys.argv[1], "w") as file:
 
 
 def blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """The examples that train or read: of those that are there twice the first, and not the one line of `autolog`."""
+    found = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    return [block for block in dict.fromkeys(found) if len(block.splitlines()) > 3]
 
 
 @pytest.fixture(scope="module")
@@ -171,4 +174,4 @@ def test_the_oldest_versions_are_those_that_are_declared_and_tested():
 
 
 def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]

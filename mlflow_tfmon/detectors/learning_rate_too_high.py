@@ -58,7 +58,7 @@ def detect(history: History) -> Iterator[Problem]:
     high = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else curve.first[:0]
     yield Problem(
         "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),
-        f"The loss {became}, and {', '.join(reasons)}.",
+        f"The loss {became}, and {', and '.join(reasons)}.",
         _advice(history, lr, optimizer), history.step, 0.9 if len(reasons) > 1 or gone else 0.8,
     )  # fmt: skip
 
