@@ -15,7 +15,8 @@ from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 
 _PAUSE = 1.0  # s between two judgements at least,
-_SHARE = 0.01  # and no more than this share of one core's time for all of them;
+_SHARE = 0.01  # and no more than this share of one core's time for all of them,
+_FREE_S = 0.2  # once so much was spent: a training of seconds is judged more than once, too;
 _URGENT_SHARE = 0.05  # this much at epochs' ends, where a training is to be stopped
 
 
@@ -38,6 +39,7 @@ class Watch:
         self._judging = threading.Lock()
         self._due = self._soonest = 0.0  # monotonic time
         self._changed = False
+        self._spent = 0.0  # s of processor time
         self._step = 0
         self._recorded: tuple[Problem, ...] | None = None
 
@@ -105,7 +107,8 @@ class Watch:
                 logger.warning("mlflow_tfmon: step %d: %s", problem.said_at, problem.line())
             self._record(final)
             spent = time.thread_time() - start
-            self._due = time.monotonic() + max(_PAUSE, spent / _SHARE)
+            self._spent += spent
+            self._due = time.monotonic() + max(_PAUSE, spent / _SHARE if self._spent > _FREE_S else 0.0)
             self._soonest = time.monotonic() + spent / _URGENT_SHARE
         for problem in new:  # without the lock: who is told may end the run, which judges once more
             for told in self.on_new:
