@@ -69,10 +69,11 @@ def of_all_pairs(y: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
     ("train", "loss_of", "reported"),
     [
         (loop, squared, True),
-        (loop, absolute, True),
-        (fit, squared, False),  # Keras gives its targets the shape of the predictions,
+        pytest.param(loop, absolute, True, marks=pytest.mark.thorough),
+        # Keras gives its targets the shape of the predictions,
+        pytest.param(fit, squared, False, marks=pytest.mark.thorough),
         (fit, with_one_shape, True),  # which then is the mistake
-        (loop, with_one_shape, False),
+        pytest.param(loop, with_one_shape, False, marks=pytest.mark.thorough),
         (loop, of_all_pairs, False),
     ],
 )

@@ -428,3 +428,29 @@ def test_a_fit_that_goes_on_with_a_trained_model_is_clean() -> None:
     with mlflow.start_run() as run:
         model.fit(feed, epochs=30, verbose=0)
     assert _tags(run.info.run_id)["tfmon.problems"] == "none"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("momentum", "kinds"), [(0.99, {"normalization_mismatch"}), (0.8, set())])
+def test_averages_of_batch_normalization_that_lag_are_no_overfitting(
+    momentum: float, kinds: set[str]
+) -> None:
+    """56 steps in all: training data in inference mode are as bad as the validation data."""
+    keras.utils.set_random_seed(1)
+    random = np.random.default_rng(0)
+    y = random.integers(0, 2, 1000)
+    waves = np.where(y, 1.0, 1.6)[:, None] * np.linspace(0, 12, 60) + random.uniform(0, 6, (1000, 1))
+    x = (40 + 12 * np.sin(waves) + 2 * random.normal(size=(1000, 60)))[..., None].astype("float32")
+    model = keras.Sequential([keras.Input((60, 1))])
+    for filters, width in ((16, 7), (32, 5), (32, 3)):
+        model.add(keras.layers.Conv1D(filters, width, padding="same"))
+        model.add(keras.layers.BatchNormalization(momentum=momentum))
+        model.add(keras.layers.ReLU())
+    model.add(keras.layers.GlobalAveragePooling1D())
+    model.add(keras.layers.Dense(2, "softmax"))
+    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, delivery_wait=120.0)
+    with mlflow.start_run() as run:
+        model.fit(x[:800], y[:800], validation_data=(x[800:], y[800:]), epochs=14, batch_size=256, verbose=0)
+    assert {one.kind for one in mlflow_tfmon.load_run(run.info.run_id).problems} == kinds
+    assert (model.evaluate(x[:800], y[:800], verbose=0)[1] < 0.7) == bool(kinds)
