@@ -12,11 +12,16 @@ from mlflow_tfmon.tables import echo
 @click.argument("reference", metavar="RUN")
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
-def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
+@click.option(
+    "--fail-on",
+    metavar="WHAT",
+    help="End with status 1 if there is such a problem: critical, warning (any problem), or kinds, separated by commas.",
+)
+def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: str | None) -> None:
     """Diagnose a run again, from its recording, with the detectors of this version.
 
     Data that have not arrived are not considered, and a line on stderr says so. Changes nothing in the run. The exit
-    status is 0 whether there are problems or not.
+    status is 0 whether there are problems or not, unless `--fail-on` says which of them are to fail, as in CI.
     """
     import dataclasses
     import json
@@ -24,8 +29,13 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
     from mlflow.exceptions import MlflowException
 
     from mlflow_tfmon.problems.again import diagnose
+    from mlflow_tfmon.problems.failing import Failing
     from mlflow_tfmon.reading.recorded import load_run
 
+    try:
+        failing = Failing.parsed(fail_on or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--fail-on") from error
     run_id = find_run(reference, tracking_uri)
     try:
         run = load_run(run_id, tracking_uri)
@@ -40,8 +50,10 @@ def command(reference: str, tracking_uri: str | None, as_json: bool) -> None:
         )
     if as_json:
         echo(json.dumps([dataclasses.asdict(one) for one in problems], indent=1))
-        return
-    for one in problems:
-        echo(f"{one.severity}: {one.line()}")
-    if not problems:
-        echo("none")
+    else:
+        for one in problems:
+            echo(f"{one.severity}: {one.line()}")
+        if not problems:
+            echo("none")
+    if any(failing.fails(one) for one in problems):
+        raise click.exceptions.Exit(1)

@@ -139,6 +139,12 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     assert main(["diagnose", run_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["kind"] in _tags(run_id)["tfmon.problems"]
     assert main(["diagnose", "no-such-run"]) == 1
+    fails = {"critical": 1, "warning": 1, "poor_initialization, overfitting": 1, "retracing": 0}
+    assert {what: main(["diagnose", run_id, "--fail-on", what]) for what in fails} == fails
+    capsys.readouterr()
+    assert main(["diagnose", run_id, "--fail-on", "critcal"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "'critcal' is no severity" in err and "dead_relu" in err
 
 
 @pytest.mark.thorough

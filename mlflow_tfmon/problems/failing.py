@@ -1,0 +1,50 @@
+"""Which problems make a training fail, as `diagnose --fail-on` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlflow_tfmon.detectors import CAUSES, OUTCOMES, Problem
+from mlflow_tfmon.detectors.problem import SEVERITIES
+from mlflow_tfmon.problems.others import others
+
+KINDS = tuple(sorted(detect.__module__.rpartition(".")[2] for detect in (*CAUSES, *OUTCOMES)))
+
+
+@dataclass(frozen=True)
+class Failing:
+    """The problems that fail a training.
+
+    Attributes:
+        severities: "critical", or "warning" for any problem.
+        kinds: kinds that fail whatever their severity.
+    """
+
+    severities: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+
+    @classmethod
+    def parsed(cls, text: str) -> Failing:
+        """The problems that a text names, such as "critical,overfitting"; "" for none.
+
+        Raises:
+            ValueError: it names something else; the message says what there is.
+
+        Example:
+            >>> Failing.parsed("critical").fails(problem)
+            True
+        """
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        unknown = [word for word in words if word not in (*SEVERITIES, *KINDS)]
+        if unknown and not others():  # a detector of another package may find problems of any kind
+            raise ValueError(
+                f"{unknown[0]!r} is no severity and no kind of problem; give critical, warning, or some of: "
+                f"{', '.join(KINDS)}"
+            )
+        return cls(frozenset(words) & frozenset(SEVERITIES), frozenset(words) - frozenset(SEVERITIES))
+
+    def fails(self, problem: Problem) -> bool:
+        """Whether a problem is one of them."""
+        return (
+            "warning" in self.severities or problem.severity in self.severities or problem.kind in self.kinds
+        )
