@@ -15,7 +15,7 @@ from mlflow_tfmon.tables import echo
 @click.option(
     "--fail-on",
     metavar="WHAT",
-    help="End with status 1 if there is such a problem: critical, warning (any problem), or kinds, separated by commas.",
+    help="End with status 1 if there is such a problem: critical, warning (any), or kinds, separated by commas.",
 )
 def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: str | None) -> None:
     """Diagnose a run again, from its recording, with the detectors of this version.
@@ -29,7 +29,7 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
     from mlflow.exceptions import MlflowException
 
     from mlflow_tfmon.problems.again import diagnose
-    from mlflow_tfmon.problems.failing import Failing
+    from mlflow_tfmon.problems.failing import KINDS, Failing
     from mlflow_tfmon.reading.recorded import load_run
 
     try:
@@ -54,6 +54,9 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
         for one in problems:
             echo(f"{one.severity}: {one.line()}")
         if not problems:
-            echo("none")
+            steps, epochs = len(run.steps), len(run.epochs)
+            echo(
+                f"none: {steps:,} steps and {epochs:,} epochs were searched for {len(KINDS)} kinds of problems"
+            )
     if any(failing.fails(one) for one in problems):
         raise click.exceptions.Exit(1)
