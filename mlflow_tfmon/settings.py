@@ -66,7 +66,8 @@ class Settings:
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
             `fit` to good weights, with a tenth of the learning rate and clipped gradients), or a function that is
             called with each new `Problem`.
-        alert_url: URL to which each new problem is posted as JSON.
+        alert_url: URL to which each new problem is posted: as JSON, or as a message to a webhook of Slack, Discord or
+            Microsoft Teams.
         resume: id of the run to resume, or "latest" (the experiment's last run, if it did not finish).
     """
 

@@ -20,6 +20,8 @@ from mlflow_tfmon.uris import apart
 
 _TIMEOUT = 10.0  # s for an answer
 _PAUSES = (0.0, 2.0, 8.0)  # s before each try
+_DISCORD = 2000  # characters of a message
+_TEAMS = (".webhook.office.com", ".logic.azure.com", ".api.powerplatform.com")
 _LONGEST = 45.0  # s that the end of a script waits for an alert: for all tries that nobody answers
 
 
@@ -34,8 +36,17 @@ def _wait() -> None:
         thread.join(max(0.0, until - time.monotonic()))
 
 
-def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Callable[[Problem], None]]:
-    """Returns the functions to call with each new problem; none of them blocks or raises."""
+def of(
+    settings: Settings, run_id: str | None, run_name: str | None, link: str
+) -> list[Callable[[Problem], None]]:
+    """Returns the functions to call with each new problem; none of them blocks or raises.
+
+    Args:
+        settings: of the training.
+        run_id: its run, or None if it is yet to be made.
+        run_name: the run's name.
+        link: where the run can be looked at.
+    """
     found: list[Callable[[Problem], None]] = []
     if callable(settings.on_problem):
         found.append(_users_own(settings.on_problem))
@@ -43,13 +54,43 @@ def of(settings: Settings, run_id: str | None, run_name: str | None) -> list[Cal
         url = settings.alert_url
 
         def alert(problem: Problem) -> None:
-            about = {"run_id": run_id, "run_name": run_name, "problem": dataclasses.asdict(problem)}
-            thread = threading.Thread(target=post, args=(url, about), name="mlflow_tfmon-alert", daemon=True)
+            about = {
+                "run_id": run_id,
+                "run_name": run_name,
+                "link": link,
+                "problem": dataclasses.asdict(problem),
+            }
+            text = f"{run_name or run_id}: {problem.severity}: {problem.line()}\n{link}"
+            body = message(url, text) or about
+            thread = threading.Thread(target=post, args=(url, body), name="mlflow_tfmon-alert", daemon=True)
             thread.start()
             _posting.append(thread)
 
         found.append(alert)
     return found
+
+
+def message(url: str, text: str) -> dict[str, Any] | None:
+    """A text as the chat expects it whose incoming webhook an address is; None of any other address.
+
+    The formats are those of Slack's and Discord's webhooks, and of Microsoft Teams' (an adaptive card).
+
+    Example:
+        >>> message("https://hooks.slack.com/services/T/B/x", "hello")
+        {'text': 'hello'}
+    """
+    parts = urlsplit(apart(url)[0])
+    host = (parts.hostname or "").lower()
+    if host in ("hooks.slack.com", "hooks.slack-gov.com"):
+        return {"text": text}
+    if host in ("discord.com", "discordapp.com") and parts.path.startswith("/api/webhooks/"):
+        return {"content": text[:_DISCORD]}
+    if host.endswith(_TEAMS):
+        body = [{"type": "TextBlock", "text": text, "wrap": True}]
+        card = {"type": "AdaptiveCard", "version": "1.4", "body": body}
+        kind = "application/vnd.microsoft.card.adaptive"
+        return {"type": "message", "attachments": [{"contentType": kind, "content": card}]}
+    return None
 
 
 def post(url: str, about: dict[str, Any]) -> bool:

@@ -39,7 +39,7 @@ from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
-from mlflow_tfmon.watching.summary import Summary
+from mlflow_tfmon.watching.summary import Summary, where
 from mlflow_tfmon.watching.thrift import Thrift
 
 _open: dict[str, Pipeline] = {}
@@ -75,7 +75,8 @@ class Pipeline:
         self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
         self.watch = Watch(self.recording.append)
-        self.watch.on_new += alerts.of(settings, run.run_id, run.name)
+        link = where(run.tracking_uri, run.experiment_id, run.run_id)
+        self.watch.on_new += alerts.of(settings, run.run_id, run.name, link)
         self._delivery = DeliveryProcess.shared()
         self._started = records.RunStarted(
             run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),

@@ -311,6 +311,34 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         thread.join()
     assert [body["problem"]["kind"] for body in handler.bodies] == ["poor_initialization"] * 2
     assert handler.bodies[0]["run_id"] == run_id
+    assert run_id in handler.bodies[0]["link"]
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("https://hooks.slack.com/services/T0/B0/x", ["text"]),
+        ("https://discord.com/api/webhooks/1/x", ["content"]),
+        ("https://me.webhook.office.com/webhookb2/x", ["attachments", 0, "content", "body", 0, "text"]),
+        (
+            "https://prod-1.westeurope.logic.azure.com:443/workflows/x",
+            ["attachments", 0, "content", "body", 0, "text"],
+        ),
+    ],
+)
+def test_a_chat_gets_a_message_in_its_format(url: str, where: list[Any]) -> None:
+    text = "digits: critical: " + "x" * 1900
+    found: Any = json.loads(json.dumps(alerts.message(url, text)))
+    for key in where:
+        found = found[key]
+    assert found == text and len(str(alerts.message(url, "y" * 9000))) > 1900
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/hooks.slack.com", "https://hooks.slack.com.evil.org/services/x"]
+)
+def test_any_other_address_gets_json(url: str) -> None:
+    assert alerts.message(url, "text") is None
 
 
 @pytest.mark.parametrize(
