@@ -176,7 +176,8 @@ def autolog(
         sinks: additional destinations during training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of a package;
             separate several with commas.
         on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
-        alert_url: URL to which each new problem is posted as JSON.
+        alert_url: URL to which each new problem is posted: as JSON, or as a message to a webhook of Slack, Discord or
+            Microsoft Teams.
         resume: id of a run, or "latest": the next `fit` resumes its training.
 
     Raises:
