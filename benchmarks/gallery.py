@@ -200,6 +200,73 @@ def loop_with_numbers(mended: bool) -> None:
             step(some, labels, tf.constant(smoothing) if mended else smoothing)
 
 
+def loop_that_broadcasts(mended: bool) -> None:
+    """A regression whose loss subtracts predictions (n, 1) from targets (n,), or both as (n,)."""
+    x, y, _, _ = friedman(1)
+    model, _ = mlp(1, **REGRESSION)
+    optimizer = keras.optimizers.Adam(3e-3)
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            predictions = model(x, training=True)
+            loss = tf.reduce_mean((y - (predictions[:, 0] if mended else predictions)) ** 2)
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    batches = tf.data.Dataset.from_tensor_slices((x, np.ravel(y).astype("float32"))).batch(32).repeat(15)
+    with mlflow_tfmon.Monitor(model):
+        for some, targets in batches:
+            step(some, targets)
+
+
+def loop_that_accumulates(mended: bool) -> None:
+    """Gradients of four batches are added up for an update; then the sums go on, or begin anew."""
+    x, y, _, _ = digits(1)
+    model, _ = mlp(1, **LOGITS)
+    optimizer = keras.optimizers.SGD(0.05)
+    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    sums = [tf.Variable(tf.zeros_like(v)) for v in model.trainable_variables]
+
+    @tf.function
+    def accumulate(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+        for total, gradient in zip(sums, tape.gradient(loss, model.trainable_variables), strict=True):
+            total.assign_add(gradient / 4)
+
+    @tf.function
+    def update() -> None:
+        optimizer.apply([total.value() for total in sums], model.trainable_variables)
+        for total in sums if mended else ():
+            total.assign(tf.zeros_like(total))
+
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=1).batch(16).repeat(12)
+    with mlflow_tfmon.Monitor(model):
+        for number, (some, labels) in enumerate(batches, 1):
+            accumulate(some, labels)
+            if number % 4 == 0:
+                update()
+
+
+def fit_of_few_steps(mended: bool) -> None:
+    """Waves of two frequencies, in 56 steps, by a net with BatchNormalization."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, 2, 1000)
+    waves = np.where(y, 1.0, 1.6)[:, None] * np.linspace(0, 12, 60) + random.uniform(0, 6, (1000, 1))
+    x = (40 + 12 * np.sin(waves) + 2 * random.normal(size=(1000, 60)))[..., None].astype("float32")
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((60, 1))])
+    for filters, width in ((16, 7), (32, 5), (32, 3)):
+        model.add(layers.Conv1D(filters, width, padding="same"))
+        model.add(layers.BatchNormalization(momentum=0.8 if mended else 0.99))
+        model.add(layers.ReLU())
+    model.add(layers.GlobalAveragePooling1D())
+    model.add(layers.Dense(2, "softmax"))
+    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(x[:800], y[:800], 256, 14, validation_data=(x[800:], y[800:]), verbose=0)
+
+
 normal = keras.initializers.RandomNormal
 CASES: dict[str, Case] = {
     "nan_or_inf": Case(
@@ -274,6 +341,11 @@ CASES: dict[str, Case] = {
     ),
     "input_bound": Case(
         column("input_wait_share"), "share of a step spent waiting for its batch", train=fit_slowly_read
+    ),
+    "shape_broadcast": Case(losses, "loss", train=loop_that_broadcasts),
+    "accumulation_not_zeroed": Case(gradients, "gradient norm", train=loop_that_accumulates, scale="log"),
+    "normalization_mismatch": Case(
+        by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"
     ),
     "retracing": Case(column("step_time_ms"), "step time, ms", scale="log", train=loop_with_numbers),
 }  # fmt: skip

@@ -55,7 +55,7 @@ def test_an_optimizer_for_each_example(
                 threads.add(threading.active_count())
                 files.add(len(list(home.rglob("*.db"))))
                 assert len(pipeline.DRAIN._taps) <= taps + 2
-    assert len(traced) == 1
+    assert len(traced) <= 2  # one a size of rings, which are smaller where many are alive
     assert len(threads) == 1 and len(files) == 1
     assert sum("can't be measured" in line for line in caplog.messages) == 1
     assert not any("retracing" in line for line in caplog.messages)
@@ -122,6 +122,7 @@ def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCapt
     mlflow_tfmon.autolog(log_models=False)
     threads: set[int] = set()
     alive = weakref.WeakSet()  # type: ignore[var-annotated]
+    taps = len(pipeline.DRAIN._taps)  # of other tests
 
     def fold() -> None:
         net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -138,7 +139,7 @@ def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCapt
             if number >= 2:
                 threads.add(threading.active_count())
                 assert len(alive) <= 1
-                assert len(pipeline.DRAIN._taps) <= 2
+                assert len(pipeline.DRAIN._taps) <= taps + 2
                 assert len(list(step.all_rings())) <= 2
     assert len(threads) == 1
     # Of Keras's own train function TensorFlow warns unwatched, too.

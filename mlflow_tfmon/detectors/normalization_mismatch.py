@@ -26,7 +26,9 @@ def detect(history: History) -> Iterator[Problem]:
     """
     known = history.premises
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
-    if known is None or known.trained_before or not 0 < known.norm_momentum < 1 or len(held_out) < _EPOCHS:
+    if known is None or known.trained_before or not 0 < known.norm_momentum < 1:
+        return
+    if len(held_out) < _EPOCHS or len(train) != len(held_out):
         return
     state = learning(history)
     steps = max(history.total_steps or 0, history.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -92,8 +93,10 @@ def epoch_ended(
 def row(done: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """The row of a step's histograms."""
     rows: list[tf.Tensor] = []
-    small = [is_small(one.shape.num_elements()) for one in weights] * 2  # a sparse gradient is no larger
-    for tensor, one in zip((*weights, *gradients), small, strict=True):
+    small = [
+        is_small(one.shape.num_elements()) for one in weights
+    ]  # and their gradients: a sparse one is no larger
+    for tensor, one in zip((*weights, *gradients), itertools.cycle(small), strict=False):
         with graph.after(rows[-1:]):  # one after the other: what they take in between is taken once
             # XLA would not know how large the pieces are of what has no shape.
             histogram = partial(_histogram, one) if graph.in_xla() else _row[one]

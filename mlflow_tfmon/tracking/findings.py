@@ -55,7 +55,7 @@ def diagnosis(record: Problems) -> str:
         lines += [f"- Where: {plain(', '.join(one.variables))}"] if one.variables else []
         lines += [
             f"- What to do: {plain(one.advice)}",
-            f"- Severity: {one.severity}; confidence: {one.confidence:.0%}",
+            f"- Severity: {plain(one.severity)}; confidence: {one.confidence:.0%}",
         ]
         follows = [other for other in others if other.consequence_of == one.kind]
         lines += [f"- A consequence: {_said(other)}" for other in follows]
@@ -70,7 +70,7 @@ def _first(record: Problems) -> tuple[Problem | None, list[Problem]]:
 
 def _said(one: Problem) -> str:
     since = f"since step {one.first_step}" if one.first_step else "from the start"
-    return f"**{plain(one.kind)}** ({one.severity}) {since}: {plain(one.evidence)}"
+    return f"**{plain(one.kind)}** ({plain(one.severity)}) {since}: {plain(one.evidence)}"
 
 
 def with_part(description: str, text: str) -> str:
