@@ -103,7 +103,7 @@ def test_fits_of_one_step_over_and_over(
         kinds = Counter(type(one).__name__ for one in appended)
         assert kinds["DatasetUsed"] == 1  # what stays the same is told once
         assert sum(bool(one.params) for one in appended if isinstance(one, records.Facts)) == 1
-        assert len(appended) <= 12 * count
+        assert len(appended) <= 13 * count, kinds
         assert done == {"saved": 3, "waited": 3, "looked": 1}
         assert len(mlflow_tfmon.load_run(run.info.run_id).steps) == count  # it waits for what was put off
     assert done == {"saved": 4, "waited": 4, "looked": 1}  # and the run's end for the rest
