@@ -106,16 +106,16 @@ def test_averages_that_lag_do_no_harm_where_validation_keeps_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "loss", "reported"),
+    ("noise", "known_steps", "reported"),
     [
-        (0.002, 2.3, True),
-        (0.15, 2.3, False),
-        (0.002, None, False),
-    ],  # of a sum; of batches; a training that goes well
+        (0.002, 25, True),
+        (0.15, 25, False),
+        (0.002, 300, False),
+    ],  # of a sum; of batches; of a loop over all data
 )
-def test_a_norm_that_grows_like_a_sum(noise: float, loss: float | None, reported: bool) -> None:
+def test_a_norm_that_grows_like_a_sum(noise: float, known_steps: int, reported: bool) -> None:
     number = np.arange(1, 301)
     norm = np.sqrt(number) * np.exp(noise * np.random.default_rng(2).normal(size=300))
-    falling = 0.05 + 1.4 * np.exp(-number / 60)
-    found = judge(history(loss=falling if loss is None else np.full(300, loss), norm=norm, steps=300))
+    loss = np.where(number <= known_steps, 2.3, np.nan)
+    found = judge(history(loss=loss, norm=norm, steps=300))
     assert ("accumulation_not_zeroed" in {one.kind for one in found}) == reported
