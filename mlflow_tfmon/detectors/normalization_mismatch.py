@@ -22,7 +22,8 @@ def detect(history: History) -> Iterator[Problem]:
     In training a batch is normalized by its own statistics, in validation by moving averages, of which each step keeps
     the share `momentum`: after n steps momentum^n of their initial values (mean 0, variance 1) is left. Reported if a
     tenth will be left at the end of the training (30% before half of it is over), and validation is 25 accuracy points
-    behind, or its loss is behind by a quarter of a constant prediction's. Source: Ioffe and Szegedy, 2015.
+    behind (critical), or its loss is behind by a quarter of a constant prediction's (critical if there is no accuracy).
+    Source: Ioffe and Szegedy, 2015.
     """
     known = history.premises
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
@@ -42,7 +43,7 @@ def detect(history: History) -> Iterator[Problem]:
         return
     lower = math.floor(100 * _SETTLED ** (1 / steps)) / 100
     yield Problem(
-        "normalization_mismatch", "critical", 1, (),
+        "normalization_mismatch", "critical" if apart or not len(held) else "warning", 1, (),
         f"BatchNormalization's moving averages (momentum {known.norm_momentum:g}) still hold {left:.0%} of their "
         f"initial values after the {steps} steps of this training (threshold: {_LEFT:.0%}), so the model does not "
         f"compute in validation what it was trained for: the training loss is {train.mean[-1, 0]:.3g}, the "
