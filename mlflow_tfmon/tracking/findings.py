@@ -17,7 +17,7 @@ _MORE = (
     "- Curves, layers and histograms: the artifact `tfmon/report.html`.",
     "- All that was recorded, as pandas: `mlflow_tfmon.load_run(run_id)`; as files: `tfmon/telemetry`.",
     "- The same as JSON: `tfmon/problems.json`; judged again: `mlflow-tfmon diagnose RUN`.",
-    "- What each kind means: `docs/problems.md`.",
+    "- What each kind means: the page Problems of the documentation.",
 )
 _BEGIN, _END = "<!-- tfmon.problems -->", "<!-- /tfmon.problems -->"
 
