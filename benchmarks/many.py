@@ -1,4 +1,4 @@
-"""What many optimizers, many fits and many models in one process cost: time, memory, lines, threads and files.
+"""Benchmark of many optimizers, many fits and many models in one process: time, memory, lines, threads and files.
 
 Run `make bench-many`. A training whose cost grows with the number of those before it has a ratio well above 1.
 """

@@ -214,18 +214,16 @@ class Telling:
             return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
         return ()
 
-    def tell_of_loss(self, broadcast: str, prefix: str, recorded: int) -> tuple[records.Premises, ...]:
-        """The record with what is known of the loss once a step was traced, if that is a problem.
+    def tell_of_loss(self, broadcast: str, prefix: str, recorded: int) -> records.Premises:
+        """The record with what is known of the loss once a step was traced.
 
         Args:
             broadcast: see `Premises`.
             prefix: that of the series.
             recorded: as above.
         """
-        if not broadcast:
-            return ()
         found = dataclasses.replace(self._found, broadcast=broadcast)
-        return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
+        return records.Premises(dataclasses.asdict(found), prefix, recorded)
 
     def again(self) -> None:
         """A fit begins: of which it may have been told already, when its monitor was started."""

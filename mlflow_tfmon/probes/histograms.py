@@ -68,9 +68,7 @@ _row = {small: graph.Once(partial(_histogram, small)) for small in (False, True)
 
 def _counts(values: Sequence[tf.Tensor]) -> np.ndarray:
     """The histograms of weights: a row a variable."""
-    return np.stack(
-        [row.numpy() for row in [_row[is_small(one.shape.num_elements())](one) for one in values]]
-    )
+    return np.stack([row.numpy() for row in [_row[is_small(one.shape)](one) for one in values]])
 
 
 def epoch_ended(
@@ -93,9 +91,7 @@ def epoch_ended(
 def row(done: tf.Tensor, weights: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """The row of a step's histograms."""
     rows: list[tf.Tensor] = []
-    small = [
-        is_small(one.shape.num_elements()) for one in weights
-    ]  # and their gradients: a sparse one is no larger
+    small = [is_small(one.shape) for one in weights]  # and so are their gradients, sparse or not
     for tensor, one in zip((*weights, *gradients), itertools.cycle(small), strict=False):
         with graph.after(rows[-1:]):  # one after the other: what they take in between is taken once
             # XLA would not know how large the pieces are of what has no shape.

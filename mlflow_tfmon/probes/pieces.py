@@ -13,9 +13,10 @@ import tensorflow as tf
 PIECE = 2**18  # elements
 
 
-def is_small(size: int) -> bool:
-    """Whether a tensor of so many elements is no larger than a piece."""
-    return size <= PIECE
+def is_small(shape: tf.TensorShape) -> bool:
+    """Whether a tensor is known to be no larger than a piece."""
+    size = shape.num_elements()
+    return size is not None and size <= PIECE
 
 
 def over_pieces(

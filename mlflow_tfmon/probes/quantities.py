@@ -269,7 +269,7 @@ def deep_row(
     """
     found: list[tf.Tensor] = []
     for variable, *told in zip(variables, _unpacked(before, variables), gradients, strict=True):
-        kind = variable.dtype.is_complex, is_small(variable.shape.num_elements())
+        kind = variable.dtype.is_complex, is_small(variable.shape)
         # In XLA a shape that is not known could not be told apart in groups.
         measure = partial(_deep, *kind) if graph.in_xla() else _of_variable[kind]
         with graph.after(found[-1:]):  # one after the other: what they take in between is taken once

@@ -1,4 +1,4 @@
-"""Which problems make a training fail, as `diagnose --fail-on` is told."""
+"""Failure criterion of a diagnosis: the severities and kinds of `diagnose --fail-on`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = tuple(sorted(detect.__module__.rpartition(".")[2] for detect in (*CAUSES
 
 @dataclass(frozen=True)
 class Failing:
-    """The problems that fail a training.
+    """A failure criterion: the problems with which a training fails.
 
     Attributes:
         severities: "critical", or "warning" for any problem.

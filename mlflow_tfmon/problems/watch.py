@@ -14,10 +14,10 @@ from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 
-_PAUSE = 1.0  # s between two judgements at least,
-_SHARE = 0.01  # and no more than this share of one core's time for all of them,
-_FREE_S = 0.2  # once so much was spent: a training of seconds is judged more than once, too;
-_URGENT_SHARE = 0.05  # this much at epochs' ends, where a training is to be stopped
+_PAUSE = 1.0  # s between two judgements, at least
+_FREE_S = 0.2  # s of processor time that judgements may take before `_SHARE` counts: short trainings are judged, too
+_SHARE = 0.01  # of one core's time, for all judgements
+_URGENT_SHARE = 0.05  # the same at epochs' ends, where a training is to be stopped
 
 
 class Watch:

@@ -9,7 +9,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.uris import address
 
 _MOST_PROBLEMS = 6
-_TRAINING_VIEW = "?workflowType=machine_learning"  # else MLflow (3.6 to 3.17) may show its view of GenAI apps
+_TRAINING_VIEW = "?workflowType=machine_learning"  # else MLflow (seen with 3.17) shows its view of GenAI apps
 
 
 @dataclass(frozen=True)

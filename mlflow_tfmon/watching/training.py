@@ -291,11 +291,9 @@ class Training:
             self._rings = [one for one in self._rings if one is ring or pipelines.DRAIN.has(one)]
             self.tell_premises()
             with contained("examining the loss", "one problem may not be found"):
-                shapes, recorded = (
-                    probes.broadcasts(ring.weights),
-                    self._pipeline.recording.steps_of(self._keys()),
-                )
-                self.record(*self.premises.tell_of_loss(shapes, self.prefix, recorded))
+                if shapes := probes.broadcasts(ring.weights):
+                    recorded = self._pipeline.recording.steps_of(self._keys())
+                    self.record(self.premises.tell_of_loss(shapes, self.prefix, recorded))
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""
