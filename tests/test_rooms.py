@@ -1,4 +1,4 @@
-"""Tests of imports: the rooms of the package import in the order in which docs/how.md lists them."""
+"""Tests of the package's structure: the order of its imports, the home of its tags, the first words of its modules."""
 
 from __future__ import annotations
 
@@ -65,3 +65,14 @@ def test_every_tag_stands_in_one_module() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
         assert not [one for one in strings if re.fullmatch(r"tfmon\.[a-z_.]*", one)], path
+
+
+def test_a_module_says_first_what_it_is() -> None:
+    """With a noun of the field, not with a question that the reader would have to answer."""
+    questions = ("what", "which", "where", "when", "how", "why", "who", "whose", "whether")
+    asking = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").lower().startswith(questions)
+    ]
+    assert asking == []
