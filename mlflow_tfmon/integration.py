@@ -153,29 +153,36 @@ def autolog(
         extra_tags: tags for each created run.
         log_every_epoch: accepted for compatibility with MLflow; epochs are always logged.
         log_every_n_steps: accepted for compatibility with MLflow; every step is always recorded.
-        checkpoint: whether to keep the best and the last epoch's models in MLflow.
+        checkpoint: whether to keep the best and the last epoch's models in MLflow (requires `log_models`).
         checkpoint_monitor: MLflow's name for `monitor`.
         checkpoint_mode: MLflow's name for `mode`.
         checkpoint_save_best_only: whether to keep only the best and the last; otherwise all are kept.
-        checkpoint_save_weights_only: whether to save only the weights in checkpoints.
-        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs") or every so many steps (a number).
+        checkpoint_save_weights_only: whether to save only the weights in checkpoints, without the model's
+            configuration.
+        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs"), or every so many optimizer steps and at each
+            epoch's end (a number; in a custom loop at the next `Monitor.log`).
         monitor: epoch metric that determines the best epoch; "loss" replaces "val_loss" without validation data.
         mode: "min", "max" or "auto" (from the Keras metric, else from its name).
         min_delta: smallest change that counts as an improvement.
-        epoch_metrics: a function of the model that returns numbers by name: additional metrics of each epoch.
+        epoch_metrics: a function that is called with the model (None for a `Monitor` without one) at each epoch's end
+            and returns a dictionary of numbers: epoch metrics like any other. It must not change the model.
         checkpoint_keep: number of best models to keep.
-        deep_every: interval in optimizer steps between measurements of the weights.
+        deep_every: interval in optimizer steps between measurements of weight norms, update ratios and fractions of
+            zero gradients; step 1 is always measured.
         max_points: largest number of points per series in MLflow; the Parquet files have every step.
         max_variables: number of variables (the largest kernels) with their own series in MLflow.
         journal_gb: largest size of undelivered records on the local disk, in gigabytes.
         delivery_wait: seconds for which the end of a training may wait until MLflow has everything.
-        exit_wait: seconds for which the script's exit waits for it; default 600 where that exit ends all processes (for
-            example in a container, or under Kubernetes, SLURM or Ray), else 0.
+        exit_wait: seconds for which the script's exit (with Ray, the end of each training) waits until everything that
+            can be delivered is, including the report; default 600 where that exit ends all processes (for example in a
+            container, or under Kubernetes, SLURM or Ray), else 0, since delivery continues in the background.
         report: whether to write a report, `tfmon/report.html`, at the run's end.
         tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
-        sinks: additional destinations during training: "jsonl:FOLDER", "tensorboard:FOLDER", or the sink of a package;
-            separate several with commas.
-        on_problem: "warn", "stop", "rescue" or a function of a `Problem`.
+        sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
+            files that grow), or the sink of an installed package; separate several with commas.
+        on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
+            `fit` to good weights, with a tenth of the learning rate and clipped gradients), or a function that is
+            called with each new `Problem`.
         alert_url: URL to which each new problem is posted: as JSON, or as a message to a webhook of Slack, Discord or
             Microsoft Teams.
         resume: id of a run, or "latest": the next `fit` resumes its training.

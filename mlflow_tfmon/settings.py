@@ -27,48 +27,7 @@ _LESS = ("loss", "err", "mae", "mse", "mape", "msle", "perplexity", "entropy", "
 class Settings:
     """Settings of a monitored training.
 
-    Attributes:
-        log_models: whether to log models to MLflow: the trained one at the end of `fit`, and checkpoints.
-        log_datasets: whether to describe the datasets passed to `fit` in the run.
-        log_input_examples: whether to log an input example with the model.
-        log_model_signatures: whether to log a signature with the model.
-        registered_model_name: registered model to which the best model of each training is added as a version, or None.
-        saved_model_kwargs: further arguments for `tf.saved_model.save`.
-        keras_model_kwargs: further arguments for `keras.Model.save`.
-        extra_tags: tags for each run that autologging creates.
-        monitor: epoch metric that determines the best epoch ("loss" replaces "val_loss" without validation data).
-        mode: "min", "max" or "auto" (from the Keras metric, else from its name).
-        min_delta: smallest change that counts as an improvement.
-        epoch_metrics: a function that is called with the model (None for a `Monitor` without one) at each epoch's end
-            and returns a dictionary of numbers: epoch metrics like any other. It must not change the model.
-        checkpoint: whether to keep the best and the last epoch's models in MLflow (requires `log_models`).
-        checkpoint_keep: number of best models to keep.
-        checkpoint_save_best_only: whether to keep only the best and the last; otherwise all are kept.
-        checkpoint_save_weights_only: whether to save only the weights in checkpoints, without the model's
-            configuration.
-        checkpoint_save_freq: "epoch", every so many epochs ("5 epochs"), or every so many optimizer steps and at
-            each epoch's end (a number; in a custom loop at the next `Monitor.log`).
-        deep_every: interval in optimizer steps between measurements of weight norms, update ratios and fractions of
-            zero gradients; step 1 is always measured.
-        max_points: largest number of points per series in MLflow; the Parquet files have every step.
-        max_variables: number of variables (the largest kernels) with their own series in MLflow.
-        journal_gb: largest size of undelivered records on the local disk, in gigabytes.
-        delivery_wait: seconds for which the end of a training may wait until MLflow has everything.
-        exit_wait: seconds for which the script's exit (with Ray, the end of each training) waits until everything that
-            can be delivered is, including the report. None: 600 where that exit ends all processes (the first process
-            of a container, Kubernetes, SLURM, SageMaker, Ray, CI, …), else 0, since delivery continues in the
-            background.
-        report: whether to write a report, `tfmon/report.html`, at the run's end.
-        tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
-        sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
-            files that grow), or the sink of an installed package; separate several with commas. None: MLflow alone.
-        silent: whether to suppress log lines, warnings, progress bar and summary.
-        on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
-            `fit` to good weights, with a tenth of the learning rate and clipped gradients), or a function that is
-            called with each new `Problem`.
-        alert_url: URL to which each new problem is posted: as JSON, or as a message to a webhook of Slack, Discord or
-            Microsoft Teams.
-        resume: id of the run to resume, or "latest" (the experiment's last run, if it did not finish).
+    They are the arguments of the same names of `autolog`, whose docstring says what each means.
     """
 
     log_models: bool = True

@@ -21,6 +21,7 @@ SQUARED, ABSOLUTE, COSINE = "mean_squared_error", "mean_absolute_error", "cosine
 # Losses of a target and a prediction whose best constant is searched for among the targets' quantiles.
 _ELEMENTWISE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "huber": lambda y, p: np.where(np.abs(y - p) <= 1, (y - p) ** 2 / 2, np.abs(y - p) - 0.5),
+    "mean_absolute_percentage_error": lambda y, p: 100 * np.abs(y - p) / np.maximum(np.abs(y), 1e-7),
     "log_cosh": lambda y, p: np.logaddexp(y - p, p - y) - np.log(2),
     "mean_squared_logarithmic_error": lambda y, p: (
         (np.log1p(np.maximum(y, 0)) - np.log1p(np.maximum(p, 0))) ** 2
@@ -85,8 +86,6 @@ class Premises:
         targets: sample of the targets.
         weighted: whether the loss is not a plain mean over the examples (weighted examples or classes, or a sum), so
             that the formulas for a constant prediction do not hold.
-        constant: the loss of the best constant prediction found by calling the loss itself, if there is no formula.
-        perfect: the loss of a perfect prediction, if `constant` is known.
         trained_before: whether the optimizer had made steps before.
         broadcast: the two shapes that the loss broadcasts to each other, or "".
         norm_momentum: the largest momentum of trainable BatchNormalization layers; NaN without any.
@@ -104,8 +103,6 @@ class Premises:
     inputs: Sample | None = None
     targets: Sample | None = None
     weighted: bool = False
-    constant: float = float("nan")
-    perfect: float = float("nan")
     trained_before: bool = False
     norm_momentum: float = float("nan")
     broadcast: str = ""
@@ -141,21 +138,10 @@ class Premises:
         """Returns the loss of the best constant prediction; NaN if unknown.
 
         For cross-entropy it is the entropy of the classes, for the squared error the variance, for the absolute error
-        the mean distance from the median, for other losses that of the best of the targets' quantiles; without such a
-        formula, the value found by calling the loss. If the targets are unknown, all classes are assumed to be equally
-        frequent.
+        the mean distance from the median, for some other losses that of the best of the targets' quantiles. If the
+        targets are unknown, all classes are assumed to be equally frequent. A loss of the user's own is never called:
+        that could change the training.
         """
-        found = self._by_formula()
-        return found if np.isfinite(found) else self.constant
-
-    def least_loss(self) -> float:
-        """Returns the loss of a perfect prediction; not 0 for binary cross-entropy with targets between 0 and 1."""
-        y = self.targets
-        if np.isfinite(self.perfect) and not np.isfinite(self._by_formula()):
-            return self.perfect
-        return y.binary[1] if self.loss == "binary_crossentropy" and y is not None and y.binary else 0.0
-
-    def _by_formula(self) -> float:
         y = self.targets
         if self.weighted:
             return float("nan")
@@ -174,6 +160,11 @@ class Premises:
         if self.loss in _ELEMENTWISE and y.quantiles:
             return _best_constant(self.loss, y.quantiles)
         return {SQUARED: y.variance, ABSOLUTE: y.spread}.get(self.loss, float("nan"))
+
+    def least_loss(self) -> float:
+        """Returns the loss of a perfect prediction; not 0 for binary cross-entropy with targets between 0 and 1."""
+        y = self.targets
+        return y.binary[1] if self.loss == "binary_crossentropy" and y is not None and y.binary else 0.0
 
     def _undecided(self) -> float:
         """The cross-entropy of a prediction that gives all classes the same probability."""

@@ -15,7 +15,7 @@ from mlflow_tfmon import kerases
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.facts import constants, pipelines
+from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, norm_momentum, normalizes
 from mlflow_tfmon.probes.alone import alone
@@ -50,8 +50,6 @@ def premises_of(
     inputs: Any = None,
     targets: Any = None,
     weighted: bool = False,
-    weights: Any = None,
-    classes: Any = None,
     drawn: bool = True,
 ) -> Premises:
     """What is known of a training before its first step.
@@ -61,8 +59,6 @@ def premises_of(
         inputs: of the data, as an array; None if unknown. Only what is in memory is looked at: a dataset is never read.
         targets: the same.
         weighted: whether examples or classes are weighted, by whatever.
-        weights: of the examples, as an array; None if there are none or they are unknown.
-        classes: `class_weight`.
         drawn: whether its kernels are as they were drawn, not trained within the run.
 
     Example:
@@ -72,8 +68,7 @@ def premises_of(
     goal = _goal(model)
     optimizer = getattr(model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # within what scales the loss
-    hidden = constants.masked(model)
-    found = Premises(
+    return Premises(
         layers=layers_of(model, drawn),
         loss=goal.name,
         goal=goal.about,
@@ -87,17 +82,10 @@ def premises_of(
         graph=is_graph(model),
         inputs=_sample(inputs, targets=False),
         targets=None if goal.ignores else _sample(targets),
-        weighted=weighted or not goal.plain or goal.ignores or hidden,
+        weighted=weighted or not goal.plain or goal.ignores or masked(model),
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
         norm_momentum=norm_momentum(model),
     )
-    plain = goal.plain and not goal.ignores and not hidden
-    known = plain and weighted == (weights is not None or bool(classes))
-    y = found.targets
-    if not known or y is None or not y.count or y.nonfinite or np.isfinite(found.constant_loss()):
-        return found
-    constant, perfect = constants.least_losses(model, targets, weights, classes)
-    return dataclasses.replace(found, constant=constant, perfect=perfect)
 
 
 def _goal(model: Any) -> _Goal:
@@ -153,17 +141,26 @@ def _sample(values: Any, targets: bool = True) -> Sample | None:
 
 
 def _data(arguments: FitArguments | None) -> dict[str, Any]:
-    """Inputs, targets and weights of a fit, as far as they are in memory, and whether it is weighted."""
+    """Inputs and targets of a fit, as far as they are in memory, and whether its examples are weighted."""
     if arguments is None:
         return {}
-    x, y, weights = arguments.x, arguments.y, arguments.sample_weight
-    classes = arguments.values.get("class_weight")
-    weighted = weights is not None or bool(classes)
+    x, y = arguments.x, arguments.y
+    weighted = arguments.sample_weight is not None or bool(arguments.values.get("class_weight"))
     if isinstance(x, tf.data.Dataset):
         elements = x.element_spec if isinstance(x.element_spec, tuple) else ()
-        x, y, weights, *_ = (*pipelines.arrays(x), None, None, None)
+        x, y, *_ = (*pipelines.arrays(x), None, None)
         weighted |= len(elements) == 3
-    return {"inputs": x, "targets": y, "weighted": weighted, "weights": weights, "classes": classes}
+    return {"inputs": x, "targets": y, "weighted": weighted}
+
+
+def masked(model: Any) -> bool:
+    """Whether some of the positions of a model's output may not count."""
+    shape = getattr(model, "output_shape", None)
+    if not isinstance(shape, tuple) or len(shape) < 3:
+        return False
+    return any(
+        getattr(one, "mask_zero", False) or type(one).__name__ == "Masking" for one in model._flatten_layers()
+    )
 
 
 class Telling:

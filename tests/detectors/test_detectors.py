@@ -300,7 +300,9 @@ def test_a_healthy_training_is_clean_at_each_moment() -> None:
     assert all(_kinds(history(whole, done=done)) == set() for done in range(10, STEPS, 30))
 
 
-@pytest.mark.parametrize("name", ["huber", "log_cosh", "mean_squared_logarithmic_error"])
+@pytest.mark.parametrize(
+    "name", ["huber", "log_cosh", "mean_squared_logarithmic_error", "mean_absolute_percentage_error"]
+)
 def test_the_constant_prediction_is_that_which_a_search_finds(name: str) -> None:
     from scipy.optimize import minimize_scalar
 
@@ -310,6 +312,7 @@ def test_the_constant_prediction_is_that_which_a_search_finds(name: str) -> None
             "huber": np.where(away <= 1, away**2 / 2, away - 0.5),
             "log_cosh": np.log(np.cosh(away)),
             "mean_squared_logarithmic_error": (np.log1p(y) - np.log1p(p)) ** 2,
+            "mean_absolute_percentage_error": 100 * away / y,
         }[name].mean()
 
     y = np.random.default_rng(0).lognormal(0.5, 0.8, 3000)
