@@ -2,7 +2,7 @@
 
     python -m benchmarks.actions
 
-Each configuration of `benchmarks.sets.first` is trained as it is, with `on_problem="rescue"` and with
+Each configuration of `benchmarks.sets.each_kind` is trained as it is, with `on_problem="rescue"` and with
 `on_problem="stop"`, from the same seed. Those that fail as they are count: how many of them go well when rescued, and
 what part of the epochs is saved by stopping. The healthy ones must end with the very weights of the training as it is.
 """

@@ -93,7 +93,7 @@ def _accurate(history: dict[str, list[float]], good: float, name: str = "val_acc
 def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
     """Our own configurations."""
     from benchmarks.sets import aside as set_aside
-    from benchmarks.sets import first, fourth, second, third
+    from benchmarks.sets import each_kind, sizes, tasks, ways
     from benchmarks.sets.recipes import Configuration
 
     def make(one: Configuration, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -103,7 +103,7 @@ def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
             return model, {**given, "x": one.feed(x, y, one.batch_size)}
         return model, {**given, "x": x, "y": y, "batch_size": one.batch_size}
 
-    sets = (set_aside,) if aside else (first, second, third, fourth)
+    sets = (set_aside,) if aside else (each_kind, sizes, ways, tasks)
     for seed in range(seeds):
         for one in itertools.chain.from_iterable(each.CONFIGURATIONS for each in sets):
             yield Job(

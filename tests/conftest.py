@@ -19,6 +19,7 @@ os.environ["MLFLOW_TFMON_RAISE_ERRORS"] = "1"  # an error of ours fails the test
 os.environ["MLFLOW_AUTOLOGGING_TESTING"] = "true"  # and MLflow checks how we behave
 os.environ["MLFLOW_TFMON_DELIVERY_WAIT"] = "60"  # a busy machine is no outage
 os.environ["MLFLOW_TFMON_EXIT_WAIT"] = "0"  # though the tests may run in a container
+os.environ["MLFLOW_TFMON_REPORT"] = "false"  # it takes delivery seconds: the fixture `reports` has them made
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -62,20 +63,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield path
 
 
-@pytest.fixture(autouse=True)
-def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report takes delivery seconds: only the tests of reports have them made."""
-    if "report" in request.node.nodeid:
-        return
-    from mlflow_tfmon.settings import Settings
-
-    check = Settings.__post_init__
-
-    def without(self: Settings) -> None:
-        check(self)
-        object.__setattr__(self, "report", False)
-
-    monkeypatch.setattr(Settings, "__post_init__", without)
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are made, as they are by default."""
+    monkeypatch.delenv("MLFLOW_TFMON_REPORT")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Trainings on several replicas, each without and with monitoring; run as scripts by `tests.test_distribute`.
+"""Trainings on several replicas, each without and with monitoring; run as scripts by `tests.promises.test_distribute`.
 
 python -m tests.distributed mirrored FOLDER
 python -m tests.distributed worker FOLDER INDEX PORT PORT

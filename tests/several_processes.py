@@ -1,4 +1,4 @@
-"""Trainings of several replicas in several processes, with and without monitoring; run by `tests.test_collectives`.
+"""Trainings of several replicas in several processes, monitored or not; run by `tests.promises.test_collectives`.
 
 python -m tests.several_processes FOLDER 2|3 mirrored CASES
 python -m tests.several_processes FOLDER 2|3 workers CASES INDEX PORT PORT

@@ -13,8 +13,8 @@ from keras import layers, ops
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from benchmarks.sets.aside_data import cooling, opinions, turned
-from benchmarks.sets.fourth_models import built
 from benchmarks.sets.recipes import Data, optimizer_of
+from benchmarks.sets.tasks_models import built
 
 EXCLUSIVE = "sparse_categorical_crossentropy"
 

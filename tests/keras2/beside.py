@@ -16,7 +16,7 @@ import pytest
 
 import mlflow_tfmon
 from tests import trainings
-from tests.test_exactness import DEEP, compare
+from tests.promises.test_exactness import DEEP, compare
 
 
 @pytest.fixture(autouse=True)

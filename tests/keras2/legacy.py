@@ -18,7 +18,7 @@ from mlflow_tfmon.facts.arguments import bind_fit
 from mlflow_tfmon.facts.geometry import total_steps
 from tests import trainings
 from tests.keras2 import nets
-from tests.test_exactness import DEEP, by_global_norm, by_norm, by_value, compare
+from tests.promises.test_exactness import DEEP, by_global_norm, by_norm, by_value, compare
 
 # Two, for replicas; to be said before TensorFlow is used.
 tf.config.set_logical_device_configuration(
