@@ -38,7 +38,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from benchmarks import verdicts
 from benchmarks.verdicts import Job, Result
-from mlflow_tfmon.problems.again import diagnose
+from mlflow_tfmon.problems.rediagnosis import diagnose
 
 _ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo"
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.problems.current import Standing
 from mlflow_tfmon.problems.replay import Replay
-from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 
 _SECONDS, _STEPS, _BLOCK = 20, 1000, 50  # of training, a second, taken at once

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.detectors.problem import Problem
     from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.integration import autolog
-    from mlflow_tfmon.problems.others import Detector
+    from mlflow_tfmon.problems.plugins import Detector
     from mlflow_tfmon.reading.recorded import load_run
     from mlflow_tfmon.report.comparison import compare
     from mlflow_tfmon.sinks.sink import Sink
@@ -44,7 +44,7 @@ _HOMES = {
     "load_run": "reading.recorded",
     "promote": "checkpoints.promote",
     "Problem": "detectors.problem",
-    "Detector": "problems.others",
+    "Detector": "problems.plugins",
     "Sink": "sinks.sink",
     "compare": "report.comparison",
 }

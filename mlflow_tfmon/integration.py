@@ -21,7 +21,7 @@ from mlflow_tfmon.probes.hooks import Hook
 from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.settings import Settings, set_autolog_settings
 from mlflow_tfmon.tracking.runs import INTEGRATION, autologging
-from mlflow_tfmon.watching import claims, fitting, logged, loops, peers, pipeline, resuming
+from mlflow_tfmon.watching import claims, fitting, last_model, loops, peers, pipeline, resuming
 
 _fitted: weakref.WeakSet[Any] = weakref.WeakSet()
 _in_fit: list[Any] = []
@@ -251,7 +251,9 @@ def _enable(settings: Settings) -> None:
         _on.append(_USER)
         with contained("installing the probes in TensorFlow and Keras", "nothing is monitored"):
             probes.install(_USER, claims.claim)
-    hooks.put_in([mlflow_hooks.run_ends(pipeline.watch_run_end), mlflow_hooks.last_model(logged.watch_last)])
+    hooks.put_in(
+        [mlflow_hooks.run_ends(pipeline.watch_run_end), mlflow_hooks.last_model(last_model.watch_last)]
+    )
     with contained("monitoring custom loops", "they are not recorded; fit is"):
         loops.begin()
     with contained("starting the delivery process", "recordings stay on this machine"):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 
 try:
     import fcntl
@@ -43,7 +43,7 @@ def hold(path: Path) -> bool:
         if is_mine(path):
             return False
         while True:
-            handle = private.opened(path, os.O_CREAT | os.O_RDWR)
+            handle = trusted_paths.opened(path, os.O_CREAT | os.O_RDWR)
             try:
                 taken = _take(handle)
                 there = taken and _is_at(path, handle)
@@ -87,7 +87,7 @@ def is_held(path: Path) -> bool:
         if is_mine(path):
             return True
         try:
-            handle = private.opened(path, os.O_RDONLY)
+            handle = trusted_paths.opened(path, os.O_RDONLY)
         except OSError:
             return False
         try:

@@ -7,7 +7,7 @@ PREFIX = "tfmon."
 DELIVERY_TAG = "tfmon.delivery"  # "streaming", "complete" or "incomplete"
 RECORDING_TAG = "tfmon.recording"  # the recording for which delivery made the run
 REACHED_TAG = (
-    "tfmon.reached"  # how far the recordings have come, for the one that goes on (`stream.past.Past`)
+    "tfmon.reached"  # how far the recordings have come, for the one that goes on (`stream.continuation.Past`)
 )
 PROGRESS_TAG = "tfmon.progress"  # the same in words
 REFUSED_TAG = "tfmon.refused"  # what could not be delivered, and why

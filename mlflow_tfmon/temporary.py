@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.journal.homes import is_private, second_home
 
 try:
@@ -56,11 +56,11 @@ def _place() -> Path | None:
     if fcntl is None:
         return None
     try:
-        private.make_folder(second_home())
+        trusted_paths.make_folder(second_home())
         if not is_private(second_home()):
             return None
         where = second_home() / "temporary"
-        private.make_folder(where)
+        trusted_paths.make_folder(where)
     except OSError:
         return None
     return where

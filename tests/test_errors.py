@@ -179,7 +179,7 @@ def test_an_unknown_setting(contained: list[str]) -> None:
 
 def test_a_store_that_refuses_to_make_the_run(contained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a deleted experiment, or without the rights: it is said, and nothing is lost."""
-    from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+    from mlflow_tfmon.delivery.sync import deliver, find_waiting
 
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
     mlflow_tfmon.autolog(log_models=False, delivery_wait=0.1)

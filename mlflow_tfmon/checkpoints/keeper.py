@@ -19,10 +19,10 @@ from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.checkpoints.folder import Writer
 from mlflow_tfmon.checkpoints.moments import Moment
 from mlflow_tfmon.checkpoints.names import BEST, ERROR, LAST, MODELS, RESUME
+from mlflow_tfmon.checkpoints.retention import Before, Kept
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, Snapshot
 from mlflow_tfmon.checkpoints.state import State, joined, of_snapshot
-from mlflow_tfmon.checkpoints.which import Before, Kept
-from mlflow_tfmon.checkpoints.writing import SHARE, Queue
+from mlflow_tfmon.checkpoints.writer import SHARE, Queue
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream import records

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from mlflow_tfmon.checkpoints.state import Callbacks, State, chance
-from mlflow_tfmon.facts import order
+from mlflow_tfmon.facts import model_order
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.stream.recording import Recording
@@ -79,7 +79,7 @@ def around(
             number: [at[key] for key in keys if key in at] for number, keys in recording.trained().items()
         }
         told = {
-            **counts, "process": order.PROCESS, "past": recording.past().as_dict(), "streams": streams,
+            **counts, "process": model_order.PROCESS, "past": recording.past().as_dict(), "streams": streams,
             "callbacks": about, "random": numbers,
         }  # fmt: skip
         return State(told, {**arrays, **keys})

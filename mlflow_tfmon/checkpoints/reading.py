@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.continuation import Past
 
 _JSON_BYTES = 64 * 2**20
 _WHOLE = 2**53  # that JSON's numbers hold exactly

@@ -17,12 +17,12 @@ from mlflow_tfmon import temporary
 from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
+from mlflow_tfmon.checkpoints.retention import Before
 from mlflow_tfmon.checkpoints.state import State
-from mlflow_tfmon.checkpoints.which import Before
 from mlflow_tfmon.errors import SettingError
-from mlflow_tfmon.facts import order, underway
+from mlflow_tfmon.facts import fit_frames, model_order
 from mlflow_tfmon.probes import graph
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.tags import RESUMED_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import in_a_line
@@ -70,8 +70,8 @@ class Checkpoint:
 
     def is_placed(self, model: Any) -> bool:
         """Whether a model is trained in the saved one's turn; always true in the process that made the checkpoint."""
-        made_in = self.state.about.get("process", order.PROCESS)
-        return bool(made_in == order.PROCESS) or order.place(model) == self.place
+        made_in = self.state.about.get("process", model_order.PROCESS)
+        return bool(made_in == model_order.PROCESS) or model_order.place(model) == self.place
 
     def is_of(self, model: Any) -> bool:
         """Whether a model looks like the saved one."""
@@ -167,7 +167,7 @@ class Checkpoint:
             ended = callbacks.ended
         # As keras.callbacks.BackupAndRestore does.
         model._initial_epoch = sys.maxsize if ended else self.first_epoch
-        underway.pass_epochs(self.first_epoch - self.began_with)
+        fit_frames.pass_epochs(self.first_epoch - self.began_with)
 
     def _file(self) -> Path:
         found = [*self.folder.glob("data/model.keras"), *self.folder.glob(WEIGHTS)]

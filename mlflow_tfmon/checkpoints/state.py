@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mlflow_tfmon.chance import python_and_numpy, restore
 from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.internals import internal
+from mlflow_tfmon.random_state import python_and_numpy, restore
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
@@ -41,7 +41,7 @@ class State:
         about: what JSON can hold: "epoch" (its number in the run), "step", "first_epoch" (the run's number of the
             training's epoch 0), "began_with" (the number that the training gave its first one), "fits" (how many the
             model had had before), "place" (how many other models had been trained before) in which "process",
-            "within" (whether the epoch goes on), "past" (`stream.past.Past`), "streams" (which of the model's
+            "within" (whether the epoch goes on), "past" (`stream.continuation.Past`), "streams" (which of the model's
             trainable variables each trains), "prefix", "best", "callbacks", "random", and the shapes of "weights",
             "optimizer" and "optimizers".
         arrays: the rest, by name: NumPy arrays, and tensors of variables, which are copied only by `write`, since the

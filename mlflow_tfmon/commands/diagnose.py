@@ -28,8 +28,8 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
 
     from mlflow.exceptions import MlflowException
 
-    from mlflow_tfmon.problems.again import diagnose
     from mlflow_tfmon.problems.failing import KINDS, Failing
+    from mlflow_tfmon.problems.rediagnosis import diagnose
     from mlflow_tfmon.reading.recorded import load_run
 
     try:

@@ -14,7 +14,7 @@ from mlflow_tfmon.tables import echo, table
 from mlflow_tfmon.uris import visible
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.delivery.waiting import Waiting
+    from mlflow_tfmon.delivery.sync import Waiting
 
 
 @click.command(name="sync", epilog=RUN_IS, short_help="Deliver what is undelivered on this machine.")
@@ -32,7 +32,7 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
     Without RUN, everything undelivered is delivered, else only the recordings of these runs. It can be interrupted and
     called again: nothing is lost, and nothing arrives twice.
     """
-    from mlflow_tfmon.delivery.waiting import find_waiting
+    from mlflow_tfmon.delivery.sync import find_waiting
 
     if check:
         _check(runs, tracking_uri)
@@ -96,7 +96,7 @@ def _show(found: Sequence[Waiting]) -> None:
 def _deliver(found: Sequence[Waiting], tracking_uri: str | None) -> None:
     import logging
 
-    from mlflow_tfmon.delivery.waiting import deliver
+    from mlflow_tfmon.delivery.sync import deliver
     from mlflow_tfmon.tracking.patience import LONGEST_CALL, be_quick
 
     be_quick(LONGEST_CALL)  # the caller waits

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tfmon.delivery.live import Live, Pace
-from mlflow_tfmon.delivery.moment import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.outbox import Outbox
+from mlflow_tfmon.delivery.saved_state import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.sinks.sink import Target

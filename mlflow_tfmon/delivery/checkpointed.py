@@ -13,9 +13,9 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_tfmon.checkpoints.names import BEST, FINAL, LAST, MODELS
 from mlflow_tfmon.checkpoints.registry import register_pointed
-from mlflow_tfmon.delivery.earlier import Earlier
-from mlflow_tfmon.delivery.sent import Sent
+from mlflow_tfmon.delivery.existing import Earlier
 from mlflow_tfmon.delivery.status import Ledger
+from mlflow_tfmon.delivery.tally import Sent
 from mlflow_tfmon.stream.records import ModelSaved
 from mlflow_tfmon.tracking.models import deliver_model, drop_model, link_models, unheard
 from mlflow_tfmon.tracking.points import Point

@@ -10,11 +10,10 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_tfmon.delivery.calls import AnyOrder, InOrder
 from mlflow_tfmon.delivery.checkpointed import Asked, models_not_there
-from mlflow_tfmon.delivery.earlier import Earlier
-from mlflow_tfmon.delivery.making import made_run
-from mlflow_tfmon.delivery.sent import Sent
+from mlflow_tfmon.delivery.existing import Earlier
+from mlflow_tfmon.delivery.run_creation import made_run
 from mlflow_tfmon.delivery.status import Ledger
-from mlflow_tfmon.delivery.tally import MANIFEST, missing
+from mlflow_tfmon.delivery.tally import MANIFEST, Sent, missing
 from mlflow_tfmon.stream.records import RunEnded, RunStarted
 from mlflow_tfmon.tags import DELIVERY_TAG, REFUSED_TAG
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, open_store, store_errors

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.delivery.attempt import Attempt
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
 from mlflow_tfmon.journal import life
@@ -179,7 +179,7 @@ class Deliverer:
         if self._has:
             return True
         try:
-            private.check_recording(self.folder)
+            trusted_paths.check_recording(self.folder)
             self._has = life.claim(self.folder)
         except FileNotFoundError:
             if not self._begins:
@@ -188,7 +188,7 @@ class Deliverer:
             self._has, self._gone = True, True  # nobody else can find it
             self._rest, self._ledger.status = [*self._begins, *self._rest], Status()
             return True
-        except private.NotOursError as error:
+        except trusted_paths.NotOursError as error:
             self._ledger.status = Status(error=str(error))  # nothing is written there
             return False
         except OSError:

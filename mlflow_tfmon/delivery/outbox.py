@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from mlflow_tfmon import temporary
-from mlflow_tfmon.delivery import showing
+from mlflow_tfmon.delivery import outputs
 from mlflow_tfmon.delivery.calls import Call
 from mlflow_tfmon.delivery.checkpointed import Asked, saved_model, settled
 from mlflow_tfmon.delivery.counting import Counting
 from mlflow_tfmon.delivery.tally import MANIFEST
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.counted import counted
-from mlflow_tfmon.stream.past import Past
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
     Facts,
@@ -193,9 +193,9 @@ class Outbox(Counting):
     def show_all(self, started: RunStarted) -> None:
         """Makes the outputs from everything that has arrived: the report and event files."""
         if started.report:
-            self._later(self._shown(showing.report, REPORT), REPORT, "")
+            self._later(self._shown(outputs.report, REPORT), REPORT, "")
         if started.tensorboard:
-            self._later(self._shown(showing.event_files, EVENT_FILES), EVENT_FILES, "")
+            self._later(self._shown(outputs.event_files, EVENT_FILES), EVENT_FILES, "")
 
     def _shown(self, make: Callable[[RunStore], dict[str, str]], name: str) -> Asked:
         """Has something made of what was recorded; what cannot be made, after some tries, is said in the run.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.journal.homes import is_private, second_home
 from mlflow_tfmon.uris import without_secrets
 
@@ -66,7 +66,7 @@ def read_status(folder: Path) -> Status:
     if is_private(second_home()) and _mark(folder).exists():
         return Status(complete=True)
     try:
-        values = json.loads(private.read_text(folder / FILE))
+        values = json.loads(trusted_paths.read_text(folder / FILE))
         known = {item.name: str(item.type) for item in dataclasses.fields(Status)}
         found = {name: value for name, value in values.items() if name in known}
         if all(_FITS[known[name]](value) for name, value in found.items()):
@@ -79,7 +79,7 @@ def read_status(folder: Path) -> Status:
 def write_status(folder: Path, status: Status) -> None:
     """Writes a recording's status; a reader sees the old one or the new one, never half of it."""
     draft = folder / (FILE + ".new")
-    private.write_text(draft, json.dumps(dataclasses.asdict(status)))
+    trusted_paths.write_text(draft, json.dumps(dataclasses.asdict(status)))
     os.replace(draft, folder / FILE)
 
 
@@ -91,7 +91,7 @@ def put_away(folder: Path, damaged: bool) -> None:
     if damaged:
         aside = folder.parent.parent / "damaged"
         with contextlib.suppress(OSError):
-            private.own_folder(aside)
+            trusted_paths.own_folder(aside)
             folder.rename(aside / folder.name)
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +99,7 @@ def put_away(folder: Path, damaged: bool) -> None:
         if not folder.exists():
             _mark(folder).unlink(missing_ok=True)
         else:
-            private.own_folder(second_home())
+            trusted_paths.own_folder(second_home())
             _mark(folder).touch()
 
 

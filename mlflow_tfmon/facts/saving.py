@@ -14,12 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.facts import parts, specs
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.noise import hushed, no_warnings
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.alone import alone
+from mlflow_tfmon.random_state import same_random_numbers
 
 _logger = logging.getLogger(__name__)
 _REMEDY = (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.errors import logger, say_once
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.homes import all_homes
@@ -127,7 +127,7 @@ def _look(folder: Path) -> Here | None:
     started = first[0][1]
     written, claimed = life.is_written(folder), life.is_claimed(folder)
     try:
-        status = json.loads(private.read_text(folder / "status.json"))
+        status = json.loads(trusted_paths.read_text(folder / "status.json"))
         touched = (folder / DATABASE).stat().st_mtime
     except FileNotFoundError:
         if not folder.exists():

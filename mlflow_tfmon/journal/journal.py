@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.homes import home_folder, is_private, second_home
@@ -61,7 +61,7 @@ class Journal:
         life.hold(folder)
         path = self._path = folder / DATABASE
         # SQLite gives its side files the database's mode: made private here, all of them are.
-        os.close(private.opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
+        os.close(trusted_paths.opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
         self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # what is deleted makes the file smaller
         self._connection.execute("PRAGMA journal_mode=WAL")
@@ -91,7 +91,7 @@ class Journal:
             return cls._create(home_folder())
         except (OSError, sqlite3.Error) as error:
             home = second_home()
-            private.make_folder(home)
+            trusted_paths.make_folder(home)
             if not is_private(home):
                 raise
             journal = cls._create(home)
@@ -104,13 +104,13 @@ class Journal:
 
     @classmethod
     def _create(cls, home: Path) -> Journal:
-        private.make_folder(home)
-        private.check_home(home)
+        trusted_paths.make_folder(home)
+        trusted_paths.check_home(home)
         folder = home / "recordings" / uuid.uuid4().hex
-        private.make_folder(folder.parent)
+        trusted_paths.make_folder(folder.parent)
         folder.mkdir(mode=0o700)
         folder.chmod(0o700)  # whatever the umask
-        private.check_recording(folder)  # there are file systems on which anybody can write anything
+        trusted_paths.check_recording(folder)  # there are file systems on which anybody can write anything
         return cls(folder)
 
     def append(self, records: Sequence[Record]) -> int:
@@ -258,7 +258,7 @@ class JournalReader:
 
     def _execute(self, query: str, values: tuple[int, ...]) -> sqlite3.Cursor:
         if self._connection is None:
-            private.check_recording(self.folder)
+            trusted_paths.check_recording(self.folder)
             uri = (self.folder / DATABASE).as_uri() + "?mode=rw"  # never makes a file where there is none
             connection = sqlite3.connect(uri, uri=True, timeout=10.0, isolation_level=None)
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mlflow_tfmon import locks, private
+from mlflow_tfmon import locks, trusted_paths
 
 _TRAINER, _DELIVERY = "trainer", "lock"
 
@@ -64,7 +64,7 @@ def claim_run(folder: Path, run_id: str) -> bool:
     """
     path = _of_run(folder, run_id)
     try:
-        private.own_folder(path.parent)  # where the home is a folder of all, anybody may have made it
+        trusted_paths.own_folder(path.parent)  # where the home is a folder of all, anybody may have made it
         for one in path.parent.iterdir():  # left by those that were killed
             if one != path and not locks.is_held(one):
                 one.unlink(missing_ok=True)

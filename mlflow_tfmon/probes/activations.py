@@ -15,10 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.alone import alone
+from mlflow_tfmon.random_state import same_random_numbers
 from mlflow_tfmon.stream.records import LayerActivations
 
 # Share of the elements where less than 5% of an activation's largest slope is left.

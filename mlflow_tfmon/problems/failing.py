@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlflow_tfmon.detectors import CAUSES, OUTCOMES, Problem
 from mlflow_tfmon.detectors.problem import SEVERITIES
-from mlflow_tfmon.problems.others import others
+from mlflow_tfmon.problems.plugins import others
 
 KINDS = tuple(sorted(detect.__module__.rpartition(".")[2] for detect in (*CAUSES, *OUTCOMES)))
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.errors import contained, logger
-from mlflow_tfmon.problems.others import others
+from mlflow_tfmon.problems.current import Standing
+from mlflow_tfmon.problems.plugins import others
 from mlflow_tfmon.problems.replay import Replay
-from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 
 _PAUSE = 1.0  # s between two judgements, at least

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 
 from mlflow_tfmon.stream import bins
-from mlflow_tfmon.stream.measured import (
+from mlflow_tfmon.stream.records import (
     Activations,
     DeepSteps,
+    Facts,
     Histograms,
     LayerActivations,
+    ModelSaved,
+    Problems,
+    Record,
     Steps,
     StreamOpened,
     Variable,
 )
-from mlflow_tfmon.stream.records import Facts, ModelSaved, Problems, Record
 
 _MOST_BYTES = 2**30  # of a block, unpacked: a small one may say that it holds terabytes
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in Record.__args__}  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ import numpy as np
 from mlflow_tfmon import signals
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.stream import bins, records, rows
+from mlflow_tfmon.stream.continuation import NOTHING, Past, PastStream, mark
 from mlflow_tfmon.stream.drain import Reading
-from mlflow_tfmon.stream.past import NOTHING, Past, PastStream, mark
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.streams import Stream
 from mlflow_tfmon.tags import ABSENT_TAG, SEAMS_TAG

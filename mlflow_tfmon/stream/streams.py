@@ -11,8 +11,8 @@ import numpy as np
 
 from mlflow_tfmon import signals
 from mlflow_tfmon.stream import records, rows
+from mlflow_tfmon.stream.continuation import PastStream
 from mlflow_tfmon.stream.drain import Reading
-from mlflow_tfmon.stream.past import PastStream
 from mlflow_tfmon.stream.ring import Ring
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.errors import SettingError, logger, raises, say_once
 from mlflow_tfmon.internals import internal
-from mlflow_tfmon.stream.past import NOTHING, Past
+from mlflow_tfmon.random_state import same_random_numbers
+from mlflow_tfmon.stream.continuation import NOTHING, Past
 from mlflow_tfmon.tags import REACHED_TAG
 from mlflow_tfmon.tracking.names import clean, run_name
 from mlflow_tfmon.uris import without_secrets

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.records import (
     Activations,
     EpochEnded,

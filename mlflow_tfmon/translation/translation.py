@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_tfmon.sinks.sink import Sink
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.past import Past, PastStream, mark
+from mlflow_tfmon.stream.continuation import Past, PastStream, mark
 from mlflow_tfmon.stream.records import (
     BEGINNING,
     Activations,

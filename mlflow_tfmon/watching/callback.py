@@ -11,7 +11,7 @@ import keras
 from mlflow_tfmon import kerases
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.facts import order, underway
+from mlflow_tfmon.facts import fit_frames, model_order
 from mlflow_tfmon.facts.metrics import early_stopping_facts, epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.probes import compiled
@@ -110,13 +110,13 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
-        self._followed = not self._is_last() and underway.append(_Last(self), self.model)
+        self._followed = not self._is_last() and fit_frames.append(_Last(self), self.model)
         if not self._followed:
             self.fit_begins()
 
     def _is_last(self) -> bool:
         """Whether only Keras's own callbacks come after this one."""
-        found = underway.callbacks()
+        found = fit_frames.callbacks()
         at = next((at for at, one in enumerate(found) if one is self), len(found))
         own = (*kerases.every("callbacks.History"), *kerases.every("callbacks.ProgbarLogger"))
         return all(isinstance(one, own) for one in found[at + 1 :])
@@ -126,7 +126,7 @@ class MonitorCallback(_BothKerases):
         if self._monitor is None:
             return
         with contained("reading the callbacks", "their state is not part of the checkpoints"):
-            others = [one for one in underway.callbacks() if not isinstance(one, (MonitorCallback, _Last))]
+            others = [one for one in fit_frames.callbacks() if not isinstance(one, (MonitorCallback, _Last))]
             self._monitor.callbacks = Callbacks(others)
         self._resumed = self._monitor.restore_fit(self.model)
         with contained("reading the learning rate", "its changes are not recorded"):
@@ -190,12 +190,12 @@ class MonitorCallback(_BothKerases):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was created for this fit."""
         self._forget_epoch()
-        order.fit_ended(self.model)
+        model_order.fit_ended(self.model)
         monitor, self._monitor = self._monitor, None
         if monitor is None:
             return
         with contained("reading the state of EarlyStopping", "it is not recorded"):
-            facts = early_stopping_facts(underway.callbacks(), monitor.epoch_offset, time.time())
+            facts = early_stopping_facts(fit_frames.callbacks(), monitor.epoch_offset, time.time())
             if facts.metrics:
                 monitor.record(facts)
         if monitor is not self.given:
@@ -225,7 +225,7 @@ class _Last(_BothKerases):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Removes itself."""
-        underway.drop(self)
+        fit_frames.drop(self)
 
 
 class CompleteLogs(_BothKerases):
@@ -249,13 +249,13 @@ class PassOver(_BothKerases):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Makes fit begin after its last epoch, with its dataset in the corresponding state."""
-        underway.pass_epochs(int((self.params or {}).get("epochs") or 0) - underway.first_epoch())
+        fit_frames.pass_epochs(int((self.params or {}).get("epochs") or 0) - fit_frames.first_epoch())
         self.model._initial_epoch = sys.maxsize
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Makes the model ready for another fit."""
         self.model._initial_epoch = None
-        order.fit_ended(self.model)
+        model_order.fit_ended(self.model)
 
 
 def _total_steps(params: dict[str, Any] | None) -> int | None:

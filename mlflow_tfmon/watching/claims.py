@@ -13,9 +13,9 @@ from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.watching import pipeline
 
 if TYPE_CHECKING:
-    from mlflow_tfmon.watching.training import Training
+    from mlflow_tfmon.watching.monitor import Monitor
 
-active: list[Training] = []  # those that are on, in the order in which they were started
+active: list[Monitor] = []  # those that are on, in the order in which they were started
 unclaimed: list[
     Callable[[Ring], None]
 ] = []  # told of rings that no monitor claims: autolog's, for custom loops

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_tfmon.chance import same_random_numbers
 from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.random_state import same_random_numbers
 from mlflow_tfmon.settings import Settings
 
 

@@ -22,7 +22,7 @@ from mlflow_tfmon.settings import autolog_settings
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tags import pointer
 from mlflow_tfmon.tracking.names import MODEL
-from mlflow_tfmon.watching import logged, loops, peers, resuming
+from mlflow_tfmon.watching import last_model, loops, peers, resuming
 from mlflow_tfmon.watching import pipeline as pipelines
 from mlflow_tfmon.watching.callback import CompleteLogs, MonitorCallback, PassOver
 from mlflow_tfmon.watching.monitor import Monitor, watching
@@ -207,4 +207,4 @@ class _Fit:
             if name and not pipeline.has_best(self._prefix):
                 as_ = dataclasses.replace(as_, registered_model_name=name)
             pipeline.recording.append(as_)
-            logged.expect(pipeline.run, pipeline.folder, as_.path, as_.pointers[0])
+            last_model.expect(pipeline.run, pipeline.folder, as_.path, as_.pointers[0])

@@ -18,8 +18,8 @@ from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.watching import claims, pipeline, resuming
 from mlflow_tfmon.watching.actions import say_what_loops_lack
-from mlflow_tfmon.watching.complaints import say_what_was_not_seen
 from mlflow_tfmon.watching.monitor import Monitor
+from mlflow_tfmon.watching.user_messages import say_what_was_not_seen
 
 _loops: dict[int, Monitor] = {}  # the loop that each thread is in, by the thread's id
 _lock = threading.RLock()

@@ -17,7 +17,7 @@ from typing import Any
 from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.keeper import Keeper
 from mlflow_tfmon.delivery import ending
-from mlflow_tfmon.delivery.left import say_what_waits
+from mlflow_tfmon.delivery.backlog import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.errors import contained, logger, say_once
 from mlflow_tfmon.facts.environment import command, environment
@@ -39,8 +39,8 @@ from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
+from mlflow_tfmon.watching.end_budget import Thrift
 from mlflow_tfmon.watching.summary import Summary, where
-from mlflow_tfmon.watching.thrift import Thrift
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()

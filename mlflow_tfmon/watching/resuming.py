@@ -14,16 +14,16 @@ from mlflow.tracking import fluent
 from mlflow_tfmon import probes, temporary
 from mlflow_tfmon.checkpoints.names import BEST, LAST, RESUME, name_of
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
+from mlflow_tfmon.checkpoints.retention import Before
 from mlflow_tfmon.checkpoints.state import State
-from mlflow_tfmon.checkpoints.which import Before
-from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+from mlflow_tfmon.delivery.sync import deliver, find_waiting
 from mlflow_tfmon.errors import SettingError, contained, logger, say_once
-from mlflow_tfmon.facts import order
-from mlflow_tfmon.problems.again import replayed
+from mlflow_tfmon.facts import model_order
+from mlflow_tfmon.problems.rediagnosis import replayed
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream import records
-from mlflow_tfmon.stream.past import Past, mark
+from mlflow_tfmon.stream.continuation import Past, mark
 from mlflow_tfmon.tags import DELIVERY_TAG, EPOCH, METRIC, MODE, PREFIX, STEP, VALUE, WEIGHTS_ONLY, pointer
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.models import registered_as
@@ -71,7 +71,7 @@ def take(resume: str | None, model: Any) -> Checkpoint | None:
         goes_on = resume != LATEST
         logger.warning(
             "mlflow_tfmon: resume=%r: run %s is of model %d of its script, but this (%r) is model %d: %s.",
-            resume, checkpoint.run_id, checkpoint.place + 1, getattr(model, "name", "?"), order.place(model) + 1,
+            resume, checkpoint.run_id, checkpoint.place + 1, getattr(model, "name", "?"), model_order.place(model) + 1,
             "it resumes from there anyway" if goes_on
             else f"it starts from scratch in its own run; to resume it, set resume={checkpoint.run_id!r}",
         )  # fmt: skip
@@ -83,14 +83,14 @@ def take(resume: str | None, model: Any) -> Checkpoint | None:
 def is_done(model: Any, resume: str | None) -> bool:
     """Whether a beginning fit was finished before the interruption, so that a later one of its model resumes."""
     checkpoint = None if resume is None else _prepared.get(resume)
-    if checkpoint is None or order.fits(model) >= checkpoint.fits:
+    if checkpoint is None or model_order.fits(model) >= checkpoint.fits:
         return False
     if not checkpoint.is_of(model) or not checkpoint.is_placed(model):
         return False
     logger.info(
         "mlflow_tfmon: resume=%r: fit %d of the model %r was finished before run %s was interrupted; it runs no "
         "epochs, fit %d resumes.",
-        resume, order.fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
+        resume, model_order.fits(model) + 1, model.name, checkpoint.run_id, checkpoint.fits + 1,
     )  # fmt: skip
     return True
 

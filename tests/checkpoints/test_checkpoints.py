@@ -23,7 +23,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from mlflow_tfmon.checkpoints.folder import WEIGHTS, Writer
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, variables_of
-from mlflow_tfmon.checkpoints.writing import Queue
+from mlflow_tfmon.checkpoints.writer import Queue
 from mlflow_tfmon.errors import logger
 from tests import trainings
 
@@ -441,7 +441,7 @@ def test_what_is_written_is_kept_though_better_ones_came_meanwhile(monkeypatch: 
         write(self, *what)
 
     monkeypatch.setattr(Writer, "write", held_up)
-    monkeypatch.setattr("mlflow_tfmon.checkpoints.writing.SHARE", 1e-9)  # a rest without end
+    monkeypatch.setattr("mlflow_tfmon.checkpoints.writer.SHARE", 1e-9)  # a rest without end
     with mlflow_tfmon.Monitor(net()) as monitor:
         run_id = str(monitor.run_id)
         for epoch, metrics in losses(0.5, 0.4, 0.3):

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon.errors import SettingError
-from mlflow_tfmon.facts import order
+from mlflow_tfmon.facts import model_order
 from mlflow_tfmon.reading.recorded import Seam
 
 EPOCHS, STEPS = 6, 6  # a training that is not interrupted
@@ -282,8 +282,13 @@ def test_of_several_models_the_one_that_was_interrupted_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     def in_another_process() -> None:
-        for name, value in (("PROCESS", f"{order.PROCESS}+"), ("_places", {}), ("_fits", {}), ("_models", 0)):
-            monkeypatch.setattr(order, name, value)
+        for name, value in (
+            ("PROCESS", f"{model_order.PROCESS}+"),
+            ("_places", {}),
+            ("_fits", {}),
+            ("_models", 0),
+        ):
+            monkeypatch.setattr(model_order, name, value)
 
     whole = folds()
     in_another_process()

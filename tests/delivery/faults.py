@@ -32,14 +32,14 @@ ELSEWHERE = {
     "delivery.daemon",
     "delivery.ending",
     "delivery.main",
-    "delivery.waiting",
-    "delivery.left",
+    "delivery.sync",
+    "delivery.backlog",
     "tracking.runs",
 }
 # What they use of others.
 BESIDE = (
-    "checkpoints.registry", "journal.homes", "journal.journal", "journal.life", "locks", "private", "stream.bins",
-    "stream.coding", "stream.counted", "stream.past", "temporary", "uris",
+    "checkpoints.registry", "journal.homes", "journal.journal", "journal.life", "locks", "trusted_paths", "stream.bins",
+    "stream.coding", "stream.counted", "stream.continuation", "temporary", "uris",
 )  # fmt: skip
 # What modules import that touch neither a disk nor a store.
 _COMPUTES = {

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from recordings import BEGUN, blocks, deep, deliver, layout, started, values
 
-from mlflow_tfmon.delivery import attempt, moment
+from mlflow_tfmon.delivery import attempt, saved_state
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal.journal import DATABASE, Journal
 from mlflow_tfmon.journal.spool import Spool, fitting
 from mlflow_tfmon.reading.recorded import load_run
@@ -79,7 +79,7 @@ def test_what_has_arrived_is_deleted_and_nothing_comes_out_differently(
         one.advance(hurry=True)
         assert one.status.error is None
         largest = max(largest, journal.size())
-    assert (journal.folder / moment.FILE).stat().st_mode & 0o777 == 0o600
+    assert (journal.folder / saved_state.FILE).stat().st_mode & 0o777 == 0o600
     journal.append([ENDED])
     journal.close()
     assert largest < 400_000 < 8 * (ROWS * 10 + ROWS * 3 * 2)  # of what was written in all
@@ -101,11 +101,11 @@ def test_a_moment_of_another_version_is_left_alone(
     one.advance(hurry=True)
     one.close()
     with monkeypatch.context() as patch:
-        patch.setattr("mlflow_tfmon.delivery.moment.FORMAT", 99)
+        patch.setattr("mlflow_tfmon.delivery.saved_state.FORMAT", 99)
         other = Deliverer(journal.folder)
         other.advance(hurry=True)
         assert "mlflow-tfmon==" in str(other.status.error) and not other.done
-        assert str(journal.folder / moment.FILE) in str(other.status.error)
+        assert str(journal.folder / saved_state.FILE) in str(other.status.error)
         other.close()
     journal.append([ENDED])
     journal.close()

@@ -13,13 +13,12 @@ import pytest
 from recordings import BEGUN, blocks, deep, deliver, layout, started, values, write
 
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.sent import Sent
-from mlflow_tfmon.delivery.tally import load_manifest, missing
+from mlflow_tfmon.delivery.tally import Sent, load_manifest, missing
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.journal.spool import Spool
 from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.stream.past import Past, PastStream, mark
+from mlflow_tfmon.stream.continuation import Past, PastStream, mark
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.records import (
     DeepSteps,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from recordings import values
 
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.reading.recorded import load_run
 
 ROUNDS = 12

@@ -29,12 +29,12 @@ from recordings import BEGUN, VARIABLES, blocks, deep, layout, started, values
 
 from mlflow_tfmon.delivery import attempt, live
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+from mlflow_tfmon.delivery.sync import deliver, find_waiting
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.records import (
     Activations,
     DatasetUsed,
@@ -428,7 +428,7 @@ FAILED = [
 ]
 
 # Problems of the recording before, which counted as unreadable.
-FAILED_ROUGH = [Case("delivery.earlier._known", "UnicodeEncodeError", "after", "once", 0)]
+FAILED_ROUGH = [Case("delivery.existing._known", "UnicodeEncodeError", "after", "once", 0)]
 
 
 def test_a_fault_at_some_places(benches: list[Bench]) -> None:
@@ -450,7 +450,7 @@ ELSEWHERE = {
     *(f"journal.life.{name}" for name in ("hold", "release", "is_written", "is_delivered_here", "is_claimed")),
     *(f"journal.life.{name}" for name in ("claim_run", "disclaim_run", "_of_run")),
     *(f"tracking.credentials.{name}" for name in ("addresses", "same", "_configured", "_plain")),
-    "locks.is_held", "stream.bins.due", "stream.past.Past.from_text", "tracking.names.run_name",
+    "locks.is_held", "stream.bins.due", "stream.continuation.Past.from_text", "tracking.names.run_name",
     "tracking.names._script", "uris.absolute", "uris.address", "uris.without_secrets_in",
     "delivery.tally.read_manifest",
     # What the process's loop asks of a `Deliverer`: plain values; what a trainer could not write is told by it, too.

@@ -13,7 +13,7 @@ import pytest
 from recordings import BEGUN, blocks, layout, started, values, write
 
 from mlflow_tfmon.cli import main
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal import here, life
 from mlflow_tfmon.journal.journal import DATABASE, JournalReader
 from mlflow_tfmon.stream import coding

@@ -24,7 +24,7 @@ from mlflow_tfmon.delivery.tally import MANIFEST, read_manifest
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.report.making import _code
 from mlflow_tfmon.settings import Settings
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.records import Problems, RunEnded
 from mlflow_tfmon.tags import REACHED_TAG
 from mlflow_tfmon.tracking import findings

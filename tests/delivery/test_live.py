@@ -19,7 +19,7 @@ from mlflow_tfmon.delivery import live
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.stream.past import Past
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Logged, Record, RunEnded
 from mlflow_tfmon.tracking.store import RunStore
 from mlflow_tfmon.translation import telemetry

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import BEGUN, blocks, deliver, layout, started, values, write
 
-from mlflow_tfmon.delivery import earlier
-from mlflow_tfmon.delivery.earlier import Earlier
+from mlflow_tfmon.delivery import existing
+from mlflow_tfmon.delivery.existing import Earlier
 from mlflow_tfmon.delivery.status import FILE, Status, read_status
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.stream.past import Past, PastStream, mark
+from mlflow_tfmon.stream.continuation import Past, PastStream, mark
 from mlflow_tfmon.stream.records import EpochEnded, Problems, Record, RunEnded
 from mlflow_tfmon.tags import REACHED_TAG
 
@@ -74,7 +74,7 @@ def test_a_recording_whose_notes_are_none_is_delivered(
     for text in HOSTILE:
         run_id = client.create_run("0").info.run_id
         folder = write(home, *records(store, run_id, 1))
-        for name in (FILE, earlier._FILE):
+        for name in (FILE, existing._FILE):
             (folder / name).write_text(text)
         check(client, run_id, store, folder, 50)
 
@@ -110,7 +110,7 @@ def test_problems_that_are_none_are_left_out() -> None:
         {**one, "first_step": "x"},
         {**one, "variables": 7},
     ]
-    known = earlier._known([*wrong, one])
+    known = existing._known([*wrong, one])
     assert [each["kind"] for each in known] == ["a"]
     assert len(Earlier(problems=known).with_problems(Problems(1, 0.0, ())).found) == 1
     for each in wrong:

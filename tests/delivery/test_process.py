@@ -20,7 +20,7 @@ from recordings import BEGUN, blocks, layout, started, values
 from mlflow_tfmon.delivery import ending
 from mlflow_tfmon.delivery.main import Trainer
 from mlflow_tfmon.delivery.process import DeliveryProcess
-from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+from mlflow_tfmon.delivery.sync import deliver, find_waiting
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import Flushed, RunEnded

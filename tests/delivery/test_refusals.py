@@ -19,8 +19,8 @@ from sqlalchemy.orm import sessionmaker
 
 from mlflow_tfmon.delivery import calls
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.waiting import deliver as sync
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import deliver as sync
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Record, RunEnded, Text

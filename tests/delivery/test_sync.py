@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from recordings import BEGUN, blocks, deliver, layout, started, values, write
 
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.delivery.backlog import left_behind
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.left import left_behind
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal.journal import DATABASE, Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, RunEnded

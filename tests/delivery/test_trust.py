@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from recordings import BEGUN, blocks, layout, started, values, write
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.delivery.backlog import left_behind
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.left import left_behind
 from mlflow_tfmon.delivery.status import put_away
-from mlflow_tfmon.delivery.waiting import deliver, find_waiting
+from mlflow_tfmon.delivery.sync import deliver, find_waiting
 from mlflow_tfmon.journal.journal import DATABASE, Journal, JournalReader
 from mlflow_tfmon.journal.life import claim_run, disclaim_run, is_written
 from mlflow_tfmon.stream.records import DatasetUsed, Facts, Problems, RunEnded
@@ -97,8 +97,8 @@ def test_a_file_of_another_kind_is_neither_waited_for_nor_followed(
             pytest.skip("only the superuser makes devices")
     refused(folder, capsys, "remove it")
     assert not is_written(folder)
-    with pytest.raises(private.NotOursError):
-        private.write_text(folder / name, "x")
+    with pytest.raises(trusted_paths.NotOursError):
+        trusted_paths.write_text(folder / name, "x")
     assert kind != "link" or (tmp_path / "elsewhere").read_text() == "PRECIOUS"
 
 
@@ -171,7 +171,7 @@ def test_a_home_in_a_folder_of_all_is_this_users_own(home: Path) -> None:
     journal = Journal.create()
     journal.close()
     assert home in journal.folder.parents
-    private.check_recording(journal.folder)
+    trusted_paths.check_recording(journal.folder)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlflow_tfmon.detectors import CAUSES, OUTCOMES, History, Problem, judge
 from mlflow_tfmon.detectors.causes import explained
 from mlflow_tfmon.detectors.sample import Sample
-from mlflow_tfmon.problems.standing import Standing
+from mlflow_tfmon.problems.current import Standing
 from tests.detectors.histories import EPOCHS, STEPS, history, premises
 
 KINDS = sorted(detect.__module__.rpartition(".")[2] for detect in (*CAUSES, *OUTCOMES))

@@ -12,7 +12,7 @@ from mlflow_tfmon.detectors import Gatherer, History, judge
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.sample import Sample
-from mlflow_tfmon.problems.standing import Standing
+from mlflow_tfmon.problems.current import Standing
 from tests.detectors.histories import KERNELS, STEPS, history, premises
 
 _T = np.arange(STEPS)

@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
-from mlflow_tfmon.problems import others
-from mlflow_tfmon.problems.again import diagnose
+from mlflow_tfmon.problems import plugins
+from mlflow_tfmon.problems.rediagnosis import diagnose
 from tests.problems.test_problems import _data, _fit, _loop, _model, _tags
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("fresh")
 def no_detectors() -> Iterator[None]:
     """Those that a test defines judge in that test alone."""
     yield
-    others._defined.clear()
+    plugins._defined.clear()
 
 
 class Slow(keras.callbacks.Callback):

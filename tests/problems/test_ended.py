@@ -14,7 +14,7 @@ import tensorflow as tf
 import mlflow_tfmon
 from mlflow_tfmon.detectors import History, judge
 from mlflow_tfmon.detectors.table import Table
-from mlflow_tfmon.problems.again import diagnose
+from mlflow_tfmon.problems.rediagnosis import diagnose
 from tests.detectors.histories import history, premises
 from tests.problems.test_problems import _data, _tags
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import mlflow_tfmon
-from mlflow_tfmon.problems.again import diagnose
+from mlflow_tfmon.problems.rediagnosis import diagnose
 from tests import trainings
 
 RANDOM = np.random.default_rng(6)

@@ -26,8 +26,8 @@ import mlflow_tfmon
 from benchmarks.detection import own_jobs
 from mlflow_tfmon.cli import main
 from mlflow_tfmon.detectors import History
-from mlflow_tfmon.problems import alerts, others
-from mlflow_tfmon.problems.again import diagnose
+from mlflow_tfmon.problems import alerts, plugins
+from mlflow_tfmon.problems.rediagnosis import diagnose
 from mlflow_tfmon.settings import Settings
 from tests.daily import thorough
 
@@ -277,7 +277,7 @@ def test_functions_and_detectors_of_the_user(caplog: pytest.LogCaptureFixture) -
     try:
         run_id, _ = _fit(_model(), epochs=2, on_problem=tell)
     finally:
-        others._defined.clear()
+        plugins._defined.clear()
     assert [problem.kind for problem in told] == ["mine"]
     assert _tags(run_id)["tfmon.problems"] == "mine"
 
@@ -415,9 +415,9 @@ def test_a_package_offers_detectors(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS", raising=False)
     try:
-        found = [problem.kind for detect in others.others() for problem in detect(History())]
+        found = [problem.kind for detect in plugins.others() for problem in detect(History())]
     finally:
-        others._defined.clear()
+        plugins._defined.clear()
     assert found == ["theirs"]
     assert sum("loading the detector gone failed" in one.message for one in caplog.records) == 1
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mlflow_tfmon.problems.current import Standing
 from mlflow_tfmon.problems.replay import Replay
-from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.stream import records
 from tests.detectors.histories import history
 

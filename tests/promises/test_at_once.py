@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from tests import trainings
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]

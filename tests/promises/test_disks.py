@@ -25,7 +25,7 @@ import mlflow_tfmon
 from mlflow_tfmon import errors
 from mlflow_tfmon.commands.sync import command as sync
 from mlflow_tfmon.delivery.process import DeliveryProcess
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal.homes import second_home
 from mlflow_tfmon.watching import pipeline
 from tests import trainings

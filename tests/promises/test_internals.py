@@ -18,7 +18,7 @@ from mlflow_tfmon import internals, versions
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.probes import hooks
 from mlflow_tfmon.probes.hooks import keras2, keras3, tensorflow
-from mlflow_tfmon.stream.measured import EpochEnded, Steps, StreamOpened
+from mlflow_tfmon.stream.records import EpochEnded, Steps, StreamOpened
 from mlflow_tfmon.watching import pipeline
 from mlflow_tfmon.watching.pipeline import Pipeline
 from tests import trainings

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 
 pytestmark = pytest.mark.thorough
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.watching import pipeline
 from tests import trainings
 from tests.servers import Between, Server

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from tests.servers import Server
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]

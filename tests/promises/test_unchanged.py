@@ -203,7 +203,7 @@ def test_runs_of_scripts_with_one_seed_have_names_of_their_own() -> None:
 
 
 def test_what_a_library_draws_is_given_back() -> None:
-    from mlflow_tfmon.chance import same_random_numbers
+    from mlflow_tfmon.random_state import same_random_numbers
 
     random.seed(7)
     np.random.seed(7)
@@ -217,7 +217,7 @@ def test_what_a_library_draws_is_given_back() -> None:
 
 
 def test_what_a_training_draws_while_a_checkpoint_is_written_is_not_drawn_again(tmp_path: Path) -> None:
-    from mlflow_tfmon.checkpoints.writing import Queue
+    from mlflow_tfmon.checkpoints.writer import Queue
     from mlflow_tfmon.facts import saving
 
     begun, written = threading.Event(), threading.Event()

@@ -23,7 +23,7 @@ TRAINING = """
 import json, sys
 import keras, mlflow, mlflow_tfmon, numpy as np
 from mlflow_tfmon.delivery import process
-from mlflow_tfmon.problems.again import diagnose, replayed
+from mlflow_tfmon.problems.rediagnosis import diagnose, replayed
 from mlflow_tfmon.signals import table
 
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="ones", name="head")], name="net")

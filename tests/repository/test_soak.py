@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from tests import soak
 
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("fresh")]

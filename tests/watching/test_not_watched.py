@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 
 import mlflow_tfmon
 from mlflow_tfmon.probes import tape
-from mlflow_tfmon.watching import complaints
+from mlflow_tfmon.watching import user_messages
 
 X = np.linspace(-1.0, 1.0, 50, dtype="float32")
 
@@ -68,7 +68,7 @@ def test_it_is_said(
         pytest.skip("it calls eager code")
     monkeypatch.setattr(tape, "_seen", {})
     monkeypatch.setattr(tape, "_applied", set())
-    monkeypatch.setattr(complaints, "all_rings", list)  # other tests' are there
+    monkeypatch.setattr(user_messages, "all_rings", list)  # other tests' are there
     mlflow_tfmon.autolog(log_models=False)
     weight = tf.Variable(5.0, name="slope")
 
@@ -80,7 +80,7 @@ def test_it_is_said(
         for _ in range(3):
             trained()
         assert float(weight) < 5.0
-        complaints.say_what_was_not_seen()  # as at the script's end
+        user_messages.say_what_was_not_seen()  # as at the script's end
     told = [line for line in caplog.messages if "no training step was recorded" in line]
     assert len(told) == 1
     assert "slope" in told[0] and "not applied by a Keras optimizer" in told[0]
@@ -96,5 +96,5 @@ def test_nothing_is_said_of_a_script_whose_steps_are_recorded(
         with tf.GradientTape() as one:
             loss = _loss(weight)
         optimizer.apply_gradients([(one.gradient(loss, weight), weight)])
-        complaints.say_what_was_not_seen()
+        user_messages.say_what_was_not_seen()
     assert not any("no training step was recorded" in line for line in caplog.messages)

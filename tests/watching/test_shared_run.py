@@ -12,7 +12,7 @@ import mlflow
 import pytest
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery.waiting import find_waiting
+from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.watching import pipeline
 from tests import trainings
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery.sent import Sent
+from mlflow_tfmon.delivery.tally import Sent
 from mlflow_tfmon.stream.records import RunStarted
 from mlflow_tfmon.translation.state import State, StateError, of_record
 from mlflow_tfmon.translation.translation import Translation

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from mlflow_tfmon import private, temporary
+from mlflow_tfmon import temporary, trusted_paths
 from mlflow_tfmon.delivery.tally import load_manifest
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.reading import files
@@ -56,13 +56,13 @@ class Earlier:
         """
         path = folder / _FILE
         with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):  # a damaged one is made anew
-            state = State(json.loads(private.read_text(path)), "it")
+            state = State(json.loads(trusted_paths.read_text(path)), "it")
             last, series, files = (state.integers(name) for name in ("last", "series", "files"))
             return cls(last, series, files, _known(state.items("problems")))
         found = cls._look(client, run_id)
         with contextlib.suppress(OSError):  # a full disk: what is asked again is only what has arrived since
             draft = path.with_suffix(".new")
-            private.write_text(draft, json.dumps(dataclasses.asdict(found)))
+            trusted_paths.write_text(draft, json.dumps(dataclasses.asdict(found)))
             os.replace(draft, path)
         return found
 

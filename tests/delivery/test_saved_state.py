@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from recordings import BEGUN, VARIABLES, blocks, deep, deliver, layout, started, values, write
 
 import mlflow_tfmon
-from mlflow_tfmon.delivery import attempt, moment
+from mlflow_tfmon.delivery import attempt, saved_state
 from mlflow_tfmon.delivery.deliverer import Deliverer
-from mlflow_tfmon.delivery.sent import Sent
+from mlflow_tfmon.delivery.tally import Sent
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
 from mlflow_tfmon.stream.records import (
@@ -96,7 +96,9 @@ def written() -> dict[str, Any]:
         (point.key, point.step): point for point in translation.take(EpochEnded(9, 1, 0.0, {"a": 1.0}))
     }
     sent.models, sent.changed = {"models/a": 3}, {"a": "b"}
-    told: dict[str, Any] = json.loads(json.dumps(moment.Moment(7, begun, translation, sent, BEGUN).state()))
+    told: dict[str, Any] = json.loads(
+        json.dumps(saved_state.Moment(7, begun, translation, sent, BEGUN).state())
+    )
     return told
 
 
@@ -105,7 +107,7 @@ def test_what_was_written_goes_on_as_it_would_have(written: dict[str, Any], tmp_
     one = Translation(begun, tmp_path / "one")
     all_of(one, [layout(), *training(1)])
     one.take(EpochEnded(9, 1, 0.0, {"a": 1.0}))
-    two = moment.Moment.restored(State(written, "it"), lambda: tmp_path / "two").translation
+    two = saved_state.Moment.restored(State(written, "it"), lambda: tmp_path / "two").translation
     for first in (51, 101):
         assert all_of(one, training(first)) == all_of(two, training(first))
         assert one.flush(False) == two.flush(False)
@@ -138,11 +140,11 @@ def test_whatever_is_in_it_is_read_or_refused(data: st.DataObject, written: dict
     else:
         del holder[path[-1]]
     try:
-        found = moment.Moment.restored(State(changed, "it"), lambda: Path("telemetry"))
+        found = saved_state.Moment.restored(State(changed, "it"), lambda: Path("telemetry"))
     except StateError as error:
         assert "\n" not in str(error)[:200]
     else:
-        assert isinstance(found, moment.Moment)
+        assert isinstance(found, saved_state.Moment)
 
 
 def test_an_array_that_unpacks_to_more_than_it_says_is_refused() -> None:
@@ -172,13 +174,13 @@ def test_one_that_cannot_be_read_is_said_in_a_line_that_names_the_file(
 ) -> None:
     ended = RunEnded(BEGUN + 9, "FINISHED", True)
     folder = write(home, started(store, run_id), layout(), *blocks(values(100)), ended)
-    (folder / moment.FILE).write_text(text, "latin-1")
+    (folder / saved_state.FILE).write_text(text, "latin-1")
     one = Deliverer(folder)
     one.advance(trainer_gone=True, hurry=True)
-    assert not one.done and str(folder / moment.FILE) in str(one.status.error)
+    assert not one.done and str(folder / saved_state.FILE) in str(one.status.error)
     assert "\n" not in str(one.status.error) and len(str(one.status.error)) < 600
     one.close()
-    (folder / moment.FILE).unlink()
+    (folder / saved_state.FILE).unlink()
     assert deliver(folder).done and not folder.exists()
 
 
@@ -193,13 +195,13 @@ def test_records_that_are_missing_without_one_are_told(
     one.close()
     journal.append([RunEnded(BEGUN, "FINISHED", True)])
     journal.close()
-    kept = (journal.folder / moment.FILE).read_bytes()
-    (journal.folder / moment.FILE).unlink()
+    kept = (journal.folder / saved_state.FILE).read_bytes()
+    (journal.folder / saved_state.FILE).unlink()
     other = Deliverer(journal.folder)
     other.advance(trainer_gone=True, hurry=True)
-    assert not other.done and str(journal.folder / moment.FILE) in str(other.status.error)
+    assert not other.done and str(journal.folder / saved_state.FILE) in str(other.status.error)
     other.close()
-    (journal.folder / moment.FILE).write_bytes(kept)
+    (journal.folder / saved_state.FILE).write_bytes(kept)
     assert deliver(journal.folder).done
 
 

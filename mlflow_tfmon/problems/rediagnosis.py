@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_tfmon.detectors import Problem
-from mlflow_tfmon.problems.others import others
+from mlflow_tfmon.problems.current import Standing
+from mlflow_tfmon.problems.plugins import others
 from mlflow_tfmon.problems.replay import Replay
-from mlflow_tfmon.problems.standing import Standing
 from mlflow_tfmon.reading import files
 from mlflow_tfmon.stream import records
 

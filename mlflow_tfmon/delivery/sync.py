@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_tfmon import private
+from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.delivery.status import put_away, read_status
 from mlflow_tfmon.journal import life
@@ -73,9 +73,9 @@ def find_waiting(home: Path | None = None) -> list[Waiting]:
     found: list[Waiting | None] = []
     for one in [home] if home is not None else all_homes():
         try:
-            private.check_home(one)
+            trusted_paths.check_home(one)
             found += [_looked_at(folder) for folder in (one / "recordings").iterdir()]
-        except private.NotOursError as error:
+        except trusted_paths.NotOursError as error:
             found.append(_unread(one, error))
         except OSError:  # nothing was recorded
             continue
@@ -92,14 +92,16 @@ def _looked_at(folder: Path) -> Waiting | None:
 
 def _unread(folder: Path, error: Exception) -> Waiting:
     """What is not read, since others can write it or it is none: it is shown, and stays where it is."""
-    told = str(error) if isinstance(error, private.NotOursError) else f"{folder} cannot be read: {error!r}"
+    told = (
+        str(error) if isinstance(error, trusted_paths.NotOursError) else f"{folder} cannot be read: {error!r}"
+    )
     return Waiting(folder, None, None, "", "", folder.lstat().st_mtime, 0, 0, False, False, told, True)
 
 
 def _look(folder: Path) -> Waiting | None:
     try:
-        private.check_recording(folder)
-    except private.NotOursError as error:
+        trusted_paths.check_recording(folder)
+    except trusted_paths.NotOursError as error:
         return _unread(folder, error)
     reader = JournalReader(folder)
     try:
