@@ -126,6 +126,7 @@ def autolog(
     report: bool = True,
     tensorboard: bool = False,
     sinks: str | None = None,
+    detectors: Mapping[str, Any] | None = None,
     on_problem: str | Callable[[Problem], Any] = "warn",
     alert_url: str | None = None,
     resume: str | None = None,
@@ -180,6 +181,8 @@ def autolog(
         tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
         sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
             files that grow), or the sink of an installed package; separate several with commas.
+        detectors: detectors to turn off, and thresholds, by kind of problem:
+            `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
             `fit` to good weights, with a tenth of the learning rate and clipped gradients), or a function that is
             called with each new `Problem`.

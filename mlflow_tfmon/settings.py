@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mlflow_tfmon import sources
+from mlflow_tfmon.detectors import CAUSES, OUTCOMES, thresholds
 from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.sinks import sinks
 
@@ -57,6 +58,7 @@ class Settings:
     tensorboard: bool = False
     sinks: str | None = None
     silent: bool = False
+    detectors: Mapping[str, Any] | None = None
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = dataclasses.field(
         default=None, repr=False
@@ -116,6 +118,13 @@ class Settings:
                 raise self._error("sinks", "needs TensorBoard: pip install 'mlflow-tfmon[tensorboard]'")
         if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
             raise self._error("resume", 'must be the id of a run, or "latest"')
+        if self.detectors is not None:
+            if not isinstance(self.detectors, Mapping):
+                raise self._error("detectors", 'must be a dictionary such as {"overfitting": False}')
+            try:
+                thresholds.check(self.detectors, (*CAUSES, *OUTCOMES))
+            except ValueError as error:
+                raise self._error("detectors", str(error)) from None
         name_ = self.registered_model_name
         if name_ is not None and (not isinstance(name_, str) or not name_.strip() or set("/:") & set(name_)):
             raise self._error("registered_model_name", "must be a non-empty name without '/' and ':'")

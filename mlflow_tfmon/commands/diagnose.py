@@ -20,17 +20,21 @@ from mlflow_tfmon.tables import echo
 def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: str | None) -> None:
     """Diagnose a run again, from its recording, with the detectors of this version.
 
-    Data that have not arrived are not considered, and a line on stderr says so. Changes nothing in the run. The exit
-    status is 0 whether there are problems or not, unless `--fail-on` says which of them are to fail, as in CI.
+    The setting `detectors` (in the environment or pyproject.toml) holds here too. Data that have not arrived are not
+    considered, and a line on stderr says so. Changes nothing in the run. The exit status is 0 whether there are
+    problems or not, unless `--fail-on` says which of them are to fail, as in CI.
     """
     import dataclasses
     import json
 
     from mlflow.exceptions import MlflowException
 
-    from mlflow_tfmon.problems.failing import KINDS, Failing
+    from mlflow_tfmon.detectors import KINDS
+    from mlflow_tfmon.errors import SettingError
+    from mlflow_tfmon.problems.failing import Failing
     from mlflow_tfmon.problems.rediagnosis import diagnose
     from mlflow_tfmon.reading.recorded import load_run
+    from mlflow_tfmon.settings import Settings
 
     try:
         failing = Failing.parsed(fail_on or "")
@@ -39,8 +43,8 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
     run_id = find_run(reference, tracking_uri)
     try:
         run = load_run(run_id, tracking_uri)
-        problems = diagnose(run)
-    except (MlflowException, ValueError) as error:
+        problems = diagnose(run, Settings.make().detectors)
+    except (MlflowException, SettingError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if not run.complete:
         echo(

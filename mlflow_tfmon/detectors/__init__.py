@@ -1,12 +1,14 @@
 """Detectors of problems in a training: one module per kind, each a pure function of a `History`.
 
 This package imports neither TensorFlow nor MLflow: a recording can be diagnosed again at any time. A new kind is a
-module with a function `detect`, listed in `CAUSES` (or in `OUTCOMES`, reported only if no cause was found).
+module with a function `detect`, listed in `CAUSES` (or in `OUTCOMES`, reported only if no cause was found). Its
+thresholds are the function's keyword-only arguments, which the setting `detectors` can change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from types import MappingProxyType
 
 from mlflow_tfmon.detectors import (
     accumulation_not_zeroed,
@@ -34,10 +36,10 @@ from mlflow_tfmon.detectors import (
 )
 from mlflow_tfmon.detectors.history import Gatherer, History
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.thresholds import Chosen, Detect, chosen_of, kind_of
 
-__all__ = ["CAUSES", "OUTCOMES", "Detect", "Gatherer", "History", "Problem", "judge"]
+__all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Problem", "judge"]
 
-Detect = Callable[[History], Iterable[Problem]]
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
     poor_initialization.detect, unnormalized_input.detect, accumulation_not_zeroed.detect, exploding_gradient.detect,
@@ -46,21 +48,27 @@ CAUSES: tuple[Detect, ...] = (
     overfitting.detect, input_bound.detect, retracing.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
+KINDS = tuple(sorted(kind_of(detect) for detect in (*CAUSES, *OUTCOMES)))
 _BESIDE = {"input_bound", "retracing"}  # these cost time, but do not explain what is learned
 
 
-def judge(history: History, further: Iterable[Detect] = ()) -> list[Problem]:
+def judge(
+    history: History, further: Iterable[Detect] = (), chosen: Chosen = MappingProxyType({})
+) -> list[Problem]:
     """Returns the problems of a training, the most severe first.
 
     Args:
         history: the training up to some step.
         further: detectors of other packages.
+        chosen: detectors that are turned off, and thresholds, as in the setting `detectors`.
 
     Example:
         >>> judge(History())
         []
     """
-    found = [problem for detect in (*CAUSES, *further) for problem in detect(history)]
+    causes = (*chosen_of(CAUSES, chosen), *further)
+    found = [problem for detect in causes for problem in detect(history)]
     if all(problem.kind in _BESIDE for problem in found):
-        found += [problem for detect in OUTCOMES for problem in detect(history)]
+        found += [problem for detect in chosen_of(OUTCOMES, chosen) for problem in detect(history)]
+    found = [problem for problem in found if chosen.get(problem.kind) is not False]
     return sorted(found, key=lambda problem: problem.severity != "critical")

@@ -10,8 +10,6 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_DEAD = 0.7
-_NEARLY_ALL = 0.9
 _ZERO_AT = ("relu", "relu6", "relu_squared", "relu2")
 _ADVICE = (
     "Lower the learning rate, initialize with he_normal, use LeakyReLU or GELU instead of ReLU, or put "
@@ -19,17 +17,24 @@ _ADVICE = (
 )
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(
+    history: History, *, min_share: float = 0.7, min_share_if_little: float = 0.9
+) -> Iterator[Problem]:
     """Finds layers in which 70% of the units are zero for a whole batch while nothing is learned; 90% if little is.
 
     If activations were not recorded, the share of zeros in a kernel's gradient stands in for that of dead units.
     The 70% are AutoTrainer's (ICSE 2021); Lu et al., 2019, give the reason. Many dead units in a network that learns
     are not a problem. Counterpart of SageMaker Debugger's "dead ReLU".
+
+    Args:
+        history: the training up to some step.
+        min_share: least share of a layer's units that are zero, while nothing is learned.
+        min_share_if_little: the same while little is learned.
     """
     state = learning(history)
     if not (state.nothing(0.1) or state.little(0.5)):
         return
-    least = _DEAD if state.nothing(0.1) else _NEARLY_ALL
+    least = min_share if state.nothing(0.1) else min_share_if_little
     table, what = history.activations.get("dead_fraction"), "of the units of {} output 0 for a whole batch"
     names = [n for n, kind in history.activation_names.items() if kind in _ZERO_AT]
     if table is None or not np.isfinite(table.mean).any() or not names:

@@ -10,19 +10,22 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_GROWTH = 1e3
 _ADVICE = (
     "Clip gradients (clipnorm=1.0 in the optimizer) and use bounded or rectifying activations with an initializer made "
     "for them (he_normal for ReLU); in deep nets add BatchNormalization or residual connections."
 )
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
     """Finds gradient norms that grew a thousandfold, or are a thousand times larger in early layers than in late ones.
 
     Only if the loss diverged or nothing was learned: a spike that a training recovers from is not reported. A loss that
     is not finite at the very first step, with finite data, is an overflow in the forward pass: no step could have
     spoilt the weights yet. Sources: Pascanu et al., 2013; AutoTrainer (ICSE 2021) has a ratio of 70 between layers.
+
+    Args:
+        history: the training up to some step.
+        min_growth: least growth of the gradient norm, or ratio of a kernel's to the last kernel's, a factor.
     """
     state = learning(history)
     bad = history.nonfinite.get("loss")
@@ -42,12 +45,12 @@ def detect(history: History) -> Iterator[Problem]:
         return
     usual = float(np.median(norms.mean[: max(1, len(norms) // 4), 0]))
     peak = int(norms.most[:, 0].argmax())
-    if norms.most[peak, 0] >= _GROWTH * usual > 0:
-        began = int(np.argmax(norms.most[:, 0] >= _GROWTH * usual))
+    if norms.most[peak, 0] >= min_growth * usual > 0:
+        began = int(np.argmax(norms.most[:, 0] >= min_growth * usual))
         yield Problem(
             "exploding_gradient", "critical", int(norms.first[began]), _largest(history),
             f"The gradient norm rose from {norms.mean[0, 0]:.3g} at step {norms.first[0]:.0f} to "
-            f"{norms.most[peak, 0]:.3g} at step {norms.last[peak]:.0f} (threshold: a factor of {_GROWTH:.0f}).",
+            f"{norms.most[peak, 0]:.3g} at step {norms.last[peak]:.0f} (threshold: a factor of {min_growth:.0f}).",
             _ADVICE, int(norms.last[-1]), 0.9,
         )  # fmt: skip
         return
@@ -56,11 +59,11 @@ def detect(history: History) -> Iterator[Problem]:
         return
     each = layers.medians()
     top = int(np.nanargmax(each)) if np.isfinite(each).any() else 0
-    if top < len(each) - 1 and each[top] >= _GROWTH * each[-1] > 0 and each[top] > 1.0:
+    if top < len(each) - 1 and each[top] >= min_growth * each[-1] > 0 and each[top] > 1.0:
         yield Problem(
             "exploding_gradient", "critical", 1, (layers.names[top],),
             f"The gradient norm of {layers.names[top]} is {each[top]:.3g}, that of the last kernel {each[-1]:.3g} "
-            f"(threshold: a factor of {_GROWTH:.0f}), and nothing has been learned.",
+            f"(threshold: a factor of {min_growth:.0f}), and nothing has been learned.",
             _ADVICE, history.step, 0.8,
         )  # fmt: skip
 

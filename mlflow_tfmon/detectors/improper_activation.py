@@ -21,12 +21,11 @@ _RANGES = {
     "exponential": (0.0, float("inf")),
 }
 _NEITHER = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "softsign")
-_OUTSIDE = 0.01
 _SHARE = 0.1
 _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2D")
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, max_outside: float = 0.01) -> Iterator[Problem]:
     """Finds outputs that cannot reach the targets, or are neither probabilities nor logits, and linear networks.
 
     All are withdrawn if 70% is learned nevertheless. Targets of a regression are reported if more than a few lie
@@ -34,6 +33,10 @@ def detect(history: History) -> Iterator[Problem]:
     activations are reported; two only if nothing is learned. Exponential or softmax in hidden layers is reported if the
     loss diverges or nothing is learned. Does not see what a user's `call` computes between layers, nor an output that
     is not made by an activation. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
+
+    Args:
+        history: the training up to some step.
+        max_outside: harmless distance of targets from the output's range, in standard deviations of the targets.
     """
     data = history.premises
     if data is None or not data.layers:
@@ -41,7 +44,7 @@ def detect(history: History) -> Iterator[Problem]:
     state = learning(history)
     nothing = state.nothing(0.1) or diverged(history)
     if not state.learned >= MUCH:
-        yield from _output(history, data)
+        yield from _output(history, data, max_outside)
     kernels = [layer for layer in data.layers if layer.kernel]
     linear = data.graph and all(layer.activation in LINEAR or layer.is_output for layer in data.layers)
     plain = all(layer.kind in _MIXING for layer in kernels)
@@ -72,7 +75,7 @@ def detect(history: History) -> Iterator[Problem]:
             )  # fmt: skip
 
 
-def _output(history: History, data: Premises) -> Iterator[Problem]:
+def _output(history: History, data: Premises, max_outside: float) -> Iterator[Problem]:
     out, y = data.output, data.targets
     if out is None:
         return
@@ -83,7 +86,7 @@ def _output(history: History, data: Premises) -> Iterator[Problem]:
         # A few targets out of reach do no harm.
         least, most = (y.quantiles[0], y.quantiles[-1]) if y.quantiles else (y.least, y.most)
         few = data.loss == COSINE and y.negative < _SHARE  # lengths and small components do not matter
-        if max(low - least, most - high) / y.std > _OUTSIDE and not few:
+        if max(low - least, most - high) / y.std > max_outside and not few:
             yield Problem(
                 "improper_activation", "critical", min(1, history.step), (out.name,),
                 f"The output activation {out.activation} yields {low:g} to {high:g}, but the targets range from "

@@ -9,13 +9,16 @@ from mlflow_tfmon.detectors.learning import broken, diverged, learning, losses, 
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import band, rate, rounded, suited_rate, update_ratio
 
-_LARGE = 0.1
-_HUGE = 2.0
-_ROSE = 3.0
 _USUAL = 3e-3  # of a kernel's norm, that a step changes
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(
+    history: History,
+    *,
+    min_update_ratio: float = 0.1,
+    min_single_update_ratio: float = 2.0,
+    min_rise: float = 3.0,
+) -> Iterator[Problem]:
     """Finds trainings that diverge, or learn nothing, with steps that change the weights by a tenth of their norm.
 
     About a thousandth per step is usual. A single step is enough if it changed them by twice their norm (Ftrl's first
@@ -24,6 +27,12 @@ def detect(history: History) -> Iterator[Problem]:
     rate is above the optimizer's usual range; such a rate is also reported if little was learned by half of the
     training. Source: LeCun et al., 1998 (steps beyond the curvature's limit grow geometrically). Does not find a rate
     that is only somewhat too high.
+
+    Args:
+        history: the training up to some step.
+        min_update_ratio: least median change of the weights by a step, as a share of their norm.
+        min_single_update_ratio: the same of a single step.
+        min_rise: least rise of the loss, a factor.
     """
     state = learning(history)
     gone = diverged(history)
@@ -38,24 +47,26 @@ def detect(history: History) -> Iterator[Problem]:
     curve = losses(history)
     rose = float(curve.most.max() / state.begun) if len(curve) and state.begun > 0 else 0.0
     reasons = []
-    if usual >= _LARGE or (gone and most >= _LARGE):
+    if usual >= min_update_ratio or (gone and most >= min_update_ratio):
         reasons.append(
-            f"steps change the weights by {max(usual, most):.2g} of their norm (threshold: {_LARGE:g})"
+            f"steps change the weights by {max(usual, most):.2g} of their norm (threshold: {min_update_ratio:g})"
         )
-    elif most >= _HUGE:  # and the weights have not moved since
-        reasons.append(f"one step changed the weights by {most:.2g} times their norm (threshold: {_HUGE:g})")
-    if gone and rose >= _ROSE and (supervised(history) or broken(history)):
+    elif most >= min_single_update_ratio:  # and the weights have not moved since
+        reasons.append(
+            f"one step changed the weights by {most:.2g} times their norm (threshold: {min_single_update_ratio:g})"
+        )
+    if gone and rose >= min_rise and (supervised(history) or broken(history)):
         peak = int(curve.most[:, 0].argmax())
         reasons.append(
             f"the loss rose from {state.begun:.3g} at step {curve.first[0]:.0f} to {curve.most[peak, 0]:.3g} at step "
-            f"{curve.last[peak]:.0f} (threshold: {_ROSE:.0f}-fold)"
+            f"{curve.last[peak]:.0f} (threshold: {min_rise:.0f}-fold)"
         )
     if unusual:
         reasons.append(f"a learning rate of {lr:.3g} is far above the usual range for {optimizer}")
     if not reasons:
         return
     became = "is no longer finite" if broken(history) else "has diverged" if gone else f"has {state.progress}"
-    high = curve.first[curve.most[:, 0] >= _ROSE * state.begun] if gone and len(curve) else curve.first[:0]
+    high = curve.first[curve.most[:, 0] >= min_rise * state.begun] if gone and len(curve) else curve.first[:0]
     yield Problem(
         "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),
         f"The loss {became}, and {', and '.join(reasons)}.",

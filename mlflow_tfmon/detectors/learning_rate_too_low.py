@@ -11,12 +11,10 @@ from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import band, rate, rounded, update_ratio, way
 
-_PATH = 0.1
-_SLOPE = 0.3
 _USUAL = 1e-3  # of a kernel's norm, that a step changes
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float = 0.3) -> Iterator[Problem]:
     """Finds weights that all steps of the training together could not move by a tenth, while little is learned.
 
     Future steps are assumed to be as large as recent ones (those of a warm-up grow). No single step may have moved the
@@ -24,6 +22,11 @@ def detect(history: History) -> Iterator[Problem]:
     a third of its initial norm: if it is gone, larger steps would not help. Applied once a quarter of the training is
     over. A custom loop, whose length is unknown, is assumed to run for as long again as it has run, and for at least
     2,000 steps: the problem may therefore be reported too early or too late.
+
+    Args:
+        history: the training up to some step.
+        max_path: largest change of the weights by all steps together, as a share of their norm.
+        min_gradient_left: least share of its initial norm that the gradient still has.
     """
     state = learning(history)
     usual, most = update_ratio(history)
@@ -33,11 +36,11 @@ def detect(history: History) -> Iterator[Problem]:
     path = way(history, state.share)
     begun = float(np.median(norms.mean[: max(1, len(norms) // 20), 0]))
     now = float(np.median(norms.mean[-max(1, len(norms) // 10) :, 0]))
-    if 0 < path < _PATH and most < _PATH and now >= _SLOPE * begun > 0:
+    if 0 < path < max_path and most < max_path and now >= min_gradient_left * begun > 0:
         yield Problem(
             "learning_rate_too_low", "critical", 1, (),
             f"A step changes the weights by {usual:.1g} of their norm, so the whole training changes them by at most "
-            f"{path:.1%} (threshold: {_PATH:.0%}); the loss has {state.progress}, and its gradient has not shrunk.",
+            f"{path:.1%} (threshold: {max_path:.0%}); the loss has {state.progress}, and its gradient has not shrunk.",
             _advice(history, usual),
             history.step, 0.85,
         )  # fmt: skip

@@ -9,7 +9,6 @@ from mlflow_tfmon.detectors.learning import MUCH, learning
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
-_PATIENCE = 0.4
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 _ONE_HOT = "categorical_crossentropy"
 _NOT_EXCLUSIVE = (
@@ -18,7 +17,7 @@ _NOT_EXCLUSIVE = (
 )
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, min_done: float = 0.4) -> Iterator[Problem]:
     """Finds, before the first step: logits used as probabilities, softmax over one unit, labels out of range.
 
     These are withdrawn if 70% is learned nevertheless. Never withdrawn are a softmax over one unit or for labels that
@@ -28,6 +27,10 @@ def detect(history: History) -> Iterator[Problem]:
     sigmoid or softmax that does not match the loss. (A network with sigmoid outputs does learn exclusive classes: Keras
     scales its outputs to a sum of 1.)
     Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
+
+    Args:
+        history: the training up to some step.
+        min_done: share of the training after which what may be harmless is reported.
     """
     data = history.premises
     out = data.output if data is not None else None
@@ -35,7 +38,7 @@ def detect(history: History) -> Iterator[Problem]:
         return
     state = learning(history)
     certain = _always_wrong(data) or (None if state.learned >= MUCH else _certain(data))
-    suspect = _suspect(data) if state.nothing(_PATIENCE) else None
+    suspect = _suspect(data) if state.nothing(min_done) else None
     if certain or suspect:
         evidence, advice = certain or suspect or ("", "")
         yield Problem(

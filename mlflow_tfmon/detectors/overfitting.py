@@ -12,14 +12,17 @@ from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_step
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 
-_RISE = 0.1
-_WITHIN = 0.05
-_EPOCHS = 5
 _HALF = 0.5
-_APART = 0.25
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(
+    history: History,
+    *,
+    min_rise: float = 0.1,
+    min_behind: float = 0.05,
+    min_epochs: int = 5,
+    min_gap: float = 0.25,
+) -> Iterator[Problem]:
     """Finds validation losses that rose from their best by a tenth of a constant prediction's loss, and stay there.
 
     The last quarter of the epochs (at least three) must be above the best by that much, five epochs must have passed
@@ -29,17 +32,30 @@ def detect(history: History) -> Iterator[Problem]:
     two more cases are reported: a validation loss that was never 5% better than a constant prediction's while the
     training loss is 15% better (nothing that is learned generalizes); and a validation accuracy 25 points behind while
     the two losses differ by a quarter of a constant prediction's.
+
+    Args:
+        history: the training up to some step.
+        min_rise: least rise of the validation loss, as a share of a constant prediction's loss.
+        min_behind: least lag of the validation accuracy, where 1 is all examples.
+        min_epochs: epochs that must have passed since the best.
+        min_gap: least lag of the validation accuracy, and of the loss as a share of a constant prediction's, where the
+            validation loss need not rise.
     """
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
-    if len(held_out) < _EPOCHS + 1 or len(train) != len(held_out) or not state.reference > 0:
+    if len(held_out) < min_epochs + 1 or len(train) != len(held_out) or not state.reference > 0:
         return
     if any(normalization_mismatch.detect(history)):  # then the validation loss tells nothing of the data
         return
-    for rule in (_holds_for_nothing, _rose, _apart):
-        if found := rule(history, state, train, held_out):
-            yield found
-            return
+    found = (
+        _holds_for_nothing(history, state, train, held_out)
+        or _rose(
+            history, state, train, held_out, min_rise=min_rise, min_epochs=min_epochs, min_behind=min_behind
+        )
+        or _apart(history, state, train, held_out, min_gap=min_gap)
+    )
+    if found:
+        yield found
 
 
 def _holds_for_nothing(history: History, state: Learning, train: Table, held_out: Table) -> Problem | None:
@@ -64,26 +80,40 @@ def _holds_for_nothing(history: History, state: Learning, train: Table, held_out
     )  # fmt: skip
 
 
-def _rose(history: History, state: Learning, train: Table, held_out: Table) -> Problem | None:
+def _rose(
+    history: History,
+    state: Learning,
+    train: Table,
+    held_out: Table,
+    *,
+    min_rise: float,
+    min_epochs: int,
+    min_behind: float,
+) -> Problem | None:
     """The problem that the validation loss was better before, or None."""
     values, best = held_out.mean[:, 0], int(held_out.mean[:, 0].argmin())
     last = values[-max(3, len(values) // 4) :]
     rise = float(np.median(last) - values[best])
     passed = (len(values) - 1 - best) * history.epochs.last[-1] / len(values)
     fell = train.mean[-1, 0] < train.mean[best, 0]
-    if rise < _RISE * state.reference or last.min() < values[best] + rise / 3 or passed < _EPOCHS or not fell:
+    if (
+        rise < min_rise * state.reference
+        or last.min() < values[best] + rise / 3
+        or passed < min_epochs
+        or not fell
+    ):
         return None
     learned, known = accuracy(history), accuracy(history, "val_")
     gap = ""
     if len(learned) and len(known):
         behind = float(learned.mean[-1, 0] - known.mean[-1, 0])
-        if behind < _WITHIN:
+        if behind < min_behind:
             return None
         gap = f" The validation accuracy is {behind * 100:.0f} points behind."
     return Problem(
         "overfitting", "warning", int(held_out.last[best]), (),
         f"The validation loss was best at {values[best]:.3g} (step {held_out.last[best]:.0f}) and is now "
-        f"{values[-1]:.3g} (threshold: a rise of {_RISE * state.reference:.2g}), while the training loss fell from "
+        f"{values[-1]:.3g} (threshold: a rise of {min_rise * state.reference:.2g}), while the training loss fell from "
         f"{train.mean[best, 0]:.3g} to {train.mean[-1, 0]:.3g}.{gap}",
         "Stop at the best epoch (keras.callbacks.EarlyStopping(restore_best_weights=True)), add Dropout or weight "
         "decay, augment the data, or use a smaller model.",
@@ -91,7 +121,9 @@ def _rose(history: History, state: Learning, train: Table, held_out: Table) -> P
     )  # fmt: skip
 
 
-def _apart(history: History, state: Learning, train: Table, held_out: Table) -> Problem | None:
+def _apart(
+    history: History, state: Learning, train: Table, held_out: Table, *, min_gap: float
+) -> Problem | None:
     """The problem that training and validation differ widely in loss and accuracy (no rise needed), or None."""
     seen, other = accuracy(history), accuracy(history, "val_")
     if not _half_over(state) or not len(seen) or not len(other):
@@ -99,13 +131,13 @@ def _apart(history: History, state: Learning, train: Table, held_out: Table) -> 
     late = max(1, len(held_out) // 5)
     behind = float(seen.mean[-late:, 0].mean() - other.mean[-late:, 0].max())
     loss, known = float(train.mean[-late:, 0].mean()), float(held_out.mean[-late:, 0].min())
-    if behind < _APART or known - loss < _APART * state.reference:
+    if behind < min_gap or known - loss < min_gap * state.reference:
         return None
     return Problem(
         "overfitting", "warning", int(held_out.first[0]), (),
         f"The validation loss is {known:.3g}, the training loss {loss:.3g} (a constant prediction's is "
         f"{state.reference:.3g}), and the validation accuracy is {behind * 100:.0f} points behind "
-        f"(threshold: {_APART * 100:.0f}).",
+        f"(threshold: {min_gap * 100:.0f}).",
         "Check that each epoch draws from all of the training data, shuffled, and that the validation data are "
         "prepared in the same way; if BatchNormalization has seen few steps, that its averages have settled "
         "(momentum=0.9); then add Dropout, weight decay or data.",

@@ -12,10 +12,8 @@ from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.problem import Problem
 
-_FAR = 10.0
 
-
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, min_factor: float = 10.0) -> Iterator[Problem]:
     """Finds kernels with a constant initial value, and those far from He's and Glorot's standard deviation.
 
     The units of two consecutive constant layers get the same gradients. That is reported before the first step, and
@@ -25,6 +23,10 @@ def detect(history: History) -> Iterator[Problem]:
     layer counts as too small unless it is zero. Weights that were loaded, and an output that starts near zero, are not
     reported. Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor
     weight initialization".
+
+    Args:
+        history: the training up to some step.
+        min_factor: least ratio of the standard deviation to Glorot's, or of Glorot's to it.
     """
     if history.premises is None:
         return
@@ -58,14 +60,14 @@ def detect(history: History) -> Iterator[Problem]:
     far = [
         (one, ratio)
         for one, ratio in far
-        if ratio >= _FAR or (ratio <= 1 / _FAR and small and not one.is_output)
+        if ratio >= min_factor or (ratio <= 1 / min_factor and small and not one.is_output)
     ]
     if far:
         worst, ratio = max(far, key=lambda one: abs(np.log(max(one[1], 1e-9))))
         yield Problem(
             "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
             f"{worst.kernel} is initialized with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's "
-            f"(threshold: a factor of {_FAR:.0f}), and the loss has {state.progress}.",
+            f"(threshold: a factor of {min_factor:.0f}), and the loss has {state.progress}.",
             'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',
             history.step, 0.85,
         )  # fmt: skip

@@ -10,25 +10,30 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_SATURATED = 0.5
-_NEARLY_ALL = 0.8
-_PATIENCE = 0.3  # deep tanh networks that start saturated may need that long to get going
 
-
-def detect(history: History) -> Iterator[Problem]:
+def detect(
+    history: History, *, min_share: float = 0.5, min_share_if_little: float = 0.8, min_done: float = 0.3
+) -> Iterator[Problem]:
     """Finds hidden layers with half of their outputs saturated while nothing is learned; 80% if little is.
 
     The output layer is not examined: that of a confident classifier is saturated. Source: Glorot and Bengio, 2010.
     Counterpart of SageMaker Debugger's "saturated activation".
+
+    Args:
+        history: the training up to some step.
+        min_share: least share of a layer's outputs at an end of their range, while nothing is learned.
+        min_share_if_little: the same while little is learned.
+        min_done: share of the training before which nothing is reported (deep tanh networks that start saturated may
+            need that long).
     """
     state = learning(history)
     table = history.activations.get("saturated_fraction")
-    if table is None or not (state.nothing(_PATIENCE) or state.little(0.5)):
+    if table is None or not (state.nothing(min_done) or state.little(0.5)):
         return
     recent = table.since(history.at(0.5))
     if not len(recent):
         return
-    least = _SATURATED if state.nothing(_PATIENCE) else _NEARLY_ALL
+    least = min_share if state.nothing(min_done) else min_share_if_little
     share = np.where(np.isfinite(recent.mean).any(axis=0), np.nan_to_num(recent.mean).mean(axis=0), 0.0)
     over = np.flatnonzero(share >= least)
     if len(over):

@@ -8,22 +8,26 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import LITTLE, Learning, fell, learning, losses
 from mlflow_tfmon.detectors.problem import Problem
 
-_FEW = 0.15
-_STEADY = 0.75
 
-
-def detect(history: History) -> Iterator[Problem]:
+def detect(
+    history: History, *, max_expected: float = 0.15, min_steadiness: float = 0.75
+) -> Iterator[Problem]:
     """Finds losses that fall, but will close less than 30% of the gap between a constant prediction and zero.
 
     The loss must still fall in the second half of the steps so far; if it is to close 15% or more, it must fall by
     three quarters of its fall in the first half, since a curve that levels off may have learned all there is. Applied
     once half of the training is over, if its length and a constant prediction's loss are known.
+
+    Args:
+        history: the training up to some step.
+        max_expected: share of the gap: a loss that is heading for less is reported in any case.
+        min_steadiness: least fall in the second half of the steps, as a share of that in the first half.
     """
     state = learning(history)
     if not state.known or not history.total_steps or not state.little(0.5) or not fell(history, 0.5):
         return
     expected = state.learned / state.share
-    if expected < _FEW or (expected < LITTLE and not _bends(history, state)):
+    if expected < max_expected or (expected < LITTLE and not _bends(history, state, min_steadiness)):
         yield Problem(
             "slow_convergence", "warning", 1, (),
             f"After {state.share:.0%} of the training the loss has closed {max(state.learned, 0):.0%} of the gap "
@@ -34,11 +38,11 @@ def detect(history: History) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _bends(history: History, state: Learning) -> bool:
-    """Whether the fall in the second half is less than three quarters of that in the first half.
+def _bends(history: History, state: Learning, min_steadiness: float) -> bool:
+    """Whether the fall in the second half is less than that share of the fall in the first half.
 
     The first half is counted from the lower of the initial loss and a constant prediction's.
     """
     level = losses(history).mean[:, 0]
     half = float(level[int(0.45 * len(level)) : int(0.55 * len(level)) + 1].mean())
-    return half - state.now < _STEADY * (min(state.begun, state.reference) - half)
+    return half - state.now < min_steadiness * (min(state.begun, state.reference) - half)

@@ -10,19 +10,22 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_STEPS = 50
-_SHARE = 0.05
 _ADVICE = (
     "Check that the outputs of these layers reach the loss (no stop_gradient, argmax or rounding in between, no "
     "ReLU that is always zero); freeze the layers (layer.trainable = False) if they are not meant to be trained."
 )
 
 
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> Iterator[Problem]:
     """Finds kernels whose gradient was exactly zero at each recent step, after 50 steps and 5% of the training.
 
     Frozen layers (`trainable=False`) are not examined. Counterpart of SageMaker Debugger's "unchanged
     tensor" and "all zero". Does not find weights that move without getting anywhere.
+
+    Args:
+        history: the training up to some step.
+        min_steps: steps before which nothing is reported.
+        min_done: share of the training before which nothing is reported.
     """
     table = history.over_kernels(history.gradients)
     known = history.premises
@@ -33,7 +36,7 @@ def detect(history: History) -> Iterator[Problem]:
         without = [name for name in kernels if name not in history.sizes]
         if without and len(without) < len(kernels):
             # An auxiliary output may well be left out of the loss: the other kernels may learn all there is.
-            little = learning(history).little(_SHARE)
+            little = learning(history).little(min_done)
             yield Problem(
                 "stagnant_weights", "critical" if little else "warning", 1, tuple(without),
                 f"No gradient reaches {len(without)} of {len(kernels)} trainable kernels: the loss does not depend on "
@@ -42,7 +45,7 @@ def detect(history: History) -> Iterator[Problem]:
             )  # fmt: skip
             return
     state = learning(history)
-    if not history.alone or history.step < _STEPS or state.share < _SHARE or not len(table):
+    if not history.alone or history.step < min_steps or state.share < min_done or not len(table):
         return
     recent = table.since(history.at(0.5))
     still = [

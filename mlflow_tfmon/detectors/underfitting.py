@@ -8,20 +8,22 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import NOTHING, fell, learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_IMBALANCED = 0.9
 
-
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, min_class_share: float = 0.9) -> Iterator[Problem]:
     """Finds losses that are less than 5% better than the best constant prediction's, and do not fall.
 
     Applied once a third of the training is over, and only if no cause was found. If one class makes up nine tenths of
     the targets, the evidence says so. Cannot distinguish a model that is too small from data in which there is nothing
     to learn. Counterpart of SageMaker Debugger's "loss not decreasing" and "class imbalance".
+
+    Args:
+        history: the training up to some step.
+        min_class_share: least share of the most frequent class of which the evidence tells.
     """
     state = learning(history)
     if state.nothing(0.33) and not fell(history, 0.5):
         chance = history.premises.chance() if history.premises is not None else float("nan")
-        rare = chance >= _IMBALANCED
+        rare = chance >= min_class_share
         what = "the best constant prediction's loss" if state.known else "that of the first steps"
         yield Problem(
             "underfitting", "critical" if state.known else "warning", 1, (),

@@ -8,18 +8,27 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_LARGE = 20.0
-_UNEQUAL = 100.0
-_OFFSET = 20.0
-_SMALL = 0.05
 
-
-def detect(history: History) -> Iterator[Problem]:
+def detect(
+    history: History,
+    *,
+    max_std: float = 20.0,
+    max_std_ratio: float = 100.0,
+    max_offset: float = 20.0,
+    min_range: float = 0.05,
+) -> Iterator[Problem]:
     """Finds inputs with a standard deviation above 20 or below 1/20 of their mean, or features a hundredfold apart.
 
     Reported if the loss diverges or little is learned: many networks cope. Inputs that all lie within 0.05 are reported
     if nothing is learned. Models that begin with Normalization, Rescaling, BatchNormalization or an Embedding are left
     out. Source: LeCun et al., 1998.
+
+    Args:
+        history: the training up to some step.
+        max_std: largest harmless standard deviation.
+        max_std_ratio: largest harmless ratio of the features' standard deviations.
+        max_offset: largest harmless mean of a feature, in standard deviations.
+        min_range: least harmless difference of the largest and the smallest input.
     """
     data = history.premises
     if data is None or data.inputs is None or data.normalizes or not data.inputs.count:
@@ -30,17 +39,17 @@ def detect(history: History) -> Iterator[Problem]:
     x = data.inputs
     low, high = x.feature_std
     reasons = []
-    if high > _LARGE or abs(x.mean) + x.std > _LARGE * 2:
+    if high > max_std or abs(x.mean) + x.std > max_std * 2:
         reasons.append(
-            f"they range from {x.least:.3g} to {x.most:.3g} (standard deviation: {high:.3g}; threshold: {_LARGE:g})"
+            f"they range from {x.least:.3g} to {x.most:.3g} (standard deviation: {high:.3g}; threshold: {max_std:g})"
         )
-    if low > 0 and high > _UNEQUAL * low and x.columns > 1 and high > 1:
+    if low > 0 and high > max_std_ratio * low and x.columns > 1 and high > 1:
         reasons.append(f"the standard deviations of the features range from {low:.2g} to {high:.2g}")
-    if x.feature_offset > _OFFSET and x.columns <= 100:
+    if x.feature_offset > max_offset and x.columns <= 100:
         reasons.append(f"a feature's mean is {x.feature_offset:.0f} standard deviations from 0")
-    if x.most - x.least < _SMALL and state.nothing(0.15):
+    if x.most - x.least < min_range and state.nothing(0.15):
         reasons.append(
-            f"they range only from {x.least:.3g} to {x.most:.3g} (threshold: {_SMALL:g} apart; scaled twice?)"
+            f"they range only from {x.least:.3g} to {x.most:.3g} (threshold: {min_range:g} apart; scaled twice?)"
         )
     if reasons:
         yield Problem(

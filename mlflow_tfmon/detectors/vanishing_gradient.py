@@ -10,15 +10,17 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_RATIO = 1e-3
 
-
-def detect(history: History) -> Iterator[Problem]:
+def detect(history: History, *, min_ratio: float = 1e-3) -> Iterator[Problem]:
     """Finds kernels whose gradient norm is less than a thousandth of the largest kernel's, while nothing is learned.
 
     Norms are divided by the square root of the kernel's size, so that wide layers compare with narrow ones; the median
     over the second half of the steps is used, once a tenth of the training is over. Sources: Hochreiter, 1991; the
     ratio is AutoTrainer's (ICSE 2021). Does not find a network that learns with its last layers alone.
+
+    Args:
+        history: the training up to some step.
+        min_ratio: least harmless gradient per element, as a share of the largest kernel's.
     """
     state = learning(history)
     table = history.over_kernels(history.gradients)
@@ -32,14 +34,14 @@ def detect(history: History) -> Iterator[Problem]:
     if not np.isfinite(each).any() or np.nanmax(each) <= 0:
         return
     top = int(np.nanargmax(each))
-    small = [at for at in range(top) if each[at] < _RATIO * each[top]]
+    small = [at for at in range(top) if each[at] < min_ratio * each[top]]
     if not small or not any(each[at] > 0 for at in small):
         return  # gradients of exactly zero come from dead units
     worst = min(small, key=lambda at: each[at])
     yield Problem(
         "vanishing_gradient", "critical", 1, tuple(table.names[at] for at in small),
         f"The gradient of {table.names[worst]} is {each[worst]:.2g} per element, that of {table.names[top]} "
-        f"{each[top]:.2g} (threshold: a thousandth of it), and the loss has {state.progress}.",
+        f"{each[top]:.2g} (threshold: {min_ratio:g} of it), and the loss has {state.progress}.",
         "Use ReLU, GELU or SELU instead of sigmoid or tanh in the hidden layers with an initializer made for them, add "
         "BatchNormalization or residual connections, or use fewer layers; for recurrent layers use LSTM or GRU.",
         history.step, 0.9,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from mlflow_tfmon.detectors import Detect, History, Problem, judge
 from mlflow_tfmon.detectors.causes import explained
 from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
+from mlflow_tfmon.detectors.thresholds import Chosen
 
 
 class Standing:
@@ -18,6 +19,7 @@ class Standing:
 
     Args:
         further: third-party detectors.
+        chosen: as in the setting `detectors`.
 
     Example:
         >>> standing = Standing()
@@ -26,8 +28,9 @@ class Standing:
         ['nan_or_inf']
     """
 
-    def __init__(self, further: Iterable[Detect] = ()) -> None:
+    def __init__(self, further: Iterable[Detect] = (), chosen: Chosen | None = None) -> None:
         self._further = tuple(further)
+        self._chosen = chosen or {}
         self._past: list[Problem] = []
         self._found: dict[tuple[str, str], Problem] = {}
         self._said: dict[tuple[str, str], Problem] = {}  # as they were when they were said last
@@ -71,7 +74,7 @@ class Standing:
         new: set[tuple[str, str]] = set()
         for prefix, history in histories.items():
             found: dict[str, Problem] = {}
-            for problem in judge(history, self._further):
+            for problem in judge(history, self._further, self._chosen):
                 found.setdefault(problem.kind, problem)  # of one kind, that which matters most comes first
             for kind, problem in found.items():
                 said = self._said.get((prefix, kind))

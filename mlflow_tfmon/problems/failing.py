@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlflow_tfmon.detectors import CAUSES, OUTCOMES, Problem
+from mlflow_tfmon.detectors import KINDS, Problem
 from mlflow_tfmon.detectors.problem import SEVERITIES
 from mlflow_tfmon.problems.plugins import others
-
-KINDS = tuple(sorted(detect.__module__.rpartition(".")[2] for detect in (*CAUSES, *OUTCOMES)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.detectors.thresholds import Chosen
 from mlflow_tfmon.problems.current import Standing
 from mlflow_tfmon.problems.plugins import others
 from mlflow_tfmon.problems.replay import Replay
@@ -22,7 +23,7 @@ _JUDGEMENTS = 50
 _LISTS = "variables."
 
 
-def diagnose(run: RecordedRun) -> list[Problem]:
+def diagnose(run: RecordedRun, chosen: Chosen | None = None) -> list[Problem]:
     """Diagnoses a run again, with the detectors of this version and those that are defined or installed.
 
     The records are replayed in order, and diagnosed at fiftieths of the training, so that a temporary problem is
@@ -30,22 +31,26 @@ def diagnose(run: RecordedRun) -> list[Problem]:
 
     Args:
         run: from `load_run`.
+        chosen: detectors that are turned off, and thresholds, as in the setting `detectors`.
 
     Example:
         >>> diagnose(mlflow_tfmon.load_run(run_id))
         []
     """
-    return replayed(run, run.ended)[1].problems
+    return replayed(run, run.ended, chosen=chosen)[1].problems
 
 
-def replayed(run: RecordedRun, ended: bool = False) -> tuple[Replay, Standing]:
+def replayed(
+    run: RecordedRun, ended: bool = False, *, chosen: Chosen | None = None
+) -> tuple[Replay, Standing]:
     """Goes through what was recorded of a run: its histories, and the problems that stand at the end.
 
     Args:
         run: the run.
         ended: whether its training is over, by itself.
+        chosen: as in the setting `detectors`.
     """
-    replay, standing = Replay(), Standing(others())
+    replay, standing = Replay(), Standing(others(), chosen)
     found = sorted(_records(run), key=lambda one: one[:2])
     last = found[-1][0] if found else 0
     due = 0.0

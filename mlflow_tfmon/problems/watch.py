@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.detectors.thresholds import Chosen
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.problems.current import Standing
 from mlflow_tfmon.problems.plugins import others
@@ -28,13 +29,14 @@ class Watch:
 
     Args:
         append: takes records (the recording's).
+        chosen: as in the setting `detectors`.
     """
 
-    def __init__(self, append: Callable[[records.Record], None]) -> None:
+    def __init__(self, append: Callable[[records.Record], None], chosen: Chosen | None = None) -> None:
         self._append = append
         self.on_new: list[Callable[[Problem], None]] = []
         self._replay = Replay()
-        self._standing = Standing(others())
+        self._standing = Standing(others(), chosen)
         self._lock = threading.Lock()
         self._judging = threading.Lock()
         self._due = self._soonest = 0.0  # monotonic time

@@ -74,7 +74,7 @@ class Pipeline:
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
-        self.watch = Watch(self.recording.append)
+        self.watch = Watch(self.recording.append, settings.detectors)
         link = where(run.tracking_uri, run.experiment_id, run.run_id)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name, link)
         self._delivery = DeliveryProcess.shared()

@@ -1,0 +1,64 @@
+"""Thresholds of the detectors, the keyword-only arguments of their functions, and the user's choice among both."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.problem import Problem
+
+Detect = Callable[[History], Iterable[Problem]]
+Chosen = Mapping[str, Any]  # by kind: whether it is looked for, or thresholds by name
+
+
+def kind_of(detect: Detect) -> str:
+    """The kind of problem that a detector of this package finds: its module's name."""
+    return detect.__module__.rpartition(".")[2]
+
+
+def thresholds(detect: Detect) -> dict[str, float]:
+    """A detector's thresholds, with their defaults.
+
+    Example:
+        >>> thresholds(dead_relu.detect)
+        {'min_share': 0.7, 'min_share_if_little': 0.9}
+    """
+    arguments = inspect.signature(detect).parameters.values()
+    return {one.name: one.default for one in arguments if one.kind is one.KEYWORD_ONLY}
+
+
+def check(chosen: Chosen, detectors: Iterable[Detect]) -> None:
+    """Checks a choice; a kind that is not known, and does not resemble one that is, may be of another package.
+
+    Raises:
+        ValueError: it names what does not exist, or has a value that is none; the message says what there is.
+    """
+    known = {kind_of(detect): thresholds(detect) for detect in detectors}
+    for kind, value in chosen.items():
+        if kind not in known:
+            near = difflib.get_close_matches(str(kind), known, n=1)
+            if value is not False or near:
+                what = f"did you mean {near[0]!r}?" if near else f"kinds: {', '.join(sorted(known))}"
+                raise ValueError(f"has no kind {kind!r} ({what})")
+        elif isinstance(value, Mapping):
+            for name, number in value.items():
+                if name not in known[kind]:
+                    names = ", ".join(known[kind]) or "none"
+                    raise ValueError(f"has no threshold {name!r} of {kind} (its thresholds: {names})")
+                if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
+                    raise ValueError(f"needs a number for {name} of {kind}, not {number!r}")
+        elif not isinstance(value, bool):
+            raise ValueError(f"needs True, False or a dictionary of thresholds for {kind}, not {value!r}")
+
+
+def chosen_of(detectors: Iterable[Detect], chosen: Chosen) -> Iterator[Detect]:
+    """The detectors that are not turned off, with the thresholds that were chosen for them."""
+    for detect in detectors:
+        value = chosen.get(kind_of(detect), True)
+        if value is not False:
+            yield functools.partial(detect, **value) if isinstance(value, Mapping) else detect
