@@ -267,6 +267,13 @@ def fit_of_few_steps(mended: bool) -> None:
     model.fit(x[:800], y[:800], 256, 14, validation_data=(x[800:], y[800:]), verbose=0)
 
 
+def fit_of_sorted_digits(mended: bool) -> None:
+    """Digits that are sorted by class, of which `validation_split` takes the last ones."""
+    model, (x, y, _, _) = mlp(1)
+    order = np.random.default_rng(0).permutation(len(x)) if mended else np.argsort(y, kind="stable")
+    model.fit(x[order], y[order], 32, 12, validation_split=0.2, verbose=0)
+
+
 normal = keras.initializers.RandomNormal
 CASES: dict[str, Case] = {
     "nan_or_inf": Case(
@@ -331,6 +338,10 @@ CASES: dict[str, Case] = {
         always={"data": tabular, "classes": 3, "hidden": (32,), "activation": "tanh", "optimizer": "SGD", "rate": 0.02},
         broken={"given": {"scaled": False}},
     ),
+    "unscaled_targets": Case(
+        losses, "loss", epochs=20, scale="log",
+        always={**REGRESSION, "rate": 1e-3}, broken={"given": {"scale": 80.0, "offset": 500.0}},
+    ),
     "learning_rate_too_high": Case(
         by_kernel("update_ratio"), "update ratio of each layer", scale="log",
         broken={"rate": 1.0}, mended={"rate": 1e-3},
@@ -344,6 +355,9 @@ CASES: dict[str, Case] = {
     ),
     "shape_broadcast": Case(losses, "loss", train=loop_that_broadcasts),
     "accumulation_not_zeroed": Case(gradients, "gradient norm", train=loop_that_accumulates, scale="log"),
+    "validation_mismatch": Case(
+        by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_sorted_digits
+    ),
     "normalization_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"
     ),

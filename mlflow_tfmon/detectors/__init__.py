@@ -32,6 +32,8 @@ from mlflow_tfmon.detectors import (
     stagnant_weights,
     underfitting,
     unnormalized_input,
+    unscaled_targets,
+    validation_mismatch,
     vanishing_gradient,
 )
 from mlflow_tfmon.detectors.history import Gatherer, History
@@ -42,10 +44,11 @@ __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Prob
 
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
-    poor_initialization.detect, unnormalized_input.detect, accumulation_not_zeroed.detect, exploding_gradient.detect,
-    vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect, learning_rate_too_high.detect,
-    learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect, normalization_mismatch.detect,
-    overfitting.detect, input_bound.detect, retracing.detect,
+    poor_initialization.detect, unnormalized_input.detect, unscaled_targets.detect, accumulation_not_zeroed.detect,
+    exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect,
+    learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
+    validation_mismatch.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect,
+    retracing.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
 KINDS = tuple(sorted(kind_of(detect) for detect in (*CAUSES, *OUTCOMES)))

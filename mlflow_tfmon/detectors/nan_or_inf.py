@@ -21,15 +21,22 @@ def detect(history: History) -> Iterator[Problem]:
     """
     data = history.premises
     if data is not None:
-        for name, sample in (("inputs", data.inputs), ("targets", data.targets)):
+        samples = {
+            "inputs": data.inputs,
+            "targets": data.targets,
+            "validation inputs": data.val_inputs,
+            "validation targets": data.val_targets,
+        }
+        for name, sample in samples.items():
             if sample is not None and sample.nonfinite:
                 # A custom loss or layer may mask them.
                 own = not data.graph or any(layer.activation == UNKNOWN for layer in data.layers)
-                bears = own if name == "inputs" else not data.loss
+                held_out = name.startswith("validation")
+                bears = own if name.endswith("inputs") else not data.loss
                 if bears and not history.nonfinite and learning(history).learned >= LITTLE:
                     continue
                 at = (
-                    f"; first: {'x' if name == 'inputs' else 'y'}[{sample.nonfinite_at}]"
+                    f"; first: {'val_' * held_out}{'x' if name.endswith('inputs') else 'y'}[{sample.nonfinite_at}]"
                     if sample.nonfinite_at >= 0
                     else ""
                 )
@@ -40,7 +47,7 @@ def detect(history: History) -> Iterator[Problem]:
                     of = "gradient" if name_bad in history.sizes else name_bad
                     struck = f" The {of} became NaN or infinite at step {first_bad.first}."
                 yield Problem(
-                    "nan_or_inf", "warning" if bears and not broken(history) else "critical", 0, (),
+                    "nan_or_inf", "warning" if (bears or held_out) and not broken(history) else "critical", 0, (),
                     f"The {name} contain {sample.nonfinite} non-finite {values} (NaN or infinity){at}.{struck}",
                     f"Clean the {name} before training: drop or fill those rows (numpy.isfinite finds them).",
                     history.step, 1.0,

@@ -84,6 +84,8 @@ class Premises:
         graph: whether `layers` are all that the model computes.
         inputs: sample of the inputs.
         targets: sample of the targets.
+        val_inputs: sample of the inputs of the validation data.
+        val_targets: sample of the targets of the validation data.
         weighted: whether the loss is not a plain mean over the examples (weighted examples or classes, or a sum), so
             that the formulas for a constant prediction do not hold.
         trained_before: whether the optimizer had made steps before.
@@ -102,6 +104,8 @@ class Premises:
     graph: bool = True
     inputs: Sample | None = None
     targets: Sample | None = None
+    val_inputs: Sample | None = None
+    val_targets: Sample | None = None
     weighted: bool = False
     trained_before: bool = False
     norm_momentum: float = float("nan")
@@ -112,7 +116,7 @@ class Premises:
         """Returns the premises in a dict made by `dataclasses.asdict`."""
         found = dict(values)
         found["layers"] = tuple(_plain(Layer, one) for one in found.get("layers", ()))
-        for name in ("inputs", "targets"):
+        for name in ("inputs", "targets", "val_inputs", "val_targets"):
             found[name] = _plain(Sample, found[name]) if found.get(name) else None
         premises: Premises = _plain(cls, found)
         return premises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,9 @@ def premises_of(
     model: Any,
     inputs: Any = None,
     targets: Any = None,
+    *,
+    val_inputs: Any = None,
+    val_targets: Any = None,
     weighted: bool = False,
     drawn: bool = True,
 ) -> Premises:
@@ -58,6 +62,8 @@ def premises_of(
         model: a built Keras model, with its initial weights.
         inputs: of the data, as an array; None if unknown. Only what is in memory is looked at: a dataset is never read.
         targets: the same.
+        val_inputs: of the validation data, the same.
+        val_targets: the same.
         weighted: whether examples or classes are weighted, by whatever.
         drawn: whether its kernels are as they were drawn, not trained within the run.
 
@@ -82,6 +88,8 @@ def premises_of(
         graph=is_graph(model),
         inputs=_sample(inputs, targets=False),
         targets=None if goal.ignores else _sample(targets),
+        val_inputs=_sample(val_inputs, targets=False),
+        val_targets=None if goal.ignores else _sample(val_targets),
         weighted=weighted or not goal.plain or goal.ignores or masked(model),
         trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
         norm_momentum=norm_momentum(model),
@@ -144,13 +152,33 @@ def _data(arguments: FitArguments | None) -> dict[str, Any]:
     """Inputs and targets of a fit, as far as they are in memory, and whether its examples are weighted."""
     if arguments is None:
         return {}
-    x, y = arguments.x, arguments.y
-    weighted = arguments.sample_weight is not None or bool(arguments.values.get("class_weight"))
-    if isinstance(x, tf.data.Dataset):
-        elements = x.element_spec if isinstance(x.element_spec, tuple) else ()
-        x, y, *_ = (*pipelines.arrays(x), None, None)
-        weighted |= len(elements) == 3
-    return {"inputs": x, "targets": y, "weighted": weighted}
+    x, y, weighted = _arrays(arguments.x, arguments.y)
+    val_x, val_y, _ = _arrays(*_pair(arguments.validation_data))
+    if arguments.validation_data is None and arguments.validation_split and _splits(x) and _splits(y):
+        first = math.floor(len(x) * (1 - arguments.validation_split))  # as Keras splits, without shuffling
+        (x, val_x), (y, val_y) = ((one[:first], one[first:]) for one in (x, y))
+    weighted |= arguments.sample_weight is not None or bool(arguments.values.get("class_weight"))
+    return {"inputs": x, "targets": y, "val_inputs": val_x, "val_targets": val_y, "weighted": weighted}
+
+
+def _arrays(x: Any, y: Any = None) -> tuple[Any, Any, bool]:
+    """The arrays of a dataset that is a slice of them, whatever else as it is; whether its examples have weights."""
+    if not isinstance(x, tf.data.Dataset):
+        return x, y, False
+    elements = x.element_spec if isinstance(x.element_spec, tuple) else ()
+    x, y, *_ = (*pipelines.arrays(x), None, None)
+    return x, y, len(elements) == 3
+
+
+def _pair(validation: Any) -> tuple[Any, Any]:
+    """Inputs and targets as `validation_data` has them."""
+    if isinstance(validation, (tuple, list)):
+        return (*validation, None, None)[:2]
+    return validation, None
+
+
+def _splits(values: Any) -> bool:
+    return isinstance(values, (np.ndarray, pd.DataFrame, pd.Series)) and values.ndim > 0
 
 
 def masked(model: Any) -> bool:

@@ -80,7 +80,7 @@ def deliver_model(
                     client.log_model_artifacts(model_id, str(folder))
                 _compare(client, model_id, folder)
                 client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-        rejected |= run.points(metrics, model_id, dataset_of)
+        rejected |= run.points(_unlinked(model, metrics), model_id, dataset_of)
         rejected |= run.tags(dict.fromkeys(saved.pointers, model_id))
     except RefusedError as error:
         rejected[f"model {saved.name}"] = str(error)
@@ -89,6 +89,16 @@ def deliver_model(
                 if client.get_logged_model(model_id).status != LoggedModelStatus.READY:
                     client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
     return rejected
+
+
+def _unlinked(model: LoggedModel, metrics: Sequence[Point]) -> list[Point]:
+    """The points that a logged model does not have yet.
+
+    MLflow (3.1 to 3.17) passes over a point that a model has, but fails if the dataset named with it is another: it
+    may have got into the run since.
+    """
+    there = {(one.key, one.step, one.timestamp) for one in model.metrics or ()}
+    return [one for one in metrics if (one.key, one.step, one.time) not in there]
 
 
 def _known(client: MlflowClient, model_id: str) -> LoggedModel | None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities import DatasetInput, InputTag
 from mlflow.models import infer_signature
 from recordings import BEGUN, deliver, started
 
 from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.stream.records import EpochEnded, Facts, ModelSaved, RunEnded
-from mlflow_tfmon.tracking.store import AwayError
+from mlflow_tfmon.tracking.models import deliver_model
+from mlflow_tfmon.tracking.points import Point
+from mlflow_tfmon.tracking.store import AwayError, RunStore
 
 SAVED = ModelSaved(
     "models/0", "best", 3, {"val_loss": 0.25, "extra": 7.0}, "digits", {"kind": "best"}, ("tfmon.best_model",)
@@ -120,6 +123,27 @@ def test_a_model_that_was_not_saved_in_full_is_marked_failed_and_holds_nothing_u
     (model,) = client.search_logged_models(["0"])
     assert model.status.value == "FAILED"
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_model_whose_dataset_becomes_known_after_its_metrics_is_not_rejected(
+    store: str, home: Path
+) -> None:
+    """MLflow takes a metric of another dataset for another one, which its table has no room for."""
+    client = mlflow.MlflowClient(store)
+    run = RunStore(client, client.create_run("0").info.run_id)
+    folder = record(home, store, run.run_id).folder / SAVED.path
+    points = [Point(key, value, SAVED.step, int(BEGUN * 1000)) for key, value in SAVED.metrics.items()]
+    known: list[str] = []
+    assert deliver_model(run, SAVED, folder, points, None, known.append) == {}
+    dataset = mlflow.data.from_numpy(np.ones((4, 4)), name="held out")._to_mlflow_entity()
+    client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "eval")])])
+    assert deliver_model(run, SAVED, folder, points, known[0], known.append) == {}
+    (model,) = client.search_logged_models(["0"])
+    assert {(one.key, one.value, one.step) for one in model.metrics} == {
+        ("val_loss", 0.25, 3),
+        ("extra", 7.0, 3),
+    }
+    assert len(model.metrics) == 2
 
 
 def test_errors_are_one_line_without_secrets() -> None:

@@ -36,7 +36,18 @@ pytestmark = pytest.mark.usefixtures("fresh")
 
 def detectors() -> set[str]:
     """The kinds that have a module."""
-    about = {"causes", "history", "learning", "premises", "problem", "sample", "table", "updates", "__init__"}
+    about = {
+        "__init__",
+        "causes",
+        "history",
+        "learning",
+        "premises",
+        "problem",
+        "sample",
+        "table",
+        "thresholds",
+        "updates",
+    }
     return {path.stem for path in Path(mlflow_tfmon.__file__).parent.glob("detectors/*.py")} - about
 
 
