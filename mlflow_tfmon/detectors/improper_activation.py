@@ -91,7 +91,8 @@ def _output(history: History, data: Premises, max_outside: float) -> Iterator[Pr
                 "improper_activation", "critical", min(1, history.step), (out.name,),
                 f"The output activation {out.activation} yields {low:g} to {high:g}, but the targets range from "
                 f"{y.least:.3g} to {y.most:.3g}.",
-                "Remove the activation of the last layer, or scale the targets into its range.",
+                f"Remove the activation of the last layer, {out.with_activation(None)}, or scale the "
+                "targets into its range.",
                 history.step, 0.95,
             )  # fmt: skip
     if data.loss in CROSS_ENTROPIES and out.activation in _NEITHER:
@@ -100,7 +101,8 @@ def _output(history: History, data: Premises, max_outside: float) -> Iterator[Pr
             "improper_activation", "critical", min(1, history.step), (out.name,),
             f"The output activation {out.activation} yields neither probabilities nor logits, but the loss is "
             f"{data.loss}.",
-            f'Use activation="{fitting}", or none together with from_logits=True in the loss.',
+            f"End the model with {out.with_activation(fitting)}, or with activation=None and "
+            "from_logits=True in the loss.",
             history.step, 0.9,
         )  # fmt: skip
 

@@ -11,6 +11,11 @@ from mlflow_tfmon.detectors.problem import Problem
 
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
 _ONE_HOT = "categorical_crossentropy"
+_CLASSES = {
+    _BINARY: "BinaryCrossentropy",
+    _SPARSE: "SparseCategoricalCrossentropy",
+    _ONE_HOT: "CategoricalCrossentropy",
+}
 _NOT_EXCLUSIVE = (
     "The labels are not mutually exclusive (not every row has a single 1), but the outputs of a softmax sum to 1.",
     'Use activation="sigmoid" in the last layer with binary_crossentropy.',
@@ -53,7 +58,8 @@ def _certain(data: Premises) -> tuple[str, str] | None:
     if out.activation in LINEAR and not data.from_logits and out.kernel:
         return (
             f"The last layer has no activation, but {data.loss} expects probabilities (from_logits=False).",
-            "Pass from_logits=True to the loss, or end the model with a softmax (sigmoid for a binary loss).",
+            f"Compile with loss=keras.losses.{_CLASSES[data.loss]}(from_logits=True), or end the model with "
+            f"{out.with_activation('sigmoid' if data.loss == _BINARY else 'softmax')}.",
         )
     if y is None or not y.count or y.nonfinite:
         return None

@@ -66,6 +66,11 @@ class Layer:
         """Whether all numbers of its initial kernel are equal."""
         return bool(self.kernel) and self.std == 0.0 and self.fan_in * self.fan_out > 1
 
+    def with_activation(self, activation: str | None) -> str:
+        """The layer with another activation, as code: whole for `Dense`, else that argument alone."""
+        argument = f'activation="{activation}"' if activation else "activation=None"
+        return f"Dense({self.units}, {argument})" if self.kind == "Dense" else argument
+
 
 @dataclass(frozen=True)
 class Premises:

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.sample import Sample
+
+_FEW_FEATURES = 100  # of more, such as pixels, some hardly vary: all are scaled alike
+_ALIKE = 3.0  # ratio of the features' standard deviations up to which one number will do
 
 
 def detect(
@@ -55,7 +59,18 @@ def detect(
         yield Problem(
             "unnormalized_input", "critical", 1, (),
             f"The inputs are not normalized: {'; '.join(reasons)}. Little has been learned.",
-            "Scale each feature to mean 0 and standard deviation 1 (keras.layers.Normalization, or "
-            "keras.layers.Rescaling(1 / 255) for images).",
+            _advice(x),
             history.step, 0.8,
         )  # fmt: skip
+
+
+def _advice(x: Sample) -> str:
+    """The line of code that scales these inputs; a feature that never varies is not divided by almost nothing."""
+    low, high = x.feature_std
+    if x.axes > 2 and x.whole and x.least >= 0 and 1 < x.most <= 255:
+        line = "x = x / 255 (or put keras.layers.Rescaling(1 / 255) first)"
+    elif x.columns > _FEW_FEATURES or x.columns == 1 or high <= _ALIKE * low:
+        line = f"x = (x - {x.mean:.4g}) / {x.std:.4g}"
+    else:
+        line = "s = x.std(axis=0); x = (x - x.mean(axis=0)) / numpy.where(s > 0, s, 1)"
+    return f"Scale the inputs: {line}; the validation inputs likewise, with the numbers of the training data."

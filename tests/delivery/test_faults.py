@@ -421,8 +421,8 @@ def cases(count: faults.Count, seed: str, but: Container[str] = ()) -> list[Case
 
 
 # An epoch that is left out at first: its metrics, which a model has too, came twice, at two times. A count that failed
-# once: the run said for ever that its list of files was missing. A dataset that came after a model's metrics: these were
-# refused, as another dataset's.
+# once: the run said for ever that its list of files was missing. A dataset that came after a model's metrics: they
+# were refused, as another dataset's.
 FAILED = [
     Case("tracking.store.RunStore.dataset", "MlflowException", "before", "always", 0),
     Case("translation.curves.Curves._not_finite", "MlflowException", "before", "always", 0),

@@ -132,3 +132,40 @@ def test_validation_data_that_are_not_finite_are_named() -> None:
     assert (
         "The validation inputs contain 1 non-finite value" in found.evidence and "val_x[7]" in found.evidence
     )
+
+
+def test_the_advice_for_inputs_is_a_line_of_code_that_scales_them() -> None:
+    tabular = _RANDOM.normal(size=(1000, 6)) * [1.0, 500.0, 3.0, 900.0, 0.0, 2.0] + 40.0  # one never varies
+    images = _RANDOM.integers(0, 256, (200, 8, 8, 1))
+    pixels = np.concatenate([300 * _RANDOM.random((1000, 150)), np.full((1000, 50), 7.0)], axis=1)
+    for x, most in ((tabular, 6.0), (images, 1.01), (pixels, 6.0)):
+        found = _found("unnormalized_input", history(1.4, known=premises(inputs=Sample.of(x, targets=False))))
+        assert found is not None
+        line = found.advice.split("Scale the inputs: ")[1].split("; the validation")[0].split(" (or")[0]
+        scope: dict[str, Any] = {"x": x.astype(float), "numpy": np}
+        exec(line, scope)
+        assert np.isfinite(scope["x"]).all() and np.abs(scope["x"]).max() < most
+
+
+def test_the_advice_for_rare_classes_is_the_weights_of_scikit_learn() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    y = (np.arange(1000) % 20 == 0).astype(int)
+    known = premises(
+        loss="binary_crossentropy", targets=Sample.of(y),
+        layers=(Layer("c", "Dense", "sigmoid", 1, "c.kernel", 16, 1, 0.0, 0.3, is_output=True),),
+    )  # fmt: skip
+    found = _found("underfitting", history(0.1985, known=known))
+    assert found is not None
+    weights = eval(found.advice.split("class_weight=")[1].split(")")[0])
+    np.testing.assert_allclose(
+        list(weights.values()), compute_class_weight("balanced", classes=np.array([0, 1]), y=y), rtol=0.01
+    )
+
+
+def test_the_advice_names_the_layer_and_the_loss_as_code() -> None:
+    output = Layer("c", "Dense", "linear", 4, "c.kernel", 16, 4, 0.0, 0.3, is_output=True)
+    found = _found("loss_output_mismatch", history(1.4, known=premises(layers=(output,))))
+    assert found is not None
+    assert "keras.losses.SparseCategoricalCrossentropy(from_logits=True)" in found.advice
+    assert 'Dense(4, activation="softmax")' in found.advice
