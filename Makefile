@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs soak test test-demos test-thorough test-oldest test-keras bench gallery ui clean
+.PHONY: demo docs soak test test-slow test-demos test-thorough test-oldest test-keras bench gallery ui clean
 .PHONY: bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
@@ -24,7 +24,10 @@ test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not thorough and not demos"
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) -m "not slow and not thorough and not demos"
+
+test-slow: $(VENV)/test.stamp  ## Tests that take seconds each: XLA, resuming, processes that are killed.
+	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) --session-timeout 1200 -m "slow and not thorough and not demos"
 
 test-demos: $(VENV)/test.stamp  ## Each demo, in its quick form, by `mlflow run`; and what its runs hold.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m pytest $(TWO_AT_ONCE) --session-timeout 1800 -m "demos and not thorough"

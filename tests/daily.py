@@ -1,4 +1,4 @@
-"""Selection of the cases tried every day; the others are left to `make test-thorough`."""
+"""Selection of the cases tried in daily work; the others are left to `make test-slow` or `make test-thorough`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 import pytest
 
 
+def slow(cases: Iterable[Any], usual: Iterable[Any]) -> list[Any]:
+    """The cases of a parametrized test, of which the usual ones are tried in daily work."""
+    cases = list(cases)
+    return _marked(cases, [case for case in cases if case not in list(usual)], pytest.mark.slow)
+
+
 def thorough(cases: Iterable[Any], rare: Iterable[Any]) -> list[Any]:
     """The cases of a parametrized test, with the rare ones marked as thorough."""
-    cases, rare = list(cases), list(rare)
-    unknown = [case for case in rare if case not in cases]
+    return _marked(list(cases), list(rare), pytest.mark.thorough)
+
+
+def _marked(cases: list[Any], chosen: list[Any], mark: Any) -> list[Any]:
+    unknown = [case for case in chosen if case not in cases]
     assert not unknown, f"no such cases: {unknown}"
-    return [_parameters(case, case in rare) for case in cases]
-
-
-def _parameters(case: Any, rare: bool) -> Any:
-    values = case if isinstance(case, tuple) else (case,)
-    return pytest.param(*values, marks=pytest.mark.thorough if rare else ())
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark if case in chosen else ())
+        for case in cases
+    ]
