@@ -70,6 +70,7 @@ _TO = {"data": directions, "units": 12, "loss": "cosine_similarity", "hidden": (
 _HIGH, _LOW, _START = "learning_rate_too_high", "learning_rate_too_low", "poor_initialization"
 _EXPLODES, _NAN, _SLOW, _FLAT = "exploding_gradient", "nan_or_inf", "slow_convergence", "plateau"
 _FIT, _OUTPUT, _RAW = "loss_output_mismatch", "improper_activation", "unnormalized_input"
+_UNSCALED = "unscaled_targets"
 _UNDER, _OVER, _DEAD, _STILL = "underfitting", "overfitting", "dead_relu", "stagnant_weights"
 _SATURATED, _VANISHES, _SWINGS = "saturated_activation", "vanishing_gradient", "oscillating_loss"
 
@@ -186,7 +187,7 @@ CONFIGURATIONS = (
         judged_by="val_closer"),
     one("lasting, log of nothing", lasting, (_NAN, _OUTPUT), {"loss": exponential_life_of_rate, "output": "relu"}, 0.68,
         10, judged_by="val_concordant"),
-    one("machine raw", dense, (_RAW, _EXPLODES, _NAN, _HIGH), {"data": machine, "metrics": (), "optimizer": "SGD",
+    one("machine raw", dense, (_RAW, _UNSCALED, _EXPLODES, _NAN, _HIGH), {"data": machine, "metrics": (), "optimizer": "SGD",
         "rate": 1e-3}, 0.6, 15),
     one("topics by heart", reader, (_OVER,), {"given": {"train": 120, "wrong": 0.5}, "rate": 5e-3, "width": 48}, 0.5,
         50, 16),
