@@ -183,16 +183,16 @@ CONFIGURATIONS = (
     one("words turned round, rate too high", my.turner, (_HIGH, _SATURATED), {"rate": 1.0}, 0.8, 8, 64),
     one("the first of sixty", row, (_VANISHES, _UNDER, _FLAT, _SLOW), {"data": some.first, "loss":
         "binary_crossentropy", "made_of": lambda x: [of.SimpleRNN(16), of.Dense(1, "sigmoid")]}, 0.8, 12),
-    one("a share as it is quoted", row, (_RAW, _UNSCALED, _SATURATED, _SLOW, _LOW, _UNDER), {"data": some.prices, **_NUMBER,
-        "made_of": lambda x: [of.LSTM(32), of.Dense(1)]}, 0.6, 12),
+    one("a share as it is quoted", row, (_RAW, _UNSCALED, _SATURATED, _SLOW, _LOW, _UNDER), {"data": some.prices,
+        **_NUMBER, "made_of": lambda x: [of.LSTM(32), of.Dense(1)]}, 0.6, 12),
     one("passengers out of a cell", row, (_OUTPUT, _SATURATED, _UNDER), {"data": some.passengers, "given": {"spread":
         4.0}, **_NUMBER, "made_of": lambda x: [of.LSTM(16, return_sequences=True), of.LSTM(1)], "rate": 5e-3}, 0.7,
         12),
     one("passengers explode", row, (_EXPLODES, _NAN, _HIGH, _START), {"data": some.passengers, **_NUMBER, "made_of":
         lambda x: [of.SimpleRNN(32, "relu", recurrent_initializer=_random(stddev=0.6)), of.Dense(1)], "optimizer":
         "SGD", "rate": 0.05}, 0.7, 10),
-    one("houses in dollars", row, (_UNSCALED, _LOW, _SLOW, _UNDER), {"data": some.houses, "given": {"unit": 1.0}, **_NUMBER,
-        "made_of": lambda x: [as_usual(x), *_wide(2, 32, of.Dense(1))]}, 0.7, 20),
+    one("houses in dollars", row, (_UNSCALED, _LOW, _SLOW, _UNDER), {"data": some.houses, "given": {"unit": 1.0},
+        **_NUMBER, "made_of": lambda x: [as_usual(x), *_wide(2, 32, of.Dense(1))]}, 0.7, 20),
     one("houses, a column that is constant", row, (_NAN,), {"data": some.houses, "given": {"constant": True},
         **_NUMBER, "made_of": lambda x: _wide(2, 32, of.Dense(1))}, 0.7, 12),
     one("houses with their date", row, (_RAW, _EXPLODES, _HIGH, _NAN, _DEAD), {"data": some.houses, "given": {"date":
@@ -221,8 +221,8 @@ CONFIGURATIONS = (
         3e-3}, 0.7, 15),
     one("either, or, by two sigmoids", row, (_SLOW, _LOW, _FLAT, _UNDER), {**_XOR, "made_of": lambda x: _wide(1, 2,
         of.Dense(1, "sigmoid"), "sigmoid"), "optimizer": "SGD", "rate": 0.1}, 0.9, 150, 4),
-    one("the cube of a number", row, (_UNSCALED, _NAN, _EXPLODES, _HIGH, _RAW), {"data": some.curve, "given": {"power": 3},
-        **_NUMBER, "made_of": lambda x: _wide(2, 32, of.Dense(1)), "optimizer": "SGD", "rate": 0.01}, 0.7, 20, 16),
+    one("the cube of a number", row, (_UNSCALED, _NAN, _EXPLODES, _HIGH, _RAW), {"data": some.curve, "given":
+        {"power": 3}, **_NUMBER, "made_of": lambda x: _wide(2, 32, of.Dense(1)), "optimizer": "SGD", "rate": 0.01}, 0.7, 20, 16),
     one("shells, swinging", row, (_SWINGS, _HIGH, _SATURATED), {"data": some.shells, "made_of": lambda x: _wide(2, 32,
         of.Dense(3, "softmax"), "tanh"), "optimizer": "SGD", "rate": 2.0, "momentum": 0.9}, 0.7, 20),
     one("branches, spread by relu", row, (_NAN, _OUTPUT), {"data": some.branches, "loss": my.unlikely_by_relu,

@@ -187,8 +187,8 @@ CONFIGURATIONS = (
         judged_by="val_closer"),
     one("lasting, log of nothing", lasting, (_NAN, _OUTPUT), {"loss": exponential_life_of_rate, "output": "relu"}, 0.68,
         10, judged_by="val_concordant"),
-    one("machine raw", dense, (_RAW, _UNSCALED, _EXPLODES, _NAN, _HIGH), {"data": machine, "metrics": (), "optimizer": "SGD",
-        "rate": 1e-3}, 0.6, 15),
+    one("machine raw", dense, (_RAW, _UNSCALED, _EXPLODES, _NAN, _HIGH), {"data": machine, "metrics": (), "optimizer":
+        "SGD", "rate": 1e-3}, 0.6, 15),
     one("topics by heart", reader, (_OVER,), {"given": {"train": 120, "wrong": 0.5}, "rate": 5e-3, "width": 48}, 0.5,
         50, 16),
     one("census by heart", wide_and_deep, (_OVER,), {"hidden": (192, 192), "given": {"train": 200, "wrong": 0.3},
