@@ -222,7 +222,8 @@ CONFIGURATIONS = (
     one("either, or, by two sigmoids", row, (_SLOW, _LOW, _FLAT, _UNDER), {**_XOR, "made_of": lambda x: _wide(1, 2,
         of.Dense(1, "sigmoid"), "sigmoid"), "optimizer": "SGD", "rate": 0.1}, 0.9, 150, 4),
     one("the cube of a number", row, (_UNSCALED, _NAN, _EXPLODES, _HIGH, _RAW), {"data": some.curve, "given":
-        {"power": 3}, **_NUMBER, "made_of": lambda x: _wide(2, 32, of.Dense(1)), "optimizer": "SGD", "rate": 0.01}, 0.7, 20, 16),
+        {"power": 3}, **_NUMBER, "made_of": lambda x: _wide(2, 32, of.Dense(1)), "optimizer": "SGD", "rate": 0.01}, 0.7,
+        20, 16),
     one("shells, swinging", row, (_SWINGS, _HIGH, _SATURATED), {"data": some.shells, "made_of": lambda x: _wide(2, 32,
         of.Dense(3, "softmax"), "tanh"), "optimizer": "SGD", "rate": 2.0, "momentum": 0.9}, 0.7, 20),
     one("branches, spread by relu", row, (_NAN, _OUTPUT), {"data": some.branches, "loss": my.unlikely_by_relu,
