@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow_tfmon.translation.parts import Part
 
 PUBLISH_SECONDS = 3.0
-_SHARE = 5  # a turn that took long is followed by a pause of this many times as long
+_PAUSE_FACTOR = 5  # a turn that took long is followed by a pause of this many times as long
 
 
 class Pace:
@@ -37,7 +37,7 @@ class Pace:
             yield
         finally:
             now = time.monotonic()
-            self._next = max(begun + self._seconds, now + _SHARE * (now - begun))
+            self._next = max(begun + self._seconds, now + _PAUSE_FACTOR * (now - begun))
 
 
 class Live:

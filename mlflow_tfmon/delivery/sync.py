@@ -18,7 +18,7 @@ from mlflow_tfmon.journal.journal import DATABASE, JournalReader
 from mlflow_tfmon.stream.records import RunStarted
 from mlflow_tfmon.tracking import credentials
 
-_PAUSE = 0.1  # s
+_PAUSE_S = 0.1  # s
 _MAKING = 60.0  # s; a journal is made in milliseconds
 
 
@@ -185,6 +185,6 @@ def deliver(
                 return deliverer.status.error
             if not gone and not deliverer.status.waiting:
                 return None
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSE_S)
     finally:
         deliverer.close()

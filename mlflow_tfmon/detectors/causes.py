@@ -7,32 +7,32 @@ from collections.abc import Iterable
 
 from mlflow_tfmon.detectors.problem import Problem
 
-_LOSS = frozenset({"oscillating_loss", "plateau", "slow_convergence", "underfitting"})
-_GRADIENTS = _LOSS | {"stagnant_weights", "vanishing_gradient"}
-_UNITS = _GRADIENTS | {"dead_relu", "saturated_activation"}
-_DIVERGENCE = _UNITS | {"exploding_gradient", "nan_or_inf"}
+_OF_LOSS = frozenset({"oscillating_loss", "plateau", "slow_convergence", "underfitting"})
+_OF_GRADIENTS = _OF_LOSS | {"stagnant_weights", "vanishing_gradient"}
+_OF_UNITS = _OF_GRADIENTS | {"dead_relu", "saturated_activation"}
+_OF_DIVERGENCE = _OF_UNITS | {"exploding_gradient", "nan_or_inf"}
 # What each kind brings about, the most basic kinds first: what is there before the first step explains the steps, these
 # explain gradients and units, and those the loss.
 _BRINGS_ABOUT: dict[str, frozenset[str]] = {
-    "loss_output_mismatch": _DIVERGENCE | {"improper_activation", "learning_rate_too_high"},
-    "shape_broadcast": _UNITS | {"learning_rate_too_high", "learning_rate_too_low"},
-    "improper_activation": _UNITS | {"learning_rate_too_high"},
-    "poor_initialization": _DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
-    "unnormalized_input": _DIVERGENCE | {"learning_rate_too_high"},
-    "unscaled_targets": _DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
-    "accumulation_not_zeroed": _DIVERGENCE | {"learning_rate_too_high"},
+    "loss_output_mismatch": _OF_DIVERGENCE | {"improper_activation", "learning_rate_too_high"},
+    "shape_broadcast": _OF_UNITS | {"learning_rate_too_high", "learning_rate_too_low"},
+    "improper_activation": _OF_UNITS | {"learning_rate_too_high"},
+    "poor_initialization": _OF_DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
+    "unnormalized_input": _OF_DIVERGENCE | {"learning_rate_too_high"},
+    "unscaled_targets": _OF_DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
+    "accumulation_not_zeroed": _OF_DIVERGENCE | {"learning_rate_too_high"},
     "validation_mismatch": frozenset({"normalization_mismatch", "overfitting"}),
     "normalization_mismatch": frozenset({"overfitting"}),
-    "learning_rate_too_high": _DIVERGENCE,
-    "exploding_gradient": _UNITS | {"nan_or_inf"},
-    "nan_or_inf": _UNITS,
-    "dead_relu": _GRADIENTS,
-    "saturated_activation": _GRADIENTS | {"dead_relu"},
-    "vanishing_gradient": _LOSS | {"stagnant_weights"},
-    "learning_rate_too_low": _LOSS | {"stagnant_weights"},
-    "stagnant_weights": _LOSS,
+    "learning_rate_too_high": _OF_DIVERGENCE,
+    "exploding_gradient": _OF_UNITS | {"nan_or_inf"},
+    "nan_or_inf": _OF_UNITS,
+    "dead_relu": _OF_GRADIENTS,
+    "saturated_activation": _OF_GRADIENTS | {"dead_relu"},
+    "vanishing_gradient": _OF_LOSS | {"stagnant_weights"},
+    "learning_rate_too_low": _OF_LOSS | {"stagnant_weights"},
+    "stagnant_weights": _OF_LOSS,
 }
-_OF_DATA = _DIVERGENCE | {"learning_rate_too_high"}  # by values that are not finite in the data
+_OF_DATA = _OF_DIVERGENCE | {"learning_rate_too_high"}  # by values that are not finite in the data
 _EARLIER_STEPS, _EARLIER_SHARE = (
     20,
     0.1,

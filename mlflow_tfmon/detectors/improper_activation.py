@@ -21,7 +21,7 @@ _RANGES = {
     "exponential": (0.0, float("inf")),
 }
 _NEITHER = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh", "softsign")
-_SHARE = 0.1
+_MIN_NEGATIVE_SHARE = 0.1
 _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2D")
 
 
@@ -85,7 +85,9 @@ def _output(history: History, data: Premises, max_outside: float) -> Iterator[Pr
     if data.loss in (*REGRESSIONS, COSINE) and y is not None and y.std > 0:
         # A few targets out of reach do no harm.
         least, most = (y.quantiles[0], y.quantiles[-1]) if y.quantiles else (y.least, y.most)
-        few = data.loss == COSINE and y.negative < _SHARE  # lengths and small components do not matter
+        few = (
+            data.loss == COSINE and y.negative < _MIN_NEGATIVE_SHARE
+        )  # lengths and small components do not matter
         if max(low - least, most - high) / y.std > max_outside and not few:
             yield Problem(
                 "improper_activation", "critical", min(1, history.step), (out.name,),

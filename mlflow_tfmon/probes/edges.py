@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.probes import graph, origin
 
-_MOST = 4  # edges of a variable
+_MAX_EDGES = 4  # edges of a variable
 _MOST_OPS = 100_000  # that are walked back over: a gradient that no tape gave leads through the whole model
 
 
@@ -40,7 +40,7 @@ def edges(
         if left <= 0:
             return []
         plain = plain and len(of_one) == 1 and of_one[0] is origin.values(gradient)
-        found[graph.key(variable)] = [_like(gradient, edge) for edge in of_one[:_MOST]]
+        found[graph.key(variable)] = [_like(gradient, edge) for edge in of_one[:_MAX_EDGES]]
     return (
         []
         if plain

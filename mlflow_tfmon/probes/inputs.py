@@ -16,7 +16,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import batches, compiled, graph, replicas
 from mlflow_tfmon.stream.ring import lasting_variable
 
-_PART, _LOSS = "the input probe", "the time spent waiting for input is not recorded"
+_PART, _NOT_RECORDED = "the input probe", "the time spent waiting for input is not recorded"
 
 _HOST = "CPU:0"  # which tells the time, and takes the batches
 _KEPT = 16384  # batches, of which the drain is never that far behind
@@ -62,13 +62,13 @@ def watch_next(original: Callable[..., Any]) -> Callable[..., Any]:
 def _traced(function: Any, take: Callable[[], Any]) -> Any:
     start = None
     # After what the function did before, such as the step before, if it is here.
-    with contained(_PART, _LOSS):
+    with contained(_PART, _NOT_RECORDED):
         if graph.has_clock():
             with tf.device(_HOST), graph.after(graph.effects(function)):
                 start = tf.timestamp()
     with tf.control_dependencies([] if start is None else [start]):
         element = take()
-    with contained(_PART, _LOSS):
+    with contained(_PART, _NOT_RECORDED):
         batches.hold(function, element)  # as it was given: on the host
         if start is not None:
             written = _clock(function).written.assign(_reading(start, element))
@@ -86,7 +86,7 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
     start = time.perf_counter()
     element = original(iterator, *args, **kwargs)
     waited = time.perf_counter() - start
-    with contained(_PART, _LOSS):
+    with contained(_PART, _NOT_RECORDED):
         batches.took(element)
         thread = threading.get_ident()
         taken = _taken.get(thread)

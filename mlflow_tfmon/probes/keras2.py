@@ -14,7 +14,7 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import optimizer, tape
 from mlflow_tfmon.stream.ring import Ring
 
-_PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
+_PART, _NOT_RECORDED = "the optimizer probe", "this training's steps are not recorded"
 
 
 def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], None]) -> Callable[..., Any]:
@@ -23,7 +23,7 @@ def watch_apply(original: Callable[..., Any], on_ring: Callable[[Ring, Any], Non
     def apply_gradients(self: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         pairs = list(grads_and_vars)
         given: list[Any] = []
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             given = [pair for pair in pairs if pair[0] is not None]
 
         def apply(*_: Any) -> Any:
@@ -61,7 +61,7 @@ def watch_legacy_clipping(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _update(self: Any, pairs: Any, rate: Callable[[], Any], update: Callable[..., Any]) -> Any:
     gradients = variables = learning_rate = None
-    with contained(_PART, _LOSS):
+    with contained(_PART, _NOT_RECORDED):
         (gradients, variables), learning_rate = zip(*pairs, strict=True), rate()
     return optimizer.watch_update(update)(self, gradients, variables, learning_rate)
 

@@ -21,7 +21,7 @@ from mlflow_tfmon.probes.origin import Call, values
 
 Calls = frozenset[int]
 _NONE: Calls = frozenset()
-_LOSS = "a gradient that eager code changes has a loss only if its values tell"
+_NOT_RECORDED = "a gradient that eager code changes has a loss only if its values tell"
 _MOST_CALLS = (
     64  # that a tensor is known to be made of: a sum that goes on for ever (momentum) is of the last ones
 )
@@ -111,9 +111,11 @@ class Lineage(threading.local):
         if on == self._on:
             return
         if on:
-            internal("tensorflow.python.framework.op_callbacks.add_op_callback", _nothing, _LOSS)(self._ran)
+            internal("tensorflow.python.framework.op_callbacks.add_op_callback", _nothing, _NOT_RECORDED)(
+                self._ran
+            )
         else:
-            internal("tensorflow.python.framework.op_callbacks.remove_op_callback", _nothing, _LOSS)(
+            internal("tensorflow.python.framework.op_callbacks.remove_op_callback", _nothing, _NOT_RECORDED)(
                 self._ran
             )
         self._on = on
@@ -122,7 +124,7 @@ class Lineage(threading.local):
         self, op: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None, **_: Any
     ) -> None:
         """An op has run, or was made while a function is traced."""
-        with contained("following what is made of gradients", _LOSS):
+        with contained("following what is made of gradients", _NOT_RECORDED):
             if graph is not None or not tf.executing_eagerly() or not isinstance(outputs, (list, tuple)):
                 return
             self._ops += 1

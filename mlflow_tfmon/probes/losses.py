@@ -13,7 +13,7 @@ import tensorflow as tf
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph, tape
 
-_PART, _LOSS = "the loss probe", "what the loss is made of is not recorded"
+_PART, _NOT_RECORDED = "the loss probe", "what the loss is made of is not recorded"
 _PLAIN = "_mlflow_tfmon_plain"
 _underway = threading.local()
 
@@ -53,7 +53,7 @@ def watch_total(original: Callable[..., Any]) -> Callable[..., Any]:
         parts = _Parts()
         with _collecting(parts):
             total = original(self, *args, **kwargs)
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             _name(total, parts)
         return total
 
@@ -70,7 +70,7 @@ def watch_sum(original: Callable[..., Any]) -> Callable[..., Any]:
             parts.adding = getattr(self, "_compile_loss", None) is not None
             total = original(self, *args, **kwargs)
             parts.adding = False
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             _name(total, parts)
         return total
 
@@ -85,7 +85,7 @@ def watch_compiled(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(self, *args, **kwargs)
         finally:
-            with contained(_PART, _LOSS):
+            with contained(_PART, _NOT_RECORDED):
                 if self._flat_losses:
                     self._flat_losses = [
                         one._replace(loss=getattr(one.loss, _PLAIN, one.loss)) for one in self._flat_losses
@@ -107,7 +107,7 @@ def watch_build(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _note_each(compiled: Any) -> None:
     """Has each of several losses noted for the time of a call."""
-    with contained(_PART, _LOSS):
+    with contained(_PART, _NOT_RECORDED):
         parts, losses = _parts(), compiled._flat_losses
         if parts is not None and losses is not None and len(losses) > 1:
             compiled._flat_losses = [

@@ -16,7 +16,7 @@ from mlflow_tfmon.probes import graph, replicas, tape
 from mlflow_tfmon.probes.step import Before, OnRing, StepProbe, probe_of
 from mlflow_tfmon.stream.ring import APPLIED
 
-_PART, _LOSS = "the optimizer probe", "this training's steps are not recorded"
+_PART, _NOT_RECORDED = "the optimizer probe", "this training's steps are not recorded"
 _underway = threading.local()
 
 
@@ -113,7 +113,7 @@ def _making(optimizer: Any) -> Iterator[_Step]:
     step = _underway.step = _Step(optimizer, makes_variables=not getattr(optimizer, "built", True))
     try:
         yield step
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             step.finish()
     finally:
         _underway.step = None
@@ -152,10 +152,10 @@ def watch_gradients(original: Callable[..., Any], on_ring: OnRing) -> Callable[.
                 return _backend_apply_gradients(self, grads, trainable_variables)
         if step.optimizer is not self:
             return original(self, grads, trainable_variables)
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             step.begin(grads, trainable_variables, on_ring)
         result = original(self, grads, trainable_variables)
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             if step.learning_rate is None:  # the update was made by another method than Keras's
                 step.learning_rate, step.clipped = self.learning_rate, grads
         return result
@@ -173,7 +173,7 @@ def watch_scaled(original: Callable[..., Any], on_ring: OnRing) -> Callable[...,
         if replicas.count() > 1:  # the gradients are not summed yet: the wrapped optimizer's step is watched
             return original(self, grads, trainable_variables)
         with _making(self) as step:
-            with contained(_PART, _LOSS):
+            with contained(_PART, _NOT_RECORDED):
                 pairs = [
                     (g, v)
                     for g, v in zip(grads, trainable_variables or self._trainable_variables, strict=True)
@@ -206,7 +206,7 @@ def watch_update(original: Callable[..., Any]) -> Callable[..., Any]:
     def _backend_update_step(self: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> Any:
         step = _step()
         if step is not None and step.probe is not None:
-            with contained(_PART, _LOSS):
+            with contained(_PART, _NOT_RECORDED):
                 if step.probe.made is not None:
                     step.probe.note_update(grads)
                 else:
@@ -222,7 +222,7 @@ def watch_reduction(original: Callable[..., Any]) -> Callable[..., Any]:
     def _all_reduce_sum_gradients(self: Any, grads_and_vars: Any) -> Any:
         result = original(self, grads_and_vars)
         step = _step()
-        with contained(_PART, _LOSS):
+        with contained(_PART, _NOT_RECORDED):
             if step is not None and step.clipped is not None:
                 step.clipped = [gradient for gradient, _ in result]
         return result

@@ -21,7 +21,7 @@ _probes: weakref.WeakKeyDictionary[Any, list[StepProbe]] = weakref.WeakKeyDictio
 _lock = threading.Lock()  # other threads look at it while this one trains
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
-_FEW = 10**6  # weights of an optimizer that may be one of many
+_MAX_SHARED_WEIGHTS = 10**6  # weights of an optimizer that may be one of many
 OnRing = Callable[[Ring, Any], None]
 _UNKNOWN = float("nan")
 
@@ -59,7 +59,7 @@ class StepProbe:
         # Eager code pays for each op: there, one call of a traced function does the lot.
         state = [*self.ring.state, *([] if self.made is None else [self.made]), *variables]
         kind = None
-        if replicas.count() == 1 and sum(quantities.sizes(variables)) <= _FEW:
+        if replicas.count() == 1 and sum(quantities.sizes(variables)) <= _MAX_SHARED_WEIGHTS:
             shapes = tuple((v.dtype, tuple(v.shape), v.device) for v in variables)
             how = (layout.norms, layout.scalars, layout.parts, graph.has_clock())
             kind = (shapes, self.ring.capacity, *how)

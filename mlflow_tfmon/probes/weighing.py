@@ -15,7 +15,7 @@ MADE_OF, MADE_OF_HALVES = (
     1e-5,
     1e-3,
 )  # and of what has been scaled or added up; with the roundings of half precision
-_MOST = 64  # calls between which weights are sought
+_MAX_CALLS = 64  # calls between which weights are sought
 _EARLIER = 4  # of those before, among which something is sought that was added to this step's
 
 
@@ -141,7 +141,7 @@ class _Weighing:
 
     def _weighted(self, applied: np.ndarray) -> float | None:
         """The loss of a sum or mean of some of the calls, or of a mean with weights."""
-        if not 2 <= len(self.calls) <= min(_MOST, len(applied) // 2):
+        if not 2 <= len(self.calls) <= min(_MAX_CALLS, len(applied) // 2):
             return None
         weights = self._weights(applied, self.calls)
         if weights is None:

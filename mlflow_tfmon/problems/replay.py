@@ -10,7 +10,7 @@ from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.block import Block
 
-_FEW = 16  # a unit that is zero for fewer examples need not be dead
+_MIN_EXAMPLES = 16  # a unit that is zero for fewer examples need not be dead
 
 
 class Replay:
@@ -55,7 +55,9 @@ class Replay:
             for gatherer in self._of(record.prefix):
                 gatherer.epoch(record.epoch, record.step, record.metrics)
         elif isinstance(record, records.Activations):
-            told = [name for name in ACTIVATIONS if name != "dead_fraction" or record.examples >= _FEW]
+            told = [
+                name for name in ACTIVATIONS if name != "dead_fraction" or record.examples >= _MIN_EXAMPLES
+            ]
             layers = {
                 one.layer: (one.activation, {name: getattr(one, name) for name in told})
                 for one in record.layers

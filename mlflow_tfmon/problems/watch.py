@@ -15,10 +15,10 @@ from mlflow_tfmon.problems.plugins import others
 from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.stream import records
 
-_PAUSE = 1.0  # s between two judgements, at least
-_FREE_S = 0.2  # s of processor time that judgements may take before `_SHARE` counts: short trainings are judged, too
-_SHARE = 0.01  # of one core's time, for all judgements
-_URGENT_SHARE = 0.05  # the same at epochs' ends, where a training is to be stopped
+_PAUSE_S = 1.0  # s between two judgements, at least
+_FREE_S = 0.2  # s of processor time that judgements may take before `_MAX_SHARE` counts: for short trainings
+_MAX_SHARE = 0.01  # of one core's time, for all judgements
+_MAX_URGENT_SHARE = 0.05  # the same at epochs' ends, where a training is to be stopped
 
 
 class Watch:
@@ -110,8 +110,8 @@ class Watch:
             self._record(final)
             spent = time.thread_time() - start
             self._spent += spent
-            self._due = time.monotonic() + max(_PAUSE, spent / _SHARE if self._spent > _FREE_S else 0.0)
-            self._soonest = time.monotonic() + spent / _URGENT_SHARE
+            self._due = time.monotonic() + max(_PAUSE_S, spent / _MAX_SHARE if self._spent > _FREE_S else 0.0)
+            self._soonest = time.monotonic() + spent / _MAX_URGENT_SHARE
         for problem in new:  # without the lock: who is told may end the run, which judges once more
             for told in self.on_new:
                 told(problem)

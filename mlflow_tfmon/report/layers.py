@@ -14,7 +14,7 @@ from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section
 from mlflow_tfmon.report.thin import Buckets
 from mlflow_tfmon.signals.signal import Signal
 
-_FEW = 8  # the largest kernels, which get curves and histograms of their own
+_MAX_KERNELS = 8  # the largest kernels, which get curves and histograms of their own
 _CELLS, _MOST_COLUMNS = 16_000, 300  # of a picture of all variables, at most
 
 
@@ -32,7 +32,7 @@ def layers(run: RecordedRun) -> list[Section]:
     return [section for section in found if section is not None and section.panels]
 
 
-def largest(run: RecordedRun, count: int = _FEW) -> list[str]:
+def largest(run: RecordedRun, count: int = _MAX_KERNELS) -> list[str]:
     """The names of the largest kernels, in the order of the model; variables of any kind if it has no kernel."""
     sizes = {name: int(np.prod(shape)) for name, (shape, is_kernel) in run.variables.items() if is_kernel}
     sizes = sizes or {name: int(np.prod(shape)) for name, (shape, _) in run.variables.items()}
@@ -151,7 +151,7 @@ def _activations(run: RecordedRun) -> Section | None:
         rows = table.dropna(subset=[column])
         if column in ("zero_fraction", "dead_fraction"):
             rows = rows[rows.groupby("layer")[column].transform("max") > 0]
-        chosen = list(dict.fromkeys(rows.layer))[: 2 * _FEW]
+        chosen = list(dict.fromkeys(rows.layer))[: 2 * _MAX_KERNELS]
         curves = tuple(
             Curve.of(_labelled(layer.removeprefix(shared), one.activation.iloc[0]), one.step, one[column])
             for layer in chosen

@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section
 
-_FEW = 12  # curves of one kind that can be told apart
+_MAX_CURVES = 12  # curves of one kind that can be told apart
 _TOWERS = 300.0
 
 
@@ -123,7 +123,7 @@ def _metric(run: RecordedRun) -> Panel | None:
 
 def _others(run: RecordedRun) -> Panel:
     names = [twin for name in _metrics(run)[1:] for twin in _twins(run, name)]
-    return Panel("others", "Other epoch metrics", tuple(_epoch_curves(run, names[:_FEW])))
+    return Panel("others", "Other epoch metrics", tuple(_epoch_curves(run, names[:_MAX_CURVES])))
 
 
 def _learning_rate(run: RecordedRun) -> Panel:

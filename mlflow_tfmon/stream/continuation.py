@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_MOST = 2**53  # what counts are below
+_MAX_COUNT = 2**53  # what counts are below
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Past:
         counts = [*epochs.values(), *(count for s in streams for count in (s.number, s.steps))]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name is no text")
-        if not all(type(count) is int and abs(count) < _MOST for count in (*counts, begun)):
+        if not all(type(count) is int and abs(count) < _MAX_COUNT for count in (*counts, begun)):
             raise ValueError("a count is none")
         return cls(streams, epochs, seams, bool(values.get("resumed", False)), begun)
 

@@ -24,7 +24,7 @@ _MOMENT = 2.0  # s
 _ABSENT = (
     1000  # letters of the tag that names what is absent, before names that tell nothing new are left out
 )
-_MOST = 64  # streams of a recording
+_MAX_STREAMS = 64  # streams of a recording
 _SEAMS = 4000  # letters of the tag that names the seams: MLflow takes no more, and nobody reads more
 
 
@@ -73,11 +73,11 @@ class Recording:
                     stream.total_steps = total_steps + (0 if stream.carried else stream.steps)
                     stream.opened = None
                 return
-            if len(self._streams) >= _MOST:
+            if len(self._streams) >= _MAX_STREAMS:
                 say_once(
                     "many optimizers",
-                    f"mlflow_tfmon: of the optimizers of one training the first {_MOST} are recorded, no more (one "
-                    "for each example?).",
+                    f"mlflow_tfmon: of the optimizers of one training the first {_MAX_STREAMS} are recorded, no more "
+                    "(one for each example?).",
                 )
                 return
             if len(self._streams) == 1 and self._streams[0].begins:

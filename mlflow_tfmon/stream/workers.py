@@ -21,7 +21,7 @@ from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.rows import column, steps
 
 _STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES = range(5)  # columns of a report
-_PATIENCE = 5.0  # s that the chief waits for a worker, once; a worker looks at its rings every 0.05 s
+_MAX_WAIT_S = 5.0  # s that the chief waits for a worker, once; a worker looks at its rings every 0.05 s
 _UNREAD = 1000  # messages after which a worker takes it that the chief does not listen
 
 _numbers = itertools.count()
@@ -114,7 +114,7 @@ class _Inbox:
         rows = self._rows[self._rows[:, _STEP] >= steps[0]]
         while self._awaited and (not len(rows) or rows[-1, _STEP] < steps[-1]):
             key = f"{self._name}/{self._received}"
-            data = cluster.receive(key, _PATIENCE)
+            data = cluster.receive(key, _MAX_WAIT_S)
             if data is None:
                 self._awaited = False
                 say_once(

@@ -13,7 +13,7 @@ from mlflow_tfmon.tensorboard.events import need_tensorboard
 from mlflow_tfmon.tracking.names import clean
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "val", "eval", "test")
-_MOST = 1000  # metrics that MLflow takes at once
+_MAX_METRICS = 1000  # metrics that MLflow takes at once
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def _imported(client: Any, experiment_id: str, name: str, parts: list[Path]) -> 
         run_name=parts[0].absolute().name if name == "." else name,
         tags={SOURCE_TAG: str(parts[0].absolute().parent if len(parts) > 1 else parts[0].absolute())},
     )
-    for at in range(0, len(metrics), _MOST):
-        client.log_batch(run.info.run_id, metrics=metrics[at : at + _MOST], synchronous=True)
+    for at in range(0, len(metrics), _MAX_METRICS):
+        client.log_batch(run.info.run_id, metrics=metrics[at : at + _MAX_METRICS], synchronous=True)
     client.set_terminated(run.info.run_id, "FINISHED", max(times, default=None))
     return Imported(name, run.info.run_id, len(metrics))
 

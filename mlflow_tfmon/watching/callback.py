@@ -20,7 +20,7 @@ from mlflow_tfmon.watching import resuming
 from mlflow_tfmon.watching.actions import Actions
 from mlflow_tfmon.watching.monitor import Monitor
 
-_LOSS = "this training's epochs are not recorded"
+_NOT_RECORDED = "this training's epochs are not recorded"
 
 
 class _BothKerases(keras.callbacks.Callback):
@@ -176,7 +176,7 @@ class MonitorCallback(_BothKerases):
     def epoch_is_over(self, epoch: int, logs: dict[str, Any] | None) -> None:
         """Records an epoch and its results, once the other callbacks have run."""
         if self._monitor is not None:
-            with contained("the epoch callback", _LOSS):
+            with contained("the epoch callback", _NOT_RECORDED):
                 self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
                 monitor, rate = self._monitor, self._rate
                 change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 from mlflow_tfmon.errors import contained
 
-_FIRST = 3  # trainings of a run that end with all there is, however short they are
-_PAUSE = 60.0  # s between two summaries of those after them
-_SHARE = 0.1  # of the time of the trainings, which the ends of those after them may take
+_FIRST_TRAININGS = 3  # trainings of a run that end with all there is, however short they are
+_PAUSE_S = 60.0  # s between two summaries of those after them
+_MAX_SHARE = 0.1  # of the time of the trainings, which the ends of those after them may take
 
 
 class Thrift:
@@ -37,11 +37,11 @@ class Thrift:
         """
         self._trainings += 1
         self._trained += seconds
-        return self._trainings <= _FIRST or self._spent <= _SHARE * self._trained
+        return self._trainings <= _FIRST_TRAININGS or self._spent <= _MAX_SHARE * self._trained
 
     def may_say(self) -> bool:
         """Whether the end of a training may be summed up in the log."""
-        due = self._trainings <= _FIRST or time.monotonic() - self._said >= _PAUSE
+        due = self._trainings <= _FIRST_TRAININGS or time.monotonic() - self._said >= _PAUSE_S
         self._said = time.monotonic() if due else self._said
         return due
 

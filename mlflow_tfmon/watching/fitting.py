@@ -27,7 +27,7 @@ from mlflow_tfmon.watching import pipeline as pipelines
 from mlflow_tfmon.watching.callback import CompleteLogs, MonitorCallback, PassOver
 from mlflow_tfmon.watching.monitor import Monitor, watching
 
-_LOSS = "this fit is not recorded"
+_NOT_RECORDED = "this fit is not recorded"
 # What MLflow's test mode wants of the class of a callback that autologging adds.
 _ExceptionSafe: Any = internal(
     "mlflow.utils.autologging_utils.ExceptionSafeClass", type, "it may fail in MLflow's test mode"
@@ -37,7 +37,7 @@ _ExceptionSafe: Any = internal(
 def watched_fit(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
     """Replacement for `keras.Model.fit`: the same training, monitored."""
     fit: _Fit | None = None
-    with contained("watching fit", _LOSS):
+    with contained("watching fit", _NOT_RECORDED):
         fit = _Fit.of(original, model, args, kwargs)
         if fit.is_done():
             args, kwargs = fit.pass_over()

@@ -28,7 +28,7 @@ _waiting: weakref.WeakKeyDictionary[Ring, float] = (
     weakref.WeakKeyDictionary()
 )  # since when steps wait for a run
 _inherited: weakref.WeakSet[Ring] = weakref.WeakSet()  # of a parent that forked, which takes what is in them
-_PATIENCE = 0.5  # s; a run that is being ended is no longer active a moment before it takes its last steps
+_MAX_WAIT_S = 0.5  # s; a run that is being ended is no longer active a moment before it takes its last steps
 
 
 def begin() -> None:
@@ -153,7 +153,7 @@ def _look_for_old_rings(ended_run: str | None = None) -> None:
             continue
         waited = time.monotonic() - _waiting.setdefault(ring, time.monotonic())
         # While a nested run is being ended, the one around it is the active one: its turn comes a moment later.
-        if waited > (_PATIENCE if runs.active_id(ring.thread) is None else _PATIENCE / 5):
+        if waited > (_MAX_WAIT_S if runs.active_id(ring.thread) is None else _MAX_WAIT_S / 5):
             _take_up(ring)
 
 

@@ -33,8 +33,8 @@ from mlflow_tfmon.watching import claims, pipeline
 from mlflow_tfmon.watching.pipeline import Pipeline
 
 LATEST = "latest"
-_PATIENCE = 120.0  # s to wait for what the interrupted training has left to be delivered
-_PAUSE = 0.2  # s
+_MAX_WAIT_S = 120.0  # s to wait for what the interrupted training has left to be delivered
+_PAUSE_S = 0.2  # s
 _WHICH = (
     "checkpoints are kept for Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with "
     "Monitor(model); for one model per run"
@@ -205,7 +205,7 @@ def _wait_for_delivery(run_id: str) -> None:
     open_here = pipeline.of_run(run_id)
     if open_here is not None and not any(monitor.run_id == run_id for monitor in claims.active):
         open_here.close("FINISHED")  # of a training that is over, in a run that goes on
-    give_up = time.monotonic() + _PATIENCE
+    give_up = time.monotonic() + _MAX_WAIT_S
     reason: str | None = ""
     while waiting := [one for one in find_waiting() if one.run_id == run_id]:
         if any(one.written for one in waiting):
@@ -219,7 +219,7 @@ def _wait_for_delivery(run_id: str) -> None:
                 "when the store is back, run `mlflow-tfmon sync`, then resume."
             )
         reason = deliver(waiting[0])
-        time.sleep(_PAUSE)
+        time.sleep(_PAUSE_S)
 
 
 def _latest() -> str | None:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _SHOWN = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad norm"}
-_PAUSE = 0.1  # s between two drawings in a terminal
+_PAUSE_S = 0.1  # s between two drawings in a terminal
 _NOTEBOOK_PAUSE = 0.5  # each is a message to the browser
 _COLUMNS = 120  # of a notebook, whose width nobody tells
-_PATIENCE = 2.0  # s for a terminal that takes nothing
+_MAX_WAIT_S = 2.0  # s for a terminal that takes nothing
 
 
 class Figures:
@@ -133,7 +133,7 @@ class Bar:
     def close(self) -> None:
         """Draws it once more, as it is now, and leaves it on the screen."""
         self._closed.set()
-        self._thread.join(_PATIENCE)
+        self._thread.join(_MAX_WAIT_S)
         if not self._thread.is_alive():
             self._draw()
             self._screen.leave()
@@ -175,5 +175,5 @@ def bar() -> Bar | None:
     return (
         Bar(progress, Notebook(progress), _NOTEBOOK_PAUSE)
         if notebook
-        else Bar(progress, Terminal(progress), _PAUSE)
+        else Bar(progress, Terminal(progress), _PAUSE_S)
     )

@@ -89,7 +89,7 @@ def test_fits_of_one_step_over_and_over(
         append(self, out)
 
     monkeypatch.setattr(pipeline.Pipeline, "_append", noted)
-    monkeypatch.setattr(end_budget, "_SHARE", 0.0)  # so that no time decides
+    monkeypatch.setattr(end_budget, "_MAX_SHARE", 0.0)  # so that no time decides
     x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")
     net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
     net.compile("sgd", "mse")

@@ -12,7 +12,7 @@ _OPTIMIZER = "keras.src.optimizers.base_optimizer.BaseOptimizer"
 _SCALED = "keras.src.optimizers.loss_scale_optimizer.LossScaleOptimizer"
 _TF_OPTIMIZER = "keras.src.backend.tensorflow.optimizer.TFOptimizer"
 _TRAINER = "keras.src.trainers.trainer.Trainer"
-_LOSS = "keras.src.trainers.compile_utils.CompileLoss"
+_COMPILE_LOSS = "keras.src.trainers.compile_utils.CompileLoss"
 _LAYER = "keras.src.layers.layer.Layer"
 
 _NO_STEP = "no step is recorded"
@@ -51,8 +51,8 @@ def hooks(on_ring: OnRing) -> list[Hook]:
         ),
         Hook(f"{_TRAINER}._compute_loss", _NO_PARTS, losses.watch_total),
         Hook(f"{_TRAINER}.compute_loss", _NO_PARTS, losses.watch_sum),
-        Hook(f"{_LOSS}.build", _NO_PARTS, losses.watch_build),
-        Hook(f"{_LOSS}.call", _NO_PARTS, losses.watch_compiled),
+        Hook(f"{_COMPILE_LOSS}.build", _NO_PARTS, losses.watch_build),
+        Hook(f"{_COMPILE_LOSS}.call", _NO_PARTS, losses.watch_compiled),
         Hook(f"{_LAYER}._get_own_losses", _NO_PARTS, losses.watch_additional),
         Hook(f"{_LAYER}._get_regularization_losses", _NO_PARTS, losses.watch_additional),
     ]
