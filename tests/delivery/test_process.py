@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlflow
@@ -25,15 +24,9 @@ from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.records import Flushed, RunEnded
 from tests.daily import thorough
+from tests.waiting import until
 
 PATIENCE = 150.0  # s; how long these take says nothing about the code, only about the machine
-
-
-def until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up, "it never happened"
-        time.sleep(0.05)
 
 
 @pytest.fixture

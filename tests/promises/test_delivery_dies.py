@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,15 +15,9 @@ import mlflow_tfmon
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.delivery.sync import find_waiting
 from tests import trainings
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("fresh")
-
-
-def until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 150
-    while not condition():
-        assert time.monotonic() < give_up, f"it never happened; {find_waiting()}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)

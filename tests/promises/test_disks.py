@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal.homes import second_home
 from mlflow_tfmon.watching import pipeline
 from tests import trainings
+from tests.waiting import until
 
 pytestmark = pytest.mark.thorough
 MEGABYTES = 24
@@ -117,13 +117,6 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     errors.logger.addHandler(handler)
     yield lines
     errors.logger.removeHandler(handler)
-
-
-def until(condition: Callable[[], object], seconds: float = 150) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, f"it never happened; {find_waiting()}"
-        time.sleep(0.1)
 
 
 def train(net: keras.Model, epochs: int, **more: object) -> list[float]:

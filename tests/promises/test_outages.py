@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.watching import pipeline
 from tests import trainings
 from tests.servers import Between, Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.thorough
 FAULTS = ["refuses", "hangs", "slow", "500", "429", "half"]
@@ -41,13 +42,6 @@ def between(server: Server, fresh: None) -> Iterator[Between]:
     mlflow.set_tracking_uri(one.uri)
     yield one
     one.close()
-
-
-def until(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 150
-    while not condition():
-        assert time.monotonic() < give_up, f"it never happened; {find_waiting()}"
-        time.sleep(0.1)
 
 
 _asked: list[tuple[int, str]] = []  # by which thread, and what, of the network
