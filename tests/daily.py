@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 
 
-def slow(cases: Iterable[Any], usual: Iterable[Any]) -> list[Any]:
-    """The cases of a parametrized test, of which the usual ones are tried in daily work."""
-    cases = list(cases)
-    return _marked(cases, [case for case in cases if case not in list(usual)], pytest.mark.slow)
+def thorough(cases: Iterable[Any], rare: Iterable[Any], usual: Collection[Any] | None = None) -> list[Any]:
+    """The cases of a parametrized test, with marks.
 
-
-def thorough(cases: Iterable[Any], rare: Iterable[Any]) -> list[Any]:
-    """The cases of a parametrized test, with the rare ones marked as thorough."""
-    return _marked(list(cases), list(rare), pytest.mark.thorough)
-
-
-def _marked(cases: list[Any], chosen: list[Any], mark: Any) -> list[Any]:
-    unknown = [case for case in chosen if case not in cases]
+    Args:
+        cases: all of them.
+        rare: those that are thorough.
+        usual: those of the others that are tried in daily work, while the rest is slow; all of them by default.
+    """
+    cases, rare = list(cases), list(rare)
+    unknown = [case for case in (*rare, *(usual or ())) if case not in cases]
     assert not unknown, f"no such cases: {unknown}"
-    return [
-        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark if case in chosen else ())
-        for case in cases
-    ]
+    found = []
+    for case in cases:
+        slow = usual is not None and case not in usual
+        mark = pytest.mark.thorough if case in rare else pytest.mark.slow if slow else ()
+        found.append(pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=mark))
+    return found

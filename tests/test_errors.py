@@ -90,6 +90,7 @@ PARTS = [(part, loop) for part in PLANTED for loop in ("fit", "custom")]
 SAME = [(part, "custom") for part in PLANTED if "probe" not in part and part not in ("journal", "run")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "loop"), thorough(PARTS, SAME))
 def test_an_error_of_ours_leaves_the_training_alone(
     part: str,

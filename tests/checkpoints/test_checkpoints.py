@@ -255,6 +255,7 @@ def test_a_model_that_keras_cannot_load_again_is_kept_as_its_weights(caplog: Any
     assert version.source == f"models:/{tags(run_id)['tfmon.model']}"
 
 
+@pytest.mark.slow
 def test_weights_alone_where_that_is_asked_for(tmp_path: Path) -> None:
     mlflow_tfmon.autolog(checkpoint_save_weights_only=True, log_models=True, monitor="val_accuracy")
     every = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
@@ -315,6 +316,7 @@ def test_the_training_does_not_wait_for_its_optimizers_state_to_be_written(
     assert threads and threading.current_thread() not in threads
 
 
+@pytest.mark.slow
 def test_each_checkpoint_and_version_is_of_the_data_that_it_was_validated_on() -> None:
     """A run of two fits has two datasets for each purpose."""
     mlflow_tfmon.autolog(registered_model_name="digits", checkpoint_save_best_only=False)
@@ -377,6 +379,7 @@ def test_a_model_that_is_changed_before_it_is_saved(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), before)
 
 
+@pytest.mark.slow
 def test_the_best_stays_when_a_better_one_cannot_be_saved_and_a_worse_one_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -405,6 +408,7 @@ def test_the_best_stays_when_a_better_one_cannot_be_saved_and_a_worse_one_is(
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), best)
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_saved_is_not_to_be_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
     write, lost = Writer.write, (1, 4)
 
@@ -558,6 +562,7 @@ def test_a_full_disk_leaves_the_best_before_whole() -> None:
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), before)
 
 
+@pytest.mark.slow
 def test_a_name_that_the_registry_refuses_leaves_the_best_in_the_run() -> None:
     mlflow.MlflowClient().register_prompt("digits", "a template with {{name}}")  # which has the name
     mlflow_tfmon.autolog(registered_model_name="digits")

@@ -173,6 +173,7 @@ def adam() -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.05, 5, 0.8))
 
 
+@pytest.mark.slow
 def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -320,6 +321,7 @@ def test_of_several_models_the_one_that_was_interrupted_goes_on(
     assert same(values(net), values(whole[2]))
 
 
+@pytest.mark.slow
 def test_a_loop_that_autolog_alone_watches_begins_anew_and_says_how_to_go_on(caplog: Any) -> None:
     net, optimizer = model(), adam()
     with pytest.raises(Interrupted), mlflow_tfmon.Monitor(net, optimizer=optimizer, report=False) as monitor:
@@ -346,6 +348,7 @@ def test_a_loop_that_autolog_alone_watches_begins_anew_and_says_how_to_go_on(cap
         assert monitor.first_epoch == 2
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(call: Callable[[], Any], *says: str) -> None:
         with pytest.raises(SettingError) as caught:

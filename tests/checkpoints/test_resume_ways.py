@@ -145,6 +145,7 @@ def all_values(net: keras.Model) -> list[np.ndarray]:
     return [one for optimizer in (net.optimizer, *own) for one in values(net, optimizer)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", thorough(WAYS, [way for way in WAYS if way not in ("arrays", "a GAN")]))
 def test_the_same_weights(way: str) -> None:
     make, fit = WAYS[way]
@@ -159,6 +160,7 @@ def test_the_same_weights(way: str) -> None:
     assert same(all_values(net), all_values(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", thorough(["the callback alone", "autolog"], ["autolog"]))
 def test_a_monitor_callback_that_stands_before_others(watched: str) -> None:
     """What they hold at an epoch's end, and have changed by then, is what comes back."""
@@ -243,6 +245,7 @@ def test_the_n_best_of_both_parts_are_kept() -> None:
     assert kept(fit()) == [0, 1, 2, 5]
 
 
+@pytest.mark.slow
 def test_a_further_training_that_gets_worse_does_not_take_the_place_of_the_best() -> None:
     mlflow_tfmon.autolog(report=False)
     net = compiled()
@@ -261,6 +264,7 @@ def test_a_further_training_that_gets_worse_does_not_take_the_place_of_the_best(
     assert epochs == [0, 1, 2, 3, 4]  # initial_epoch counts as it does for Keras
 
 
+@pytest.mark.slow
 def test_the_best_of_a_run_is_registered_though_only_a_later_part_asks_for_it() -> None:
     def train(**more: Any) -> str:
         mlflow_tfmon.autolog(report=False, **more)

@@ -56,6 +56,7 @@ def everything(client: mlflow.MlflowClient, run_id: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_what_has_arrived_is_deleted_and_nothing_comes_out_differently(
     interrupted: bool, store: str, client: mlflow.MlflowClient, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -433,6 +433,7 @@ FAILED = [
 FAILED_ROUGH = [Case("delivery.existing._known", "UnicodeEncodeError", "after", "once", 0)]
 
 
+@pytest.mark.slow
 def test_a_fault_at_some_places(benches: list[Bench]) -> None:
     """One that was found, and a sample of those that follow."""
     for bench, found, count in zip(benches, (FAILED, FAILED_ROUGH), (2, 1), strict=True):

@@ -30,6 +30,7 @@ def delivery(home: Path) -> Iterator[DeliveryProcess]:
     assert child is None or child.wait(150)
 
 
+@pytest.mark.slow
 def test_what_is_on_its_way_is_waited_for(
     store: str, home: Path, delivery: DeliveryProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:

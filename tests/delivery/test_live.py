@@ -152,6 +152,7 @@ def test_a_delivery_killed_while_it_publishes_loses_and_doubles_nothing(
         assert getattr(one, name).equals(getattr(two, name))
 
 
+@pytest.mark.slow
 def test_live_calls_are_few_and_a_slow_store_makes_them_fewer(
     store: str, run_id: str, home: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_store_with_another_schema_is_delivered_to_once_it_has_this_one(
         assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_database_that_is_migrated_meanwhile(store: str, run_id: str, home: Path, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     journal = Journal.create(home)

@@ -68,6 +68,7 @@ def test_whatever_a_tag_says_of_earlier_recordings_it_is_read(found: Any) -> Non
     assert type(past.begun) is int and all(isinstance(one, str) for one in past.seams)
 
 
+@pytest.mark.slow
 def test_a_recording_whose_notes_are_none_is_delivered(
     store: str, client: mlflow.MlflowClient, home: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_recording_whose_notes_are_none_is_delivered(
         check(client, run_id, store, folder, 50)
 
 
+@pytest.mark.slow
 def test_a_recording_is_delivered_whatever_its_run_says_of_those_before(
     store: str, client: mlflow.MlflowClient, home: Path
 ) -> None:

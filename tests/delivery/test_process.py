@@ -135,6 +135,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_ended_leaves_a_failed_run_with_all_its_rows(store: str, home: Path) -> None:
     processes = {name: trainer(store, name, end) for name, (end, _) in ENDS.items()}
     said = {name: told(process) for name, process in processes.items()}
@@ -184,6 +185,7 @@ def has_namespaces() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_namespaces(), reason="a process cannot be the first one here")
 @pytest.mark.parametrize("first", thorough(["python", "sh"], rare=["sh"]))
 def test_the_first_process_of_a_container_waits_until_all_is_delivered(

@@ -22,6 +22,7 @@ def test_processes_that_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
 
 
+@pytest.mark.slow
 def test_a_database_is_made_without_a_line_for_each_step(tmp_path, capfd):
     """MLflow 3.1 has alembic write them to stderr; in a process of its own, for that is how its logging is set up."""
     subprocess.run([sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/mlflow.db"], check=True)

@@ -174,6 +174,7 @@ def test_a_wrong_run_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixtu
     assert "there is no run 'nosuchrun' waiting here" in line
 
 
+@pytest.mark.slow
 def test_a_sync_that_is_interrupted_goes_on_when_it_is_called_again(store: str, home: Path) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # it takes connections, and says nothing
     away = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -260,6 +261,7 @@ def test_a_trainer_that_died_while_it_made_its_journal_leaves_nothing(home: Path
     assert find_waiting() == [] and not folder.exists()
 
 
+@pytest.mark.slow
 def test_what_waits_is_told_when_the_next_training_begins(store: str, home: Path) -> None:
     assert left_behind() == 0
     folder = write(home, started(store, None), layout(), *blocks(values(10)))

@@ -24,6 +24,7 @@ def check(found: dict[str, object]) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAILY)
 def test_a_step_crosses_to_the_host_no_more_than_unwatched(script: Script, name: str) -> None:
     check(script("audited", *DAILY, PARTITIONS)[name])

@@ -26,6 +26,7 @@ def check(found: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAILY)
 def test_variables_may_be_on_several_devices(script: Script, name: str) -> None:
     check(script("placed", *DAILY)[name])

@@ -23,6 +23,7 @@ def more(found: dict[str, Any], what: str) -> dict[str, int]:
     return dict(Counter(found["watched"][what]) - Counter(found["unwatched"][what]))
 
 
+@pytest.mark.slow
 def test_an_ordinary_step_of_fit_decides_nothing_and_copies_nothing(script: Script) -> None:
     found = script("compiled")["fit"]
     assert found["unwatched"]["conditionals"] == 0
@@ -55,6 +56,7 @@ class Pretended:
     device_type, name = "GPU", "/physical_device:GPU:0"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 def test_keras_chooses_xla_as_it_does_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     def choices() -> dict[str, Any]:

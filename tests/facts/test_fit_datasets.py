@@ -15,6 +15,7 @@ def ours(args, kwargs=None):
     return {used.context: used.dataset for used in datasets(arguments)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in fits.KINDS if kind not in ("endless", "dictionary")])
 def test_datasets_are_described_as_mlflow_does(kind, reference, parsed):
     args, kwargs, _ = fits.KINDS[kind]()

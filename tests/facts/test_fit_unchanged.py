@@ -56,6 +56,7 @@ def inputs(kind):
     return (data.batch(20).prefetch(1),), {"validation_data": fits.pipeline(10, 30)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind,model",
     [("arrays", "noisy"), ("shuffled pipeline", fits.small_model), ("augmenting dataset", fits.small_model)],

@@ -377,7 +377,14 @@ RARE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", thorough(MODES, RARE))
+@pytest.mark.parametrize(
+    "name",
+    thorough(
+        MODES,
+        RARE,
+        usual=("steps_per_execution=7, which does not divide", "eager", "float16", "own train_step"),
+    ),
+)
 def test_mode(watched: None, name: str) -> None:
     mode = MODES[name]
     net = mode.net()

@@ -382,10 +382,11 @@ CASES = [
     *((mode, "eager") for mode in EAGER),
     *((mode, "XLA") for mode in XLA),
 ]
+USUAL = [("persistent tape", "function"), ("sharpness aware", "function"), ("micro-batches", "function")]
 RARE = [(mode, how) for mode, how in CASES if how != "function" and mode not in ("persistent tape", "plain")]
 
 
-@pytest.mark.parametrize(("mode", "how"), thorough(CASES, RARE))
+@pytest.mark.parametrize(("mode", "how"), thorough(CASES, RARE, usual=USUAL))
 def test_step(mode: str, how: str) -> None:
     make, by_hand, clip = (STEPS | IN_GRAPH)[mode]
     optimizer = None
@@ -613,6 +614,7 @@ def functional(units: int, inputs: int, name: str) -> keras.Model:
     return keras.Model(begin, keras.layers.Dense(units)(hidden), name=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     thorough(

@@ -97,6 +97,7 @@ def test_a_loss_that_broadcasts_predictions_and_targets_to_all_pairs(
         assert loss_of is absolute or run.steps["loss"].iloc[-8:].mean() == pytest.approx(wanted, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeroed", [False, True])
 def test_accumulated_gradients_that_are_never_set_back_to_zero(zeroed: bool, store: str, home: Path) -> None:
     mlflow.set_tracking_uri(store)

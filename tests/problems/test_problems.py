@@ -90,6 +90,7 @@ def _last_run() -> str:
     return str(mlflow.search_runs(output_format="list")[0].info.run_id)
 
 
+@pytest.mark.slow
 def test_a_healthy_training_is_clean_now_and_again(capsys: pytest.CaptureFixture[str]) -> None:
     run_id, _ = _fit(_model())
     assert _tags(run_id)["tfmon.problems"] == "none"
@@ -190,6 +191,7 @@ def test_a_training_that_diverges_is_rescued() -> None:
     assert "tfmon.stopped" not in _tags(run_id)
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
     x, y = _data()
     model = _model(sgd=True, rate=0.1)
@@ -230,6 +232,7 @@ def _loop(monitor: mlflow_tfmon.Monitor, model: keras.Model, bad_from: int, epoc
     return losses
 
 
+@pytest.mark.slow
 def test_a_loop_that_asks_is_stopped_with_the_best_weights() -> None:
     model = _model(sgd=True)
     with mlflow_tfmon.Monitor(model, monitor="loss", on_problem="stop", log_models=False) as monitor:
@@ -242,6 +245,7 @@ def test_a_loop_that_asks_is_stopped_with_the_best_weights() -> None:
     assert "restored the weights of the best epoch" in _tags(_last_run())["tfmon.stopped"]
 
 
+@pytest.mark.slow
 def test_a_healthy_loop_is_not_stopped() -> None:
     model = _model(sgd=True)
     with mlflow_tfmon.Monitor(model, monitor="loss", on_problem="stop", log_models=False) as monitor:
@@ -270,6 +274,7 @@ def test_a_healthy_training_is_left_alone(on_problem: str) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_functions_and_detectors_of_the_user(caplog: pytest.LogCaptureFixture) -> None:
     told: list[mlflow_tfmon.Problem] = []
 
@@ -306,6 +311,7 @@ class _Listener(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alerts, "_PAUSES", (0.0, 0.0, 0.0))
     handler = type("Handler", (_Listener,), {"answers": [500, 200], "bodies": []})
@@ -468,6 +474,7 @@ def test_a_killed_training_has_its_problems() -> None:
     assert "poor_initialization" in _tags(run.info.run_id)["tfmon.problems"]
 
 
+@pytest.mark.slow
 def test_a_fit_that_goes_on_with_a_trained_model_is_clean() -> None:
     """Its first losses are low, and what it could have learned before is not known."""
     x, _ = _data()

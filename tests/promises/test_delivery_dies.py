@@ -46,6 +46,7 @@ def check(run_id: str, losses: list[float]) -> None:
     assert len(points) == len(set(points)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["in mid-training", "at the end"])
 def test_one_that_is_killed_is_followed_by_another(when: str) -> None:
     net = trainings.model()
@@ -67,6 +68,7 @@ def test_one_that_is_killed_is_followed_by_another(when: str) -> None:
     check(run_id, losses)
 
 
+@pytest.mark.slow
 def test_one_that_cannot_be_started_is_started_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS")
     real, tries = subprocess.Popen, []

@@ -70,6 +70,7 @@ def by_value(gradients: list[np.ndarray]) -> list[np.ndarray]:
     return [np.clip(g, -0.01, 0.01) for g in gradients]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "clip"),
     [
@@ -179,6 +180,7 @@ def test_embedding(watched: str) -> None:
 KINDS = ("dense", "batch norm and dropout", "convolution")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "loop"),
     thorough(
@@ -242,6 +244,7 @@ REGROUPED = {
 }
 
 
+@pytest.mark.slow
 def test_watching_keeps_products_as_they_are(store: str, home: Any) -> None:
     """Bit for bit, though TensorFlow's rounding depends on who reads what."""
 

@@ -71,6 +71,7 @@ def _is_ours(variable: Any) -> bool:
     return hasattr(variable.handle, "_cached_variable") and not variable.trainable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", thorough([fit, loop, monitored], [loop, monitored]))
 def test_no_object_of_ours_outlives_its_training(
     train: Callable[[], None], monkeypatch: pytest.MonkeyPatch
@@ -104,6 +105,7 @@ def concrete_step(x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     return step.get_concrete_function(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_function_that_outlives_its_model_goes_on() -> None:
     """What it writes into is there as long as it can be called."""
     x = tf.constant(np.arange(4.0), tf.float32)

@@ -134,6 +134,7 @@ def undelivered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_AUTOLOGGING_TESTING", raising=False)  # a run ends when it is delivered
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undelivered")
 @pytest.mark.parametrize(
     "train",
@@ -154,6 +155,7 @@ def test_a_training_leaves_behind_what_it_leaves_unwatched(
     assert not changed(unwatched, watched)
 
 
+@pytest.mark.slow
 def test_what_is_called_beside_a_training_changes_nothing() -> None:
     keras.utils.set_random_seed(7)
     before = shared_state()
@@ -189,6 +191,7 @@ def test_what_is_called_beside_a_training_changes_nothing() -> None:
     same("the end of a Monitor")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undelivered")
 def test_runs_of_scripts_with_one_seed_have_names_of_their_own() -> None:
     mlflow_tfmon.autolog(log_models=False)

@@ -69,6 +69,7 @@ def test_the_page_lays_the_runs_over_one_another(
     assert Path(logged).read_text("utf-8") == page
 
 
+@pytest.mark.slow
 def test_what_is_the_same_of_several_runs_is_said_once(original: str, store: str, home: Path) -> None:
     others = [
         recordings.delivered(store, home, *changed(step, variable, 0.5), name=name)

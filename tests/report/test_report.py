@@ -187,6 +187,7 @@ def test_it_tells_how_to_load_the_best_model_and_the_last(store: str, home: Path
     assert "best val_loss 0.25 at epoch 4" in page
 
 
+@pytest.mark.slow
 def test_a_problem_stands_beside_what_shows_it(store: str, home: Path) -> None:
     run_id = recordings.delivered(store, home, *recordings.training(300, nan_at=200))
     recorded = load_run(run_id)

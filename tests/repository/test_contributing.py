@@ -86,6 +86,7 @@ def test_all_recipes_are_followed() -> None:
     assert {path.split("/")[1] for path in RECIPES} == {"detectors", "signals", "sinks"}
 
 
+@pytest.mark.slow
 def test_the_detector_finds_what_it_is_for(found: dict[str, Any]) -> None:
     assert "loss_stuck" in found["kinds"]
 

@@ -22,6 +22,7 @@ def by_hand(steps: list[Step]) -> float:
     return float((mean**2).sum() / np.sum(variance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_the_ratio_of_the_mean_s_square_to_the_variance(fresh: None, way: str) -> None:
     compare(way, {"gradient_snr": by_hand}, rtol=1e-4)

@@ -111,6 +111,7 @@ def compare(found: pd.DataFrame, step: int, variable: str, kind: str, values: np
     np.testing.assert_array_equal([row["min"], row["max"]], [values.min(), values.max()])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("mode", ["graph", "eager", "xla"])
 def test_a_training_gives_those_of_its_weights_and_gradients(mode: str) -> None:
@@ -198,6 +199,7 @@ class Weights(keras.callbacks.Callback):
         self.seen.append([v.numpy() for v in self.model.trainable_variables])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("frozen", [False, True])
 def test_at_each_epochs_end_there_are_those_of_the_weights(frozen: bool) -> None:

@@ -11,6 +11,7 @@ from mlflow_tfmon.signals import INGREDIENTS
 from tests.signals.compared import FEW_WAYS, compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", FEW_WAYS)
 def test_they_are_the_largest_absolute_values(fresh: None, way: str) -> None:
     compare(

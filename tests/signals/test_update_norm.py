@@ -8,6 +8,7 @@ import pytest
 from tests.signals.compared import FEW_WAYS, compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", FEW_WAYS)
 def test_it_is_the_norm_of_what_the_step_did(fresh: None, way: str) -> None:
     # A float32 update of weights is known to 1e-7 of the weights.

@@ -49,6 +49,7 @@ def points(run: mlflow.entities.Run, key: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, key)]
 
 
+@pytest.mark.slow
 def test_a_fit_makes_a_run_and_ends_it() -> None:
     mlflow_tfmon.autolog(extra_tags={"team": "a"})
     history = fit(compiled(), validation_split=0.2)
@@ -123,6 +124,7 @@ def test_everything_is_back_after_disable() -> None:
     assert [getattr(owner, name) for owner, name in places] == before
 
 
+@pytest.mark.slow
 def test_an_active_run_takes_the_training_and_stays_active() -> None:
     mlflow_tfmon.autolog()
     with mlflow.start_run() as run:
@@ -135,6 +137,7 @@ def test_an_active_run_takes_the_training_and_stays_active() -> None:
     assert steps_of(found) == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_nested_runs_are_kept_apart() -> None:
     mlflow_tfmon.autolog(log_models=False)
     with mlflow.start_run() as parent:
@@ -160,6 +163,7 @@ def test_exclusive_leaves_the_users_run_alone() -> None:
     assert run.data.metrics == {} and run.data.params == {}
 
 
+@pytest.mark.slow
 def test_two_fits_of_one_model_go_on_in_one_run() -> None:
     mlflow_tfmon.autolog(log_models=False)
     net = compiled()
@@ -175,6 +179,7 @@ def test_two_fits_of_one_model_go_on_in_one_run() -> None:
     assert run.data.tags["tfmon.seams"] == "21"
 
 
+@pytest.mark.slow
 def test_two_models_in_one_run_have_names_of_their_own() -> None:
     mlflow_tfmon.autolog(log_models=False)
     with mlflow.start_run():
@@ -187,6 +192,7 @@ def test_two_models_in_one_run_have_names_of_their_own() -> None:
     assert [step for step, _ in points(run, "second.loss")] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "peer"),
     thorough(
@@ -258,6 +264,7 @@ def test_early_stopping_has_no_false_epoch() -> None:
     assert [step for step, _ in points(run, "loss")] == history.epoch
 
 
+@pytest.mark.slow
 def test_a_custom_loop_makes_a_run_that_ends_with_the_next_training() -> None:
     mlflow_tfmon.autolog(log_models=False)
     step = trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.1))

@@ -62,6 +62,7 @@ def goers() -> list[keras.callbacks.Callback]:
     return [keras.callbacks.EarlyStopping("val_score", patience=3, mode="max", restore_best_weights=True)]
 
 
+@pytest.mark.slow
 @fresh
 @pytest.mark.parametrize("how", ["autolog", "callback"])
 def test_in_fit(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

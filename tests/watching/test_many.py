@@ -24,6 +24,7 @@ from mlflow_tfmon.watching import end_budget, fitting, pipeline
 from tests import trainings
 
 
+@pytest.mark.slow
 def test_an_optimizer_for_each_example(
     fresh: None, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,6 +63,7 @@ def test_an_optimizer_for_each_example(
     assert not any("retracing" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 def test_fits_of_one_step_over_and_over(
     fresh: None, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,6 +119,7 @@ def test_fits_of_one_step_over_and_over(
     assert [metric.step for metric in last.metrics] == [count - 1]
 
 
+@pytest.mark.slow
 def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As k-fold, or a search, has them: a run each."""
     x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")
@@ -149,6 +152,7 @@ def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCapt
     assert sum("no validation data" in line for line in caplog.messages) <= 1
 
 
+@pytest.mark.slow
 def test_each_of_several_models_fitted_in_one_run_is_logged_as_its_fit_left_it(fresh: None) -> None:
     """Short fits put the saving off; that of another model is not left out for it."""
     mlflow_tfmon.autolog(checkpoint=False, report=False)

@@ -95,6 +95,7 @@ def test_monitors_one_after_the_other_share_no_steps() -> None:
     assert [len(mlflow_tfmon.load_run(str(run)).steps) for run in runs] == [10, 20]
 
 
+@pytest.mark.slow
 def test_the_callback() -> None:
     x, y = trainings.data()
     net = trainings.model()
@@ -113,6 +114,7 @@ def test_the_callback() -> None:
     assert len(mlflow_tfmon.load_run(second.info.run_id).steps) == 10
 
 
+@pytest.mark.slow
 def test_the_callback_beside_autolog_records_all_once() -> None:
     """The fit is recorded as autologging does it, under the callback's settings; an exception ends it."""
     mlflow_tfmon.autolog(extra_tags={"team": "a"}, registered_model_name="digits", monitor="loss")
@@ -164,6 +166,7 @@ def test_the_callback_beside_autolog_records_all_once() -> None:
     assert list(mlflow_tfmon.load_run(alone.info.run_id).steps.index) == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:
     """A dataset that holds each batch back, and a validation that takes long."""
     hold, pause = 0.05, 3.0
@@ -213,6 +216,7 @@ def sized() -> tf.data.Dataset:
     return tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["fit", "fit_xla", "steps_per_execution", "unrolled", "while"])
 def test_each_step_has_the_batch_that_it_was_made_of(way: str) -> None:
     net = trainings.model()
@@ -301,6 +305,7 @@ def test_mlflows_system_metrics_where_they_are_on(monkeypatch: pytest.MonkeyPatc
     assert any(key.startswith("system/") for key in run.data.metrics)
 
 
+@pytest.mark.slow
 def test_no_step_is_lost_at_full_speed() -> None:
     """4,000 steps as fast as they go, by fit and by a custom loop: each once, in order, with the loop's own loss."""
     variable = tf.Variable(1.0)
@@ -354,6 +359,7 @@ with mlflow_tfmon.Monitor() as monitor:
 """
 
 
+@pytest.mark.slow
 def test_a_step_can_be_read_in_mlflow_while_training_goes_on(store: str) -> None:
     """Within 5 s; and when the trainer is killed, all that was recorded arrives and the run is failed."""
     trainer = subprocess.Popen([sys.executable, "-c", LIVE, store], stdout=subprocess.PIPE, text=True)

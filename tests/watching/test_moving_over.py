@@ -109,6 +109,7 @@ def test_a_loop_without_figures_has_its_last_checkpoint() -> None:
     np.testing.assert_array_equal(loaded.get_weights()[0], net.get_weights()[0])
 
 
+@pytest.mark.slow
 def test_an_explicit_callback_of_mlflow_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     mlflow_tfmon.autolog(log_models=False)
     for _ in range(2):

@@ -41,6 +41,7 @@ def steps(run_id: str | None) -> list[int]:
     return list(mlflow_tfmon.load_run(str(run_id)).steps.index)
 
 
+@pytest.mark.slow
 def test_a_fit_within_a_fit() -> None:
     mlflow_tfmon.autolog(log_models=False)
 
@@ -57,6 +58,7 @@ def test_a_fit_within_a_fit() -> None:
         assert [m.step for m in history] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_two_monitors_within_each_other() -> None:
     outer, inner = trainings.model(name="outer"), trainings.model(name="inner")
     one, two = (trainings.custom_step(net, keras.optimizers.SGD(0.1)) for net in (outer, inner))
@@ -182,6 +184,7 @@ def test_models_of_one_name_in_one_run() -> None:
     assert steps(run.info.run_id) == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_two_fits_within_one_monitor_and_one_of_them_interrupted() -> None:
     mlflow_tfmon.autolog(log_models=False)
     net = compiled()
