@@ -19,6 +19,8 @@ RECIPES = dict(
         r"^```python\n# (mlflow_tfmon/\S+)\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S
     )
 )
+HOOK_LINE = re.findall(r"`(Hook\(.*\),)`", (ROOT / "CONTRIBUTING.md").read_text())[0]
+HOOKS_BEGIN = "    return [\n"
 TRAINING = """
 import json, sys
 import keras, mlflow, mlflow_tfmon, numpy as np
@@ -29,6 +31,7 @@ from mlflow_tfmon.signals import table
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="ones", name="head")], name="net")
 model.compile(keras.optimizers.SGD(0.0), "mse")
 mlflow_tfmon.autolog(deep_every=10, log_models=False, report=True, sinks="csv:.", delivery_wait=60)
+keras.utils.set_random_seed(7)
 model.fit(np.ones((128, 4)), np.zeros((128, 3)), batch_size=1, verbose=0)
 run_id = mlflow.last_active_run().info.run_id
 process.DeliveryProcess.finish(120)
@@ -40,9 +43,12 @@ print(json.dumps({
     "metrics": sorted(mlflow.get_run(run_id).data.metrics), "kinds": [one.kind for one in diagnose(run)],
     "deep": sorted(next(iter(replay.histories().values())).deep), "csv": open(f"{run_id}.csv").read().splitlines(),
     "report": mlflow.artifacts.load_text(f"runs:/{run_id}/tfmon/report.html").count("peak_to_rms"),
-    "table": table.of_variable(), "losses": run.steps.loss.tolist(),
+    "seeds": sys.modules["mlflow_tfmon.probes.seeds"].seeds, "table": table.of_variable(),
+    "losses": run.steps.loss.tolist(),
 }))
 """
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,8 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
         ),
         ("signals/__init__.py", "import gradient_snr,", "import spread, gradient_snr,"),
         ("signals/__init__.py", "_FAMILIES = (", "_FAMILIES = (spread, "),
+        ("probes/hooks/keras3.py", "import compiled, ", "import compiled, seeds, "),
+        ("probes/hooks/keras3.py", HOOKS_BEGIN, f"{HOOKS_BEGIN}        {HOOK_LINE}\n"),
         ("sinks/sinks.py", "_OURS = {\n", '_OURS = {\n    "csv": "mlflow_tfmon.sinks.csv:Csv",\n'),
     ):
         text = (folder / "mlflow_tfmon" / path).read_text()
@@ -83,10 +91,9 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
 
 
 def test_all_recipes_are_followed() -> None:
-    assert {path.split("/")[1] for path in RECIPES} == {"detectors", "signals", "sinks"}
+    assert {path.split("/")[1] for path in RECIPES} == {"detectors", "signals", "sinks", "probes"}
 
 
-@pytest.mark.slow
 def test_the_detector_finds_what_it_is_for(found: dict[str, Any]) -> None:
     assert "loss_stuck" in found["kinds"]
 
@@ -105,3 +112,7 @@ def test_the_signals_are_wherever_the_others_are(found: dict[str, Any]) -> None:
 def test_the_sink_has_every_step(found: dict[str, Any]) -> None:
     assert [line.split(",")[0] for line in found["csv"]] == [str(step) for step in range(1, 129)]
     assert [float(line.split(",")[1]) for line in found["csv"]] == found["losses"]
+
+
+def test_the_hook_is_called(found: dict[str, Any]) -> None:
+    assert found["seeds"] == [7]
