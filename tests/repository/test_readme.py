@@ -83,7 +83,6 @@ def steps(client: MlflowClient, run: Run, key: str) -> list[int]:
     return [point.step for point in client.get_metric_history(run.info.run_id, key)]
 
 
-@pytest.mark.slow
 def test_every_example_gives_a_finished_and_delivered_run(examples):
     for run in examples[0]:
         assert run.info.status == "FINISHED"
