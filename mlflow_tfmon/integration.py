@@ -120,6 +120,8 @@ def autolog(
     deep_every: int = 50,
     max_points: int = 320,
     max_variables: int = 50,
+    variables: str | None = None,
+    mlflow_names: bool = False,
     journal_gb: float = 4.0,
     delivery_wait: float = 15.0,
     exit_wait: float | None = None,
@@ -171,7 +173,11 @@ def autolog(
         deep_every: interval in optimizer steps between measurements of weight norms, update ratios and fractions of
             zero gradients; step 1 is always measured.
         max_points: largest number of points per series in MLflow; the Parquet files have every step.
-        max_variables: number of variables (the largest kernels) with their own series in MLflow.
+        max_variables: largest number of variables with their own series in MLflow: the largest ones.
+        variables: patterns of the names of the variables that have their own series in MLflow, such as
+            "encoder.*, *.bias". Default: the kernels. The files and the report have all.
+        mlflow_names: whether each validation metric is recorded under MLflow's name as well (`validation_loss` beside
+            `val_loss`), as `mlflow.tensorflow.autolog` does.
         journal_gb: largest size of undelivered records on the local disk, in gigabytes.
         delivery_wait: seconds for which the end of a training may wait until MLflow has everything.
         exit_wait: seconds for which the script's exit (with Ray, the end of each training) waits until everything that

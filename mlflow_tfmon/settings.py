@@ -51,6 +51,8 @@ class Settings:
     deep_every: int = 50
     max_points: int = 320
     max_variables: int = 50
+    variables: str | None = None
+    mlflow_names: bool = False
     journal_gb: float = 4.0
     delivery_wait: float = 15.0
     exit_wait: float | None = None
@@ -116,6 +118,9 @@ class Settings:
                 raise self._error("sinks", str(error)) from None
             if "tensorboard" in named and find_spec("tensorboard") is None:
                 raise self._error("sinks", "needs TensorBoard: pip install 'mlflow-tfmon[tensorboard]'")
+        like = self.variables
+        if like is not None and not (isinstance(like, str) and like.strip(", ")):
+            raise self._error("variables", 'must be patterns of names, such as "encoder.*, *.bias"')
         if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
             raise self._error("resume", 'must be the id of a run, or "latest"')
         if self.detectors is not None:

@@ -156,6 +156,7 @@ def test_delivery_that_dies_again_and_again(contained: list[str], monkeypatch: p
     ("setting", "value"),
     [
         ("deep_every", 0), ("deep_every", 1.5), ("deep_every", True), ("max_points", 3), ("max_variables", -1),
+        ("variables", ""), ("variables", " ,"), ("variables", 3), ("mlflow_names", "yes"),
         ("delivery_wait", -1), ("delivery_wait", float("nan")), ("mode", "up"), ("monitor", ""), ("monitor", None),
         ("registered_model_name", "a/b"), ("extra_tags", "a=b"), ("log_models", "yes"), ("silent", 1),
     ],

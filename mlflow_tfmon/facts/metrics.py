@@ -10,19 +10,20 @@ from mlflow_tfmon import kerases
 from mlflow_tfmon.stream.records import Facts
 
 
-def epoch_metrics(logs: dict[str, Any] | None) -> dict[str, float]:
+def epoch_metrics(logs: dict[str, Any] | None, mlflow_names: bool = False) -> dict[str, float]:
     """Keras's logs of an epoch as plain numbers.
 
     Args:
         logs: what Keras gives to `on_epoch_end`.
+        mlflow_names: whether each `val_<name>` comes a second time as `validation_<name>`, the name under which
+            `mlflow.tensorflow.autolog` logs it.
 
     Returns:
-        The metrics as Keras names them, and each `val_<name>` a second time as `validation_<name>`, the name under
-        which `mlflow.tensorflow.autolog` logs it. What is not a single number is left out.
+        The metrics as Keras names them. What is not a single number is left out.
 
     Example:
         >>> epoch_metrics({"loss": 0.5, "val_loss": 0.7})
-        {'loss': 0.5, 'val_loss': 0.7, 'validation_loss': 0.7}
+        {'loss': 0.5, 'val_loss': 0.7}
     """
     metrics: dict[str, float] = {}
     for name, value in (logs or {}).items():
@@ -32,10 +33,8 @@ def epoch_metrics(logs: dict[str, Any] | None) -> dict[str, float]:
             continue
         if value is not None and array.size == 1:
             metrics[name] = float(array.reshape(()))
-    twins = {
-        "validation_" + name.removeprefix("val_"): v for name, v in metrics.items() if name.startswith("val_")
-    }
-    return {**metrics, **twins}
+    validation = [name for name in metrics if name.startswith("val_")] if mlflow_names else []
+    return {**metrics, **{f"validation_{name.removeprefix('val_')}": metrics[name] for name in validation}}
 
 
 def early_stopping_facts(callbacks: list[Any], epoch_offset: int = 0, time: float = 0.0) -> Facts:

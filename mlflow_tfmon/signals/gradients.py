@@ -44,5 +44,6 @@ SIGNALS = (
         formula="elements of g that are exactly 0 / all",
         label="share of zeros in the gradient",
         healthy="near 0; high for embeddings and for dead units",
+        curve=False,
     ),
 )

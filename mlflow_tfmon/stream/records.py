@@ -237,6 +237,7 @@ class RunStarted:
         active: whether it is the active run of the trainer: one that nobody else will end if the trainer dies.
         max_points: bound on the points of one series in MLflow.
         max_variables: how many variables get series of their own in MLflow.
+        variables: patterns of the names of those that do, separated by commas; "" for the kernels.
         report: whether a report is made at the end.
         tensorboard: whether event files are made at the end.
         experiment_name: the experiment's name where its id was not known, or None.
@@ -260,6 +261,7 @@ class RunStarted:
     experiment_name: str | None = None
     past: dict[str, Any] = field(default_factory=dict)
     sinks: str = ""
+    variables: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -33,20 +34,32 @@ class Rows:
     measured: np.ndarray
 
 
-def charted(variables: Sequence[Variable], max_variables: int) -> list[int]:
-    """Positions of the variables that get series of their own: all, or where there are too many, the largest kernels.
+def patterns_of(setting: str) -> list[str]:
+    """The patterns in the setting `variables`.
 
     Example:
-        >>> charted([Variable("a.kernel", (9, 9), True), Variable("a.bias", (9,), False)], max_variables=1)
+        >>> patterns_of("encoder.*, *.bias")
+        ['encoder.*', '*.bias']
+    """
+    return [like.strip() for like in setting.split(",") if like.strip()]
+
+
+def charted(variables: Sequence[Variable], most: int, patterns: Sequence[str] = ()) -> list[int]:
+    """Positions of the variables that get series of their own, the largest of them where there are too many.
+
+    Args:
+        variables: all.
+        most: how many there may be.
+        patterns: of their names, as in the setting `variables`; without one the kernels, or all if none is a kernel.
+
+    Example:
+        >>> charted([Variable("a.kernel", (9, 9), True), Variable("a.bias", (9,), False)], 50)
         [0]
     """
-    if len(variables) <= max_variables:
-        return list(range(len(variables)))
-    kernels = [at for at, variable in enumerate(variables) if variable.is_kernel] or list(
-        range(len(variables))
-    )
-    largest = sorted(kernels, key=lambda at: (-variables[at].size, at))[:max_variables]
-    return sorted(largest)
+    wanted = [at for at, one in enumerate(variables) if any(fnmatchcase(one.name, like) for like in patterns)]
+    if not patterns:
+        wanted = [at for at, one in enumerate(variables) if one.is_kernel] or list(range(len(variables)))
+    return sorted(sorted(wanted, key=lambda at: (-variables[at].size, at))[:most])
 
 
 class StepClock:
@@ -111,15 +124,18 @@ class StreamSeries:
 
     Args:
         layout: of the stream.
-        max_variables: how many variables get series of their own.
         clock: the stream's; it outlives a layout.
+        most: how many variables get series of their own.
+        patterns: which do, as in `charted`.
     """
 
-    def __init__(self, layout: StreamOpened, max_variables: int, clock: StepClock) -> None:
+    def __init__(
+        self, layout: StreamOpened, clock: StepClock, *, most: int, patterns: Sequence[str] = ()
+    ) -> None:
         self.layout = layout
         self._clock = clock
         self.measures = tuple(one.name for one in signals.measures(layout.columns))
-        self._chosen = charted(layout.variables, max_variables)
+        self._chosen = charted(layout.variables, most, patterns)
         self._scalars = [
             name for name in layout.columns if name != "step" and _is_curve(signals.of_step(name))
         ]

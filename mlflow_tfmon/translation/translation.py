@@ -33,7 +33,7 @@ from mlflow_tfmon.tracking.names import Names
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.curves import Curves
 from mlflow_tfmon.translation.progress import Progress
-from mlflow_tfmon.translation.series import StepClock, StreamSeries
+from mlflow_tfmon.translation.series import StepClock, StreamSeries, patterns_of
 from mlflow_tfmon.translation.state import State, StateError, by_number, number_of, of_record
 from mlflow_tfmon.translation.telemetry import Telemetry
 
@@ -81,7 +81,8 @@ class Translation:
         self.why = ""
         self.names = Names()
         self.sinks = Sink()
-        self._max_variables = started.max_variables
+        self._most = started.max_variables
+        self._patterns = patterns_of(started.variables)
         self._curves = Curves(started.max_points, self.names)
         self._seams = self._past.seams
         self._streams: dict[int, StreamSeries] = {}
@@ -164,7 +165,9 @@ class Translation:
             if not isinstance(layout, StreamOpened) or layout.stream not in made._clocks:
                 raise StateError("a stream has no layout or no clock")
             clock = made._clocks[layout.stream]
-            made._streams[layout.stream] = StreamSeries(layout, made._max_variables, clock)
+            made._streams[layout.stream] = StreamSeries(
+                layout, clock, most=made._most, patterns=made._patterns
+            )
         for name in beginnings.names():
             one = beginnings.part(name)
             prefix = one.text("prefix") if one.has("prefix") else None
@@ -222,7 +225,9 @@ class Translation:
             clock = self._clocks[layout.stream] = StepClock()
             if self._pause:
                 clock.paused(self._pause)
-        series = self._streams[layout.stream] = StreamSeries(layout, self._max_variables, clock)
+        series = self._streams[layout.stream] = StreamSeries(
+            layout, clock, most=self._most, patterns=self._patterns
+        )
         self.telemetry.opened(layout)
         self._curves.open(("steps", layout.stream), series.step_keys, layout.total_steps)
         self._curves.open(("deep", layout.stream), series.deep_keys, layout.total_steps)

@@ -177,7 +177,8 @@ class MonitorCallback(_BothKerases):
         """Records an epoch and its results, once the other callbacks have run."""
         if self._monitor is not None:
             with contained("the epoch callback", _NOT_RECORDED):
-                self._monitor.epoch_ended(epoch, epoch_metrics(logs or {}))
+                twins = self._monitor.settings.mlflow_names
+                self._monitor.epoch_ended(epoch, epoch_metrics(logs, mlflow_names=twins))
                 monitor, rate = self._monitor, self._rate
                 change = rate and rate.change(monitor.last_epoch, monitor.prefix, time.time())
                 if change:
@@ -185,7 +186,7 @@ class MonitorCallback(_BothKerases):
                 self._monitor.paused(time.time())
             if self._actions is not None:
                 with contained("acting on a problem", "training continues as it is"):
-                    self._actions.epoch_ended(epoch_metrics(logs or {}))
+                    self._actions.epoch_ended(epoch_metrics(logs))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Ends the monitor that was created for this fit."""

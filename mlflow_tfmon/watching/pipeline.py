@@ -41,6 +41,7 @@ from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.end_budget import Thrift
 from mlflow_tfmon.watching.summary import Summary, where
+from mlflow_tfmon.watching.user_messages import say_what_is_not_matched
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
@@ -82,6 +83,7 @@ class Pipeline:
             run.tracking_uri, run.registry_uri, run.experiment_id, run.run_id, run.name, dict(run.tags),
             run.start_time, run.owned, run.active, settings.max_points, settings.max_variables, settings.report,
             settings.tensorboard, run.experiment_name, run.past.as_dict(), sinks.absolute(settings.sinks or ""),
+            settings.variables or "",
         )  # fmt: skip
         self.recording.append(self._started)
         with contained("describing the environment", "it is not recorded"):
@@ -144,6 +146,7 @@ class Pipeline:
         self.recording.open_stream(ring, name, model, total_steps, compiled)
         ring.begin(deep_every, self.recording.carried(ring))
         self._rings.append(ring)
+        say_what_is_not_matched(self._started.variables, ring.layout.variables)
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(reading: Reading) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow_tfmon.checkpoints.best import Best
-from mlflow_tfmon.errors import SettingError, logger
+from mlflow_tfmon.errors import SettingError, logger, say_once
 from mlflow_tfmon.probes import all_rings, tape
+from mlflow_tfmon.stream.records import Variable
+from mlflow_tfmon.translation.series import charted, patterns_of
 
 
 def say_what_is_missing(model: Any, steps: int, best: Best) -> None:
@@ -58,6 +60,17 @@ def say_what_was_not_seen() -> None:
     why = "" if any(ring.written() for ring in all_rings()) else _not_applied()
     if why:
         logger.warning("mlflow_tfmon: no training step was recorded: %s", why)
+
+
+def say_what_is_not_matched(setting: str, variables: Sequence[Variable]) -> None:
+    """Says, once, that the setting `variables` matches none of those that an optimizer trains."""
+    if setting and variables and not charted(variables, len(variables), patterns_of(setting)):
+        names = ", ".join(one.name for one in variables[:3]) + (", …" if len(variables) > 3 else "")
+        say_once(
+            f"variables {setting}",
+            f"mlflow_tfmon: variables={setting!r} matches none of the variables {names}: they have no series in "
+            "MLflow; '*' stands for any part of a name, as in '*.kernel'.",
+        )
 
 
 def plain_epoch(epoch: Any) -> int:

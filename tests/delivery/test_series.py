@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from recordings import BEGUN, VARIABLES, layout, values
@@ -11,10 +13,6 @@ from mlflow_tfmon.translation.series import StepClock, StreamSeries, charted
 
 def variable(name: str, size: int, is_kernel: bool = True) -> Variable:
     return Variable(name, (size,), is_kernel)
-
-
-def test_all_variables_are_charted_where_they_are_few() -> None:
-    assert charted(VARIABLES, 3) == [0, 1, 2]
 
 
 def test_of_many_variables_the_largest_kernels_are_charted() -> None:
@@ -66,7 +64,7 @@ def test_lost_steps_and_another_clock_have_no_step_time() -> None:
 
 def test_keys_and_values_are_those_of_the_contract() -> None:
     opened = layout(prefix="generator.")
-    series = StreamSeries(opened, 50, StepClock())
+    series = StreamSeries(opened, StepClock(), most=50)
     rows = values(100, seconds=0.02)
     block = Block.of(opened, Steps(0, BEGUN, rows))
     found = series.steps(block, series.measured(block))
@@ -74,7 +72,7 @@ def test_keys_and_values_are_those_of_the_contract() -> None:
     assert set(column) == {
         "generator.batch/loss", "generator.batch/learning_rate", "generator.batch/grad_norm",
         "generator.batch/step_time_ms", "generator.batch/examples_per_second", "generator.batch/input_wait_share",
-        "generator.grad_norm/dense.kernel", "generator.grad_norm/dense.bias", "generator.grad_norm/head.kernel",
+        "generator.grad_norm/dense.kernel", "generator.grad_norm/head.kernel",
     }  # fmt: skip
     np.testing.assert_array_equal(column["generator.batch/loss"], rows[:, 4])
     np.testing.assert_array_equal(column["generator.grad_norm/head.kernel"], rows[:, 9])
@@ -85,9 +83,32 @@ def test_keys_and_values_are_those_of_the_contract() -> None:
     np.testing.assert_array_equal(found.times, rows[:, 1])
 
 
+@pytest.mark.parametrize(
+    ("patterns", "most", "names"),
+    [
+        ((), 50, ["dense.kernel", "head.kernel"]),
+        ((), 1, ["dense.kernel"]),  # the larger one
+        (("*.bias",), 50, ["dense.bias"]),
+        (("dense.*", "*.kernel"), 50, ["dense.kernel", "dense.bias", "head.kernel"]),
+        (("[h]ead.kerne?",), 50, ["head.kernel"]),
+        (("encoder.*",), 50, []),
+        (("*",), 0, []),
+    ],
+)
+def test_the_variables_that_have_series(patterns: tuple[str, ...], most: int, names: list[str]) -> None:
+    series = StreamSeries(layout(), StepClock(), most=most, patterns=patterns)
+    assert [key for key in series.step_keys if "grad_norm/" in key] == [f"grad_norm/{name}" for name in names]
+
+
+def test_without_kernels_all_variables_have_series() -> None:
+    variables = tuple(dataclasses.replace(one, is_kernel=False) for one in VARIABLES)
+    series = StreamSeries(layout(variables=variables), StepClock(), most=50)
+    assert sum("grad_norm/" in key for key in series.step_keys) == len(variables)
+
+
 def test_without_a_clock_there_are_no_step_times_and_rows_have_the_time_of_the_block() -> None:
     opened = layout(columns=("step", "loss"), variable_columns=())
-    series = StreamSeries(opened, 50, StepClock())
+    series = StreamSeries(opened, StepClock(), most=50)
     block = Steps(0, BEGUN + 3.0, np.array([[1.0, 0.5], [2.0, 0.4]]))
     rows = Block.of(opened, block)
     found = series.steps(rows, series.measured(rows))
@@ -97,14 +118,14 @@ def test_without_a_clock_there_are_no_step_times_and_rows_have_the_time_of_the_b
 
 def test_input_times_stand_in_for_times() -> None:
     opened = layout(columns=("step", "input_time"), variable_columns=())
-    series = StreamSeries(opened, 50, StepClock())
+    series = StreamSeries(opened, StepClock(), most=50)
     block = Steps(0, BEGUN, np.array([[1.0, 10.0], [2.0, 10.5]]))
     np.testing.assert_allclose(series.measured(Block.of(opened, block))[:, 0], [np.nan, 500.0])
 
 
 def test_an_undefined_update_ratio_is_absent_and_any_other_nan_is_not_finite() -> None:
     opened = layout()
-    series = StreamSeries(opened, 1, StepClock())
+    series = StreamSeries(opened, StepClock(), most=1)
     assert series.deep_keys == ("weight_norm/dense.kernel", "update_ratio/dense.kernel")
     rows = np.full((1, 7), np.nan)
     rows[0, 0] = 10

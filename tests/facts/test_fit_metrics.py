@@ -12,7 +12,7 @@ class Logs(keras.callbacks.Callback):
         self.epochs = {}
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs[epoch] = epoch_metrics(logs)
+        self.epochs[epoch] = epoch_metrics(logs, mlflow_names=True)
 
 
 def test_epoch_metrics_have_the_names_of_mlflow_at_the_right_epochs(autologged):

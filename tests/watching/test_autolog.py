@@ -51,7 +51,7 @@ def points(run: mlflow.entities.Run, key: str) -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 def test_a_fit_makes_a_run_and_ends_it() -> None:
-    mlflow_tfmon.autolog(extra_tags={"team": "a"})
+    mlflow_tfmon.autolog(extra_tags={"team": "a"}, mlflow_names=True)
     history = fit(compiled(), validation_split=0.2)
     assert mlflow.active_run() is None
     (run,) = all_runs()
@@ -333,3 +333,48 @@ def test_arguments_of_mlflows_autolog_are_accepted() -> None:
     (run,) = all_runs()
     assert not run.inputs.dataset_inputs
     assert "best/loss" in run.data.metrics
+
+
+@pytest.mark.slow
+def test_what_people_look_at_first_is_not_buried() -> None:
+    """A net of four layers has 25 series: no biases, no second names."""
+    mlflow_tfmon.autolog(log_models=False)
+    x, y = trainings.data()
+    widths = [keras.layers.Dense(n, "relu", name=f"d{n}") for n in (8, 7, 6)]
+    net = keras.Sequential([keras.Input(x.shape[1:]), *widths, keras.layers.Dense(3, name="out")], name="net")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile("sgd", loss, metrics=["accuracy"])
+    net.fit(x, y, epochs=2, validation_split=0.2, verbose=0)
+    (run,) = all_runs()
+    per_step = (
+        "examples_per_second",
+        "grad_norm",
+        "input_wait_share",
+        "learning_rate",
+        "loss",
+        "step_time_ms",
+    )
+    per_kernel = ("grad_norm", "update_ratio", "weight_norm")
+    assert set(run.data.metrics) == {
+        *("accuracy", "learning_rate", "loss", "val_accuracy", "val_loss", "best/epoch", "best/val_loss"),
+        *(f"batch/{name}" for name in per_step),
+        *(f"{what}/net.{layer}.kernel" for what in per_kernel for layer in ("d8", "d7", "d6", "out")),
+    }
+    assert len(run.data.metrics) == 25
+    layers = mlflow_tfmon.load_run(run.info.run_id).layers
+    assert layers.variable.nunique() == 8 and layers.grad_zero_fraction.notna().any()
+
+
+@pytest.mark.slow
+def test_variables_that_no_pattern_matches_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    mlflow_tfmon.autolog(log_models=False, variables="encoder.*, *.bias")
+    fit(compiled())
+    (run,) = all_runs()
+    names = {key.partition("/")[2] for key in run.data.metrics if key.startswith("grad_norm/")}
+    assert names and all(name.endswith(".bias") for name in names)
+    assert not any("matches none" in line for line in caplog.messages)
+    mlflow_tfmon.autolog(log_models=False, variables="encoder.*")
+    fit(compiled())
+    fit(compiled())
+    (line,) = [line for line in caplog.messages if "matches none" in line]
+    assert "variables='encoder.*'" in line and "*.kernel" in line and "\n" not in line
