@@ -30,9 +30,9 @@ def name_of(prefix: str = "", best: bool = False) -> str:
 
     Example:
         >>> name_of("generator."), name_of(best=True)
-        ('generator-checkpoint', 'best-checkpoint')
+        ('generator-last', 'best')
     """
-    return f"{prefix}{'best-' if best else ''}checkpoint".replace(".", "-")
+    return f"{prefix}{'best' if best else 'last'}".replace(".", "-")
 
 
 def tags_of(epoch: int, step: int, metric: str, value: float | None, more: bool) -> dict[str, str]:

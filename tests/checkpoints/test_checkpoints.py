@@ -63,7 +63,7 @@ def checkpoints(run_id: str) -> list[Any]:
         output_format="list",
         order_by=[{"field_name": "creation_time"}],
     )
-    return [one for one in found if one.name in ("checkpoint", "best-checkpoint")]
+    return [one for one in found if one.name in ("best", "last")]
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def kept(run_id: str) -> list[int]:
     """The epochs of a run's checkpoints."""
     found = mlflow.search_logged_models(filter_string=f"source_run_id='{run_id}'", output_format="list")
     return sorted(
-        int(one.tags["tfmon.epoch"]) for one in found if one.name in ("checkpoint", "best-checkpoint")
+        int(one.tags["tfmon.epoch"]) for one in found if one.name in ("best", "last")
     )
 
 
