@@ -203,6 +203,11 @@ def autolog(
     """
 
 
+def is_on() -> bool:
+    """Whether `autolog()` is on."""
+    return bool(_on)
+
+
 def _switch_fit(disable: bool = False, exclusive: bool = False, silent: bool = False) -> None:
     """Puts the patch of `fit` in, or takes it out: by MLflow's autologging, which then knows of it, if that can be."""
     integration = internal(f"{_MLFLOW}.autologging_integration", None, _NO_SWITCH)

@@ -94,8 +94,8 @@ class Verdict:
         ]
         if not self.complete:
             found.append(
-                "not everything recorded has arrived: check again when the tag tfmon.delivery is `complete`, or "
-                "deliver what a crash or an outage left behind with `mlflow-tfmon sync`"
+                "it has not ended, or not everything recorded has arrived: check it again when its tag tfmon.delivery "
+                "is `complete`; `mlflow-tfmon sync` delivers what a crash or an outage left behind"
             )
         return found
 
