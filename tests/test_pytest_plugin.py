@@ -1,4 +1,4 @@
-"""Tests of `mlflow_tfmon.testing` and of the pytest plugin, by a pytest of their own that finds it as it is declared."""
+"""Tests of `mlflow_tfmon.testing`, and of the pytest plugin by a pytest of its own that finds it as it is declared."""
 
 from __future__ import annotations
 
