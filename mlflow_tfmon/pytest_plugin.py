@@ -48,6 +48,7 @@ def healthy_training(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
     from mlflow_tfmon.testing import assert_trains_healthily
 
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # which fills the captured stderr
     if mlflow.is_tracking_uri_set():
         return assert_trains_healthily
     for name, value in request.getfixturevalue("_mlflow_tfmon_store").items():

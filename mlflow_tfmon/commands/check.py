@@ -85,11 +85,11 @@ def command(
     try:
         failing = Failing.parsed(fail_on)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--fail-on") from error
+        raise click.BadParameter(f"{error}.", param_hint="--fail-on") from error
     try:
         asked = [Condition.parsed(one) for one in conditions]
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--metric") from error
+        raise click.BadParameter(f"{error}.", param_hint="--metric") from error
     try:
         run_id = find_run(reference, tracking_uri)
         baseline_id = find_run(baseline, tracking_uri) if baseline else None

@@ -39,7 +39,7 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
     try:
         failing = Failing.parsed(fail_on or "")
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--fail-on") from error
+        raise click.BadParameter(f"{error}.", param_hint="--fail-on") from error
     run_id = find_run(reference, tracking_uri)
     try:
         run = load_run(run_id, tracking_uri)

@@ -24,7 +24,7 @@ _CLASS = "mlflow_tfmon"  # as which CI services group the cases
 def text(verdict: Verdict) -> str:
     """The verdict for a terminal: in a line, then problems (the cause first), conditions and the comparison."""
     lines = [f"{verdict.word}: run {verdict.name} ({verdict.run_id}): {verdict.why}"]
-    lines += [f"{one.severity}: {one.line()}" for one in verdict.problems] or [_searched(verdict)]
+    lines += [f"{one.severity}: {one.line()}" for one in verdict.problems] or [f"none: {_searched(verdict)}"]
     lines += [f"{one.condition.text}: {_value(one)}: {_said(one)}" for one in verdict.outcomes]
     base = verdict.baseline
     if base is not None:
@@ -106,7 +106,7 @@ def junit(verdict: Verdict) -> str:
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
-    return ElementTree.tostring(root, "unicode", xml_declaration=True)
+    return ElementTree.tostring(root, "utf-8").decode("utf-8")  # "unicode" declares the locale's encoding
 
 
 def markdown(verdict: Verdict) -> str:
@@ -132,7 +132,7 @@ def markdown(verdict: Verdict) -> str:
         if rows:
             lines += ["", "| metric | run | baseline | change |", "|---|---:|---:|---:|"]
             lines += [f"| {' | '.join(map(_md, row))} |" for row in rows]
-    lines += ["", f"<sub>Run {_md(verdict.run_id)}; {_md(_searched(verdict, 'searched'))}.</sub>", ""]
+    lines += ["", f"<sub>Run {_md(verdict.run_id)}; {_searched(verdict)}.</sub>", ""]
     return "\n".join(lines)
 
 
@@ -144,9 +144,9 @@ FORMATS: Mapping[str, Callable[[Verdict], str]] = {
 }
 
 
-def _searched(verdict: Verdict, before: str = "none") -> str:
+def _searched(verdict: Verdict) -> str:
     searched = f"{verdict.steps:,} steps and {verdict.epochs:,} epochs"
-    return f"{before}: {searched} were searched for {len(KINDS)} kinds of problems"
+    return f"{searched} were searched for {len(KINDS)} kinds of problems"
 
 
 def _rows(metrics: Mapping[str, tuple[float | None, float | None]]) -> list[tuple[str, str, str, str]]:
@@ -158,6 +158,7 @@ def _rows(metrics: Mapping[str, tuple[float | None, float | None]]) -> list[tupl
             "-" if here is None or there is None else f"{here - there:+.4g}",
         )
         for name, (here, there) in metrics.items()
+        if not name.endswith("best/epoch")  # which people count from 1
     ]
 
 
