@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,13 +118,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
     Example:
         >>> Path("comparison.html").write_text(mlflow_tfmon.compare([first_id, second_id]))
     """
-    import mlflow
-
-    if len(set(run_ids)) < 2:
-        raise ValueError("a comparison needs two different runs or more.")
-    client = mlflow.MlflowClient(tracking_uri)
-    runs = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
-    recorded = [load_run(run.info.run_id, tracking_uri) for run in runs]
+    runs, recorded = _loaded(run_ids, tracking_uri)
     names = _names(runs)
     verdict, good = _verdict(names, recorded)
     sections = laid_over(
@@ -150,6 +145,49 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
             runs=names,
         )
     )
+
+
+def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict[str, Any]:
+    """Returns in what runs differ, for programs.
+
+    Args:
+        run_ids: two or more MLflow runs.
+        tracking_uri: their store; default: MLflow's current tracking URI.
+
+    Returns:
+        The runs; by name the settings that differ, and the final and best metrics, each with a value per run (None
+        where it has none); and for each run after the first where it diverges from the first, None if it does not.
+
+    Raises:
+        ValueError: as `compare` does.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> differences([first_id, second_id])["partings"]
+        [{'step': 12, 'variable': 'net.head.kernel', 'difference': 0.031, 'compared': 500}]
+    """
+    runs, recorded = _loaded(run_ids, tracking_uri)
+    params = [run.data.params for run in runs]
+    settings = {key: [one.get(key) for one in params] for key in sorted(set().union(*params))}
+    found = [parting(recorded[0], one) for one in recorded[1:]]
+    metrics = [run.data.metrics for run in runs]
+    return {
+        "runs": [{"id": run.info.run_id, "name": run.info.run_name} for run in runs],
+        "settings": {key: values for key, values in settings.items() if len(set(values)) > 1},
+        "metrics": {key: list(values) for key, values in metric_table(metrics, best=False)},
+        "best": {key: list(values) for key, values in metric_table(metrics, best=True)},
+        "partings": [None if one is None else dataclasses.asdict(one) for one in found],
+    }
+
+
+def _loaded(run_ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Any], list[RecordedRun]]:
+    import mlflow
+
+    if len(set(run_ids)) < 2:
+        raise ValueError("a comparison needs two different runs or more.")
+    client = mlflow.MlflowClient(tracking_uri)
+    runs = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
+    return runs, [load_run(run.info.run_id, tracking_uri) for run in runs]
 
 
 def _names(runs: Sequence[Any]) -> list[str]:

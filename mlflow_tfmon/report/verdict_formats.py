@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+from mlflow_tfmon import tables
 from mlflow_tfmon.detectors import KINDS, Problem
 from mlflow_tfmon.report.condition import Outcome
 from mlflow_tfmon.report.verdict import Verdict
-from mlflow_tfmon.tables import table
 from mlflow_tfmon.tracking.findings import plain
-from mlflow_tfmon.uris import visible, without_secrets, without_secrets_in
+from mlflow_tfmon.uris import visible, without_secrets
 
 _NOT_XML = re.compile("[\ufffe\uffff]")  # what `visible` leaves of what XML 1.0 cannot hold
 _CLASS = "mlflow_tfmon"  # as which CI services group the cases
@@ -29,7 +27,7 @@ def text(verdict: Verdict) -> str:
     base = verdict.baseline
     if base is not None:
         rows = _rows(base.metrics)
-        lines += [table([("METRIC", "RUN", "BASELINE", "CHANGE"), *rows])] if rows else []
+        lines += [tables.table([("METRIC", "RUN", "BASELINE", "CHANGE"), *rows])] if rows else []
         lines.append(base.sentence)
     return visible(without_secrets("\n".join(lines)))
 
@@ -66,7 +64,7 @@ def as_json(verdict: Verdict) -> str:
             "parting": None if base.parting is None else dataclasses.asdict(base.parting),
         },
     }
-    return json.dumps(_finite(without_secrets_in(content)), indent=1, allow_nan=False)
+    return tables.as_json(content)
 
 
 def junit(verdict: Verdict) -> str:
@@ -176,14 +174,6 @@ def _value(outcome: Outcome) -> str:
 
 def _said(outcome: Outcome) -> str:
     return "unknown" if outcome.value is None else "holds" if outcome.holds else "does not hold"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _case(suite: ElementTree.Element, group: str, name: str) -> ElementTree.Element:
