@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.detectors.learning import FEWEST_STEPS
 from mlflow_tfmon.problems.failing import Failing
 from mlflow_tfmon.report.condition import Condition, Outcome
 
@@ -76,9 +77,13 @@ class Verdict:
         found += [
             f"{one.condition.text} does not hold: {one.value:.6g}"
             for one in self.outcomes
-            if one.value is not None and not one.holds
+            if self.breaks(one)
         ]
         return found + ([f"the run ended as {self.ended}"] if self.broke_off else [])
+
+    def breaks(self, outcome: Outcome) -> bool:
+        """Whether a condition's outcome is why the run fails: not while its values may still change."""
+        return self.complete and outcome.value is not None and not outcome.holds
 
     @property
     def broke_off(self) -> bool:
@@ -92,6 +97,8 @@ class Verdict:
             f"there is no metric {name!r}: {self._instead(name)}"
             for name in dict.fromkeys(one.condition.metric for one in self.outcomes if one.value is None)
         ]
+        if not self.steps:
+            found.append("no step was recorded, so there is nothing to diagnose")
         if not self.complete:
             found.append(
                 "it has not ended, or not everything recorded has arrived: check it again when its tag tfmon.delivery "
@@ -114,11 +121,10 @@ class Verdict:
         """The reasons for the status in one clause."""
         if self.status != PASSED:
             return "; ".join(self.failures or self.unknowns)
-        minor = len(self.problems)
-        held = len(self.outcomes)
-        said = [
-            f"{minor} problem{'s' * (minor != 1)} below the criterion" if minor else "no problem was found"
-        ]
+        minor, held = len(self.problems), len(self.outcomes)
+        few = f" in {self.steps} steps (most kinds are only found after {FEWEST_STEPS})"
+        clean = "no problem was found" + (few if self.steps < FEWEST_STEPS else "")
+        said = [f"{minor} problem{'s' * (minor != 1)} below the criterion" if minor else clean]
         said += [f"{held} condition{'s' * (held != 1)} met"] if held else []
         return ", ".join(said)
 

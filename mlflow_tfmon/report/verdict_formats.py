@@ -90,7 +90,7 @@ def junit(verdict: Verdict) -> str:
     for outcome in verdict.outcomes:
         case = _case(suite, "metrics", outcome.condition.text)
         if not outcome.holds:
-            kind = "failure" if outcome.value is not None else "error"
+            kind = "failure" if verdict.breaks(outcome) else "error"
             _because(case, kind, f"{_value(outcome)}: {_said(outcome)}", "metric")
     case = _case(suite, "run", "ended and recorded")
     if verdict.broke_off:

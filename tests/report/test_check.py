@@ -137,6 +137,11 @@ def test_a_verdict_fails_before_it_is_undecided_and_passes_only_if_all_is_known(
     assert missing.status == 2 and "no metric 'val_acuracy': did you mean 'val_accuracy'?" in missing.why
     late = verdict(problems=(), outcomes=held, complete=False)
     assert late.status == 2 and "mlflow-tfmon sync" in late.why
+    assert verdict(problems=(), complete=False).status == 2  # its metrics may still change
+    assert verdict(complete=False).status == 1  # its critical problem is there
+    assert verdict(problems=(), outcomes=held, steps=0).why.startswith("no step was recorded")
+    short = verdict(problems=(), outcomes=held, steps=12)
+    assert short.status == 0 and "in 12 steps (most kinds are only found after 30)" in short.why
 
 
 def test_the_text_has_the_verdict_first_and_no_control_characters() -> None:
