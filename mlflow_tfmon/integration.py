@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
@@ -14,7 +15,7 @@ import mlflow
 from mlflow_tfmon import kerases, probes, versions
 from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.errors import SettingError, contained, logger, quiet
+from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import compiled, hooks
 from mlflow_tfmon.probes.hooks import Hook
@@ -82,6 +83,14 @@ def _switch(given: dict[str, Any]) -> None:
             "mlflow_tfmon: %s is older than supported (%s); upgrade if it misbehaves.",
             ", ".join(old),
             versions.OLDEST,
+        )
+    newer = [one for one in untested if one not in old]
+    if newer:
+        say_once(
+            f"not tested with {newer}",
+            f"mlflow_tfmon: not tested with {', '.join(newer)} (the newest tested versions: {versions.NEWEST}); if it "
+            "lacks what a figure needs, a line says so, and the training goes on.",
+            logging.INFO,
         )
     resuming.prepare(settings.resume)
     peers.set_aside()  # first: taking their patch of fit out would take out one of ours that is over it
@@ -207,6 +216,11 @@ def autolog(
         model.fit(x, y, epochs=3)
         ```
     """
+
+
+def is_on() -> bool:
+    """Whether `autolog()` is on."""
+    return bool(_on)
 
 
 def _switch_fit(disable: bool = False, exclusive: bool = False, silent: bool = False) -> None:

@@ -1,17 +1,38 @@
-"""Text and tables for a terminal, safe for anything a store contains, such as terminal control sequences."""
+"""Text, tables and JSON for a terminal, safe for anything a store contains, such as terminal control sequences."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from mlflow_tfmon.uris import visible, without_secrets
+from mlflow_tfmon.uris import visible, without_secrets, without_secrets_in
 
 
 def echo(text: str, err: bool = False) -> None:
     """Prints a text, on stderr if `err`, without secrets and with its control characters seen."""
     click.echo(visible(without_secrets(text)), err=err)
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON without secrets; a number that is not finite is a text, since JSON has none.
+
+    Example:
+        >>> as_json(float("nan"))
+        '"nan"'
+    """
+    return json.dumps(_finite(without_secrets_in(value)), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon import tables
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
@@ -22,16 +23,24 @@ _ARTIFACT = "tfmon/comparison.html"
     help="File to write.",
 )
 @click.option("--log-to", metavar="RUN", help=f"Also log it to this run, as {_ARTIFACT}.")
+@click.option("--json", "as_json", is_flag=True, help="Print what differs as JSON instead of writing a page.")
 @store_option
-def command(references: tuple[str, ...], output: Path, log_to: str | None, tracking_uri: str | None) -> None:
+def command(
+    references: tuple[str, ...], output: Path, log_to: str | None, as_json: bool, tracking_uri: str | None
+) -> None:
     """Compare runs: overlaid curves, settings that differ, where they diverge."""
     import mlflow
 
-    from mlflow_tfmon.report.comparison import compare
+    from mlflow_tfmon.report.comparison import compare, differences
 
     run_ids = list(dict.fromkeys(find_run(reference, tracking_uri) for reference in references))
     if len(run_ids) < 2:
         raise click.UsageError("compare needs two different runs or more.")
+    if as_json:
+        if log_to:
+            raise click.UsageError("--json writes no page that --log-to could log; give one of them.")
+        click.echo(tables.as_json(differences(run_ids, tracking_uri)))
+        return
     takes_it = find_run(log_to, tracking_uri) if log_to else None
     page = compare(run_ids, tracking_uri)
     output.write_text(page, "utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mlflow_tfmon import tables
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
@@ -25,7 +26,6 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
     problems or not, unless `--fail-on` says which of them are to fail, as in CI.
     """
     import dataclasses
-    import json
 
     from mlflow.exceptions import MlflowException
 
@@ -39,7 +39,7 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
     try:
         failing = Failing.parsed(fail_on or "")
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--fail-on") from error
+        raise click.BadParameter(f"{error}.", param_hint="--fail-on") from error
     run_id = find_run(reference, tracking_uri)
     try:
         run = load_run(run_id, tracking_uri)
@@ -53,7 +53,7 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
             err=True,
         )
     if as_json:
-        echo(json.dumps([dataclasses.asdict(one) for one in problems], indent=1))
+        click.echo(tables.as_json([dataclasses.asdict(one) for one in problems]))
     else:
         for one in problems:
             echo(f"{one.severity}: {one.line()}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_tfmon import tables
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
-from mlflow_tfmon.tables import echo, table
+from mlflow_tfmon.tables import echo
 from mlflow_tfmon.tags import DELIVERY_TAG
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 
@@ -26,40 +29,81 @@ _ID = 8  # characters of an id: enough to distinguish some ten thousand runs
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Largest number of runs to list."
 )
 @store_option
-def command(experiment: str | None, limit: int, tracking_uri: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON.")
+def command(experiment: str | None, limit: int, tracking_uri: str | None, as_json: bool) -> None:
     """List the monitored runs, most recent first: state, best value and problems of each."""
     client = open_client(tracking_uri)
     found = list(itertools.islice(watched(client, experiment), limit))
-    rows = [_row(run) for run in found]
+    listed = [_listed(run) for run in found]
     if experiment is None:
         known = {run.info.run_id for run in found}
         left = here.recordings(here.of_store(client.tracking_uri))
-        rows += [_row_of_one_here(one) for one in left if one.due and one.run_id not in known]
-    if rows:
-        echo(table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
+        listed += [_only_here(one) for one in left if one.due and one.run_id not in known]
+    if as_json:
+        click.echo(tables.as_json([dataclasses.asdict(one) for one in listed]))
+    elif listed:
+        rows = [one.row() for one in listed]
+        echo(tables.table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
         echo("There are no monitored runs. `mlflow-tfmon run SCRIPT` makes one.")
 
 
-def _row(run: Run) -> tuple[str, ...]:
-    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1e3))
-    delivery = run.data.tags.get(DELIVERY_TAG)
-    state = run.info.status.lower() + ("" if delivery == "complete" else f", {delivery}")
-    problems = run.data.tags.get(PROBLEMS, "").replace(",", ", ")
-    return run.info.run_id[:_ID], run.info.run_name or "", begun, state, _best(run.data.metrics), problems
+@dataclass(frozen=True)
+class _Listed:
+    """A run in the list; as JSON it has these names.
+
+    Attributes:
+        run_id: the run; "" if not even that has arrived.
+        name: its name.
+        begun: Unix time, seconds.
+        status: how MLflow has it, in lower case, such as "finished"; "" if it has not arrived.
+        delivery: "complete", or what else is known of its delivery.
+        best: the best value and its epoch (from 0; None if unknown) of each monitored metric, by name.
+        problems: the kinds, the cause first; None if the training has not been diagnosed yet.
+    """
+
+    run_id: str
+    name: str
+    begun: float
+    status: str
+    delivery: str | None
+    best: dict[str, dict[str, float | None]]
+    problems: list[str] | None
+
+    def row(self) -> tuple[str, ...]:
+        """The run for people."""
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begun))
+        parts = (self.status, "" if self.delivery == "complete" else str(self.delivery))
+        best = [
+            f"{name} {one['value']:.4g}" + ("" if one["epoch"] is None else f" (epoch {one['epoch']:.0f})")
+            for name, one in self.best.items()
+        ]
+        state = ", ".join(part for part in parts if part)
+        problems = "" if self.problems is None else ", ".join(self.problems) or "none"
+        return self.run_id[:_ID], self.name, begun, state, ", ".join(best), problems
 
 
-def _row_of_one_here(one: here.Here) -> tuple[str, ...]:
-    """Returns the row of a recording of which not even the run's tags have arrived."""
-    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.begun))
-    return (one.run_id or "")[:_ID], one.run_name or "", begun, "undelivered, on this machine", "", ""
+def _listed(run: Run) -> _Listed:
+    tags = run.data.tags
+    said = tags.get(PROBLEMS)
+    problems = None if said is None else [kind for kind in said.split(",") if kind not in ("", "none")]
+    return _Listed(
+        run.info.run_id, run.info.run_name or "", run.info.start_time / 1e3, run.info.status.lower(),
+        tags.get(DELIVERY_TAG), _best(run.data.metrics), problems,
+    )  # fmt: skip
 
 
-def _best(metrics: dict[str, float]) -> str:
-    found = []
+def _only_here(one: here.Here) -> _Listed:
+    """A recording of which not even the run's tags have arrived."""
+    return _Listed(
+        one.run_id or "", one.run_name or "", one.begun, "", "undelivered, on this machine", {}, []
+    )
+
+
+def _best(metrics: dict[str, float]) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {}
     for key, value in metrics.items():
         prefix, is_best, name = key.rpartition("best/")
         if is_best and name != "epoch":
-            epoch = metrics.get(f"{prefix}best/epoch")
-            found.append(f"{prefix}{name} {value:.4g}" + ("" if epoch is None else f" (epoch {epoch:.0f})"))
-    return ", ".join(found)
+            found[prefix + name] = {"value": value, "epoch": metrics.get(f"{prefix}best/epoch")}
+    return found

@@ -22,7 +22,7 @@ NOTHING = (
 LITTLE = 0.3
 MUCH = 0.7  # an apparent fault does no harm if this much is learned
 _RISEN = 1.1
-_FEWEST_STEPS = 30
+FEWEST_STEPS = 30
 _UNKNOWN_STEPS = 2000  # least length assumed of a training whose length is unknown
 
 
@@ -74,7 +74,7 @@ def learning(history: History) -> Learning:
     if not history.total_steps:
         # Unknown length: assume that it runs for as long again as it has run.
         total = max(2 * done, _UNKNOWN_STEPS)
-    enough = done >= _FEWEST_STEPS or (history.ended and done >= 10 and len(history.epochs) > 10)
+    enough = done >= FEWEST_STEPS or (history.ended and done >= 10 and len(history.epochs) > 10)
     share = done / total if enough else 0.0
     if not len(curve) or not history.alone:
         nan = float("nan")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,13 +118,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
     Example:
         >>> Path("comparison.html").write_text(mlflow_tfmon.compare([first_id, second_id]))
     """
-    import mlflow
-
-    if len(set(run_ids)) < 2:
-        raise ValueError("a comparison needs two different runs or more.")
-    client = mlflow.MlflowClient(tracking_uri)
-    runs = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
-    recorded = [load_run(run.info.run_id, tracking_uri) for run in runs]
+    runs, recorded = _loaded(run_ids, tracking_uri)
     names = _names(runs)
     verdict, good = _verdict(names, recorded)
     sections = laid_over(
@@ -152,6 +147,49 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
     )
 
 
+def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict[str, Any]:
+    """Returns in what runs differ, for programs.
+
+    Args:
+        run_ids: two or more MLflow runs.
+        tracking_uri: their store; default: MLflow's current tracking URI.
+
+    Returns:
+        The runs; by name the settings that differ, and the final and best metrics, each with a value per run (None
+        where it has none); and for each run after the first where it diverges from the first, None if it does not.
+
+    Raises:
+        ValueError: as `compare` does.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> differences([first_id, second_id])["partings"]
+        [{'step': 12, 'variable': 'net.head.kernel', 'difference': 0.031, 'compared': 500}]
+    """
+    runs, recorded = _loaded(run_ids, tracking_uri)
+    params = [run.data.params for run in runs]
+    settings = {key: [one.get(key) for one in params] for key in sorted(set().union(*params))}
+    found = [parting(recorded[0], one) for one in recorded[1:]]
+    metrics = [run.data.metrics for run in runs]
+    return {
+        "runs": [{"id": run.info.run_id, "name": run.info.run_name} for run in runs],
+        "settings": {key: values for key, values in settings.items() if len(set(values)) > 1},
+        "metrics": {key: list(values) for key, values in metric_table(metrics, best=False)},
+        "best": {key: list(values) for key, values in metric_table(metrics, best=True)},
+        "partings": [None if one is None else dataclasses.asdict(one) for one in found],
+    }
+
+
+def _loaded(run_ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Any], list[RecordedRun]]:
+    import mlflow
+
+    if len(set(run_ids)) < 2:
+        raise ValueError("a comparison needs two different runs or more.")
+    client = mlflow.MlflowClient(tracking_uri)
+    runs = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
+    return runs, [load_run(run.info.run_id, tracking_uri) for run in runs]
+
+
 def _names(runs: Sequence[Any]) -> list[str]:
     names = [run.info.run_name or run.info.run_id for run in runs]
     return [
@@ -162,20 +200,29 @@ def _names(runs: Sequence[Any]) -> list[str]:
 
 def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str, bool | None]:
     """One sentence for all runs with the same result: for many variants, that is most of them."""
-    said: dict[tuple[str, str, str], list[str]] = {}
+    by_text: dict[tuple[str, str, str], list[str]] = {}
     for name, one in list(zip(names, recorded, strict=True))[1:]:
-        said.setdefault(_said(parting(recorded[0], one), names[0]), []).append(name)
+        by_text.setdefault(said(parting(recorded[0], one), names[0]), []).append(name)
     sentences = [
         f"{runs[0]} {of_one} {rest}"
         if len(runs) == 1
         else f"{', '.join(runs[:-1])} and {runs[-1]} {of_many} {rest}"
-        for (of_one, of_many, rest), runs in said.items()
+        for (of_one, of_many, rest), runs in by_text.items()
     ]
     return "; ".join(sentences) + ".", None
 
 
-def _said(found: Parting | None, first: str) -> tuple[str, str, str]:
-    """The verb for one run and for several, and the rest of the sentence."""
+def said(found: Parting | None, first: str) -> tuple[str, str, str]:
+    """A parting in words: the verb for one run and for several, and the rest of the sentence.
+
+    Args:
+        found: where runs diverge from the first one, or None.
+        first: the name of that one.
+
+    Example:
+        >>> said(None, "baseline")
+        ('is', 'are', 'identical to baseline at every common step')
+    """
     if found is None:
         return "is", "are", f"identical to {first} at every common step"
     where = ": data, seed, weights or settings differ from the start" if found.step == 1 else ""
@@ -190,12 +237,27 @@ def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
+def metric_table(
+    runs: Sequence[Mapping[str, float]], best: bool
+) -> list[tuple[str, tuple[float | None, ...]]]:
+    """The epoch metrics of runs: for each name the value of every run, None where it has none.
+
+    Args:
+        runs: the metrics of each run, as MLflow has them; those by step have names with a slash.
+        best: whether those of the best epoch (`best/…`) are meant, not the final ones.
+
+    Example:
+        >>> metric_table([{"loss": 0.5, "batch/loss": 0.4}, {"loss": 0.7, "val_loss": 0.9}], best=False)
+        [('loss', (0.5, 0.7)), ('val_loss', (None, 0.9))]
+    """
+    keys = sorted({key for run in runs for key in run if ("best/" in key if best else "/" not in key)})
+    # MLflow's second name of a `val_` metric.
+    twins = {key.replace("val_", "validation_", 1) for key in keys if "val_" in key}
+    return [(key, tuple(run.get(key) for run in runs)) for key in keys if key not in twins]
+
+
 def _metrics(runs: Sequence[Any], best: bool) -> list[list[str]]:
-    """Epoch metrics as they were last, or the best of them; those by step have names with a slash."""
-    keys = sorted(
-        {key for run in runs for key in run.data.metrics if ("best/" in key if best else "/" not in key)}
-    )
     return [
-        [key, *(f"{run.data.metrics[key]:.6g}" if key in run.data.metrics else "-" for run in runs)]
-        for key in keys
+        [key, *("-" if value is None else f"{value:.6g}" for value in values)]
+        for key, values in metric_table([run.data.metrics for run in runs], best)
     ]

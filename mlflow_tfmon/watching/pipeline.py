@@ -104,13 +104,19 @@ class Pipeline:
             if pipeline is not None and not pipeline.closed:
                 if journal is not None:
                     journal.close()  # nothing is in it: whoever looks for what waits deletes it
+                pipeline._tell()
                 return pipeline, False
             say_what_waits()
             journal = journal or Journal.create()
             if run.run_id and not life.claim_run(journal.folder, run.run_id):
                 run = runs.beside(run)
             pipeline = _open[key] = cls(run, settings, journal)
+            pipeline._tell()
             return pipeline, True
+
+    def _tell(self) -> None:
+        for told in on_open:
+            told(self.run.run_id)
 
     def keeper(self, prefix: str) -> Keeper:
         """What keeps the best and the last of the model whose names have a prefix."""
@@ -379,6 +385,9 @@ on_look: list[Callable[[], None]] = []  # called before each look at the rings, 
 on_run_end: list[
     Callable[[str], None]
 ] = []  # called with the id of a run that is being ended, on the user's thread
+on_open: list[
+    Callable[[str | None], None]
+] = []  # called with the run's id (None while MLflow is away) when a training begins
 on_exit: list[Callable[[], None]] = []  # called when the script is over
 DRAIN = Drain(on_idle=_look)
 _exit_wait: float | None = None  # of the run that was begun last

@@ -219,9 +219,7 @@ def test_a_fit_that_early_stopping_had_ended_makes_no_further_epoch(caplog: Any)
 def kept(run_id: str) -> list[int]:
     """The epochs of a run's checkpoints."""
     found = mlflow.search_logged_models(filter_string=f"source_run_id='{run_id}'", output_format="list")
-    return sorted(
-        int(one.tags["tfmon.epoch"]) for one in found if one.name in ("best", "last")
-    )
+    return sorted(int(one.tags["tfmon.epoch"]) for one in found if one.name in ("best", "last"))
 
 
 def rates(*values: float) -> keras.callbacks.Callback:

@@ -1,9 +1,12 @@
 """Tests of the mlflow-tfmon command: its exit status, and its stderr."""
 
+import subprocess
+import sys
+
 import click
 import pytest
 
-from mlflow_tfmon import cli
+from mlflow_tfmon import __version__, cli
 
 
 @pytest.fixture
@@ -48,3 +51,14 @@ def test_a_failure_ends_with_1_and_one_line(fails, error, said, capsys):
     fails(error)
     assert cli.main(["fails"]) == 1
     assert capsys.readouterr() == ("", f"mlflow-tfmon: {said}\n")
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow_tfmon", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, f"mlflow-tfmon, version {__version__}\n"), done.stderr
+    failed = subprocess.run(
+        [sys.executable, "-m", "mlflow_tfmon", "no-such"], capture_output=True, timeout=60
+    )
+    assert failed.returncode == 2

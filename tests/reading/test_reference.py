@@ -1,5 +1,6 @@
 """Tests of RUN on the command line, and of `mlflow-tfmon runs`."""
 
+import json
 import socket
 
 import pytest
@@ -119,7 +120,20 @@ def test_the_list_of_runs(run_ids, capsys):
     assert "there is no experiment 'none such'" in capsys.readouterr().err
 
 
+def test_the_list_of_runs_as_json(run_ids, client, capsys):
+    client.create_run("0", 500_000, {"tfmon.delivery": "streaming"}, "not diagnosed")
+    assert cli.main(["runs", "--json"]) == 0
+    second, first, undiagnosed = json.loads(capsys.readouterr().out)
+    assert [second["run_id"], first["run_id"]] == run_ids[1::-1]
+    assert (first["status"], first["delivery"], first["begun"]) == ("finished", "complete", 1_000)
+    assert first["best"] == {"val_loss": {"value": 0.123456, "epoch": 7}} and first["problems"] == []
+    assert second["best"] == {"generator.loss": {"value": 2.0, "epoch": None}}
+    assert second["problems"] == ["nan_or_inf", "overfitting"] and undiagnosed["problems"] is None
+
+
 def test_a_store_without_watched_runs(client, capsys):
+    assert cli.main(["runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
     assert cli.main(["runs"]) == 0
     assert "mlflow-tfmon run SCRIPT" in capsys.readouterr().out
     assert cli.main(["report", "latest"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mlflow
@@ -67,6 +68,32 @@ def test_the_page_lays_the_runs_over_one_another(
     assert "val_accuracy" in page
     logged = mlflow.artifacts.download_artifacts(run_id=parent, artifact_path="tfmon/comparison.html")
     assert Path(logged).read_text("utf-8") == page
+
+
+def test_what_differs_as_json(
+    original: str,
+    store: str,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = recordings.delivered(
+        store, home, *changed(120, 1, 1e-3), Facts(params={"opt_rate": "0.2"}), name="other"
+    )
+    mlflow.MlflowClient().log_metric(original, "best/val_loss", 1.5)
+    assert cli.main(["compare", original, other, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == [{"id": original, "name": "original"}, {"id": other, "name": "other"}]
+    assert found["settings"] == {"opt_rate": [None, "0.2"]}
+    assert found["metrics"]["loss"] == [0.4, 0.4] and found["best"] == {"best/val_loss": [1.5, None]}
+    (parted,) = found["partings"]
+    assert (parted["step"], parted["variable"], parted["compared"]) == (120, recordings.KERNELS[1], 400)
+    assert not (home / "comparison.html").exists()
+    assert cli.main(["compare", original, other, "--json", "--log-to", other]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "give one of them" in err
 
 
 @pytest.mark.slow

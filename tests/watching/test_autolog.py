@@ -321,6 +321,15 @@ def test_enabled_on_the_versions_that_are_tested(monkeypatch: pytest.MonkeyPatch
         mlflow_tfmon.autolog(disable=True)
 
 
+def test_newer_versions_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(versions, "installed", lambda: {**versions.OLDEST, "keras": "9.1.0"})
+    for _ in range(2):
+        mlflow_tfmon.autolog(log_models=False)
+    assert capsys.readouterr().err.count("INFO mlflow_tfmon: not tested with keras 9.1.0 (") == 1
+
+
 def test_arguments_of_mlflows_autolog_are_accepted() -> None:
     mlflow_tfmon.autolog(
         log_models=False, log_datasets=False, exclusive=False, disable_for_unsupported_versions=False, silent=True,
