@@ -19,6 +19,7 @@ SEAMS_TAG = "tfmon.seams"  # the steps at which a further fit began
 RESUMED_TAG = "tfmon.resumed"  # where it was resumed
 ENVIRONMENT_TAG = "tfmon.environment"
 COMMAND_TAG = "tfmon.command"  # by which the script was started
+STALLED_TAG = "tfmon.stalled"  # "since …" while no step comes, "no longer: …" afterwards
 PROBLEMS_TAG = "tfmon.problems"  # the kinds of the problems that stand
 STOPPED_TAG = "tfmon.stopped"  # the problem that ended it
 RESCUES_TAG = "tfmon.rescues"  # the problems from which it was brought back

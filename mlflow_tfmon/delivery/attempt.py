@@ -135,6 +135,7 @@ class Attempt:
         if self._ended or not self.outbox.empty or self._translation is None or self._seq < self._resumed:
             return
         # What is read again, up to there, is less than what an earlier delivery has shown.
+        self._show_progress(self._translation)  # what was not due when it was read
         self._live.publish(self._translation.telemetry.unfinished)
         self._trim(self._translation)
 
@@ -240,9 +241,7 @@ class Attempt:
         if self._translation is not None:
             self.outbox.points(points + self._translation.settle())
             self.outbox.files(self._translation.telemetry.finished())
-            if self._progress.due:
-                with self._progress.turn():
-                    self.outbox.progress(self._translation.progress.text(), self._translation.reached())
+            self._show_progress(self._translation)
         self._seq = batch[-1][0]
 
     def _take(self, record: Record) -> list[Point]:
@@ -265,6 +264,11 @@ class Attempt:
             self._sinks.problems(record)
         self.outbox.record(record, self._time, self._translation.names)
         return found
+
+    def _show_progress(self, translation: Translation) -> None:
+        if self._progress.due:
+            with self._progress.turn():
+                self.outbox.progress(translation.progress.text(), translation.reached())
 
     def _telemetry_folder(self) -> Path:
         """Returns the folder of files to be uploaded; leftovers of another delivery are made again."""

@@ -40,6 +40,7 @@ from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.end_budget import Thrift
+from mlflow_tfmon.watching.stalls import Stall
 from mlflow_tfmon.watching.summary import Summary, where
 
 _open: dict[str, Pipeline] = {}
@@ -74,6 +75,9 @@ class Pipeline:
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
+        self.stall = Stall(
+            lambda: self._rings, lambda: self.recording.steps, self.recording.append, self.folder
+        )
         self.watch = Watch(self.recording.append, settings.detectors)
         link = where(run.tracking_uri, run.experiment_id, run.run_id)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name, link)
@@ -143,7 +147,9 @@ class Pipeline:
             self.release(gone)
         self.recording.open_stream(ring, name, model, total_steps, compiled)
         ring.begin(deep_every, self.recording.carried(ring))
+        ring.seen = max(ring.seen, ring.taken)
         self._rings.append(ring)
+        self.stall.watch()
         whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(reading: Reading) -> None:
@@ -219,6 +225,8 @@ class Pipeline:
             self.closed = True
             for key in [key for key, pipeline in _open.items() if pipeline is self]:
                 del _open[key]
+        self.stall.ended(over=status == "FINISHED")
+        self.stall.close()
         self.release(list(self._rings))
         self.hide()
         self.finish_checkpoints()

@@ -1,0 +1,190 @@
+"""Tests of trainings that stall: the run says so, with the stacks, and takes it back; what only takes long is none."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import keras
+import mlflow
+import pytest
+
+import mlflow_tfmon
+from mlflow_tfmon.errors import logger
+from mlflow_tfmon.watching import stalls
+from tests import trainings
+
+TAG, STACKS = "tfmon.stalled", "tfmon/stacks.txt"
+MOST = 120.0  # s after which a test that waits is given up
+LOOKS = 60  # of a twentieth of a second, where half a second without a step is a stall
+
+
+class Said(logging.Handler):
+    """Waits for lines of the log without taking processor time, as a thread that hangs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.stalled = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        if "has stalled since" in self.lines[-1]:
+            self.stalled.set()
+
+
+@pytest.fixture
+def said(fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
+    monkeypatch.setattr(stalls, "_LEAST", 0.5)
+    monkeypatch.setattr(stalls, "_LOOK", 0.05)
+    handler = Said()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Waits, and does nothing, for far longer than the time after which a training has stalled."""
+    looked, count, look = threading.Event(), [0], stalls.Stall.look
+
+    def counted(self: stalls.Stall, seconds: float) -> None:
+        look(self, seconds)
+        count[0] -= 1
+        if count[0] == 0:
+            looked.set()
+
+    def wait() -> None:
+        looked.clear()
+        count[0] = LOOKS
+        assert looked.wait(MOST)
+
+    monkeypatch.setattr(stalls.Stall, "look", counted)
+    return wait
+
+
+def tags() -> dict[str, str]:
+    return dict(mlflow.get_run(mlflow.last_active_run().info.run_id).data.tags)
+
+
+def loop(step: Callable[..., object], epochs: int, between: Callable[[int], object]) -> None:
+    for done, (x, y) in enumerate(trainings.batches(*trainings.data(), epochs), 1):
+        step(x, y)
+        time.sleep(0.02)
+        between(done)
+
+
+def test_a_loop_that_hangs_is_seen_and_one_that_goes_on_is_taken_back(said: Said) -> None:
+    mlflow_tfmon.autolog()
+    net = trainings.model()
+    step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+    seen: list[dict[str, str]] = []
+
+    def hang(done: int) -> None:
+        if done == 60:
+            assert said.stalled.wait(MOST)
+            until = time.monotonic() + MOST
+            while not {TAG, "tfmon.progress"} <= (seen or [{}])[-1].keys() or (
+                "stalled" not in seen[-1]["tfmon.progress"]
+            ):
+                assert time.monotonic() < until
+                time.sleep(0.2)
+                seen.append(tags())
+
+    with mlflow.start_run() as run:
+        loop(step, 10, hang)
+    stalled = seen[-1][TAG]
+    assert stalled.startswith("since ") and "after step 60: no step for" in stalled
+    assert f"stalled {stalled}" in seen[-1]["tfmon.progress"]
+    stacks = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/{STACKS}")
+    assert stacks.startswith(stalled)
+    assert f"thread that trains: 0x{threading.get_ident():016x}" in stacks
+    (own,) = [part for part in stacks.split("\n\n") if f"hread 0x{threading.get_ident():016x} (" in part]
+    assert f'File "{__file__}", line' in own and " in hang" in own and " in loop" in own
+    after = mlflow.get_run(run.info.run_id).data.tags
+    assert after[TAG].startswith("no longer: steps came again, after")
+    assert "stalled" not in after["tfmon.progress"] and after["tfmon.delivery"] == "complete"
+    assert mlflow_tfmon.load_run(run.info.run_id).steps.index.tolist() == list(range(1, 101))
+
+
+class Callback(keras.callbacks.Callback):
+    def __init__(self, on: dict[str, Callable[[], object]]) -> None:
+        super().__init__()
+        self._on = on
+
+    def _call(self, name: str) -> None:
+        self._on.get(name, lambda: None)()
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        time.sleep(0.02)
+        self._call(f"batch {batch}")
+
+    def on_test_begin(self, logs: object = None) -> None:
+        self._call("validation")
+
+
+def fit(**on: Callable[[], object]) -> None:
+    x, y = trainings.data(320)
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+    events = {name.replace("_", " "): done for name, done in on.items()}
+    net.fit(x, y, batch_size=16, epochs=2, validation_data=(x, y), verbose=0, callbacks=[Callback(events)])
+
+
+def test_a_fit_that_hangs_and_then_fails_stays_stalled(said: Said) -> None:
+    mlflow_tfmon.autolog()
+
+    def hang() -> None:
+        assert said.stalled.wait(MOST)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(batch_15=hang)
+    assert tags()[TAG].startswith("since ") and "after step 16:" in tags()[TAG]
+
+
+def test_what_only_takes_long_is_no_stall(said: Said, wait: Callable[[], None]) -> None:
+    mlflow_tfmon.autolog()
+    fit(validation=wait)
+    assert TAG not in tags()
+
+    def train() -> None:
+        loop(trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01)), 4, lambda done: None)
+
+    train()
+    wait()  # nobody says that the loop is over
+    mlflow_tfmon.end_run()
+    assert TAG not in tags() and not said.stalled.is_set()
+
+
+def test_a_loop_that_computes_is_no_stall(said: Said, wait: Callable[[], None]) -> None:
+    def validate(done: int) -> None:
+        if done == 30:
+            worker = threading.Thread(target=wait)
+            worker.start()
+            while worker.is_alive():
+                sum(range(10_000))
+
+    mlflow_tfmon.autolog()
+    loop(trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01)), 4, validate)
+    mlflow_tfmon.end_run()
+    assert TAG not in tags() and not said.stalled.is_set()
+
+
+def test_time_in_which_the_process_did_not_run_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after SIGSTOP, or a laptop's sleep on systems whose clock goes on meanwhile."""
+    clock, looked = iter([0.0, 1.0, 3600.0, 3601.0, 3602.0]), []
+
+    class Looking:
+        def look(self, seconds: float) -> None:
+            looked.append(seconds)
+            if len(looked) == 4:
+                stalls._watched.clear()
+
+    monkeypatch.setattr(stalls.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stalls.time, "monotonic", lambda: next(clock))
+    stalls._watched.add(Looking())  # type: ignore[arg-type]
+    stalls._run()
+    assert looked == [1.0, 2.0, 1.0, 1.0]
