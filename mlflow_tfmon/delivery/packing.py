@@ -70,7 +70,7 @@ def pack(recordings: Sequence[Waiting], file: Path) -> None:
 
     Args:
         recordings: the recordings.
-        file: where to; its folder takes the journals for a moment, too.
+        file: where to.
 
     Raises:
         PackError: one of them cannot be packed now, or the file is there.
@@ -78,30 +78,29 @@ def pack(recordings: Sequence[Waiting], file: Path) -> None:
     """
     if os.path.lexists(file):
         raise PackError(f"{file} exists: give another name, or remove it")
+    files = dict[str, Path]()
     with (
-        tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as name,
+        _workplace(recordings[0].folder.parents[1], "packing") as staged,
+        _draft(file) as draft,
         contextlib.ExitStack() as claims,
     ):
-        staged, files = Path(name), dict[str, Path]()
         for one in recordings:
             claims.enter_context(_claimed(one))
             folder = staged / one.folder.name
             folder.mkdir(mode=0o700)
             models = _write_anew(one.folder, folder, lambda started: started)[1]
-            own = [folder / path for path in _OWN if (folder / path).is_file()]
-            files |= {f"{folder.name}/{path.name}": path for path in own}
+            for path in (folder / own for own in _OWN):
+                if path.is_file():
+                    files[f"{folder.name}/{path.name}"] = path
             for path in (path for model in models for path in _files_of(one.folder, model)):
                 files[f"{folder.name}/{path.relative_to(one.folder).as_posix()}"] = path
-        draft = staged / "draft"
         with tarfile.open(draft, "w:gz", format=tarfile.PAX_FORMAT) as tar:
-            listed = {path: os.stat(at).st_size for path, at in files.items()}
+            listed = {name: os.stat(at).st_size for name, at in files.items()}
             text = json.dumps({"format": FORMAT, "files": list(listed.items())}).encode()
             tar.addfile(_member(LIST, len(text)), BytesIO(text))
-            for path, at in files.items():
+            for name, at in files.items():
                 with open(trusted_paths.opened(at, os.O_RDONLY), "rb") as content:
-                    tar.addfile(_member(path, listed[path]), content)
-        draft.chmod(0o600)
-        os.link(draft, file)  # unlike a renaming, never over another
+                    tar.addfile(_member(name, listed[name]), content)
 
 
 def unpack(file: Path, tracking_uri: str | None = None) -> list[Unpacked]:
@@ -123,7 +122,7 @@ def unpack(file: Path, tracking_uri: str | None = None) -> list[Unpacked]:
     home = home_folder()
     trusted_paths.make_folder(home)
     trusted_paths.check_home(home)
-    with _workplace(home) as place:
+    with _workplace(home, "unpacking") as place:
         received, made = place / "received" / "recordings", place / "made" / "recordings"
         for folder in (received, made, home / "recordings"):
             trusted_paths.make_folder(folder)
@@ -152,20 +151,32 @@ def _claimed(one: Waiting) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _workplace(home: Path) -> Iterator[Path]:
-    """A folder on the disk of the recordings, in which one process at a time unpacks."""
-    place = home / "unpacking"
-    trusted_paths.own_folder(place)
-    lock = place / "lock"
+def _workplace(home: Path, name: str) -> Iterator[Path]:
+    """A folder on the disk of the recordings, for one process at a time; what one that was killed left there goes."""
+    place, lock = home / name, home / f"{name}.lock"
     if not locks.hold(lock):
-        raise PackError(f"another process is unpacking to {home}: wait until that is over")
+        raise PackError(f"another process is {name} in {home}: wait until that is over")
     try:
-        for left in (place / "received", place / "made"):  # by one that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        trusted_paths.own_folder(place)
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        locks.release(lock)
+        locks.release(lock, delete=True)
+
+
+@contextlib.contextmanager
+def _draft(file: Path) -> Iterator[Path]:
+    """A file beside another, in whose place it is put when it is complete."""
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import mlflow
@@ -13,12 +15,13 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.errors import logger
+from mlflow_tfmon.stream.records import Facts, Record
 from mlflow_tfmon.watching import stalls
 from tests import trainings
 
 TAG, STACKS = "tfmon.stalled", "tfmon/stacks.txt"
 MOST = 120.0  # s after which a test that waits is given up
-LOOKS = 60  # of a twentieth of a second, where half a second without a step is a stall
+LOOKS = 60  # of a tenth of a second, where two seconds without a sign of life are a stall
 
 
 class Said(logging.Handler):
@@ -37,8 +40,9 @@ class Said(logging.Handler):
 
 @pytest.fixture
 def said(fresh: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Said]:
-    monkeypatch.setattr(stalls, "_LEAST", 0.5)
-    monkeypatch.setattr(stalls, "_LOOK", 0.05)
+    short = {"_LEAST": 2.0, "_STEP_TIMES": 0, "_LONGEST_TIMES": 0.0, "_WORKS": 0.02, "_LOOK": 0.1}
+    for name, value in short.items():
+        monkeypatch.setattr(stalls, name, value)
     handler = Said()
     logger.addHandler(handler)
     yield handler
@@ -110,45 +114,55 @@ def test_a_loop_that_hangs_is_seen_and_one_that_goes_on_is_taken_back(said: Said
 
 
 class Callback(keras.callbacks.Callback):
-    def __init__(self, on: dict[str, Callable[[], object]]) -> None:
+    def __init__(self, after_batch: Callable[[int], object]) -> None:
         super().__init__()
-        self._on = on
-
-    def _call(self, name: str) -> None:
-        self._on.get(name, lambda: None)()
+        self._after_batch = after_batch
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         time.sleep(0.02)
-        self._call(f"batch {batch}")
-
-    def on_test_begin(self, logs: object = None) -> None:
-        self._call("validation")
+        self._after_batch(batch)
 
 
-def fit(**on: Callable[[], object]) -> None:
+class Validation(keras.utils.PyDataset):
+    """Validation data that are long in coming."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        super().__init__()
+        self._wait = wait
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> object:
+        self._wait()
+        return trainings.data()
+
+
+def fit(after_batch: Callable[[int], object], in_validation: Callable[[], object]) -> None:
     x, y = trainings.data(320)
     net = trainings.model()
     net.compile("sgd", trainings.loss())
-    events = {name.replace("_", " "): done for name, done in on.items()}
-    net.fit(x, y, batch_size=16, epochs=2, validation_data=(x, y), verbose=0, callbacks=[Callback(events)])
+    data = Validation(in_validation)
+    net.fit(x, y, batch_size=16, epochs=2, validation_data=data, verbose=0, callbacks=[Callback(after_batch)])
 
 
 def test_a_fit_that_hangs_and_then_fails_stays_stalled(said: Said) -> None:
     mlflow_tfmon.autolog()
 
-    def hang() -> None:
-        assert said.stalled.wait(MOST)
-        raise KeyboardInterrupt
+    def hang(batch: int) -> None:
+        if batch == 15:
+            assert said.stalled.wait(MOST)
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(batch_15=hang)
+        fit(hang, lambda: None)
     assert tags()[TAG].startswith("since ") and "after step 16:" in tags()[TAG]
 
 
 def test_what_only_takes_long_is_no_stall(said: Said, wait: Callable[[], None]) -> None:
     mlflow_tfmon.autolog()
-    fit(validation=wait)
-    assert TAG not in tags()
+    fit(lambda batch: None, wait)
+    assert TAG not in tags() and not said.stalled.is_set()
 
     def train() -> None:
         loop(trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01)), 4, lambda done: None)
@@ -171,6 +185,79 @@ def test_a_loop_that_computes_is_no_stall(said: Said, wait: Callable[[], None]) 
     loop(trainings.custom_step(trainings.model(), keras.optimizers.SGD(0.01)), 4, validate)
     mlflow_tfmon.end_run()
     assert TAG not in tags() and not said.stalled.is_set()
+
+
+class Told:
+    """What a training with one ring of a thread that does nothing is told to have done."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        idle = threading.Event()
+        self.thread = threading.Thread(target=idle.wait, daemon=True)
+        self.thread.start()
+        self.over = idle.set
+        self.ring = SimpleNamespace(seen=0, thread=self.thread.ident)
+        self.rings, self.records = [self.ring], list[Record]()
+        self.stall = stalls.Stall(
+            lambda: self.rings,  # type: ignore[arg-type,return-value]
+            lambda: self.ring.seen, lambda *out: self.records.extend(out), tmp_path,
+        )  # fmt: skip
+
+    def steps(self, count: int, seconds: float, each: int = 1) -> None:
+        for _ in range(count):
+            self.nothing(seconds)
+            self.ring.seen += each
+            self.stall.look(0.0)
+
+    def nothing(self, seconds: float) -> None:
+        for _ in range(round(seconds)):
+            self.stall.look(1.0)
+
+    @property
+    def tags(self) -> list[str]:
+        return [one.tags[TAG].split(":")[0].split(" 2")[0] for one in self.records if isinstance(one, Facts)]
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Told]:
+    one = Told(tmp_path)
+    yield one
+    one.over()
+
+
+@pytest.mark.parametrize(
+    "step, silence, seconds", [(0.1, 0, 30), (1.0, 0, 30), (3.0, 0, 60), (0.1, 40, 60), (0.1, 10, 30)]
+)
+def test_how_long_a_training_may_be_silent(step: float, silence: float, seconds: int, told: Told) -> None:
+    """Half a minute, 20 of its steps, or one and a half times what it took before: whichever is longest."""
+    told.nothing(silence)  # before the first step, say
+    told.steps(30, max(1.0, step), each=round(1 / min(1.0, step)))
+    told.nothing(seconds - 2)
+    assert told.tags == []
+    told.nothing(4)
+    assert told.tags == ["since"]
+    told.nothing(1000)
+    assert told.tags == ["since"]
+    told.steps(1, 1)
+    assert told.tags == ["since", "no longer"]
+
+
+def test_what_is_not_a_stall(told: Told) -> None:
+    told.nothing(1000)  # the first step is traced, and compiled
+    assert told.tags == []
+    told = Told(told.stall._folder)
+    told.steps(4, 1)
+    told.nothing(1000)  # nobody knows yet what is usual
+    told = Told(told.stall._folder)
+    told.steps(10, 1)
+    told.stall.paused = True
+    told.nothing(1000)
+    told.stall.paused = False
+    told.nothing(25)
+    told.rings = []
+    told.nothing(1000)
+    told.rings = [SimpleNamespace(seen=7, thread=told.thread.ident)]  # another training
+    told.nothing(1000)
+    assert told.tags == []
 
 
 def test_time_in_which_the_process_did_not_run_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
