@@ -19,6 +19,7 @@ from mlflow_tfmon.delivery.live import Live, Pace
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.saved_state import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.status import Ledger
+from mlflow_tfmon.journal import pulse
 from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.sinks.sink import Target
 from mlflow_tfmon.sinks.sinks import Sinks
@@ -80,6 +81,8 @@ class Attempt:
         self._status = ""  # how the recording ended
         self._live = Live(self.outbox.show)
         self._progress = Pace(_PROGRESS_SECONDS)
+        self._pulse = pulse.Listener(folder)
+        self._quiet_since = 0.0  # Unix time, where the trainer's pulse stands still
         self._resumed = ledger.status.delivered  # last record that an earlier delivery has delivered
         self._seq = 0  # last record that was handed over
         self._time = 0.0  # of the last record that says it
@@ -135,6 +138,8 @@ class Attempt:
         if self._ended or not self.outbox.empty or self._translation is None or self._seq < self._resumed:
             return
         # What is read again, up to there, is less than what an earlier delivery has shown.
+        if not trainer_gone:
+            self._listen(self._translation)
         self._show_progress(self._translation)  # what was not due when it was read
         self._live.publish(self._translation.telemetry.unfinished)
         self._trim(self._translation)
@@ -264,6 +269,24 @@ class Attempt:
             self._sinks.problems(record)
         self.outbox.record(record, self._time, self._translation.names)
         return found
+
+    def _listen(self, translation: Translation) -> None:
+        """Says of a trainer that cannot say so itself that it has stalled."""
+        quiet = self._pulse.quiet()
+        if quiet > pulse.QUIET_SECONDS and not self._quiet_since:
+            self._quiet_since = time.time() - quiet
+            text = (
+                f"since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(self._quiet_since))}, after step "
+                f"{translation.last_step}: no Python has run for {quiet:.0f} s, since some C code keeps the "
+                "interpreter's lock; so there are no stacks"
+            )
+            translation.progress.stalled = text
+        elif quiet == 0.0 and self._quiet_since:
+            text = f"no longer: Python runs again, after {time.time() - self._quiet_since:.0f} s"
+            self._quiet_since, translation.progress.stalled = 0.0, ""
+        else:
+            return
+        self.outbox.stalled(text)
 
     def _show_progress(self, translation: Translation) -> None:
         if self._progress.due:

@@ -5,7 +5,7 @@ which a collective hangs. This one reads no device, only what the drain has seen
 
 A sign of life is a step, or processor time of the training thread: a loop's own validation computes, what hangs in a
 collective, a lock or a read waits. Time in which this thread itself did not run does not count: then the process was
-stopped, the machine slept, or something held the interpreter's lock.
+stopped, the machine slept, or something kept the interpreter's lock, of which delivery tells (`journal.pulse`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from types import CodeType
 import psutil
 
 from mlflow_tfmon.errors import contained, logger
+from mlflow_tfmon.journal import pulse
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.tags import STALLED_TAG
@@ -71,6 +72,7 @@ class Stall:
         self._append = append
         self._folder = folder
         self._lock = threading.Lock()
+        self._closed = False
         self._seen: dict[int, int] = {}  # steps of each ring
         self._steps = 0
         self._without = 0.0  # s since the last step
@@ -83,6 +85,7 @@ class Stall:
 
     def watch(self) -> None:
         """Looks from now on, until `close`."""
+        self._closed = False
         _watched.add(self)
         _keep_looking()
 
@@ -93,6 +96,8 @@ class Stall:
             seconds: since the last look, in which this process ran.
         """
         with self._lock:
+            if self._closed:
+                return
             rings = list(self._rings())
             seen = {id(ring): ring.seen for ring in rings}
             made = sum(max(0, count - self._seen.get(ring, count)) for ring, count in seen.items())
@@ -112,6 +117,10 @@ class Stall:
                 self._lives("steps came again" if made else "the training went on")
             elif self._since is None and self._is_silent():
                 self._say()
+            if self._steps >= _FEWEST and rings and not self.paused:
+                pulse.beat(self._folder)
+            else:
+                pulse.stop(self._folder)
 
     def ended(self, over: bool) -> None:
         """A training has ended.
@@ -127,6 +136,9 @@ class Stall:
     def close(self) -> None:
         """Looks no more."""
         _watched.discard(self)
+        with self._lock:
+            self._closed = True
+            pulse.stop(self._folder)
 
     def _lives(self, why: str) -> None:
         self._silent, self._worked = 0.0, None

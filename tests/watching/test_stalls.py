@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +19,7 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.errors import logger
+from mlflow_tfmon.journal import here, pulse
 from mlflow_tfmon.stream.records import Facts, Record
 from mlflow_tfmon.watching import stalls
 from tests import trainings
@@ -70,7 +75,10 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def tags() -> dict[str, str]:
-    return dict(mlflow.get_run(mlflow.last_active_run().info.run_id).data.tags)
+    """Those of all runs of the store."""
+    return {
+        name: text for run in mlflow.MlflowClient().search_runs(["0"]) for name, text in run.data.tags.items()
+    }
 
 
 def loop(step: Callable[..., object], epochs: int, between: Callable[[int], object]) -> None:
@@ -122,9 +130,14 @@ class Callback(keras.callbacks.Callback):
         time.sleep(0.02)
         self._after_batch(batch)
 
+    def on_test_begin(self, logs: object = None) -> None:
+        Validation.begun = True
+
 
 class Validation(keras.utils.PyDataset):
-    """Validation data that are long in coming."""
+    """Validation data that are long in coming, but for those that Keras asks for before, to see their shapes."""
+
+    begun = False
 
     def __init__(self, wait: Callable[[], object]) -> None:
         super().__init__()
@@ -134,7 +147,8 @@ class Validation(keras.utils.PyDataset):
         return 1
 
     def __getitem__(self, index: int) -> object:
-        self._wait()
+        if self.begun:
+            self._wait()
         return trainings.data()
 
 
@@ -258,6 +272,96 @@ def test_what_is_not_a_stall(told: Told) -> None:
     told.rings = [SimpleNamespace(seen=7, thread=told.thread.ident)]  # another training
     told.nothing(1000)
     assert told.tags == []
+
+
+BEATS = """
+import ctypes, sys, threading, time
+from pathlib import Path
+from mlflow_tfmon.journal import pulse
+
+def beat():
+    while True:
+        pulse.beat(Path(sys.argv[1]))
+        time.sleep(0.05)
+
+threading.Thread(target=beat, daemon=True).start()
+sys.stdin.readline()
+print("holds it", flush=True)
+ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock
+"""
+
+
+def test_a_pulse_stands_still_while_the_interpreters_lock_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "QUIET_SECONDS", 1.0)
+    listener = pulse.Listener(tmp_path)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", BEATS, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdin is not None and trainer.stdout is not None
+    until = time.monotonic() + MOST
+
+    def quiet(longer: float) -> float:
+        found = listener.quiet()
+        while found <= longer and time.monotonic() < until:
+            time.sleep(0.2)
+            found = listener.quiet()
+        return found
+
+    while not (tmp_path / pulse.FILE).exists():
+        time.sleep(0.05)
+    assert listener.quiet() == 0.0
+    trainer.stdin.write("\n")
+    trainer.stdin.flush()
+    trainer.stdout.readline()
+    assert quiet(1.5) > 1.5
+    trainer.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, trainer.pid, os.WSTOPPED | os.WNOWAIT)
+    assert listener.quiet() == 0.0  # who is suspended does not hang
+    trainer.kill()
+    trainer.communicate()
+    pulse.stop(tmp_path)
+    assert listener.quiet() == 0.0 and not any(tmp_path.iterdir())
+
+
+HOLDS = """
+import ctypes, sys
+import keras
+import mlflow_tfmon
+from tests import trainings
+
+mlflow_tfmon.autolog()
+net = trainings.model()
+step = trainings.custom_step(net, keras.optimizers.SGD(0.01))
+import time
+for x, y in trainings.batches(*trainings.data(), 6):
+    step(x, y)
+    time.sleep(0.1)
+ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock
+"""
+
+
+@pytest.mark.thorough
+def test_delivery_tells_of_a_trainer_whose_interpreters_lock_is_kept(store: str, home: Path) -> None:
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", HOLDS],
+        env={**os.environ, "MLFLOW_TRACKING_URI": store},
+        stderr=subprocess.DEVNULL,
+    )
+    client, until, found = mlflow.MlflowClient(store), time.monotonic() + 2 * MOST, dict[str, str]()
+    try:
+        while not {TAG, "tfmon.progress"} <= found.keys() or "stalled" not in found["tfmon.progress"]:
+            assert time.monotonic() < until and trainer.poll() is None, found
+            time.sleep(1.0)
+            found = {name: text for run in client.search_runs(["0"]) for name, text in run.data.tags.items()}
+    finally:
+        trainer.kill()
+        trainer.communicate()
+    assert found[TAG].startswith("since ") and "after step 60: no Python has run" in found[TAG]
+    here.wait(lambda one: True, "the recording")
+    (run,) = client.search_runs(["0"])
+    assert run.info.status == "FAILED" and run.data.tags["tfmon.delivery"] == "complete"
 
 
 def test_time_in_which_the_process_did_not_run_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
