@@ -330,6 +330,7 @@ def _listed(file: Path, found: object) -> dict[str, int]:
     for one in files:
         path, size = one if isinstance(one, list) and len(one) == 2 else ("", 0)
         good = isinstance(path, str) and _FILE.fullmatch(path) and not {".", ".."} & set(path.split("/"))
+        good = good and not path.split("/")[1].startswith(f"{DATABASE}-")  # SQLite would do what these say
         if not good or type(size) is not int or size < 0 or path in listed:
             raise PackError(f"{file}: its list names {str(path)[:200]!r}, which no recording has")
         listed[path] = size
@@ -348,7 +349,7 @@ def _unpack(received: Path, folder: Path, home: Path, tracking_uri: str | None) 
     allowed = {path for model in models for path in _files_of(received, model)}
     for path in sorted(path for path in received.rglob("*") if path.is_file()):
         relative = path.relative_to(received)
-        if str(relative) in _OWN or path.name.startswith(DATABASE):  # SQLite's own beside it
+        if str(relative) in _OWN or str(relative).startswith(f"{DATABASE}-"):  # SQLite's, of just now
             continue
         if path not in allowed or (folder / relative).exists():
             raise PackError(f"recording {received.name} has {str(relative)!r}, which no record of it names")

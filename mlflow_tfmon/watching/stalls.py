@@ -15,6 +15,7 @@ import dis
 import faulthandler
 import functools
 import os
+import re
 import statistics
 import sys
 import sysconfig
@@ -41,6 +42,14 @@ _LEAST, _STEP_TIMES, _LONGEST_TIMES = 30.0, 20, 1.5
 _FEWEST = 5  # steps, before which no time is usual
 _RECENT = 20  # looks with steps, of which the median is usual
 _LOOK = 1.0  # s between two looks
+# Code that is not the user's: of packages, of the standard library, of this package, wherever that is.
+_OTHERS = (
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("platstdlib"),
+    str(Path(__file__).parents[1]),
+    "<frozen ",
+)
+_INSTALLED = re.compile(rf"[\\/](?:site|dist)-packages[\\/]|^(?:{'|'.join(map(re.escape, _OTHERS))})")
 _WORKS = 0.05  # s of processor time, in the second half of the time above, that are a sign of life
 
 
@@ -207,16 +216,10 @@ def _users_own(thread: int) -> Iterator[tuple[CodeType, int]]:
     frame = sys._current_frames().get(thread)
     found = []
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_installed()):
+        if not _INSTALLED.search(frame.f_code.co_filename):
             found.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return reversed(found)
-
-
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    paths = {path for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))}
-    return (*paths, str(Path(__file__).parents[1]), "<frozen ")
 
 
 @functools.lru_cache(maxsize=256)

@@ -166,3 +166,45 @@ def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     assert "worker_1/step_time_ms" not in steps and "worker_1/step_time_ms" not in runs[2].data.metrics
     assert steps["worker_0/step_time_ms"][1:].ge(0).all()
     assert processes[0].count("worker 1 does not tell of its steps") == 1
+
+
+FIT_OF_WORKERS = """
+import json, os, sys
+index, given = int(sys.argv[1]), sys.argv[2:]
+cluster = {"worker": [f"127.0.0.1:{port}" for port in given]}
+os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+import tensorflow as tf
+import mlflow_tfmon
+from tests import trainings
+
+mlflow_tfmon.autolog(log_models=False)
+with tf.distribute.MultiWorkerMirroredStrategy().scope():
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+try:
+    net.fit(*trainings.data(), batch_size=16, verbose=0)
+except ValueError as error:
+    print("Keras says:", " ".join(str(error).split())[:60], flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", [1, 2])
+def test_that_the_fit_of_several_workers_fails_is_said_before(workers: int, store: str, home: Path) -> None:
+    """Once by each of them; where there is one worker Keras can, and nothing is said."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_DELIVERY_WAIT": "0"}
+    given = ports(workers)
+    out = finish(
+        *(
+            subprocess.Popen(
+                [sys.executable, "-c", FIT_OF_WORKERS, str(index), *given],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for index in range(workers)
+        )
+    )  # fmt: skip
+    for text in out:
+        said, keras_says = text.find("TF_USE_LEGACY_KERAS=1"), text.find("Keras says: Attempt to convert")
+        assert (0 <= said < keras_says) if workers > 1 else (said == keras_says == -1), text[-3000:]
+        assert text.count("keras issue 20585") == (workers > 1)
