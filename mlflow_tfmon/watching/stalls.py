@@ -43,13 +43,10 @@ _FEWEST = 5  # steps, before which no time is usual
 _RECENT = 20  # looks with steps, of which the median is usual
 _LOOK = 1.0  # s between two looks
 # Code that is not the user's: of packages, of the standard library, of this package, wherever that is.
-_OTHERS = (
-    sysconfig.get_path("stdlib"),
-    sysconfig.get_path("platstdlib"),
-    str(Path(__file__).parents[1]),
-    "<frozen ",
+_OTHERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(__file__).parents[1]))
+_INSTALLED = re.compile(
+    rf"[\\/](?:site|dist)-packages[\\/]|^<frozen |^(?:{'|'.join(map(re.escape, _OTHERS))})[\\/]"
 )
-_INSTALLED = re.compile(rf"[\\/](?:site|dist)-packages[\\/]|^(?:{'|'.join(map(re.escape, _OTHERS))})")
 _WORKS = 0.05  # s of processor time, in the second half of the time above, that are a sign of life
 
 
@@ -118,8 +115,9 @@ class Stall:
                 self._steps += made
                 self._without = 0.0
                 self._longest = max(self._longest, self._silent)
-                for thread in self._threads():
-                    self._remember_loop(thread)
+                if self.open_ended:
+                    for thread in self._threads():
+                        self._remember_loop(thread)
             if other:  # of another training nothing is usual yet
                 self._steps = 0
             if made or other or self.paused or not rings:
@@ -165,16 +163,17 @@ class Stall:
             self._worked = _processor_time(self._threads())
         if self._silent < bound or self._worked is None:
             return False
-        if _processor_time(self._threads()) - self._worked >= _WORKS or self._is_over():
+        worked = _processor_time(self._threads())
+        if worked is None or worked - self._worked >= _WORKS or self._is_over():
             self._silent, self._worked = 0.0, None
             return False
         return True
 
     def _remember_loop(self, thread: int) -> None:
         for code, at in _users_own(thread):
-            found = next((loop for loop in _loops_of(code) if at in loop), None)
-            if found is not None:
-                self._loops[thread] = code, found
+            around = [loop for loop in _loops_of(code) if at in loop]
+            if around:
+                self._loops[thread] = code, max(around, key=len)
                 return
 
     def _say(self) -> None:
@@ -229,12 +228,12 @@ def _loops_of(code: CodeType) -> tuple[range, ...]:
     return tuple(range(one.argval, one.offset + 2) for one in jumps if one.argval < one.offset)
 
 
-def _processor_time(threads: set[int]) -> float:
-    """Of these threads, in seconds; 0 where the system does not tell."""
+def _processor_time(threads: set[int]) -> float | None:
+    """Of these threads, in seconds; None where the system does not tell: then nothing is said."""
     own = {thread.native_id for thread in threading.enumerate() if thread.ident in threads}
     with contextlib.suppress(psutil.Error, OSError):
         return sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in own)
-    return 0.0
+    return None
 
 
 _watched: set[Stall] = set()
