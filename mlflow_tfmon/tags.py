@@ -20,6 +20,7 @@ RESUMED_TAG = "tfmon.resumed"  # where it was resumed
 ENVIRONMENT_TAG = "tfmon.environment"
 COMMAND_TAG = "tfmon.command"  # by which the script was started
 STALLED_TAG = "tfmon.stalled"  # "since …" while no step comes, "no longer: …" afterwards
+DESYNC_TAG = "tfmon.desync"  # workers whose gradients were not those of the chief, and at which step first
 PROBLEMS_TAG = "tfmon.problems"  # the kinds of the problems that stand
 STOPPED_TAG = "tfmon.stopped"  # the problem that ended it
 RESCUES_TAG = "tfmon.rescues"  # the problems from which it was brought back

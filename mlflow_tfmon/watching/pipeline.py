@@ -34,7 +34,7 @@ from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
-from mlflow_tfmon.tags import COMMAND_TAG, ENVIRONMENT_TAG
+from mlflow_tfmon.tags import COMMAND_TAG, DESYNC_TAG, ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
@@ -150,13 +150,16 @@ class Pipeline:
         ring.seen = max(ring.seen, ring.taken)
         self._rings.append(ring)
         self.stall.watch()
-        whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
+        whole, taken = workers.gathered(ring, self._differ), inputs.Batches(ring.thread)
 
         def take(reading: Reading) -> None:
             batches.glance(ring)
             self.recording.take(whole(ledger.with_losses(with_batches(reading, taken.until))))
 
         DRAIN.attach(ring, take)
+
+    def _differ(self, text: str) -> None:
+        self.recording.append(records.Facts(tags={DESYNC_TAG: text}, time=time.time()))
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""

@@ -21,6 +21,11 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon import cluster
+from mlflow_tfmon.stream import workers
+from mlflow_tfmon.stream.drain import Reading
+from mlflow_tfmon.stream.records import Variable
+from mlflow_tfmon.stream.ring import RingLayout, SeldomRows
 from tests import trainings
 from tests.distributed import CLIP, FEW, RATE, SLEEP, STEPS
 from tests.promises.test_exactness import compare, renamed
@@ -166,6 +171,46 @@ def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     assert "worker_1/step_time_ms" not in steps and "worker_1/step_time_ms" not in runs[2].data.metrics
     assert steps["worker_0/step_time_ms"][1:].ge(0).all()
     assert processes[0].count("worker 1 does not tell of its steps") == 1
+
+
+class _Ring:
+    """Stands in for a ring of which only the layout is asked."""
+
+    layout = RingLayout((Variable("kernel", (2, 2), True),), frozenset(), ("grad_norm",), workers=3)
+
+
+def _block(ring: _Ring, first: int, norms: np.ndarray) -> Reading:
+    rows = np.ones((len(norms), len(ring.layout.columns)))
+    rows[:, ring.layout.columns.index("grad_norm/0")] = norms**2 / 2
+    empty = SeldomRows(np.empty((0, 1)), 0, 0)
+    return Reading(ring, rows, empty, empty, first, 0, 0.0)  # type: ignore[arg-type]
+
+
+def test_a_worker_with_another_gradient_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three workers, as they are sent; one is another's after 6 of 20 steps, and once rounded otherwise."""
+    ring = _Ring()
+    monkeypatch.setitem(workers._number_of, ring, 0)  # type: ignore[arg-type]
+    norms = np.linspace(3.0, 1.0, 20)
+    sent: dict[str, bytes] = {}
+    monkeypatch.setattr(cluster, "send", lambda key, data: sent.update({key: data}) or True)
+    monkeypatch.setattr(cluster, "receive", lambda key, seconds: sent.pop(key, None))
+    monkeypatch.setattr(cluster, "forget", lambda key: None)
+    reporters = {index: workers.Reporter(ring, index) for index in (1, 2)}  # type: ignore[arg-type]
+    told: list[str] = []
+    whole = workers.gathered(ring, told.append)  # type: ignore[arg-type]
+    lost = []
+    for first in (1, 11):
+        mine = norms[first - 1 : first + 9]
+        theirs = {1: mine * (1 + 1e-5), 2: mine.copy()}
+        if first == 1:
+            theirs[2][6:] *= 1.5
+        for index, reporter in reporters.items():
+            reporter.take(_block(ring, first, theirs[index]))
+        reading = whole(_block(ring, first, mine))
+        lost += np.isnan(reading.rows[:, ring.layout.columns.index("loss")]).tolist()
+    expected = f"worker 2 at step 7 (gradient norm {1.5 * norms[6]:.6g}; the chief's {norms[6]:.6g})"
+    assert told == [expected]
+    assert lost == [True] * 20  # worker 1's are not taken for the same either
 
 
 FIT_OF_WORKERS = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -361,7 +362,7 @@ def test_delivery_tells_of_a_trainer_whose_interpreters_lock_is_kept(store: str,
     finally:
         trainer.kill()
         trainer.communicate()
-    assert found[TAG].startswith("since ") and "after step 60: no Python has run" in found[TAG]
+    assert re.match(r"since .*, after step (59|60): no Python has run for", found[TAG])
     here.wait(lambda one: True, "the recording")
     (run,) = client.search_runs(["0"])
     assert run.info.status == "FAILED" and run.data.tags["tfmon.delivery"] == "complete"
