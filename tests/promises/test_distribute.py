@@ -238,7 +238,7 @@ os._exit(0)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_that_the_fit_of_several_workers_fails_is_said_before(workers: int, store: str, home: Path) -> None:
     """Once by each of them; where there is one worker Keras can, and nothing is said."""
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_DELIVERY_WAIT": "0"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
     given = ports(workers)
     out = finish(
         *(
