@@ -20,6 +20,7 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -130,7 +131,14 @@ def unpack(file: Path, tracking_uri: str | None = None) -> list[Unpacked]:
             _receive(file, received)
         except PackError:
             raise
-        except (EOFError, tarfile.TarError, gzip.BadGzipFile, RecursionError, ValueError) as error:
+        except (
+            EOFError,
+            tarfile.TarError,
+            gzip.BadGzipFile,
+            zlib.error,
+            RecursionError,
+            ValueError,
+        ) as error:
             raise PackError(f"{file} is no pack of mlflow-tfmon, or not all of one ({error})") from error
         found = [_unpack(one, made / one.name, home, tracking_uri) for one in sorted(received.iterdir())]
         for one, folder in zip(found, sorted(made.iterdir()), strict=True):

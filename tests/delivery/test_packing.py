@@ -11,6 +11,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -21,6 +22,7 @@ from test_models import SAVED
 from mlflow_tfmon.cli import main
 from mlflow_tfmon.delivery import attempt, packing
 from mlflow_tfmon.delivery.deliverer import Deliverer
+from mlflow_tfmon.delivery.status import Status, write_status
 from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import DATABASE, Journal, JournalReader
@@ -350,3 +352,22 @@ def test_what_a_killed_unpack_left_is_taken_away_by_the_next(machines: Machines,
         path.chmod(0o700)
     assert machines.unpack() == 0 and len(find_waiting()) == 1
     assert os.listdir(machines.reaches) == ["recordings"]
+
+
+def test_a_model_of_another_run_is_neither_deleted_nor_changed(machines: Machines, store: str) -> None:
+    """Whatever status and records say of which model is theirs."""
+    client = mlflow.MlflowClient(store)
+    models = [client.create_logged_model("0", "theirs", client.create_run("0").info.run_id) for _ in range(3)]
+    ids = [model.model_id for model in models]
+    run_id = client.create_run("0").info.run_id
+    saved = replace(SAVED, registered_model_name=None, drops=(f"models:/{ids[1]}", "models/9"))
+    folder = write(machines.trained, started(store, run_id), layout(), saved, ENDED)
+    (folder / SAVED.path).mkdir(parents=True)
+    (folder / SAVED.path / "MLmodel").write_text("flavors: {}\nmodel_uuid: x\n")
+    write_status(folder, Status(models={SAVED.path: ids[0], "models/9": ids[2]}))
+    assert machines.pack() == 0 and machines.unpack() == 0
+    main(["sync"])
+    for model in models:
+        after = client.get_logged_model(model.model_id)
+        assert (after.status, after.tags) == (model.status, model.tags)
+        assert client.list_logged_model_artifacts(model.model_id) == []
