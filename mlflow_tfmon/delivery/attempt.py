@@ -52,6 +52,7 @@ class Attempt:
         ledger: of the recording.
         rest: what follows the records of its journal.
         unread: records that could not be translated: number -> why; they are left out.
+        trainer: listens to its pulse.
 
     Raises:
         ValueError: what an earlier delivery has written down cannot be read; the message names the file.
@@ -64,6 +65,7 @@ class Attempt:
         ledger: Ledger,
         rest: Sequence[Record],
         unread: dict[int, str],
+        trainer: pulse.Listener,
     ) -> None:
         self.reader = JournalReader(folder)
         self.started: RunStarted | None = None
@@ -81,8 +83,7 @@ class Attempt:
         self._status = ""  # how the recording ended
         self._live = Live(self.outbox.show)
         self._progress = Pace(_PROGRESS_SECONDS)
-        self._pulse = pulse.Listener(folder)
-        self._quiet_since = 0.0  # Unix time, where the trainer's pulse stands still
+        self._pulse = trainer
         self._resumed = ledger.status.delivered  # last record that an earlier delivery has delivered
         self._seq = 0  # last record that was handed over
         self._time = 0.0  # of the last record that says it
@@ -272,18 +273,18 @@ class Attempt:
 
     def _listen(self, translation: Translation) -> None:
         """Says of a trainer that cannot say so itself that it has stalled."""
-        quiet = self._pulse.quiet()
-        if quiet > pulse.QUIET_SECONDS and not self._quiet_since:
-            self._quiet_since = time.time() - quiet
+        quiet, trainer = self._pulse.quiet(), self._pulse
+        if quiet > pulse.QUIET_SECONDS and not trainer.said:
+            trainer.said = time.time() - quiet
             text = (
-                f"since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(self._quiet_since))}, after step "
+                f"since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(trainer.said))}, after step "
                 f"{translation.last_step}: no Python has run for {quiet:.0f} s, since some C code keeps the "
                 "interpreter's lock; so there are no stacks"
             )
             translation.progress.stalled = text
-        elif quiet == 0.0 and self._quiet_since:
-            text = f"no longer: Python runs again, after {time.time() - self._quiet_since:.0f} s"
-            self._quiet_since, translation.progress.stalled = 0.0, ""
+        elif quiet == 0.0 and trainer.said:
+            text = f"no longer: Python runs again, after {time.time() - trainer.said:.0f} s"
+            trainer.said, translation.progress.stalled = 0.0, ""
         else:
             return
         self.outbox.stalled(text)

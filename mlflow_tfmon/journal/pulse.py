@@ -38,12 +38,16 @@ def stop(folder: Path) -> None:
 class Listener:
     """Listens to the pulse of the trainer of a recording.
 
+    Attributes:
+        said: Unix time since when it was said to stand still; 0 if it was not.
+
     Args:
         folder: of the recording.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
+        self.said = 0.0
         self._at: int | None = None
         self._quiet = 0.0
         self._last = time.monotonic()

@@ -152,7 +152,7 @@ class Stall:
         if self._since is not None:
             text = f"no longer: {why}, after {time.time() - self._since:.0f} s"
             self._since = None
-            logger.info("mlflow_tfmon: the training has stalled %s.", text)
+            logger.info("mlflow_tfmon: the training is stalled %s.", text)
             self._append(records.Facts(tags={STALLED_TAG: text}, time=time.time()))
 
     def _is_silent(self) -> bool:
