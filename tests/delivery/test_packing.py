@@ -18,6 +18,7 @@ import mlflow
 import pytest
 from recordings import BEGUN, blocks, layout, started, values, write
 from test_models import SAVED
+from test_saved_state import training
 
 from mlflow_tfmon.cli import main
 from mlflow_tfmon.delivery import attempt, packing
@@ -27,7 +28,20 @@ from mlflow_tfmon.delivery.sync import find_waiting
 from mlflow_tfmon.journal import life
 from mlflow_tfmon.journal.journal import DATABASE, Journal, JournalReader
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.stream.records import Facts, Record, RunEnded, RunStarted
+from mlflow_tfmon.stream.coding import KINDS
+from mlflow_tfmon.stream.records import (
+    DatasetUsed,
+    Facts,
+    Flushed,
+    LeftOut,
+    Overwritten,
+    Premises,
+    Problems,
+    Record,
+    RunEnded,
+    RunStarted,
+    Text,
+)
 
 ENDED = RunEnded(BEGUN + 10, "FINISHED", True)
 ID = "0123456789abcdef" * 2
@@ -371,3 +385,23 @@ def test_a_model_of_another_run_is_neither_deleted_nor_changed(machines: Machine
         after = client.get_logged_model(model.model_id)
         assert (after.status, after.tags) == (model.status, model.tags)
         assert client.list_logged_model_artifacts(model.model_id) == []
+
+
+def test_every_kind_of_record_is_carried_as_it_was_written(machines: Machines, store: str) -> None:
+    records: list[Record] = [
+        started(store, None, past={"epochs": {"": 3}}), layout(), *training(1), SAVED,
+        Problems(50, BEGUN, ({"kind": "plateau", "variables": ["dense.kernel"]},)), Overwritten(0, 1, 2),
+        Premises({"classes": 3}, "", 0), Text("tfmon/stacks.txt", "caf\u00e9\n"), LeftOut({"Steps": 3}, "a full disk"),
+        DatasetUsed({"name": "digits", "digest": "1"}, "train"), Facts(metrics=(("a", float("nan"), 1),)),
+        Flushed(BEGUN), ENDED,
+    ]  # fmt: skip
+    assert {type(record) for record in records} >= set(KINDS.values())
+    folder = write(machines.trained, *records)
+    assert machines.pack() == 0 and machines.unpack() == 0
+    rows = []
+    for home in (machines.trained, machines.reaches):
+        with closing(sqlite3.connect(home / "recordings" / folder.name / DATABASE)) as database:
+            rows.append(
+                database.execute("SELECT seq, kind, body, block FROM records ORDER BY seq").fetchall()
+            )
+    assert rows[0] == rows[1] and len(rows[0]) == len(records)
