@@ -37,7 +37,7 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
     if check:
         _check(runs, tracking_uri)
         return
-    found = _chosen(find_waiting(), runs)
+    found = chosen(find_waiting(), runs)
     if not found:
         echo("Everything has been delivered.")
         return
@@ -46,7 +46,8 @@ def command(runs: tuple[str, ...], tracking_uri: str | None, dry_run: bool, chec
         _deliver(found, tracking_uri)
 
 
-def _chosen(found: Sequence[Waiting], references: Sequence[str]) -> list[Waiting]:
+def chosen(found: Sequence[Waiting], references: Sequence[str]) -> list[Waiting]:
+    """Those of the recordings that wait whose runs are named, or all where none is."""
     named = {one.name: Named(one.name, one.run_name, one.begun) for one in found}
     meant = {choose(reference, list(named.values()), "waiting here").run_id for reference in references}
     return [one for one in found if not references or one.name in meant]

@@ -19,6 +19,7 @@ from mlflow_tfmon.delivery.live import Live, Pace
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.saved_state import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.status import Ledger
+from mlflow_tfmon.journal import pulse
 from mlflow_tfmon.journal.journal import JournalReader
 from mlflow_tfmon.sinks.sink import Target
 from mlflow_tfmon.sinks.sinks import Sinks
@@ -51,6 +52,7 @@ class Attempt:
         ledger: of the recording.
         rest: what follows the records of its journal.
         unread: records that could not be translated: number -> why; they are left out.
+        trainer: listens to its pulse.
 
     Raises:
         ValueError: what an earlier delivery has written down cannot be read; the message names the file.
@@ -63,6 +65,7 @@ class Attempt:
         ledger: Ledger,
         rest: Sequence[Record],
         unread: dict[int, str],
+        trainer: pulse.Listener,
     ) -> None:
         self.reader = JournalReader(folder)
         self.started: RunStarted | None = None
@@ -80,6 +83,7 @@ class Attempt:
         self._status = ""  # how the recording ended
         self._live = Live(self.outbox.show)
         self._progress = Pace(_PROGRESS_SECONDS)
+        self._pulse = trainer
         self._resumed = ledger.status.delivered  # last record that an earlier delivery has delivered
         self._seq = 0  # last record that was handed over
         self._time = 0.0  # of the last record that says it
@@ -135,6 +139,9 @@ class Attempt:
         if self._ended or not self.outbox.empty or self._translation is None or self._seq < self._resumed:
             return
         # What is read again, up to there, is less than what an earlier delivery has shown.
+        if not trainer_gone:
+            self._listen(self._translation)
+        self._show_progress(self._translation)  # what was not due when it was read
         self._live.publish(self._translation.telemetry.unfinished)
         self._trim(self._translation)
 
@@ -240,9 +247,7 @@ class Attempt:
         if self._translation is not None:
             self.outbox.points(points + self._translation.settle())
             self.outbox.files(self._translation.telemetry.finished())
-            if self._progress.due:
-                with self._progress.turn():
-                    self.outbox.progress(self._translation.progress.text(), self._translation.reached())
+            self._show_progress(self._translation)
         self._seq = batch[-1][0]
 
     def _take(self, record: Record) -> list[Point]:
@@ -265,6 +270,29 @@ class Attempt:
             self._sinks.problems(record)
         self.outbox.record(record, self._time, self._translation.names)
         return found
+
+    def _listen(self, translation: Translation) -> None:
+        """Says of a trainer that cannot say so itself that it has stalled."""
+        quiet, trainer = self._pulse.quiet(), self._pulse
+        if quiet > pulse.QUIET_SECONDS and not trainer.said:
+            trainer.said = time.time() - quiet
+            text = (
+                f"since {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(trainer.said))}, after step "
+                f"{translation.last_step}: no Python has run for {quiet:.0f} s, since some C code keeps the "
+                "interpreter's lock; so there are no stacks"
+            )
+            translation.progress.stalled = text
+        elif quiet == 0.0 and trainer.said:
+            text = f"no longer: Python runs again, after {time.time() - trainer.said:.0f} s"
+            trainer.said, translation.progress.stalled = 0.0, ""
+        else:
+            return
+        self.outbox.stalled(text)
+
+    def _show_progress(self, translation: Translation) -> None:
+        if self._progress.due:
+            with self._progress.turn():
+                self.outbox.progress(translation.progress.text(), translation.reached())
 
     def _telemetry_folder(self) -> Path:
         """Returns the folder of files to be uploaded; leftovers of another delivery are made again."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.delivery.attempt import Attempt
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
-from mlflow_tfmon.journal import life
+from mlflow_tfmon.journal import life, pulse
 from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.tracking.patience import give_more_time
 from mlflow_tfmon.tracking.store import AwayError
@@ -49,6 +49,7 @@ class Deliverer:
         self._uris = (tracking_uri, registry_uri)
         self._ledger = Ledger(folder)
         self._attempt: Attempt | None = None
+        self._trainer = pulse.Listener(folder)
         self._has = False  # the delivery of it
         self._where = "MLflow"
         self._rest: list[Record] = []
@@ -127,7 +128,9 @@ class Deliverer:
     def _deliver(self, trainer_gone: bool) -> str | None:
         """Continues or starts an attempt; returns why it makes no progress, if so."""
         if self._attempt is None:
-            self._attempt = Attempt(self.folder, self._uris, self._ledger, self._rest, self._unread)
+            self._attempt = Attempt(
+                self.folder, self._uris, self._ledger, self._rest, self._unread, self._trainer
+            )
         attempt = self._attempt
         while True:
             attempt.go_on(trainer_gone, self._damaged >= _TRIES, self._gone)

@@ -27,7 +27,7 @@ from mlflow_tfmon.stream.records import (
     RunStarted,
     Text,
 )
-from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TAG, REACHED_TAG
+from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TAG, REACHED_TAG, STALLED_TAG
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.points import Point
@@ -154,6 +154,10 @@ class Outbox(Counting):
             self.so_far.progress = text
             tags = {PROGRESS_TAG: text, REACHED_TAG: json.dumps(reached.as_dict())}
             self._do(lambda run: run.tags(tags), PROGRESS_TAG)
+
+    def stalled(self, text: str) -> None:
+        """Tells of a trainer that cannot tell itself."""
+        self._do(lambda run: run.tags({STALLED_TAG: text}), STALLED_TAG)
 
     def streaming(self) -> None:
         """Notes that more has come."""

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,23 @@ class Journal:
                     self._connection.execute("ROLLBACK")
                 raise
         return int(last)
+
+    def restore(self, rows: Iterable[tuple[int, Record]]) -> None:
+        """Writes all records of another journal, all or none, with the numbers that they have there.
+
+        Raises:
+            sqlite3.Error: they could not be written.
+        """
+        with self._lock:
+            cursor = self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                insert = "INSERT INTO records (seq, kind, body, block) VALUES (?, ?, ?, ?)"
+                cursor.executemany(insert, ((number, *_row(record)) for number, record in rows))
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
 
     def size(self) -> int:
         """Size of the records that were not deleted, in bytes."""

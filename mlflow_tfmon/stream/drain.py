@@ -119,6 +119,7 @@ class Drain:
     def _take(self, tap: _Tap) -> float:
         ring = tap.ring
         after, upto = ring.taken, ring.written()
+        ring.seen = upto
         if upto <= after:
             return 0.0
         rows, lost = ring.read(after, upto)

@@ -268,6 +268,7 @@ class Ring:
         self.graph: Any = lambda: None  # gives the graph that was last traced to write here, while it lives
         self.traces = 0  # how often what writes into it was traced since a training began
         self.taken = 0  # steps that have been handed on, or were made while nobody recorded
+        self.seen = 0  # steps that the drain has seen, whether they could be recorded or not
         self.begun = 0  # how many trainings have begun
         self.done, self.deep_every = 0, 1  # as `begin` was told
         count, device = len(layout.variables), layout.device

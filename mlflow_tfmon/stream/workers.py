@@ -8,6 +8,7 @@ nothing. The chief takes what the others say of a step only if they saw the same
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.rows import column, steps
 
 _STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES = range(5)  # columns of a report
+_SAME, _APART = 1e-6, 1e-3  # relative: of one sum, however it is rounded; of what is no rounding any more
 _MAX_WAIT_S = 5.0  # s that the chief waits for a worker, once; a worker looks at its rings every 0.05 s
 _UNREAD = 1000  # messages after which a worker takes it that the chief does not listen
 
@@ -41,13 +43,18 @@ def reports(ring: Ring) -> bool:
     return ring.layout.workers > 1 and place is not None and place.index > 0
 
 
-def gathered(ring: Ring) -> Callable[[Reading], Reading]:
-    """What makes a ring's blocks whole on the chief; where there is one worker, they are."""
+def gathered(ring: Ring, differs: Callable[[str], None]) -> Callable[[Reading], Reading]:
+    """What makes a ring's blocks whole on the chief; where there is one worker, they are.
+
+    Args:
+        ring: the ring.
+        differs: is told of the workers whose gradients are not the chief's.
+    """
     if ring not in _number_of:
         return lambda reading: reading
     if ring not in _gatherers:
         _gatherers[ring] = Gatherer(ring)
-    return _gatherers[ring].whole
+    return functools.partial(_gatherers[ring].whole, differs)
 
 
 class _Reports:
@@ -137,21 +144,27 @@ class Gatherer:
     """Adds to the chief's blocks what the other workers tell."""
 
     def __init__(self, ring: Ring) -> None:
+        self._differ: dict[int, str] = {}
         self._reports = _Reports()
         self._inboxes = [_Inbox(ring, worker) for worker in range(1, ring.layout.workers)]
 
-    def whole(self, reading: Reading) -> Reading:
+    def whole(self, differs: Callable[[str], None], reading: Reading) -> Reading:
         """The block with loss and examples of all workers, and the own step time of each of them.
 
         Waits for the other workers; one that does not tell in time is waited for no more.
+
+        Args:
+            differs: as for `gathered`.
+            reading: the chief's.
         """
         if not len(reading.rows):
             return reading
         own = self._reports.of(reading)
         reading = dataclasses.replace(reading, rows=reading.rows.copy())
         told = [inbox.rows(own[:, _STEP]) for inbox in self._inboxes]
-        for theirs in told:
-            same = np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=1e-6, equal_nan=True)
+        for worker, theirs in enumerate(told, 1):
+            self._compare(worker, own, theirs, differs)
+            same = np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=_SAME, equal_nan=True)
             theirs[~same | np.isnan(theirs[:, _STEP])] = np.nan
         everyone = np.stack([own, *told])
         known = ~np.isnan(everyone[:, :, _STEP]).any(axis=0)
@@ -164,3 +177,25 @@ class Gatherer:
             if not np.isnan(figures[:, _OWN_TIME]).all()
         }
         return dataclasses.replace(reading, more=times)
+
+    def _compare(
+        self, worker: int, own: np.ndarray, theirs: np.ndarray, differs: Callable[[str], None]
+    ) -> None:
+        """Tells of a worker whose gradient, once it had been summed, was another than the chief's."""
+        apart = ~np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=_APART, atol=0, equal_nan=True)
+        at = np.flatnonzero(apart & ~np.isnan(theirs[:, _STEP]))
+        if not len(at) or worker in self._differ:
+            return
+        step = int(own[at[0], _STEP])
+        mine, its = (np.sqrt(2 * figures[at[0], _SQUARES]) for figures in (own, theirs))
+        self._differ[worker] = (
+            f"worker {worker} at step {step} (gradient norm {its:.6g}; the chief's {mine:.6g})"
+        )
+        text = "; ".join(self._differ.values())
+        say_once(
+            f"differs {text}",
+            f"mlflow_tfmon: not all workers have the same gradient: {text}; the loss of such steps is not recorded. "
+            "Call mlflow_tfmon.autolog(), or start the Monitor, at the same place of the script on every worker; if "
+            "that is so, they do not train the same model any more.",
+        )
+        differs(text)

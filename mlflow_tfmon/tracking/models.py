@@ -69,7 +69,7 @@ def deliver_model(
                 )
                 model_id = model.model_id
             else:
-                found = _known(client, model_id)
+                found = _known(run, model_id)
                 if found is None:  # it was there, and another has taken its place, or somebody has deleted it
                     return {}
                 model = found
@@ -101,10 +101,14 @@ def _unlinked(model: LoggedModel, metrics: Sequence[Point]) -> list[Point]:
     return [one for one in metrics if (one.key, one.step, one.time) not in there]
 
 
-def _known(client: MlflowClient, model_id: str) -> LoggedModel | None:
-    """A logged model that was there; None if it is deleted."""
+def _known(run: RunStore, model_id: str) -> LoggedModel | None:
+    """A logged model of the run that was there; None if it is deleted.
+
+    That of another run is none of this one's, whatever a recording says, which may have come from elsewhere.
+    """
     try:
-        return client.get_logged_model(model_id)
+        model = run.client.get_logged_model(model_id)
+        return model if model.source_run_id == run.run_id else None
     except MlflowException as error:
         if is_refusal(error, _GONE):
             return None
@@ -187,7 +191,7 @@ def drop_model(run: RunStore, model_id: str) -> None:
     """
     client = run.client
     with contextlib.suppress(RefusedError), store_errors():
-        model = _known(client, model_id)
+        model = _known(run, model_id)
         if model is None or registered_as(model) or _has_versions(client, model_id):
             return
         client.delete_logged_model(model_id)

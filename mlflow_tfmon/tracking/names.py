@@ -12,6 +12,7 @@ from pathlib import Path
 
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 REPORT = "tfmon/report.html"  # artifact of the run
+STACKS = "tfmon/stacks.txt"  # of a training that has stalled: where each thread is
 # With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
 MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tensorboard"
 MODEL_ID = re.compile(r"[\w\-]+")  # of a logged model: nothing that reads as another address

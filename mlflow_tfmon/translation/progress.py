@@ -27,11 +27,12 @@ class Progress:
     def __init__(self) -> None:
         self._rows: dict[int, tuple[str, dict[str, float]]] = {}  # the stream that moved last comes last
         self.epochs: dict[str, int] = {}  # how many are done, by prefix
+        self.stalled = ""  # since when it has, if it has
 
     def state(self) -> dict[str, Any]:
         """All that it goes on from."""
         rows = [{"stream": of, "prefix": prefix, "row": row} for of, (prefix, row) in self._rows.items()]
-        return {"rows": rows, "epochs": self.epochs}
+        return {"rows": rows, "epochs": self.epochs, "stalled": self.stalled}
 
     def restore(self, state: State) -> None:
         """Goes on as that which wrote `state` would have.
@@ -40,6 +41,7 @@ class Progress:
             StateError: it is none.
         """
         self.epochs = state.integers("epochs")
+        self.stalled = state.text("stalled") if state.has("stalled") else ""
         self._rows = {
             one.integer("stream", 0): (one.text("prefix"), one.numbers("row")) for one in state.parts("rows")
         }
@@ -63,7 +65,8 @@ class Progress:
 
     def text(self) -> str:
         """The last row of the stream, or of each of the few that moved last, without what is not finite."""
-        return "; ".join(self._line(*self._rows[stream]) for stream in sorted(list(self._rows)[-_STREAMS:]))
+        lines = [self._line(*self._rows[stream]) for stream in sorted(list(self._rows)[-_STREAMS:])]
+        return "; ".join([*lines, *([f"stalled {self.stalled}"] if self.stalled else [])])
 
     def _line(self, prefix: str, row: dict[str, float]) -> str:
         epochs = self.epochs.get(prefix, 0)

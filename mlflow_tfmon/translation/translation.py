@@ -28,7 +28,7 @@ from mlflow_tfmon.stream.records import (
     Steps,
     StreamOpened,
 )
-from mlflow_tfmon.tags import SEAMS_TAG
+from mlflow_tfmon.tags import SEAMS_TAG, STALLED_TAG
 from mlflow_tfmon.tracking.names import Names
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.curves import Curves
@@ -291,6 +291,9 @@ class Translation:
             found += self._curves.exact(key, value, step, record.time)
         if SEAMS_TAG in record.tags:
             self._seams = tuple(record.tags[SEAMS_TAG].split(", "))
+        if STALLED_TAG in record.tags:
+            since = record.tags[STALLED_TAG]
+            self.progress.stalled = since if since.startswith("since ") else ""
         return found
 
     def _paused(self, record: Paused) -> list[Point]:

@@ -26,6 +26,7 @@ from mlflow_tfmon.watching import last_model, loops, peers, resuming
 from mlflow_tfmon.watching import pipeline as pipelines
 from mlflow_tfmon.watching.callback import CompleteLogs, MonitorCallback, PassOver
 from mlflow_tfmon.watching.monitor import Monitor, watching
+from mlflow_tfmon.watching.user_messages import say_that_fit_fails
 
 _NOT_RECORDED = "this fit is not recorded"
 # What MLflow's test mode wants of the class of a callback that autologging adds.
@@ -118,6 +119,8 @@ class _Fit:
             self.monitor.total_steps = total_steps(self.arguments)
         self.monitor.premises.arguments = self.arguments
         peers.say_of_callbacks(self.arguments.callback_list)
+        with contained("looking for what fails in Keras", "it is not said before"):
+            say_that_fit_fails(self.arguments.model)
         if self._own:
             self.monitor.start(in_fit=True)
         self.monitor.arguments = self.arguments

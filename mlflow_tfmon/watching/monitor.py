@@ -212,6 +212,7 @@ class Monitor:
                 self._began_with = self._checkpoint.began_with
             now = time.time()
             self._begun, self._may_spend = time.monotonic(), None
+            self._pipeline.stall.open_ended = self._pipeline.stall.paused = False
             self.record(records.Paused(now, now))  # the time since a training before is no step's
             if self._checkpoint is None:  # else those before are its own
                 self._first_step = self._pipeline.recording.steps_of(self._keys())
@@ -252,6 +253,7 @@ class Monitor:
         if self.settings.tensorboard:
             self._tell_graph()
         with contained("ending the monitor", "the last records may arrive late"):
+            pipeline.stall.ended(over=status == "FINISHED")
             pipeline.release(self._rings)
             pipeline.hide()
             pipeline.interrupted = status != "FINISHED"
@@ -394,9 +396,12 @@ class Monitor:
             recording.append(self._pauses.end())
             # Last, since the writing thread competes for the interpreter from here on.
             self._consider(number, numbers)
+            self._pipeline.stall.paused = False
 
     def paused(self, since: float | None) -> None:
         """Notes that training has paused (validation), or with None that it continues, for the step times."""
+        if self._pipeline is not None:
+            self._pipeline.stall.paused = since is not None
         self.record(*self._pauses.told(since))
 
     # -- the fits of a training ------------------------------------------------------------------------------------
@@ -445,7 +450,10 @@ class Monitor:
             now = Moment(
                 self.model, epoch, step, metrics, self.arguments, within, around, others, self.datasets
             )
+            stall = self._pipeline.stall
+            before, stall.paused = stall.paused, True
             self._pipeline.keeper(self.prefix).consider(now)
+            stall.paused = before
 
     @property
     def has_best(self) -> bool:

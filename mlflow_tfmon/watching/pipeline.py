@@ -34,12 +34,13 @@ from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
-from mlflow_tfmon.tags import COMMAND_TAG, ENVIRONMENT_TAG
+from mlflow_tfmon.tags import COMMAND_TAG, DESYNC_TAG, ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.end_budget import Thrift
+from mlflow_tfmon.watching.stalls import Stall
 from mlflow_tfmon.watching.summary import Summary, where
 from mlflow_tfmon.watching.user_messages import say_what_is_not_matched
 
@@ -75,6 +76,9 @@ class Pipeline:
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
         self.recording = Recording(self._append, run.past)
+        self.stall = Stall(
+            lambda: self._rings, lambda: self.recording.steps, self.recording.append, self.folder
+        )
         self.watch = Watch(self.recording.append, settings.detectors)
         link = where(run.tracking_uri, run.experiment_id, run.run_id)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name, link)
@@ -151,15 +155,20 @@ class Pipeline:
             self.release(gone)
         self.recording.open_stream(ring, name, model, total_steps, compiled)
         ring.begin(deep_every, self.recording.carried(ring))
+        ring.seen = max(ring.seen, ring.taken)
         self._rings.append(ring)
         say_what_is_not_matched(self._started.variables, ring.layout.variables)
-        whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
+        self.stall.watch()
+        whole, taken = workers.gathered(ring, self._differ), inputs.Batches(ring.thread)
 
         def take(reading: Reading) -> None:
             batches.glance(ring)
             self.recording.take(whole(ledger.with_losses(with_batches(reading, taken.until))))
 
         DRAIN.attach(ring, take)
+
+    def _differ(self, text: str) -> None:
+        self.recording.append(records.Facts(tags={DESYNC_TAG: text}, time=time.time()))
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
@@ -228,6 +237,8 @@ class Pipeline:
             self.closed = True
             for key in [key for key, pipeline in _open.items() if pipeline is self]:
                 del _open[key]
+        self.stall.ended(over=status == "FINISHED")
+        self.stall.close()
         self.release(list(self._rings))
         self.hide()
         self.finish_checkpoints()

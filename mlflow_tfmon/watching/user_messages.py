@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
+import tensorflow as tf
+
+from mlflow_tfmon import cluster, kerases
 from mlflow_tfmon.checkpoints.best import Best
 from mlflow_tfmon.errors import SettingError, logger, say_once
 from mlflow_tfmon.probes import all_rings, tape
 from mlflow_tfmon.stream.records import Variable
 from mlflow_tfmon.translation.series import charted, patterns_of
+
+# `fit` has a batch reduced as a whole, of which TensorFlow takes single tensors alone once there are several workers
+# (Keras 3.15, TF 2.21).
+_FAILS = re.compile(r"""\.reduce\(\s*['"]MEAN['"],\s*maybe_distributed_data_batch\b""")
+
+
+def say_that_fit_fails(model: Any) -> None:
+    """Says, before Keras does so in other words, that its `fit` cannot train with several workers.
+
+    Args:
+        model: that is to be fitted.
+    """
+    strategy, place = getattr(model, "distribute_strategy", None), cluster.place()
+    if (
+        not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        or place is None
+        or place.count < 2
+    ):
+        return
+    source = ""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        source = inspect.getsource(type(model)._maybe_symbolic_build)
+    if kerases.of(model) is keras and _FAILS.search(source):
+        say_once(
+            "fit of several workers",
+            f"mlflow_tfmon: the fit of Keras {keras.version()} fails under MultiWorkerMirroredStrategy with several "
+            "workers, monitored or not (keras issue 20585): use Keras 2 (pip install tf_keras, and "
+            "TF_USE_LEGACY_KERAS=1 before TensorFlow is imported), or a custom loop.",
+        )
 
 
 def say_what_is_missing(model: Any, steps: int, best: Best) -> None:

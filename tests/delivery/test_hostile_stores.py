@@ -243,11 +243,13 @@ def test_what_a_server_calls_a_models_files_is_not_deleted(
     client = mlflow.MlflowClient(store)
     said = {"m-1": precious, "..": precious / ".." / "artifacts", "precious": precious}[model_id]
     location = [str(said)]
-    known = SimpleNamespace(tags={})
+    known: dict[str, Any] = {"tags": {}}
     monkeypatch.setattr(client, "delete_logged_model", lambda _: None)
     monkeypatch.setattr(client, "search_model_versions", lambda _: [])
     monkeypatch.setattr(
-        client, "get_logged_model", lambda _: SimpleNamespace(tags=known.tags, artifact_location=location[0])
+        client,
+        "get_logged_model",
+        lambda _: SimpleNamespace(**known, artifact_location=location[0], source_run_id="run"),
     )
     drop_model(RunStore(client, "run"), model_id)
     assert (precious / "artifacts" / "kept").exists()

@@ -21,6 +21,11 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon import cluster
+from mlflow_tfmon.stream import workers
+from mlflow_tfmon.stream.drain import Reading
+from mlflow_tfmon.stream.records import Variable
+from mlflow_tfmon.stream.ring import RingLayout, SeldomRows
 from tests import trainings
 from tests.distributed import CLIP, FEW, RATE, SLEEP, STEPS
 from tests.promises.test_exactness import compare, renamed
@@ -166,3 +171,85 @@ def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     assert "worker_1/step_time_ms" not in steps and "worker_1/step_time_ms" not in runs[2].data.metrics
     assert steps["worker_0/step_time_ms"][1:].ge(0).all()
     assert processes[0].count("worker 1 does not tell of its steps") == 1
+
+
+class _Ring:
+    """Stands in for a ring of which only the layout is asked."""
+
+    layout = RingLayout((Variable("kernel", (2, 2), True),), frozenset(), ("grad_norm",), workers=3)
+
+
+def _block(ring: _Ring, first: int, norms: np.ndarray) -> Reading:
+    rows = np.ones((len(norms), len(ring.layout.columns)))
+    rows[:, ring.layout.columns.index("grad_norm/0")] = norms**2 / 2
+    empty = SeldomRows(np.empty((0, 1)), 0, 0)
+    return Reading(ring, rows, empty, empty, first, 0, 0.0)  # type: ignore[arg-type]
+
+
+def test_a_worker_with_another_gradient_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three workers, as they are sent; one is another's after 6 of 20 steps, and once rounded otherwise."""
+    ring = _Ring()
+    monkeypatch.setitem(workers._number_of, ring, 0)  # type: ignore[arg-type]
+    norms = np.linspace(3.0, 1.0, 20)
+    sent: dict[str, bytes] = {}
+    monkeypatch.setattr(cluster, "send", lambda key, data: sent.update({key: data}) or True)
+    monkeypatch.setattr(cluster, "receive", lambda key, seconds: sent.pop(key, None))
+    monkeypatch.setattr(cluster, "forget", lambda key: None)
+    reporters = {index: workers.Reporter(ring, index) for index in (1, 2)}  # type: ignore[arg-type]
+    told: list[str] = []
+    whole = workers.gathered(ring, told.append)  # type: ignore[arg-type]
+    lost = []
+    for first in (1, 11):
+        mine = norms[first - 1 : first + 9]
+        theirs = {1: mine * (1 + 1e-5), 2: mine.copy()}
+        if first == 1:
+            theirs[2][6:] *= 1.5
+        for index, reporter in reporters.items():
+            reporter.take(_block(ring, first, theirs[index]))
+        reading = whole(_block(ring, first, mine))
+        lost += np.isnan(reading.rows[:, ring.layout.columns.index("loss")]).tolist()
+    expected = f"worker 2 at step 7 (gradient norm {1.5 * norms[6]:.6g}; the chief's {norms[6]:.6g})"
+    assert told == [expected]
+    assert lost == [True] * 20  # worker 1's are not taken for the same either
+
+
+FIT_OF_WORKERS = """
+import json, os, sys
+index, given = int(sys.argv[1]), sys.argv[2:]
+cluster = {"worker": [f"127.0.0.1:{port}" for port in given]}
+os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+import tensorflow as tf
+import mlflow_tfmon
+from tests import trainings
+
+mlflow_tfmon.autolog(log_models=False)
+with tf.distribute.MultiWorkerMirroredStrategy().scope():
+    net = trainings.model()
+    net.compile("sgd", trainings.loss())
+try:
+    net.fit(*trainings.data(), batch_size=16, verbose=0)
+except ValueError as error:
+    print("Keras says:", " ".join(str(error).split())[:60], flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", [1, 2])
+def test_that_the_fit_of_several_workers_fails_is_said_before(workers: int, store: str, home: Path) -> None:
+    """Once by each of them; where there is one worker Keras can, and nothing is said."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
+    given = ports(workers)
+    out = finish(
+        *(
+            subprocess.Popen(
+                [sys.executable, "-c", FIT_OF_WORKERS, str(index), *given],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for index in range(workers)
+        )
+    )  # fmt: skip
+    for text in out:
+        said, keras_says = text.find("TF_USE_LEGACY_KERAS=1"), text.find("Keras says: Attempt to convert")
+        assert (0 <= said < keras_says) if workers > 1 else (said == keras_says == -1), text[-3000:]
+        assert text.count("keras issue 20585") == (workers > 1)
