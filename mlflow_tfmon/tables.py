@@ -17,6 +17,11 @@ def echo(text: str, err: bool = False) -> None:
     click.echo(visible(without_secrets(text)), err=err)
 
 
+def echo_written(text: str) -> None:
+    """Prints a text that its writer has made safe: JSON, XML or Markdown, which `echo` could make invalid."""
+    click.echo(text)
+
+
 def as_json(value: Any) -> str:
     """A value as JSON without secrets; a number that is not finite is a text, since JSON has none.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
-from mlflow_tfmon.tables import echo
+from mlflow_tfmon.tables import echo, echo_written
 
 
 class _NoVerdictError(click.ClickException):
@@ -105,7 +105,7 @@ def command(
             ) from error
         echo(text(verdict))
     else:
-        click.echo(FORMATS[format_](verdict))
+        echo_written(FORMATS[format_](verdict))
     if verdict.status == UNDECIDED:
         echo(f"mlflow-tfmon: run {run_id} cannot be judged: {verdict.why}.", err=True)
     raise click.exceptions.Exit(verdict.status)

@@ -39,7 +39,7 @@ def command(
     if as_json:
         if log_to:
             raise click.UsageError("--json writes no page that --log-to could log; give one of them.")
-        click.echo(tables.as_json(differences(run_ids, tracking_uri)))
+        tables.echo_written(tables.as_json(differences(run_ids, tracking_uri)))
         return
     takes_it = find_run(log_to, tracking_uri) if log_to else None
     page = compare(run_ids, tracking_uri)

@@ -53,7 +53,7 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
             err=True,
         )
     if as_json:
-        click.echo(tables.as_json([dataclasses.asdict(one) for one in problems]))
+        tables.echo_written(tables.as_json([dataclasses.asdict(one) for one in problems]))
     else:
         for one in problems:
             echo(f"{one.severity}: {one.line()}")

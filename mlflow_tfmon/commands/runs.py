@@ -40,7 +40,7 @@ def command(experiment: str | None, limit: int, tracking_uri: str | None, as_jso
         left = here.recordings(here.of_store(client.tracking_uri))
         listed += [_only_here(one) for one in left if one.due and one.run_id not in known]
     if as_json:
-        click.echo(tables.as_json([dataclasses.asdict(one) for one in listed]))
+        tables.echo_written(tables.as_json([dataclasses.asdict(one) for one in listed]))
     elif listed:
         rows = [one.row() for one in listed]
         echo(tables.table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))

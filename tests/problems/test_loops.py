@@ -91,7 +91,7 @@ def test_a_loss_that_broadcasts_predictions_and_targets_to_all_pairs(
     assert {one.kind for one in diagnose(run)} == {one.kind for one in run.problems}
     if reported:
         assert "(32,) and (32, 1)" in found[0].evidence or "(n,) and (n, 1)" in found[0].evidence
-        assert run.problems[0].kind == "shape_broadcast" and found[0].said_at <= len(run.steps) / 3
+        assert run.problems[0].kind == "shape_broadcast" and found[0].first_step <= 1
         # The mistake is real: every prediction is drawn to the mean of a batch.
         wanted = np.mean((Y[:, None] - Y[None, :]) ** 2) / 2
         assert loss_of is absolute or run.steps["loss"].iloc[-8:].mean() == pytest.approx(wanted, rel=0.2)

@@ -19,7 +19,7 @@ from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.probes import hooks
 from mlflow_tfmon.probes.hooks import keras2, keras3, tensorflow
 from mlflow_tfmon.stream.records import EpochEnded, Steps, StreamOpened
-from mlflow_tfmon.watching import pipeline
+from mlflow_tfmon.watching import pipeline, stalls
 from mlflow_tfmon.watching.pipeline import Pipeline
 from tests import trainings
 from tests.daily import thorough
@@ -200,7 +200,8 @@ def test_no_thread_can_be_started(
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    monkeypatch.setattr(pipeline.DRAIN, "_thread", None)
+    for owner in (pipeline.DRAIN, stalls):
+        monkeypatch.setattr(owner, "_thread", None)
     mlflow_tfmon.autolog(log_models=False, checkpoint=False, monitor="loss")
     assert fit() == unwatched
     told = [line for line in contained if "can't start new thread" in line]
