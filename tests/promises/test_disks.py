@@ -196,6 +196,7 @@ def test_the_journals_disk_takes_nothing_until_the_end(
     disk: Callable[..., Any],
 ) -> None:
     one, client = disk(home, fails=how == "read-only"), mlflow.MlflowClient()
+    marks = set(second_home().glob("arrived-*"))  # left by a test that was killed
     mlflow_tfmon.autolog(log_models=False)
     net = compiled()
 
@@ -236,7 +237,7 @@ def test_the_journals_disk_takes_nothing_until_the_end(
         one.mend()
         assert find_waiting() == []
         assert not list((home / "recordings").iterdir())
-        assert not list(second_home().glob("arrived-*"))
+        assert set(second_home().glob("arrived-*")) <= marks
 
 
 def test_the_journals_folder_is_deleted_before_delivery_has_seen_it(
