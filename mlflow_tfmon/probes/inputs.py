@@ -104,6 +104,16 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
     return element
 
 
+def forget() -> None:
+    """What this thread's eager code has taken so far is of no step that is to come: a fit takes its own batches."""
+    thread = threading.get_ident()
+    taken = _taken.get(thread)
+    if taken is not None:
+        none = _Taken()  # put in its place as a whole: another thread reads it
+        none.dropped, none.used = taken.dropped + len(taken.values) // 3, taken.used
+        _taken[thread] = none
+
+
 class Batches:
     """Reads what a thread's eager code takes from datasets: each reader gets all that no step has used before.
 

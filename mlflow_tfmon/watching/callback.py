@@ -14,11 +14,12 @@ from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts import fit_frames, model_order
 from mlflow_tfmon.facts.metrics import early_stopping_facts, epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
-from mlflow_tfmon.probes import compiled
+from mlflow_tfmon.probes import compiled, inputs
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.watching import resuming
 from mlflow_tfmon.watching.actions import Actions
 from mlflow_tfmon.watching.monitor import Monitor
+from mlflow_tfmon.watching.pipeline import DRAIN
 
 _NOT_RECORDED = "this training's epochs are not recorded"
 
@@ -110,6 +111,9 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        with contained("beginning with the fit's own batches", "its first step may seem to have had another"):
+            DRAIN.flush()  # steps of a loop before have theirs
+            inputs.forget()
         self._followed = not self._is_last() and fit_frames.append(_Last(self), self.model)
         if not self._followed:
             self.fit_begins()
