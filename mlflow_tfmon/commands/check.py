@@ -96,16 +96,26 @@ def command(
         verdict = check(run_id, failing, asked, baseline_id, tracking_uri)
     except Exception as error:
         raise _NoVerdictError.of(error) from error
+    try:
+        written = FORMATS[format_](verdict)
+    except Exception as error:
+        raise _NoVerdictError.of(error) from error
     if output is not None:
         try:
-            output.write_text(FORMATS[format_](verdict), "utf-8")
+            output.write_text(written, "utf-8")
         except OSError as error:
             raise _NoVerdictError(
                 f"--output {output}: {error.strerror}; name a file in a folder that is there."
             ) from error
         echo(text(verdict))
     else:
-        echo_written(FORMATS[format_](verdict))
+        try:
+            echo_written(written)
+        except UnicodeEncodeError as error:
+            raise _NoVerdictError(
+                f"this terminal cannot show {error.object[error.start]!a}: set PYTHONIOENCODING=utf-8, or give "
+                "--output FILE."
+            ) from error
     if verdict.status == UNDECIDED:
         echo(f"mlflow-tfmon: run {run_id} cannot be judged: {verdict.why}.", err=True)
     raise click.exceptions.Exit(verdict.status)

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import tarfile
 import tempfile
@@ -137,6 +138,7 @@ def unpack(file: Path, tracking_uri: str | None = None) -> list[Unpacked]:
             gzip.BadGzipFile,
             zlib.error,
             RecursionError,
+            ArithmeticError,
             ValueError,
         ) as error:
             raise PackError(f"{file} is no pack of mlflow-tfmon, or not all of one ({error})") from error
@@ -352,7 +354,7 @@ def _unpack(received: Path, folder: Path, home: Path, tracking_uri: str | None) 
         started, models, count = _write_anew(received, folder, lambda one: _for_here(one, tracking_uri))
     except PackError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         raise PackError(f"recording {received.name} cannot be read: {error}") from error
     allowed = {path for model in models for path in _files_of(received, model)}
     for path in sorted(path for path in received.rglob("*") if path.is_file()):

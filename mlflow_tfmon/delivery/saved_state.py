@@ -20,7 +20,7 @@ from mlflow_tfmon.translation.state import State, StateError, of_record
 from mlflow_tfmon.translation.translation import Translation
 
 FILE = "moment.json"
-FORMAT = 1  # another one where what is made of the same records becomes different
+FORMAT = 2  # another one where what is made of the same records becomes different
 _MOST_BYTES = 2**30
 # What Python says to values of another type or size than they must have.
 _OF_DATA = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -39,6 +39,7 @@ from mlflow_tfmon.detectors import (
 from mlflow_tfmon.detectors.history import Gatherer, History
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.thresholds import Chosen, Detect, chosen_of, kind_of
+from mlflow_tfmon.errors import contained
 
 __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Problem", "judge"]
 
@@ -69,9 +70,19 @@ def judge(
         >>> judge(History())
         []
     """
-    causes = (*chosen_of(CAUSES, chosen), *further)
-    found = [problem for detect in causes for problem in detect(history)]
+    found = [*_found(CAUSES, history, chosen), *(one for detect in further for one in detect(history))]
     if all(problem.kind in _BESIDE for problem in found):
-        found += [problem for detect in chosen_of(OUTCOMES, chosen) for problem in detect(history)]
+        found += _found(OUTCOMES, history, chosen)
     found = [problem for problem in found if chosen.get(problem.kind) is not False]
+    if any(problem.kind == "normalization_mismatch" for problem in found):
+        # Then the validation loss tells nothing of the data.
+        found = [problem for problem in found if problem.kind != "overfitting"]
     return sorted(found, key=lambda problem: problem.severity != "critical")
+
+
+def _found(detectors: Iterable[Detect], history: History, chosen: Chosen) -> list[Problem]:
+    found: list[Problem] = []
+    for detect in chosen_of(detectors, chosen):
+        with contained("a detector", "problems of its kind may go unnoticed"):
+            found += detect(history)
+    return found

@@ -28,15 +28,19 @@ def detect(history: History) -> Iterator[Problem]:
             "validation targets": data.val_targets,
         }
         for name, sample in samples.items():
+            held_out = name.startswith("validation")
+            trained = [series for series in history.nonfinite if series != "epoch val_loss"]
+            if held_out and trained:  # which validation data bring about in no way
+                continue
             if sample is not None and sample.nonfinite:
                 # A custom loss or layer may mask them.
                 own = not data.graph or any(layer.activation == UNKNOWN for layer in data.layers)
-                held_out = name.startswith("validation")
                 bears = own if name.endswith("inputs") else not data.loss
                 if bears and not history.nonfinite and learning(history).learned >= LITTLE:
                     continue
                 at = (
-                    f"; first: {'val_' * held_out}{'x' if name.endswith('inputs') else 'y'}[{sample.nonfinite_at}]"
+                    f"; first: {'x' if name.endswith('inputs') else 'y'}[{sample.nonfinite_at}]"
+                    + " of the validation data" * held_out
                     if sample.nonfinite_at >= 0
                     else ""
                 )
@@ -47,7 +51,8 @@ def detect(history: History) -> Iterator[Problem]:
                     of = "gradient" if name_bad in history.sizes else name_bad
                     struck = f" The {of} became NaN or infinite at step {first_bad.first}."
                 yield Problem(
-                    "nan_or_inf", "warning" if (bears or held_out) and not broken(history) else "critical", 0, (),
+                    "nan_or_inf", "warning" if (bears or held_out) and not broken(history) else "critical",
+                    int(held_out), (),  # data of the training are there before the first step
                     f"The {name} contain {sample.nonfinite} non-finite {values} (NaN or infinity){at}.{struck}",
                     f"Clean the {name} before training: drop or fill those rows (numpy.isfinite finds them).",
                     history.step, 1.0,

@@ -42,7 +42,7 @@ def detect(
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if known is None or known.trained_before or not 0 < known.norm_momentum < 1:
         return
-    if len(held_out) < min_epochs or len(train) != len(held_out):
+    if len(held_out) < max(2, min_epochs) or len(train) != len(held_out):
         return
     state = learning(history)
     steps = max(history.total_steps or 0, history.step)

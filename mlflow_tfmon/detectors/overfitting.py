@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlflow_tfmon.detectors import normalization_mismatch
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_step, learning
 from mlflow_tfmon.detectors.problem import Problem
@@ -44,8 +43,6 @@ def detect(
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < min_epochs + 1 or len(train) != len(held_out) or not state.reference > 0:
-        return
-    if any(normalization_mismatch.detect(history)):  # then the validation loss tells nothing of the data
         return
     found = (
         _holds_for_nothing(history, state, train, held_out)

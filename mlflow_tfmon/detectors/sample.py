@@ -9,6 +9,7 @@ import numpy as np
 
 _MOST_EXAMPLES, _MOST_NUMBERS = 4096, 2_000_000  # examined of a data set
 _MOST_CHECKED = 50_000_000  # numbers checked for NaN and infinity: some 20 ms
+_MOST_CLASSES = 100_000
 _QUANTILES = 101
 
 
@@ -75,6 +76,7 @@ class Sample:
         # A memory-mapped file would be read as a whole.
         small = array.size <= _MOST_CHECKED and not isinstance(values, np.memmap)
         lost, lost_at = _nonfinite(array) if small else _nonfinite(array[::stride][:most], stride)
+        whole_array = array
         array = array[::stride][:most].astype(np.float64)
         flat = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
         finite = flat[np.isfinite(flat).all(axis=1)]
@@ -97,8 +99,9 @@ class Sample:
         classes: tuple[int, ...] = ()
         if one_hot:
             classes = tuple(int(n) for n in finite.sum(axis=0))
-        elif targets and whole and finite.min() >= 0 and finite.max() < 100_000:
-            classes = tuple(int(n) for n in np.bincount(finite.ravel().astype(np.int64)))
+        elif targets and whole and finite.min() >= 0 and finite.max() < _MOST_CLASSES:
+            # Of examples spread evenly over labels that come in turn, some classes would be seen never.
+            classes = (_classes(whole_array) if small else None) or _classes(finite)
         return cls(
             count=len(array), nonfinite=lost, nonfinite_at=lost_at, least=float(finite.min()), most=float(finite.max()),
             mean=float(finite.mean()), std=float(finite.std()), whole=whole, columns=flat.shape[1],
@@ -110,6 +113,14 @@ class Sample:
             negative=float((finite < 0).mean()),
             quantiles=_quantiles(finite) if targets and flat.shape[1] == 1 else (),
         )  # fmt: skip
+
+
+def _classes(labels: np.ndarray) -> tuple[int, ...]:
+    """How often each class occurs among labels; none where some are no labels."""
+    labels = labels[np.isfinite(labels)] if labels.dtype.kind == "f" else labels.ravel()
+    if not labels.size or labels.min() < 0 or labels.max() >= _MOST_CLASSES or (labels % 1 != 0).any():
+        return ()
+    return tuple(int(n) for n in np.bincount(labels.astype(np.int64)))
 
 
 def _nonfinite(array: np.ndarray, stride: int = 1) -> tuple[int, int]:

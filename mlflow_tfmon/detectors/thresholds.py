@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -50,8 +49,8 @@ def check(chosen: Chosen, detectors: Iterable[Detect]) -> None:
                 if name not in known[kind]:
                     names = ", ".join(known[kind]) or "none"
                     raise ValueError(f"has no threshold {name!r} of {kind} (its thresholds: {names})")
-                if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
-                    raise ValueError(f"needs a number for {name} of {kind}, not {number!r}")
+                if isinstance(number, bool) or not isinstance(number, (int, float)) or not number >= 0:
+                    raise ValueError(f"needs a number from 0 for {name} of {kind}, not {number!r}")
         elif not isinstance(value, bool):
             raise ValueError(f"needs True, False or a dictionary of thresholds for {kind}, not {value!r}")
 

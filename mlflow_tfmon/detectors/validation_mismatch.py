@@ -13,6 +13,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.sample import Sample
 
 _FEWEST = 30  # examples; of fewer, shares and deviations say little
+_FEWEST_EXPECTED = 10  # training examples of a class, if it were as frequent there, that are missed
 _BEHIND = 0.1  # of the accuracy, or of a constant prediction's loss
 
 
@@ -86,7 +87,8 @@ def _classes(data: Premises, *, min_unseen: float, min_shifted: float) -> Iterat
     train, other = (np.pad(one.class_counts, (0, size - len(one.class_counts))) for one in (y, held_out))
     if min(train.sum(), other.sum()) < _FEWEST:
         return
-    unseen = (train == 0) & (other > 0)
+    # A rare class may be missing in a sample: how many of it would be expected decides.
+    unseen = (train == 0) & (other > 0) & (train.sum() * other / other.sum() >= _FEWEST_EXPECTED)
     share = float(other[unseen].sum() / other.sum())
     shifted = float(np.abs(train / train.sum() - other / other.sum()).sum() / 2)
     advice = (

@@ -26,6 +26,7 @@ class Watch:
 
     Attributes:
         on_new: told of each new problem, on that thread.
+        chosen: as in the setting `detectors`.
 
     Args:
         append: takes records (the recording's).
@@ -36,6 +37,7 @@ class Watch:
         self._append = append
         self.on_new: list[Callable[[Problem], None]] = []
         self._replay = Replay()
+        self.chosen = chosen
         self._standing = Standing(others(), chosen)
         self._lock = threading.Lock()
         self._judging = threading.Lock()

@@ -95,8 +95,8 @@ def junit(verdict: Verdict) -> str:
     case = _case(suite, "run", "ended and recorded")
     if verdict.broke_off:
         _because(case, "failure", f"the run ended as {verdict.ended}", "run")
-    elif not verdict.complete:
-        _because(case, "error", verdict.unknowns[-1], "run")
+    elif not verdict.complete or not verdict.steps:
+        _because(case, "error", "; ".join(verdict.unknowns) or verdict.why, "run")
     if verdict.baseline is not None:
         ElementTree.SubElement(suite, "system-out").text = _xml(text(verdict))
     for name, of in (("tests", "testcase"), ("failures", "testcase/failure"), ("errors", "testcase/error")):

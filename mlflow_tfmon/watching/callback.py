@@ -205,6 +205,8 @@ class MonitorCallback(_BothKerases):
                 monitor.record(facts)
         if monitor is not self.given:
             monitor.end()
+        elif monitor.pipeline is not None:
+            monitor.pipeline.stall.paused = False  # what follows the fit may be a loop
 
 
 class _Last(_BothKerases):

@@ -118,8 +118,6 @@ def _adopt(ring: Ring, ended_run: str | None = None) -> None:
             if not loop.on:
                 stop()  # it has been said why; trying again with each look would make run after run
                 return
-            if loop.pipeline is not None:
-                loop.pipeline.stall.open_ended = True
             _loops[ring.thread] = loop
             resuming.say_of_loop(loop.settings.resume)
             say_what_loops_lack(loop.settings.on_problem, can_ask=False)

@@ -212,7 +212,7 @@ class Monitor:
                 self._began_with = self._checkpoint.began_with
             now = time.time()
             self._begun, self._may_spend = time.monotonic(), None
-            self._pipeline.stall.open_ended = self._pipeline.stall.paused = False
+            self._pipeline.stall.paused = False
             self.record(records.Paused(now, now))  # the time since a training before is no step's
             if self._checkpoint is None:  # else those before are its own
                 self._first_step = self._pipeline.recording.steps_of(self._keys())
@@ -254,6 +254,7 @@ class Monitor:
             self._tell_graph()
         with contained("ending the monitor", "the last records may arrive late"):
             pipeline.stall.ended(over=status == "FINISHED")
+            pipeline.stall.paused = False  # others of the run may train on
             pipeline.release(self._rings)
             pipeline.hide()
             pipeline.interrupted = status != "FINISHED"

@@ -290,4 +290,4 @@ def _replay(checkpoint: Checkpoint, watch: Watch) -> None:
     with contained("reading the earlier recording", "problems are only found from here on"):
         run = load_run(checkpoint.run_id)
         run.cut(Past.from_dict(checkpoint.state.about["past"]).steps)
-        watch.go_on(*replayed(run))
+        watch.go_on(*replayed(run, chosen=watch.chosen))

@@ -47,6 +47,7 @@ _OTHERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(P
 _INSTALLED = re.compile(
     rf"[\\/](?:site|dist)-packages[\\/]|^<frozen |^(?:{'|'.join(map(re.escape, _OTHERS))})[\\/]"
 )
+_KERAS = re.compile(r"[\\/](?:keras|tf_keras)[\\/]src[\\/]")
 _WORKS = 0.05  # s of processor time, in the second half of the time above, that are a sign of life
 
 
@@ -55,7 +56,6 @@ class Stall:
 
     Attributes:
         paused: whether no step is due: validation, a checkpoint, the end of an epoch.
-        open_ended: whether nobody tells when the training is over: a loop under `autolog`.
 
     Args:
         rings: gives those into which the training writes its steps; none when it is over.
@@ -72,7 +72,6 @@ class Stall:
         folder: Path,
     ) -> None:
         self.paused = False
-        self.open_ended = False
         self._rings = rings
         self._step = step
         self._append = append
@@ -115,9 +114,8 @@ class Stall:
                 self._steps += made
                 self._without = 0.0
                 self._longest = max(self._longest, self._silent)
-                if self.open_ended:
-                    for thread in self._threads():
-                        self._remember_loop(thread)
+                for thread in self._threads():
+                    self._remember_loop(thread)
             if other:  # of another training nothing is usual yet
                 self._steps = 0
             if made or other or self.paused or not rings:
@@ -199,15 +197,28 @@ class Stall:
             return file.read().decode("utf-8", "replace")
 
     def _is_over(self) -> bool:
-        """Whether no thread that trains is in the loop in which steps came last, if nobody tells of its end."""
-        return self.open_ended and not any(
-            code is self._loops.get(thread, (None,))[0] and at in self._loops[thread][1]
+        """Whether no thread that trains is in a `fit`, or in the loop in which steps came last: nobody may tell."""
+        return not any(
+            _is_in_fit(thread)
+            or any(
+                code is self._loops.get(thread, (None,))[0] and at in self._loops[thread][1]
+                for code, at in _users_own(thread)
+            )
             for thread in self._threads()
-            for code, at in _users_own(thread)
         )
 
     def _threads(self) -> set[int]:
         return {ring.thread for ring in self._rings()}
+
+
+def _is_in_fit(thread: int) -> bool:
+    """Whether a thread is in Keras's `fit`."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_name == "fit" and _KERAS.search(frame.f_code.co_filename):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _users_own(thread: int) -> Iterator[tuple[CodeType, int]]:
@@ -231,6 +242,8 @@ def _loops_of(code: CodeType) -> tuple[range, ...]:
 def _processor_time(threads: set[int]) -> float | None:
     """Of these threads, in seconds; None where the system does not tell: then nothing is said."""
     own = {thread.native_id for thread in threading.enumerate() if thread.ident in threads}
+    if not own:
+        return None
     with contextlib.suppress(psutil.Error, OSError):
         return sum(one.user_time + one.system_time for one in psutil.Process().threads() if one.id in own)
     return None
@@ -244,7 +257,7 @@ _lock = threading.Lock()
 def _keep_looking() -> None:
     global _thread
     with _lock:
-        if _thread is None or not _thread.is_alive():
+        if _thread is None or not _thread.is_alive():  # it may have died by what nobody foresaw
             thread = threading.Thread(target=_run, name="mlflow_tfmon-stalls", daemon=True)
             with contained("starting a thread", "a training that stalls is not seen"):
                 thread.start()
@@ -252,6 +265,7 @@ def _keep_looking() -> None:
 
 
 def _run() -> None:
+    global _thread
     last = time.monotonic()  # which stands while the machine sleeps
     while True:
         time.sleep(_LOOK)
@@ -262,7 +276,8 @@ def _run() -> None:
                 stall.look(ran)
         with _lock:
             if not _watched:
-                return  # the next one finds it dead
+                _thread = None
+                return
 
 
 def _forked() -> None:

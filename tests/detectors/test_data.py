@@ -58,6 +58,21 @@ def test_the_same_classes_in_both_are_nothing() -> None:
         assert _found("validation_mismatch", found) is None
 
 
+def test_classes_that_come_in_turn_are_all_seen() -> None:
+    """Every 14th of labels that come in turn has but half of them."""
+    known = {"targets": Sample.of(np.arange(60_000) % 10), "val_targets": Sample.of(np.arange(4000) % 10)}
+    for behind in (None, True):
+        assert _found("validation_mismatch", _validated(behind, **known)) is None
+    assert known["targets"].class_counts == (6000,) * 10
+
+
+def test_rare_classes_may_be_missing_by_chance() -> None:
+    train, held_out = _RANDOM.integers(0, 5000, 20_000), _RANDOM.integers(0, 5000, 10_000)
+    assert set(held_out) - set(train)
+    found = _validated(None, targets=Sample.of(train), val_targets=Sample.of(held_out))
+    assert _found("validation_mismatch", found) is None
+
+
 def test_other_shares_matter_only_where_validation_is_behind() -> None:
     two = np.repeat([0, 1], 500)  # sorted: the last fifth is of one class
     for behind, expected in ((None, False), (True, True), (False, False)):
@@ -129,9 +144,18 @@ def test_validation_data_that_are_not_finite_are_named() -> None:
     broken[7, 3] = np.nan
     found = _found("nan_or_inf", _validated(None, val_inputs=Sample.of(broken, targets=False)))
     assert found is not None and found.severity == "warning"
-    assert (
-        "The validation inputs contain 1 non-finite value" in found.evidence and "val_x[7]" in found.evidence
-    )
+    assert "The validation inputs contain 1 non-finite value" in found.evidence
+    assert "x[7] of the validation data" in found.evidence
+
+
+def test_validation_data_are_not_to_blame_for_what_happens_in_training() -> None:
+    broken = Sample.of(np.full((200, 8), np.nan), targets=False)
+    loss = np.where(np.arange(STEPS) > 20, np.nan, np.exp(np.arange(STEPS) / 4.0))
+    known = premises(val_inputs=broken, inputs=Sample.of(_X, targets=False))
+    found = explained(judge(history(loss, known=known, update=0.9)))
+    (of_values,) = [one for one in found if one.kind == "nan_or_inf"]
+    assert "validation inputs" not in of_values.evidence
+    assert found[0].kind == "learning_rate_too_high" and found[0].advice
 
 
 def test_the_advice_for_inputs_is_a_line_of_code_that_scales_them() -> None:

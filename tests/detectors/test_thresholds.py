@@ -62,9 +62,13 @@ def test_a_custom_detector_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) ->
         ({"overfit": False}, "did you mean 'overfitting'"),
         ({"my_kind": True}, "kinds: accumulation_not_zeroed, dead_relu"),
         ({"dead_relu": {"share": 0.9}}, "its thresholds: min_share, min_share_if_little"),
-        ({"dead_relu": {"min_share": "0.9"}}, "needs a number for min_share of dead_relu, not '0.9'"),
-        ({"dead_relu": {"min_share": True}}, "needs a number for min_share of dead_relu, not True"),
-        ({"dead_relu": {"min_share": float("nan")}}, "needs a number for min_share of dead_relu, not nan"),
+        ({"dead_relu": {"min_share": "0.9"}}, "needs a number from 0 for min_share of dead_relu, not '0.9'"),
+        ({"overfitting": {"min_epochs": -3}}, "needs a number from 0 for min_epochs of overfitting, not -3"),
+        ({"dead_relu": {"min_share": True}}, "needs a number from 0 for min_share of dead_relu, not True"),
+        (
+            {"dead_relu": {"min_share": float("nan")}},
+            "needs a number from 0 for min_share of dead_relu, not nan",
+        ),
         ({"dead_relu": 0.9}, "needs True, False or a dictionary of thresholds for dead_relu, not 0.9"),
         ("overfitting", "must be a dictionary"),
     ],
@@ -90,3 +94,28 @@ def test_the_environment_and_the_project_choose(monkeypatch: pytest.MonkeyPatch,
 def test_each_threshold_is_described(detect: Any) -> None:
     text = inspect.getdoc(detect) or ""
     assert all(f"    {name}: " in text for name in thresholds(detect))
+
+
+def test_a_detector_that_fails_silences_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow_tfmon import detectors, errors
+
+    def failing(history: Any) -> Any:
+        raise IndexError("of ours")
+
+    failing.__module__ = "mlflow_tfmon.detectors.failing"
+    monkeypatch.setattr(detectors, "CAUSES", (failing, *CAUSES))
+    monkeypatch.delenv("MLFLOW_TFMON_RAISE_ERRORS")
+    monkeypatch.setattr(errors, "_said", set(errors._said))
+    assert (
+        _kinds({}) == {problem.kind for problem in judge(history(1.4, gradients=(1e-9, 1e-7, 0.1)))} != set()
+    )
+
+
+def test_overfitting_is_looked_for_where_averages_that_lag_are_not() -> None:
+    from tests.detectors.histories import EPOCHS, premises
+
+    val_loss = np.concatenate([np.linspace(1.3, 0.6, 5), np.linspace(0.6, 2.0, EPOCHS - 5)])
+    lagging = history(known=premises(norm_momentum=0.999), val_loss=val_loss)
+    both = {"normalization_mismatch": {"min_left": 0.01}}
+    assert [one.kind for one in judge(lagging, chosen=both)] == ["normalization_mismatch"]
+    assert [one.kind for one in judge(lagging, chosen={"normalization_mismatch": False})] == ["overfitting"]
