@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mlflow_tfmon import locks, trusted_paths
@@ -197,6 +197,8 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 def _files_of(folder: Path, model: str) -> list[Path]:
     """The files of a model, and the mark that it was replaced, where they are."""
+    if not PurePath(model).parts:  # the recording itself
+        return []
     files = [path for path in sorted((folder / model).rglob("*")) if path.is_file()]
     gone = folder / f"{model}.gone"
     return [*files, gone] if gone.is_file() else files

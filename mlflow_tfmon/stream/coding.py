@@ -85,7 +85,7 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         body = {**body, "metrics": tuple((key, value, step) for key, value, step in body["metrics"])}
     if cls is ModelSaved:
         path = PurePath(body["path"])
-        if not path.parts or path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts:
             raise ValueError("its model is outside the recording")
         body = {**body, **{key: tuple(body[key]) for key in ("pointers", "drops") if key in body}}
         body["datasets"] = {context: tuple(one) for context, one in body.get("datasets", {}).items()}
