@@ -157,18 +157,26 @@ def commands(stdin: int, trainer: Trainer | None) -> Iterator[bytes]:
     """
     rest = b""
     while True:
-        if trainer is not None:
-            # What is in the pipe is read before the trainer's death counts.
-            ready, _, _ = select.select([stdin], [], [], PAUSE_SECONDS / 4)
-            if not ready:
-                if trainer.is_gone():
-                    return
-                continue
+        # What is in the pipe is read before the trainer's death counts.
+        if trainer is not None and not _is_ready(stdin, PAUSE_SECONDS / 4):
+            if trainer.is_gone():
+                return
+            continue
         chunk = os.read(stdin, 65536)
         if not chunk:
             return
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
+
+
+def _is_ready(handle: int, seconds: float) -> bool:
+    """Whether there is something to read, or nothing will be, within so many seconds."""
+    if not hasattr(select, "poll"):
+        return bool(select.select([handle], [], [], seconds)[0])
+    # `select` takes no descriptor above 1,023, such as a trainer with many open files hands on.
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Trainer:
@@ -189,7 +197,7 @@ class Trainer:
     def is_gone(self) -> bool:
         """Whether it has ended."""
         if self._pidfd >= 0:
-            return bool(select.select([self._pidfd], [], [], 0)[0])
+            return _is_ready(self._pidfd, 0.0)
         try:
             return (
                 self._process is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -205,6 +206,31 @@ def test_the_first_process_of_a_container_waits_until_all_is_delivered(
     assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
     found = [item.path for item in mlflow.MlflowClient(store).list_artifacts(run.info.run_id, "tfmon")]
     assert "tfmon/report.html" in found
+
+
+def test_a_trainer_with_many_open_files(store: str, home: Path) -> None:
+    """`select` takes no descriptor above 1,023, and those of the pipe and of the trainer come after its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        process = DeliveryProcess()
+        run_id = mlflow.MlflowClient(store).create_run("0").info.run_id
+        journal = Journal.create()
+        last = journal.append(
+            [started(store, run_id), layout(), *blocks(values(30)), RunEnded(BEGUN, "FINISHED", True)]
+        )
+        process.watch(journal.folder, store, store)
+        child = process._process
+        assert process.wait(journal.folder, last, PATIENCE)
+        journal.close()
+        process.close()
+        assert child is not None and child.wait(PATIENCE)
+    finally:
+        for one in held:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert load_run(run_id, store).steps.index.tolist() == list(range(1, 31))
 
 
 def test_the_trainers_end_is_seen_on_systems_without_a_handle_for_it() -> None:
