@@ -82,7 +82,7 @@ def judge(
 
 def _found(detectors: Iterable[Detect], history: History, chosen: Chosen) -> list[Problem]:
     found: list[Problem] = []
-    for detect in chosen_of(detectors, chosen):
-        with contained("a detector", "problems of its kind may go unnoticed"):
+    for kind, detect in chosen_of(detectors, chosen):
+        with contained(f"the detector {kind}", "problems of its kind may go unnoticed"):
             found += detect(history)
     return found

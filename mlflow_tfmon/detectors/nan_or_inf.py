@@ -30,7 +30,7 @@ def detect(history: History) -> Iterator[Problem]:
         for name, sample in samples.items():
             held_out = name.startswith("validation")
             trained = [series for series in history.nonfinite if series != "epoch val_loss"]
-            if held_out and trained:  # which validation data bring about in no way
+            if held_out and trained:  # validation data cannot be the cause
                 continue
             if sample is not None and sample.nonfinite:
                 # A custom loss or layer may mask them.

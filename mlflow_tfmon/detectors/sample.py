@@ -9,7 +9,6 @@ import numpy as np
 
 _MOST_EXAMPLES, _MOST_NUMBERS = 4096, 2_000_000  # examined of a data set
 _MOST_CHECKED = 50_000_000  # numbers checked for NaN and infinity: some 20 ms
-_MOST_CLASSES = 100_000
 _QUANTILES = 101
 
 
@@ -75,9 +74,12 @@ class Sample:
         stride = max(1, len(array) // most)
         # A memory-mapped file would be read as a whole.
         small = array.size <= _MOST_CHECKED and not isinstance(values, np.memmap)
-        lost, lost_at = _nonfinite(array) if small else _nonfinite(array[::stride][:most], stride)
-        whole_array = array
-        array = array[::stride][:most].astype(np.float64)
+        # One of each stretch, at random: at even distances, of labels that come in turn some would never be seen.
+        stretches = np.arange(min(most, len(array) // stride)) * stride
+        chosen = stretches + np.random.default_rng(0).integers(0, stride, len(stretches))
+        lost, lost_at = _nonfinite(array if small else array[chosen])
+        lost_at = lost_at if small or lost_at < 0 else int(chosen[lost_at])
+        array = array[chosen].astype(np.float64)
         flat = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
         finite = flat[np.isfinite(flat).all(axis=1)]
         if not len(finite):
@@ -99,9 +101,8 @@ class Sample:
         classes: tuple[int, ...] = ()
         if one_hot:
             classes = tuple(int(n) for n in finite.sum(axis=0))
-        elif targets and whole and finite.min() >= 0 and finite.max() < _MOST_CLASSES:
-            # Of examples spread evenly over labels that come in turn, some classes would be seen never.
-            classes = (_classes(whole_array) if small else None) or _classes(finite)
+        elif targets and whole and finite.min() >= 0 and finite.max() < 100_000:
+            classes = tuple(int(n) for n in np.bincount(finite.ravel().astype(np.int64)))
         return cls(
             count=len(array), nonfinite=lost, nonfinite_at=lost_at, least=float(finite.min()), most=float(finite.max()),
             mean=float(finite.mean()), std=float(finite.std()), whole=whole, columns=flat.shape[1],
@@ -115,15 +116,7 @@ class Sample:
         )  # fmt: skip
 
 
-def _classes(labels: np.ndarray) -> tuple[int, ...]:
-    """How often each class occurs among labels; none where some are no labels."""
-    labels = labels[np.isfinite(labels)] if labels.dtype.kind == "f" else labels.ravel()
-    if not labels.size or labels.min() < 0 or labels.max() >= _MOST_CLASSES or (labels % 1 != 0).any():
-        return ()
-    return tuple(int(n) for n in np.bincount(labels.astype(np.int64)))
-
-
-def _nonfinite(array: np.ndarray, stride: int = 1) -> tuple[int, int]:
+def _nonfinite(array: np.ndarray) -> tuple[int, int]:
     """How many numbers are not finite, and in which example the first of them is (-1 for none)."""
     if array.dtype.kind != "f":
         return 0, -1
@@ -131,7 +124,7 @@ def _nonfinite(array: np.ndarray, stride: int = 1) -> tuple[int, int]:
         if np.isfinite(array.sum(dtype=np.float32 if array.dtype == np.float16 else None)):
             return 0, -1
     bad = ~np.isfinite(array.reshape(len(array), -1))
-    return int(bad.sum()), int(bad.any(axis=1).argmax()) * stride if bad.any() else -1
+    return int(bad.sum()), int(bad.any(axis=1).argmax()) if bad.any() else -1
 
 
 def _deviations(values: np.ndarray, examples: float = np.inf) -> tuple[float, float]:

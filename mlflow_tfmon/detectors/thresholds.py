@@ -55,9 +55,10 @@ def check(chosen: Chosen, detectors: Iterable[Detect]) -> None:
             raise ValueError(f"needs True, False or a dictionary of thresholds for {kind}, not {value!r}")
 
 
-def chosen_of(detectors: Iterable[Detect], chosen: Chosen) -> Iterator[Detect]:
-    """The detectors that are not turned off, with the thresholds that were chosen for them."""
+def chosen_of(detectors: Iterable[Detect], chosen: Chosen) -> Iterator[tuple[str, Detect]]:
+    """The detectors that are not turned off, by kind, with the thresholds that were chosen for them."""
     for detect in detectors:
-        value = chosen.get(kind_of(detect), True)
+        kind = kind_of(detect)
+        value = chosen.get(kind, True)
         if value is not False:
-            yield functools.partial(detect, **value) if isinstance(value, Mapping) else detect
+            yield kind, functools.partial(detect, **value) if isinstance(value, Mapping) else detect

@@ -111,8 +111,9 @@ class MonitorCallback(_BothKerases):
         else:
             self._monitor = self.given
             self._monitor.new_fit()
+        with contained("taking the steps before a fit", "their input wait may be missing"):
+            DRAIN.flush()  # with the batches that they had
         with contained("beginning with the fit's own batches", "its first step may seem to have had another"):
-            DRAIN.flush()  # steps of a loop before have theirs
             inputs.forget()
         self._followed = not self._is_last() and fit_frames.append(_Last(self), self.model)
         if not self._followed:

@@ -257,7 +257,7 @@ _lock = threading.Lock()
 def _keep_looking() -> None:
     global _thread
     with _lock:
-        if _thread is None or not _thread.is_alive():  # it may have died by what nobody foresaw
+        if _thread is None or not _thread.is_alive():
             thread = threading.Thread(target=_run, name="mlflow_tfmon-stalls", daemon=True)
             with contained("starting a thread", "a training that stalls is not seen"):
                 thread.start()
