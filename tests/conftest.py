@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("thorough") is None)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def environment_of_the_module() -> Iterator[None]:
+    """What a module's fixtures set is gone when it ends."""
+    with _environment_restored():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment_of_the_test(environment_of_the_module: None) -> Iterator[None]:
+    """`mlflow.set_experiment` writes to the environment, which another test's process would inherit."""
+    with _environment_restored():
+        yield
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store that MLflow has migrated: that takes seconds, so it is done once."""
@@ -52,7 +75,6 @@ def store(store_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Tracking URI of a SQLite store with its artifacts beside it, new for each test."""
     # An experiment that an earlier test set is in that test's store.
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     path = tmp_path / "mlflow.db"
     shutil.copyfile(store_template, path)
     with closing(sqlite3.connect(path)) as connection:

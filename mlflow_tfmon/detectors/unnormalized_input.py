@@ -51,7 +51,9 @@ def detect(
         reasons.append(f"the standard deviations of the features range from {low:.2g} to {high:.2g}")
     if x.feature_offset > max_offset and x.columns <= 100:
         reasons.append(f"a feature's mean is {x.feature_offset:.0f} standard deviations from 0")
-    if x.most - x.least < min_range and state.nothing(0.15):
+    if x.most == x.least and state.nothing(0.15):
+        reasons.append(f"they are all {x.least:.3g}")
+    elif x.most - x.least < min_range and state.nothing(0.15):
         reasons.append(
             f"they range only from {x.least:.3g} to {x.most:.3g} (threshold: {min_range:g} apart; scaled twice?)"
         )
@@ -67,6 +69,8 @@ def detect(
 def _advice(x: Sample) -> str:
     """The line of code that scales these inputs; a feature that never varies is not divided by almost nothing."""
     low, high = x.feature_std
+    if x.most == x.least:
+        return "Check how the inputs are loaded: no scaling makes them differ."
     if x.axes > 2 and x.whole and x.least >= 0 and 1 < x.most <= 255:
         line = "x = x / 255 (or put keras.layers.Rescaling(1 / 255) first)"
     elif x.columns > _FEW_FEATURES or x.columns == 1 or high <= _ALIKE * low:

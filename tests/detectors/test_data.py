@@ -174,6 +174,14 @@ def test_the_advice_for_inputs_is_a_line_of_code_that_scales_them() -> None:
         assert np.isfinite(scope["x"]).all() and np.abs(scope["x"]).max() < most
 
 
+def test_inputs_that_are_all_the_same_are_not_to_be_scaled() -> None:
+    x = Sample.of(np.ones((100, 4)), targets=False)
+    found = _found("unnormalized_input", history(1.4, known=premises(inputs=x)))
+    assert found is not None
+    assert "they are all 1." in found.evidence and "range only" not in found.evidence
+    assert found.advice.startswith("Check how the inputs are loaded") and "/ 0" not in found.advice
+
+
 def test_the_advice_for_rare_classes_is_the_weights_of_scikit_learn() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 

@@ -27,7 +27,7 @@ def script(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> It
             folder = tmp_path_factory.mktemp(module)
             shutil.copyfile(store_template, folder / "mlflow.db")
             environment = {
-                **{name: value for name, value in os.environ.items() if name != "MLFLOW_EXPERIMENT_ID"},
+                **os.environ,
                 "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
                 "MLFLOW_TFMON_HOME": f"{folder}/home",
                 "XLA_FLAGS": f"--xla_dump_to={folder}/dump --xla_dump_hlo_as_text"

@@ -40,7 +40,7 @@ def environment(store: str) -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         # Users do not train in MLflow's test mode, which wants each run of a fit to be made by autologging.
-        if name not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_AUTOLOGGING_TESTING")
+        if name != "MLFLOW_AUTOLOGGING_TESTING"
     }
     home = str(Path(store.removeprefix("sqlite:///")).parent / "home")
     return {**kept, "MLFLOW_TRACKING_URI": store, "MLFLOW_TFMON_HOME": home, "PATH": path}

@@ -64,11 +64,10 @@ def examples(
         # MLflow's test mode wants callbacks to be added after the user's alone; epoch_metrics must come before.
         "MLFLOW_AUTOLOGGING_TESTING": "false",
     }
-    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     done = subprocess.run(
         [sys.executable, "-c", RUN_BLOCKS, str(folder / "made.json"), *map(str, paths)],
         cwd=folder,
-        env={**inherited, **own},
+        env={**os.environ, **own},
         capture_output=True,
         text=True,
         timeout=280,
