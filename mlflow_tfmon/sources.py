@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import stat
@@ -116,12 +117,18 @@ def _read(path: Path) -> str:
     return text.decode("utf-8")
 
 
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> dict[str, Any]:
+    """A project's file as a dictionary, which is not to be changed: a script may fit a thousand times."""
+    return tomllib.loads(text)
+
+
 def _project(types: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     here = Path.cwd()
     for folder in (here, *here.parents):
         path = folder / "pyproject.toml"
         try:
-            table = tomllib.loads(_read(path)).get("tool", {}).get("mlflow_tfmon")
+            table = _parsed(_read(path)).get("tool", {}).get("mlflow_tfmon")
         except _NotOursError as error:
             say_once(str(path), f"mlflow_tfmon: {path} is not read, since it {error}.")
             continue
