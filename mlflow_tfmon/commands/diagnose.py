@@ -14,11 +14,20 @@ from mlflow_tfmon.tables import echo
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 @click.option(
+    "--since",
+    metavar="STEP",
+    type=click.IntRange(0),
+    default=0,
+    help="Only problems that were seen at this step or after it.",
+)
+@click.option(
     "--fail-on",
     metavar="WHAT",
     help="End with status 1 if there is such a problem: critical, warning (any), or kinds, separated by commas.",
 )
-def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: str | None) -> None:
+def command(
+    reference: str, tracking_uri: str | None, as_json: bool, since: int, fail_on: str | None
+) -> None:
     """Diagnose a run again, from its recording, with the detectors of this version.
 
     The setting `detectors` (in the environment or pyproject.toml) holds here too. Data that have not arrived are not
@@ -43,7 +52,11 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
     run_id = find_run(reference, tracking_uri)
     try:
         run = load_run(run_id, tracking_uri)
-        problems = diagnose(run, Settings.make().detectors)
+        problems = [
+            one
+            for one in diagnose(run, Settings.make().detectors)
+            if max(one.first_step, one.last_step) >= since
+        ]
     except (MlflowException, SettingError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if not run.complete:
@@ -59,8 +72,9 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, fail_on: st
             echo(f"{one.severity}: {one.line()}")
         if not problems:
             steps, epochs = len(run.steps), len(run.epochs)
+            seen = f" that were seen from step {since:,} on" if since else ""
             echo(
-                f"none: {steps:,} steps and {epochs:,} epochs were searched for {len(KINDS)} kinds of problems"
+                f"none: {steps:,} steps and {epochs:,} epochs were searched for {len(KINDS)} kinds of problems{seen}"
             )
     if any(failing.fails(one) for one in problems):
         raise click.exceptions.Exit(1)

@@ -16,6 +16,7 @@ from mlflow_tfmon.reading.reference import open_client, store_option, watched
 from mlflow_tfmon.tables import echo
 from mlflow_tfmon.tags import DELIVERY_TAG
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
+from mlflow_tfmon.tracking.findings import best
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -89,7 +90,7 @@ def _listed(run: Run) -> _Listed:
     problems = None if said is None else [kind for kind in said.split(",") if kind not in ("", "none")]
     return _Listed(
         run.info.run_id, run.info.run_name or "", run.info.start_time / 1e3, run.info.status.lower(),
-        tags.get(DELIVERY_TAG), _best(run.data.metrics), problems,
+        tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
     )  # fmt: skip
 
 
@@ -98,12 +99,3 @@ def _only_here(one: here.Here) -> _Listed:
     return _Listed(
         one.run_id or "", one.run_name or "", one.begun, "", "undelivered, on this machine", {}, []
     )
-
-
-def _best(metrics: dict[str, float]) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {}
-    for key, value in metrics.items():
-        prefix, is_best, name = key.rpartition("best/")
-        if is_best and name != "epoch":
-            found[prefix + name] = {"value": value, "epoch": metrics.get(f"{prefix}best/epoch")}
-    return found

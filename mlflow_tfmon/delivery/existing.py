@@ -78,9 +78,9 @@ class Earlier:
             manifest = State(json.loads(text), "it")
             series, sent = manifest.integers("series"), manifest.integers("files")
         except (ValueError, RecursionError):  # somebody has changed it: any series may be of a recording
-            return cls(latest, problems=_problems(client, run_id))
+            return cls(latest, problems=problems_of(client, run_id))
         last = {key: latest[key] for key in series if key in latest}
-        return cls(last, series, sent, _problems(client, run_id))
+        return cls(last, series, sent, problems_of(client, run_id))
 
     def new(self, points: Iterable[Point]) -> list[Point]:
         """Returns the points at steps that their series does not have yet."""
@@ -110,7 +110,8 @@ class Earlier:
         return dataclasses.replace(record, found=(*kept, *record.found))
 
 
-def _problems(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
+def problems_of(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], ...]:
+    """The problems that a run has, as `records.Problems` has them."""
     if not any(item.path == findings.FILE for item in client.list_artifacts(run_id, "tfmon")):
         return ()
     with temporary.Folder() as folder:

@@ -145,8 +145,11 @@ class Outbox(Counting):
         self.so_far.tally.texts |= {findings.FILE, findings.DIAGNOSIS}
         self._do(lambda run: run.tags({findings.TAG: all_of(findings.kinds)}), findings.TAG)
         self._do(lambda run: run.explain(all_of(findings.summary)), "description")
-        for path, text in ((findings.FILE, findings.as_json), (findings.DIAGNOSIS, findings.diagnosis)):
-            self._later(partial(_write_text, path=path, text=partial(all_of, text)), path, path)
+        self._later(lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, findings.FILE)
+        self._later(
+            lambda run: outputs.diagnosis(run, self._earlier.with_problems(record).found),
+            findings.DIAGNOSIS, findings.DIAGNOSIS,
+        )  # fmt: skip
 
     def progress(self, text: str, reached: Past) -> None:
         """Records the progress of the training, as text for people and as state for later recordings."""
@@ -178,6 +181,8 @@ class Outbox(Counting):
         if translation.left_out:
             tags[LEFT_OUT_TAG] = f"{counted(translation.left_out)}: {translation.why}"
         self._tags(tags, self.muted)
+        if ended:  # how far it came is known now, and its problems are there
+            self._later(outputs.diagnosis, findings.DIAGNOSIS, "tfmon/")
         if self.so_far.tagged != "complete" or ended:
             self.so_far.tagged = "complete"
             count = partial(self._ask, partial(self._count, ended=ended), MANIFEST)
@@ -283,10 +288,6 @@ class Outbox(Counting):
     def _text(self, path: str, text: str) -> None:
         self.so_far.tally.texts.add(path)
         self._later(lambda run: run.text(path, text), path, path)
-
-
-def _write_text(run: RunStore, path: str, text: Callable[[], str]) -> None:
-    run.text(path, text())
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, int] | None = None) -> None:

@@ -1,12 +1,35 @@
-"""Outputs made once everything has arrived: the report and event files."""
+"""Outputs made of what has arrived: the diagnosis, the report and event files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow_tfmon import temporary
+from mlflow_tfmon.delivery.existing import problems_of
+from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT
 from mlflow_tfmon.tracking.store import RunStore, store_errors
+
+
+def diagnosis(run: RunStore, problems: Iterable[Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """Writes the diagnosis of a run.
+
+    Args:
+        run: the run.
+        problems: as `records.Problems` has them; default: those that it has, if it was judged.
+    """
+    with store_errors():
+        known = run.client.get_run(run.run_id)
+        if problems is None:
+            kinds = known.data.tags.get(findings.TAG)
+            problems = problems_of(run.client, run.run_id)
+            if kinds is None or (kinds != "none" and not problems):  # the store did not take the file
+                return {}
+    run.text(findings.DIAGNOSIS, findings.diagnosis([Problem.from_dict(one) for one in problems], known))
+    return {}
 
 
 def report(run: RunStore) -> dict[str, str]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream.records import Premises, Problems
-from mlflow_tfmon.tags import PROBLEMS_TAG
+from mlflow_tfmon.tags import COMMAND_TAG, PROBLEMS_TAG, PROGRESS_TAG, RESCUES_TAG, STALLED_TAG, STOPPED_TAG
 from mlflow_tfmon.tracking.names import TELEMETRY, clean
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 TAG = PROBLEMS_TAG
 FILE, DIAGNOSIS = "tfmon/problems.json", "tfmon/diagnosis.md"
@@ -17,8 +22,13 @@ _MORE = (
     "- Curves, layers and histograms: the artifact `tfmon/report.html`.",
     "- All that was recorded, as pandas: `mlflow_tfmon.load_run(run_id)`; as files: `tfmon/telemetry`.",
     "- The same as JSON: `tfmon/problems.json`; judged again: `mlflow-tfmon diagnose RUN`.",
+    "- For agents: `mlflow-tfmon mcp` answers from the recording.",
     "- What each kind means: the page Problems of the documentation.",
 )
+# The params of a fit that tell most of it, and what people call them.
+_SETTINGS = {
+    "opt_name": "optimizer", "opt_learning_rate": "learning rate", "batch_size": "batch size", "epochs": "epochs",
+}  # fmt: skip
 _BEGIN, _END = "<!-- tfmon.problems -->", "<!-- /tfmon.problems -->"
 
 
@@ -34,7 +44,7 @@ def as_json(record: Problems) -> str:
 
 def summary(record: Problems) -> str:
     """The part of the description, in Markdown: the verdict in one sentence, what to do, and what else there is."""
-    first, others = _first(record)
+    first, *others = [Problem.from_dict(one) for one in record.found] or [None]
     if first is None:
         return _CLEAN
     lines = [f"{_said(first)} *{plain(first.remedy())}*"]
@@ -42,11 +52,15 @@ def summary(record: Problems) -> str:
     return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
 
 
-def diagnosis(record: Problems) -> str:
-    """The file that says why, for people and programs: the cause, its evidence and remedy, what follows from it."""
-    first, others = _first(record)
-    found = [one for one in (first, *others) if one is not None]
-    lines = ["# Diagnosis", "", _said(first) if first is not None else _CLEAN]
+def diagnosis(found: Sequence[Problem], run: Run) -> str:
+    """The file that says why, for people and programs: the verdict, what was trained, then cause, evidence and remedy.
+
+    Args:
+        found: the problems, the cause first.
+        run: of MLflow, which knows what was trained and how far it has come.
+    """
+    lines = ["# Diagnosis", "", _said(found[0]) if found else _CLEAN, "", "## What was trained", ""]
+    lines += [f"- {name}: {plain(text)}" for name, text in _trained(run)]
     for one in [one for one in found if not one.consequence_of]:
         lines += ["", f"## {plain(one.kind)}", "", f"- Evidence: {plain(one.evidence)}"]
         lines.append(
@@ -57,15 +71,50 @@ def diagnosis(record: Problems) -> str:
             f"- What to do: {plain(one.advice)}",
             f"- Severity: {plain(one.severity)}; confidence: {one.confidence:.0%}",
         ]
-        follows = [other for other in others if other.consequence_of == one.kind]
+        follows = [other for other in found if other.consequence_of == one.kind]
         lines += [f"- A consequence: {_said(other)}" for other in follows]
     lines += ["", "## More", "", *_MORE]
     return "\n".join(lines) + "\n"
 
 
-def _first(record: Problems) -> tuple[Problem | None, list[Problem]]:
-    found = [Problem.from_dict(one) for one in record.found]
-    return (found[0], found[1:]) if found else (None, [])
+def _trained(run: Run) -> Iterator[tuple[str, str]]:
+    """What is known of a training in a few lines: name and text of each."""
+    info, params, tags = run.info, run.data.params, run.data.tags
+    yield "Run", f"{info.run_name or 'no name'} ({info.run_id}), {info.status.lower()}"
+    settings = [f"{label} {params[name]}" for name, label in _SETTINGS.items() if name in params]
+    last = [f"{name} {value:.4g}" for name, value in sorted(run.data.metrics.items()) if "/" not in name]
+    rows = (
+        ("Command", tags.get(COMMAND_TAG) or tags.get("mlflow.source.name", "")),
+        ("Settings", ", ".join(settings)),
+        ("Came to", tags.get(PROGRESS_TAG, "")),
+        ("Last epoch", ", ".join(last)),
+        ("Best", ", ".join(_best(run.data.metrics))),
+        ("Stopped", tags.get(STOPPED_TAG, "")),
+        ("Rescued", tags.get(RESCUES_TAG, "")),
+        ("Stalled", tags.get(STALLED_TAG, "")),
+    )
+    yield from ((name, text) for name, text in rows if text)
+
+
+def best(metrics: Mapping[str, float]) -> dict[str, dict[str, float | None]]:
+    """The best value and its epoch (from 0; None if unknown) of each monitored metric of a run, by name.
+
+    Example:
+        >>> best({"best/val_loss": 0.2, "best/epoch": 6.0, "loss": 0.1})
+        {'val_loss': {'value': 0.2, 'epoch': 6.0}}
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for key, value in metrics.items():
+        prefix, is_best, name = key.rpartition("best/")
+        if is_best and name != "epoch":
+            found[prefix + name] = {"value": value, "epoch": metrics.get(f"{prefix}best/epoch")}
+    return found
+
+
+def _best(metrics: Mapping[str, float]) -> Iterator[str]:
+    for name, one in best(metrics).items():
+        epoch = "" if one["epoch"] is None else f" at epoch {one['epoch'] + 1:.0f}"
+        yield f"{name} {one['value']:.4g}{epoch}"
 
 
 def _said(one: Problem) -> str:

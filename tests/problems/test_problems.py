@@ -153,8 +153,21 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     told = mlflow.artifacts.load_text(f"runs:/{run_id}/tfmon/diagnosis.md").splitlines()
     assert told[0] == "# Diagnosis" and told[2] in note and "poor\\_initialization" in told[2]
     assert f"- What to do: {problem.advice.replace('_', chr(92) + '_')}" in told
+    trained = told[told.index("## What was trained") :]
+    assert f"({run_id}), " in trained[2] and trained.index("## More") > trained.index(
+        "## poor\\_initialization"
+    )
+    batch = mlflow.get_run(run_id).data.params["batch_size"]
+    assert any(one.startswith("- Settings: optimizer adam") and f"batch size {batch}" in one for one in trained)
+    came_to = next(one for one in trained if one.startswith("- Came to: "))
+    assert f"step {len(run.steps)}, 6 epochs done" in came_to
+    last = mlflow.get_run(run_id).data.metrics["val_loss"]
+    assert any(one.startswith("- Last epoch: ") and f"val\\_loss {last:.4g}" in one for one in trained)
     assert {one.kind for one in diagnose(run)} == {one.kind for one in run.problems}
     capsys.readouterr()
+    assert main(["diagnose", run_id, "--since", str(len(run.steps) + 1)]) == 0
+    assert capsys.readouterr().out.endswith(f"seen from step {len(run.steps) + 1:,} on\n")
+    assert main(["diagnose", run_id, "--since", "1"]) == 0 and "poor_init" in capsys.readouterr().out
     assert main(["diagnose", run_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["kind"] in _tags(run_id)["tfmon.problems"]
     assert main(["diagnose", "no-such-run"]) == 1
