@@ -71,7 +71,7 @@ $(VENV)/demos.stamp: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python $(PIP_INSTALL) -e '.[test,demos]'
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[test,demos,opentelemetry]'
 	@touch $@ $(VENV)/demos.stamp
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python

@@ -195,7 +195,8 @@ def autolog(
         report: whether to write a report, `tfmon/report.html`, at the run's end.
         tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
         sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
-            files that grow), or the sink of an installed package; separate several with commas.
+            files that grow), "prometheus:9464" (a port to read figures from), "opentelemetry:URL" (a collector), or the
+            sink of an installed package; separate several with commas.
         detectors: detectors to turn off, and thresholds, by kind of problem:
             `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return

@@ -113,11 +113,9 @@ class Settings:
             if not isinstance(self.sinks, str):
                 raise self._error("sinks", 'must be a text such as "jsonl:FOLDER"')
             try:
-                named = [name for name, _ in sinks.parsed(self.sinks)]
+                sinks.parsed(self.sinks)
             except ValueError as error:
                 raise self._error("sinks", str(error)) from None
-            if "tensorboard" in named and find_spec("tensorboard") is None:
-                raise self._error("sinks", "needs TensorBoard: pip install 'mlflow-tfmon[tensorboard]'")
         like = self.variables
         if like is not None and not (isinstance(like, str) and like.strip(", ")):
             raise self._error("variables", 'must be patterns of names, such as "encoder.*, *.bias"')

@@ -52,11 +52,7 @@ def command(
     run_id = find_run(reference, tracking_uri)
     try:
         run = load_run(run_id, tracking_uri)
-        problems = [
-            one
-            for one in diagnose(run, Settings.make().detectors)
-            if max(one.first_step, one.last_step) >= since
-        ]
+        problems = [one for one in diagnose(run, Settings.make().detectors) if one.seen_from(since)]
     except (MlflowException, SettingError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if not run.complete:

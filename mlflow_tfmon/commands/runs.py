@@ -20,6 +20,7 @@ from mlflow_tfmon.tracking.findings import best
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 _ID = 8  # characters of an id: enough to distinguish some ten thousand runs
 
@@ -33,17 +34,11 @@ _ID = 8  # characters of an id: enough to distinguish some ten thousand runs
 @click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON.")
 def command(experiment: str | None, limit: int, tracking_uri: str | None, as_json: bool) -> None:
     """List the monitored runs, most recent first: state, best value and problems of each."""
-    client = open_client(tracking_uri)
-    found = list(itertools.islice(watched(client, experiment), limit))
-    listed = [_listed(run) for run in found]
-    if experiment is None:
-        known = {run.info.run_id for run in found}
-        left = here.recordings(here.of_store(client.tracking_uri))
-        listed += [_only_here(one) for one in left if one.due and one.run_id not in known]
+    found = listed(open_client(tracking_uri), experiment, limit)
     if as_json:
-        tables.echo_written(tables.as_json([dataclasses.asdict(one) for one in listed]))
-    elif listed:
-        rows = [one.row() for one in listed]
+        tables.echo_written(tables.as_json([dataclasses.asdict(one) for one in found]))
+    elif found:
+        rows = [one.row() for one in found]
         echo(tables.table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
     else:
         echo("There are no monitored runs. `mlflow-tfmon run SCRIPT` makes one.")
@@ -82,6 +77,17 @@ class _Listed:
         state = ", ".join(part for part in parts if part)
         problems = "" if self.problems is None else ", ".join(self.problems) or "none"
         return self.run_id[:_ID], self.name, begun, state, ", ".join(best), problems
+
+
+def listed(client: MlflowClient, experiment: str | None, limit: int) -> list[_Listed]:
+    """The monitored runs of a store, or of one of its experiments, most recent first, then those only here."""
+    found = list(itertools.islice(watched(client, experiment), limit))
+    runs = [_listed(run) for run in found]
+    if experiment is None:
+        known = {run.info.run_id for run in found}
+        left = here.recordings(here.of_store(client.tracking_uri))
+        runs += [_only_here(one) for one in left if one.due and one.run_id not in known]
+    return runs
 
 
 def _listed(run: Run) -> _Listed:

@@ -66,6 +66,10 @@ class Problem:
         since = f"since step {self.first_step}" if self.first_step else "from the start"
         return f"{self.kind}{where} {since}: {self.evidence} {self.remedy()}"
 
+    def seen_from(self, step: int) -> bool:
+        """Whether it was seen at a step or after it."""
+        return max(self.first_step, self.last_step) >= step
+
     def remedy(self) -> str:
         """Returns what to do, or what to mend first."""
         return f"A consequence of {self.consequence_of}." if self.consequence_of else self.advice

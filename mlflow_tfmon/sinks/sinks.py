@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -19,11 +20,27 @@ from mlflow_tfmon.uris import in_a_line
 GROUP = "mlflow_tfmon.sinks"
 _OURS = {
     "jsonl": "mlflow_tfmon.sinks.jsonl:JsonLines",
+    "opentelemetry": "mlflow_tfmon.sinks.opentelemetry:OpenTelemetry",
+    "prometheus": "mlflow_tfmon.sinks.prometheus:Prometheus",
     "tensorboard": "mlflow_tfmon.tensorboard.live:EventFiles",
+}
+# The module that a sink of ours needs, which the extra of its own name installs, and what people call that.
+_NEEDS = {
+    "opentelemetry": ("opentelemetry.exporter.otlp.proto.http", "OpenTelemetry's exporter"),
+    "prometheus": ("prometheus_client", "prometheus-client"),
+    "tensorboard": ("tensorboard", "TensorBoard"),
 }
 _MOST_FAULTS = 3  # then a sink is left alone
 _NAME = re.compile(r"[A-Za-z_][\w.\-]*")
 _URI = re.compile(r"[a-z][a-z0-9+.\-]*://", re.I)
+# What follows the name of a sink that writes to no folder, and how it is to be written.
+_ADDRESSES = {
+    "opentelemetry": (re.compile(r"(https?://.+)?"), '"opentelemetry" or "opentelemetry:http://HOST:4318"'),
+    "prometheus": (
+        re.compile(r"((?:\[[^\[\]]+\]|[^\[\]:]+):)?\d{1,5}|"),
+        '"prometheus:9464", or "prometheus:0.0.0.0:9464" for other machines to read',
+    ),
+}
 
 
 def parsed(setting: str) -> list[tuple[str, str]]:
@@ -41,12 +58,25 @@ def parsed(setting: str) -> list[tuple[str, str]]:
     """
     found = _split(setting)
     known = names() if found else []  # which reads what every installed package says of itself
-    for name, _ in found:
+    for name, path in found:
         if not _NAME.fullmatch(name):
             raise ValueError('must be "NAME:PATH", or several of these with commas between them')
         if name not in known:
             raise ValueError(f"names a sink that is not installed, {name!r}; there are {', '.join(known)}")
+        form, written = _ADDRESSES.get(name, (None, ""))
+        if form is not None and not form.fullmatch(path):
+            raise ValueError(f"must be {written}, not {path!r} after {name}")
+        module, called = _NEEDS.get(name, ("", ""))
+        if module and not _is_there(module):
+            raise ValueError(f"needs {called}: pip install 'mlflow-tfmon[{name}]'")
     return found
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of what it is a part of
+        return False
 
 
 def _split(setting: str) -> list[tuple[str, str]]:
@@ -57,7 +87,7 @@ def _split(setting: str) -> list[tuple[str, str]]:
 def absolute(setting: str) -> str:
     """The same sinks, whatever the working directory."""
     return ",".join(
-        f"{name}:{path if not path or _URI.match(path) else os.path.abspath(path)}"
+        f"{name}:{path if not path or name in _ADDRESSES or _URI.match(path) else os.path.abspath(path)}"
         for name, path in parsed(setting)
     )
 

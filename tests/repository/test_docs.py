@@ -76,6 +76,11 @@ def test_commands_and_settings_that_a_page_names_are_there(page):
         assert (page.parent / link).exists(), link
 
 
+def test_llms_txt_lists_every_page():
+    listed = re.findall(r"^- \[[^\]]+\]\(([\w.]+)\)", (ROOT / "docs" / "llms.txt").read_text(), re.MULTILINE)
+    assert sorted(listed) == [page.name for page in PAGES]
+
+
 def test_the_reference_has_every_command_with_its_options():
     text = (ROOT / "docs" / "reference.md").read_text()
     for name in cli.group.list_commands(None):
