@@ -28,6 +28,15 @@ class _NoVerdictError(click.ClickException):
         )
 
 
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise _NoVerdictError(
+            f"{option} {path}: {error.strerror}; name a file in a folder that is there."
+        ) from error
+
+
 @click.command(epilog=RUN_IS, short_help="Check a run: a gate for CI.")
 @click.argument("reference", metavar="RUN")
 @click.option("--baseline", metavar="RUN", help="A run to compare it with.")
@@ -58,6 +67,11 @@ class _NoVerdictError(click.ClickException):
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write the verdict to; it is printed as text then.",
 )
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for an SVG of both losses; with --baseline. Markdown shows it from there.",
+)
 @store_option
 def command(
     reference: str,
@@ -66,6 +80,7 @@ def command(
     conditions: tuple[str, ...],
     format_: str,
     output: Path | None,
+    picture: Path | None,
     tracking_uri: str | None,
 ) -> None:
     """Check a run: diagnose it again, and look at its metrics.
@@ -79,8 +94,12 @@ def command(
     """
     from mlflow_tfmon.problems.failing import Failing
     from mlflow_tfmon.report.condition import Condition
+    from mlflow_tfmon.report.picture import losses
     from mlflow_tfmon.report.verdict import UNDECIDED, check
-    from mlflow_tfmon.report.verdict_formats import FORMATS, text
+    from mlflow_tfmon.report.verdict_formats import FORMATS, markdown, text
+
+    if picture is not None and baseline is None:
+        raise click.UsageError("--picture shows the losses of two runs: give --baseline too.")
 
     try:
         failing = Failing.parsed(fail_on)
@@ -97,16 +116,15 @@ def command(
     except Exception as error:
         raise _NoVerdictError.of(error) from error
     try:
-        written = FORMATS[format_](verdict)
+        shown = format_ == "markdown" and picture is not None
+        written = markdown(verdict, picture.as_posix()) if shown else FORMATS[format_](verdict)
     except Exception as error:
         raise _NoVerdictError.of(error) from error
+    if picture is not None and verdict.baseline is not None:
+        parting = verdict.baseline.parting
+        _write("--picture", picture, losses(verdict.baseline.losses, parting and parting.step))
     if output is not None:
-        try:
-            output.write_text(written, "utf-8")
-        except OSError as error:
-            raise _NoVerdictError(
-                f"--output {output}: {error.strerror}; name a file in a folder that is there."
-            ) from error
+        _write("--output", output, written)
         echo(text(verdict))
     else:
         try:

@@ -115,13 +115,18 @@ class RecordedRun:
             for name, shape, is_kernel in about["variables"]
         }
 
-    def layer_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
+    def layer_blocks(
+        self, stems: Sequence[str] = ("steps", "deep")
+    ) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
         """Yields the content of `layers` in blocks of bounded size, for runs that do not fit into memory.
+
+        Args:
+            stems: "steps" for what is recorded at each step, "deep" for what is every few steps.
 
         Yields:
             The variables, the steps, and for each quantity an array of shape (steps, variables).
         """
-        for stem in ("steps", "deep"):
+        for stem in stems:
             for path, about in self.parts(f"{stem}-*"):
                 yield frames.wide_block(path, about)
 

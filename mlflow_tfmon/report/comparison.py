@@ -38,6 +38,40 @@ class Parting:
     compared: int
 
 
+@dataclass(frozen=True)
+class Bits:
+    """Where the weights of two runs differ bit for bit, by their checksums at deep steps.
+
+    Attributes:
+        step: the first deep step at which they differ; None if they do not.
+        variable: the first variable that differs there, or "".
+        compared: how many deep steps both runs have; 0 if there is nothing to compare.
+    """
+
+    step: int | None
+    variable: str
+    compared: int
+
+
+def bits(one: RecordedRun, other: RecordedRun) -> Bits:
+    """The first deep step and variable at which the weights of two runs are not the same, bit for bit.
+
+    Example:
+        >>> bits(load_run(first_id), load_run(second_id))
+        Bits(step=50, variable='net.head.kernel', compared=11)
+    """
+    names, steps, here = _of_variables(one, "weight_checksum", ("deep",))
+    others, other_steps, there = _of_variables(other, "weight_checksum", ("deep",))
+    if [one.variables[n] for n in names] != [other.variables[n] for n in others]:
+        return Bits(None, "", 0)  # as for gradients
+    common, left, right = np.intersect1d(steps, other_steps, return_indices=True)
+    differ = here[left] != there[right]
+    found = np.flatnonzero(differ.any(axis=1))
+    if not len(found):
+        return Bits(None, "", len(common))
+    return Bits(int(common[found[0]]), names[int(differ[found[0]].argmax())], len(common))
+
+
 def parting(one: RecordedRun, other: RecordedRun, noise: float = NOISE) -> Parting | None:
     """The first step and variable at which two runs of the same data and seed differ; None if they do not.
 
@@ -77,8 +111,8 @@ def _apart(here: np.ndarray, there: np.ndarray) -> np.ndarray:
 def _first_variable(
     one: RecordedRun, other: RecordedRun, first: int, last: int, noise: float
 ) -> tuple[int, str, float] | None:
-    names, steps, here = _gradients(one, first, last)
-    others, other_steps, there = _gradients(other, first, last)
+    names, steps, here = _of_variables(one, "grad_norm", ("steps",), first, last)
+    others, other_steps, there = _of_variables(other, "grad_norm", ("steps",), first, last)
     if [one.variables[n] for n in names] != [other.variables[n] for n in others]:
         return None  # other layers: no variable has a counterpart
     _, left, right = np.intersect1d(steps, other_steps, return_indices=True)
@@ -90,17 +124,19 @@ def _first_variable(
     return int(steps[left[found[0]]]), names[at], float(apart[found[0], at])
 
 
-def _gradients(run: RecordedRun, first: int, last: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Gradient norms of the first stream's variables from one step to another."""
+def _of_variables(
+    run: RecordedRun, quantity: str, stems: Sequence[str], first: int = 0, last: float = np.inf
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """A quantity of the first stream's variables from one step to another, in files of these stems."""
     names: list[str] = []
     steps, values = [np.empty(0, int)], []
-    for variables, at, found in run.layer_blocks():
-        if "grad_norm" not in found or (names and variables != names):
+    for variables, at, found in run.layer_blocks(stems):
+        if quantity not in found or (names and variables != names):
             continue
         names = variables
         wanted = (at >= first) & (at <= last)
         steps.append(at[wanted])
-        values.append(found["grad_norm"][wanted])
+        values.append(found[quantity][wanted])
     return names, np.concatenate(steps), np.concatenate(values) if values else np.empty((0, len(names)))
 
 
@@ -156,7 +192,8 @@ def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict
 
     Returns:
         The runs; by name the settings that differ, and the final and best metrics, each with a value per run (None
-        where it has none); and for each run after the first where it diverges from the first, None if it does not.
+        where it has none); and for each run after the first where it diverges from the first, None if it does not, and
+        where the bits of their weights do.
 
     Raises:
         ValueError: as `compare` does.
@@ -177,6 +214,7 @@ def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict
         "metrics": {key: list(values) for key, values in metric_table(metrics, best=False)},
         "best": {key: list(values) for key, values in metric_table(metrics, best=True)},
         "partings": [None if one is None else dataclasses.asdict(one) for one in found],
+        "bits": [dataclasses.asdict(bits(recorded[0], one)) for one in recorded[1:]],
     }
 
 
@@ -202,7 +240,8 @@ def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str
     """One sentence for all runs with the same result: for many variants, that is most of them."""
     by_text: dict[tuple[str, str, str], list[str]] = {}
     for name, one in list(zip(names, recorded, strict=True))[1:]:
-        by_text.setdefault(said(parting(recorded[0], one), names[0]), []).append(name)
+        found = said(parting(recorded[0], one), names[0], bits(recorded[0], one))
+        by_text.setdefault(found, []).append(name)
     sentences = [
         f"{runs[0]} {of_one} {rest}"
         if len(runs) == 1
@@ -212,23 +251,29 @@ def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str
     return "; ".join(sentences) + ".", None
 
 
-def said(found: Parting | None, first: str) -> tuple[str, str, str]:
+def said(found: Parting | None, first: str, exact: Bits) -> tuple[str, str, str]:
     """A parting in words: the verb for one run and for several, and the rest of the sentence.
 
     Args:
         found: where runs diverge from the first one, or None.
         first: the name of that one.
+        exact: where the bits of their weights do.
 
     Example:
-        >>> said(None, "baseline")
-        ('is', 'are', 'identical to baseline at every common step')
+        >>> said(None, "baseline", Bits(None, "", 11))
+        ('is', 'are', 'identical to baseline at every common step, bit for bit in the weights at 11 steps')
     """
+    differ = f"; the bits of the weights differ first at step {exact.step} ({exact.variable})"
+    if found is None and exact.step is not None:
+        return "is", "are", f"within noise of {first} at every common step{differ}"
+    same = f"bit for bit in the weights at {exact.compared} step{'s' * (exact.compared != 1)}"
     if found is None:
-        return "is", "are", f"identical to {first} at every common step"
+        return "is", "are", f"identical to {first} at every common step" + (f", {same}" if exact.compared else "")
     where = ": data, seed, weights or settings differ from the start" if found.step == 1 else ""
     if found.step > 1 and found.variable:
         where = f" (largest difference: gradient of {found.variable}, {found.difference:.2g})"
-    return "diverges", "diverge", f"from {first} at step {found.step}{where}"
+    rest = f"from {first} at step {found.step}{where}"
+    return "diverges", "diverge", rest + (differ if exact.step is not None and found.step > 1 else "")
 
 
 def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.detectors.learning import FEWEST_STEPS
 from mlflow_tfmon.problems.failing import Failing
 from mlflow_tfmon.report.condition import Condition, Outcome
+from mlflow_tfmon.tags import DELIVERY_TAG
 
 if TYPE_CHECKING:
     from mlflow_tfmon.report.comparison import Parting
+    from mlflow_tfmon.report.picture import Curve
 
 PASSED, FAILED, UNDECIDED = 0, 1, 2  # exit statuses of `mlflow-tfmon check`
 _NOT_BY_ITSELF = ("FAILED", "KILLED")  # how MLflow says that a run did not end by itself
 _SHOWN = 12  # names of metrics in a message
+_EARLIER, _FEWEST = 100, 3  # runs that tell how much a metric varies: at most, at least
+_POINTS = 200  # of a loss in a picture
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,9 @@ class Baseline:
             then the best ones (`best/…`).
         parting: where the two diverge; None if they do not.
         sentence: the same in words.
+        noise: by name of the metric, its median absolute deviation over the earlier runs that are comparable.
+        earlier: how many those are, the baseline among them; too few have no noise.
+        losses: name and loss of the run and of the baseline, thinned, as a picture has them.
     """
 
     run_id: str
@@ -38,6 +47,9 @@ class Baseline:
     metrics: Mapping[str, tuple[float | None, float | None]]
     parting: Parting | None
     sentence: str
+    noise: Mapping[str, float] = field(default_factory=dict)
+    earlier: int = 0
+    losses: Sequence[tuple[str, Curve]] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -221,24 +233,66 @@ def _logged(client: Any, run: Any, name: str) -> dict[int, float]:
 
 def _compared(client: Any, recorded: Any, run: Any, baseline_id: str, tracking_uri: str | None) -> Baseline:
     from mlflow_tfmon.reading.recorded import load_run
-    from mlflow_tfmon.report.comparison import metric_table, parting, said
+    from mlflow_tfmon.report.comparison import bits, metric_table, parting, said
     from mlflow_tfmon.tracking.names import clean
 
     other = load_run(baseline_id, tracking_uri)
     base = client.get_run(baseline_id)
     name, base_name = (one.info.run_name or one.info.run_id for one in (run, base))
     found = parting(other, recorded)
-    verb, _, rest = said(found, base_name)
+    verb, _, rest = said(found, base_name, bits(other, recorded))
     # MLflow has no value that is not finite, so that of a loss that became NaN it has an earlier one.
     both = [
         {**one.data.metrics, **{clean(name): list(values.values())[-1] for name, values in series.items()}}
         for one, series in ((run, epoch_series(recorded)), (base, epoch_series(other)))
     ]
     rows = [row for best in (False, True) for row in metric_table(both, best)]
+    earlier = _comparable(client, run, base)
+    metrics = {name: (here, there) for name, (here, there) in rows}
     return Baseline(
         baseline_id,
         base_name,
-        {name: (here, there) for name, (here, there) in rows},
+        metrics,
         found,
         f"{name} {verb} {rest}.",
+        _noise(metrics, [one.data.metrics for one in earlier]),
+        len(earlier),
+        [(name, _loss(recorded)), (base_name, _loss(other))],
     )
+
+
+def _comparable(client: Any, run: Any, base: Any) -> list[Any]:
+    """The runs of the experiment that finished, began before the run, and have the baseline's params but for seeds."""
+
+    def settings(one: Any) -> dict[str, str]:
+        return {name: value for name, value in one.data.params.items() if "seed" not in name.lower()}
+
+    found = client.search_runs(
+        [run.info.experiment_id],
+        f"attributes.status = 'FINISHED' AND attributes.start_time <= {run.info.start_time} "
+        f"AND tags.`{DELIVERY_TAG}` = 'complete'",
+        max_results=_EARLIER,
+        order_by=["attributes.start_time DESC"],
+    )
+    return [one for one in found if one.info.run_id != run.info.run_id and settings(one) == settings(base)]
+
+
+def _noise(names: Iterable[str], earlier: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    found = {}
+    for name in names:
+        values = np.array([one[name] for one in earlier if name in one])
+        if np.isfinite(values).sum() >= _FEWEST:
+            values = values[np.isfinite(values)]
+            found[name] = float(np.median(np.abs(values - np.median(values))))
+    return found
+
+
+def _loss(run: Any) -> Curve:
+    """The loss of a run's first stream that has one, thinned."""
+    from mlflow_tfmon.report.thin import thin
+
+    name = next((name for name in run.steps if name.rpartition(".")[2] == "loss"), None)
+    if name is None:
+        return ()
+    steps, values = thin(run.steps.index.to_numpy(), run.steps[name].to_numpy(float), _POINTS)
+    return list(zip(steps.tolist(), values.tolist(), strict=True))

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from mlflow_tfmon import tables
 from mlflow_tfmon.detectors import KINDS, Problem
 from mlflow_tfmon.report.condition import Outcome
-from mlflow_tfmon.report.verdict import Verdict
+from mlflow_tfmon.report.verdict import Baseline, Verdict
 from mlflow_tfmon.tracking.findings import plain
 from mlflow_tfmon.uris import visible, without_secrets
 
@@ -26,9 +26,9 @@ def text(verdict: Verdict) -> str:
     lines += [f"{one.condition.text}: {_value(one)}: {_said(one)}" for one in verdict.outcomes]
     base = verdict.baseline
     if base is not None:
-        rows = _rows(base.metrics)
-        lines += [tables.table([("METRIC", "RUN", "BASELINE", "CHANGE"), *rows])] if rows else []
-        lines.append(base.sentence)
+        head, *rows = _rows(base)
+        lines += [tables.table([[one.upper() for one in head], *rows])] if rows else []
+        lines += [base.sentence, *_about_noise(base)]
     return visible(without_secrets("\n".join(lines)))
 
 
@@ -61,6 +61,8 @@ def as_json(verdict: Verdict) -> str:
             "metrics": {
                 name: {"run": here, "baseline": there} for name, (here, there) in base.metrics.items()
             },
+            "noise": base.noise,
+            "earlier": base.earlier,
             "parting": None if base.parting is None else dataclasses.asdict(base.parting),
         },
     }
@@ -107,8 +109,13 @@ def junit(verdict: Verdict) -> str:
     return ElementTree.tostring(root, "utf-8").decode("utf-8")  # "unicode" declares the locale's encoding
 
 
-def markdown(verdict: Verdict) -> str:
-    """The verdict as a comment: first the verdict, then problems (the cause first), conditions and the comparison."""
+def markdown(verdict: Verdict, picture: str = "") -> str:
+    """The verdict as a comment: first the verdict, then problems (the cause first), conditions and the comparison.
+
+    Args:
+        verdict: the verdict.
+        picture: where the picture of the losses is, as seen from where the comment is; "" for none.
+    """
     lines = [f"## Training check: {verdict.word}", "", f"Run **{_md(verdict.name)}**: {_md(verdict.why)}."]
     if verdict.problems:
         lines += ["", "### Problems", ""]
@@ -126,10 +133,12 @@ def markdown(verdict: Verdict) -> str:
     base = verdict.baseline
     if base is not None:
         lines += ["", f"### Against {_md(base.name)}", "", _md(base.sentence)]
-        rows = _rows(base.metrics)
+        head, *rows = _rows(base)
         if rows:
-            lines += ["", "| metric | run | baseline | change |", "|---|---:|---:|---:|"]
+            lines += ["", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
             lines += [f"| {' | '.join(map(_md, row))} |" for row in rows]
+        lines += [part for line in _about_noise(base) for part in ("", line)]
+        lines += ["", f"![Loss of both runs](<{picture}>)"] if picture else []
     lines += ["", f"<sub>Run {_md(verdict.run_id)}; {_searched(verdict)}.</sub>", ""]
     return "\n".join(lines)
 
@@ -147,16 +156,25 @@ def _searched(verdict: Verdict) -> str:
     return f"{searched} were searched for {len(KINDS)} kinds of problems"
 
 
-def _rows(metrics: Mapping[str, tuple[float | None, float | None]]) -> list[tuple[str, str, str, str]]:
+def _rows(base: Baseline) -> list[tuple[str, ...]]:
+    """The table of a comparison, its heading first; how much a metric varies is told where that is known."""
+    noise = ("noise",) if base.noise else ()
+    found: list[tuple[str, ...]] = [("metric", "run", "baseline", "change", *noise)]
+    for name, (here, there) in base.metrics.items():
+        if name.endswith("best/epoch"):  # which people count from 1
+            continue
+        change = "-" if here is None or there is None else f"{here - there:+.4g}"
+        varies = [f"{base.noise[name]:.2g}" if name in base.noise else "-"] if noise else []
+        found.append((name, _number(here), _number(there), change, *varies))
+    return found
+
+
+def _about_noise(base: Baseline) -> list[str]:
+    if not base.noise:
+        return []
     return [
-        (
-            name,
-            _number(here),
-            _number(there),
-            "-" if here is None or there is None else f"{here - there:+.4g}",
-        )
-        for name, (here, there) in metrics.items()
-        if not name.endswith("best/epoch")  # which people count from 1
+        f"Noise: the median absolute deviation over {base.earlier} earlier runs of the experiment with the baseline's "
+        "params (but for seeds)."
     ]
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mlflow_tfmon.signals import gradient_snr, gradients, largest, steps, update_norm, weights
+from mlflow_tfmon.signals import checksum, gradient_snr, gradients, largest, steps, update_norm, weights
 from mlflow_tfmon.signals.signal import Ingredient, Of, Signal, When
 
-_FAMILIES = (gradients, weights, update_norm, largest, gradient_snr)
+_FAMILIES = (gradients, weights, update_norm, largest, gradient_snr, checksum)
 
 OF_STEP = steps.SIGNALS
 MEASURES = steps.MEASURES

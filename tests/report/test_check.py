@@ -16,11 +16,11 @@ import pytest
 from mlflow_tfmon import cli
 from mlflow_tfmon.detectors import KINDS, Problem
 from mlflow_tfmon.problems.failing import Failing
-from mlflow_tfmon.report import verdict_formats
+from mlflow_tfmon.report import picture, verdict_formats
 from mlflow_tfmon.report.comparison import Parting
 from mlflow_tfmon.report.condition import Condition
 from mlflow_tfmon.report.verdict import Baseline, Verdict
-from mlflow_tfmon.stream.records import EpochEnded, Record, Steps
+from mlflow_tfmon.stream.records import EpochEnded, Facts, Record, Steps
 from tests.report import recordings
 
 STEPS = 400
@@ -217,6 +217,38 @@ def test_markdown_says_the_verdict_first_and_names_stay_text() -> None:
     assert "| loss | 0.5 | 0.25 | +0.25 |" in lines and "digits diverges from base at step 12." in lines
 
 
+def test_noise_is_a_column_where_it_is_known_and_the_picture_is_shown_from_where_it_is() -> None:
+    base = verdict().baseline
+    assert base is not None
+    noisy = verdict(baseline=dataclasses.replace(base, noise={"loss": 0.0125}, earlier=4))
+    lines = verdict_formats.markdown(noisy, "out/check.svg").splitlines()
+    assert "| metric | run | baseline | change | noise |" in lines and "|---|---:|---:|---:|---:|" in lines
+    assert "| loss | 0.5 | 0.25 | +0.25 | 0.013 |" in lines and "| val\\_f1 | - | 0.75 | - | - |" in lines
+    assert any(line.startswith("Noise: the median absolute deviation over 4 earlier runs") for line in lines)
+    assert "![Loss of both runs](<out/check.svg>)" in lines
+    assert ["METRIC", "RUN", "BASELINE", "CHANGE", "NOISE"] in [
+        line.split() for line in verdict_formats.text(noisy).splitlines()
+    ]
+
+
+def test_the_picture_has_both_losses_with_their_extremes_and_where_they_part() -> None:
+    first, second = [(1, 2.0), (50, 80.0), (100, 0.5)], [(1, 2.0), (100, 0.4)]
+    root = ElementTree.fromstring(picture.losses([("<b>one", first), ("two", second)], parting=50))
+    space = "{http://www.w3.org/2000/svg}"
+    drawn = [
+        [tuple(map(float, point.split(","))) for point in one.attrib["points"].split()]
+        for one in root.iter(f"{space}polyline")
+    ]
+    (start, peak, end), _ = drawn
+    assert [len(one) for one in drawn] == [3, 2] and start[0] < peak[0] < end[0]
+    assert peak[1] < start[1] < end[1] < drawn[1][1][1]  # downwards, and logarithmic: 80 is 200 times 0.4
+    texts = [one.text for one in root.iter(f"{space}text")]
+    assert texts == ["80", "0.4", "step 1", "step 100", "<b>one", "two", "loss (log)"]
+    (line,) = (one.attrib["d"] for one in root.iter(f"{space}path") if "stroke-dasharray" in one.attrib)
+    assert line.startswith(f"M{peak[0]}")
+    assert len(list(ElementTree.fromstring(picture.losses([("one", []), ("two", [])])).iter())) > 3
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -264,10 +296,21 @@ def test_conditions_are_on_what_was_recorded_and_on_the_metrics_of_the_run(
     assert found[2]["value"] == "nan"
 
 
-def test_the_comparison_tells_metrics_and_the_first_step_that_differs(
-    deliver: Callable[..., str], capsys: pytest.CaptureFixture[str]
+def test_the_comparison_tells_metrics_their_noise_and_the_first_step_that_differs(
+    deliver: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def with_accuracy(accuracy: float) -> list[Record]:
+        return [
+            dataclasses.replace(one, metrics={**one.metrics, "val_accuracy": accuracy})
+            if isinstance(one, EpochEnded)
+            else one
+            for one in recordings.training(STEPS)
+        ]
+
     base = deliver(*recordings.training(STEPS), name="base")
+    for accuracy in (0.52, 0.53):
+        deliver(*with_accuracy(accuracy), Facts(params={"seed": str(accuracy)}))
+    deliver(*with_accuracy(0.9), Facts(params={"rate": "0.3"}))  # is not comparable
     records = recordings.training(STEPS)
     for at, record in enumerate(records):
         if isinstance(record, Steps):
@@ -280,6 +323,14 @@ def test_the_comparison_tells_metrics_and_the_first_step_that_differs(
     found = json.loads(capsys.readouterr().out)["baseline"]
     assert found["id"] == base and found["metrics"]["loss"] == {"run": 0.525, "baseline": 0.4}
     assert (found["parting"]["step"], found["parting"]["variable"]) == (120, recordings.KERNELS[1])
+    assert found["earlier"] == 3 and found["noise"]["loss"] == 0
+    assert found["noise"]["val_accuracy"] == pytest.approx(np.median(np.abs(np.array([0.5, 0.52, 0.53]) - 0.52)))
+    drawn = tmp_path / "losses.svg"
+    arguments = ["check", other, "--baseline", base, "--format", "markdown", "--picture", str(drawn)]
+    assert cli.main(arguments) == 0
+    assert f"![Loss of both runs](<{drawn}>)" in capsys.readouterr().out
+    names = [one.text for one in ElementTree.parse(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert names[4:6] == ["other", "base"]
     assert cli.main(["check", other, "--baseline", base]) == 0
     out = capsys.readouterr().out
     assert "other diverges from base at step 120 (largest difference: gradient of net.second.kernel" in out
@@ -318,6 +369,7 @@ def test_each_wrong_input_ends_with_2_and_one_line_that_says_what_to_do(
         (run_id, "--metric", "acuracy>=0.1"): "did you mean 'accuracy'?",
         (run_id, "--metric", "zzz>=0.1"): "the run has loss, val_loss, accuracy",
         (run_id, "--format", "xml"): "'junit'",
+        (run_id, "--picture", "x.svg"): "give --baseline too",
         (run_id, "--output", str(absent)): "name a file in a folder that is there",
         (run_id, "--tracking-uri", f"sqlite:///{absent}"): "Check --tracking-uri",
     }.items():

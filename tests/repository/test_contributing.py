@@ -67,7 +67,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
             "CAUSES: tuple[Detect, ...] = (\n",
             "CAUSES: tuple[Detect, ...] = (\n    loss_stuck.detect,\n",
         ),
-        ("signals/__init__.py", "import gradient_snr,", "import spread, gradient_snr,"),
+        ("signals/__init__.py", "import checksum,", "import spread, checksum,"),
         ("signals/__init__.py", "_FAMILIES = (", "_FAMILIES = (spread, "),
         ("probes/hooks/keras3.py", "import compiled, ", "import compiled, seeds, "),
         ("probes/hooks/keras3.py", HOOKS_BEGIN, f"{HOOKS_BEGIN}        {HOOK_LINE}\n"),
