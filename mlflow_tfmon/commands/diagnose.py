@@ -25,9 +25,7 @@ from mlflow_tfmon.tables import echo
     metavar="WHAT",
     help="End with status 1 if there is such a problem: critical, warning (any), or kinds, separated by commas.",
 )
-def command(
-    reference: str, tracking_uri: str | None, as_json: bool, since: int, fail_on: str | None
-) -> None:
+def command(reference: str, tracking_uri: str | None, as_json: bool, since: int, fail_on: str | None) -> None:
     """Diagnose a run again, from its recording, with the detectors of this version.
 
     The setting `detectors` (in the environment or pyproject.toml) holds here too. Data that have not arrived are not

@@ -143,8 +143,8 @@ class _Tools:
         """
         import numpy as np
 
-        from mlflow_tfmon.report.thin import thin
         from mlflow_tfmon.reading.recorded import load_run
+        from mlflow_tfmon.report.thin import thin
 
         recorded = load_run(find_run(run, self.tracking_uri), self.tracking_uri)
         if not names:
@@ -249,7 +249,9 @@ def _names(run: RecordedRun) -> list[str]:
     return [*run.epochs, *_by_step(run), *quantities]
 
 
-Curve = tuple[str, "np.ndarray", "np.ndarray"]  # its axis, "step" or "epoch", where it is known, and the values
+Curve = tuple[
+    str, "np.ndarray", "np.ndarray"
+]  # its axis, "step" or "epoch", where it is known, and the values
 
 
 def _curves(run: RecordedRun, names: Sequence[str]) -> Iterator[Curve]:

@@ -145,7 +145,9 @@ class Outbox(Counting):
         self.so_far.tally.texts |= {findings.FILE, findings.DIAGNOSIS}
         self._do(lambda run: run.tags({findings.TAG: all_of(findings.kinds)}), findings.TAG)
         self._do(lambda run: run.explain(all_of(findings.summary)), "description")
-        self._later(lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, findings.FILE)
+        self._later(
+            lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, findings.FILE
+        )
         self._later(
             lambda run: outputs.diagnosis(run, self._earlier.with_problems(record).found),
             findings.DIAGNOSIS, findings.DIAGNOSIS,

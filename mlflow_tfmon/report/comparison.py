@@ -268,7 +268,11 @@ def said(found: Parting | None, first: str, exact: Bits) -> tuple[str, str, str]
         return "is", "are", f"within noise of {first} at every common step{differ}"
     same = f"bit for bit in the weights at {exact.compared} step{'s' * (exact.compared != 1)}"
     if found is None:
-        return "is", "are", f"identical to {first} at every common step" + (f", {same}" if exact.compared else "")
+        return (
+            "is",
+            "are",
+            f"identical to {first} at every common step" + (f", {same}" if exact.compared else ""),
+        )
     where = ": data, seed, weights or settings differ from the start" if found.step == 1 else ""
     if found.step > 1 and found.variable:
         where = f" (largest difference: gradient of {found.variable}, {found.difference:.2g})"

@@ -27,8 +27,11 @@ def losses(curves: Sequence[tuple[str, Curve]], parting: int | None = None) -> s
         The SVG; a logarithmic axis is named in it.
     """
     points = [point for _, curve in curves for point in curve]
-    least, most = min((value for _, value in points), default=0.0), max((value for _, value in points), default=1.0)
-    log = 0 < least and most / least > _WIDE
+    least, most = (
+        min((value for _, value in points), default=0.0),
+        max((value for _, value in points), default=1.0),
+    )
+    log = least > 0 and most / least > _WIDE
     first, last = min((step for step, _ in points), default=0), max((step for step, _ in points), default=1)
 
     def scaled(value: float) -> float:
@@ -54,7 +57,9 @@ def losses(curves: Sequence[tuple[str, Curve]], parting: int | None = None) -> s
         lines.append(f'<text x="{x(step):.0f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">step {step:,}</text>')
     if parting is not None and first <= parting <= last:
         at = x(parting)
-        lines.append(f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{_GRAY}" stroke-dasharray="4 3"/>')
+        lines.append(
+            f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{_GRAY}" stroke-dasharray="4 3"/>'
+        )
     place = float(_LEFT)
     for (name, curve), color in zip(curves, _COLORS, strict=False):
         if curve:

@@ -65,7 +65,9 @@ class Figures(Sink):
             self._epochs[record.prefix.rstrip(".")] = record
 
     def problems(self, record: Problems) -> None:
-        found = tuple((str(one["kind"]), str(one["severity"]), float(one["first_step"])) for one in record.found)
+        found = tuple(
+            (str(one["kind"]), str(one["severity"]), float(one["first_step"])) for one in record.found
+        )
         with self._lock:
             self._problems = found
 

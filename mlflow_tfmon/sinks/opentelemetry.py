@@ -32,13 +32,17 @@ class OpenTelemetry(Figures):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # we report outages ourselves, in one line
+        logging.getLogger("opentelemetry").setLevel(
+            logging.CRITICAL
+        )  # we report outages ourselves, in one line
         base = target.path.rstrip("/")
         self._exporter = _Exporter(base if not base or base.endswith(_PATH) else base + _PATH)
         interval = None if _INTERVAL in os.environ else _INTERVAL_MS
         named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "mlflow_tfmon"}
         self._provider = MeterProvider(
-            [PeriodicExportingMetricReader(self._exporter, interval)], Resource.create(named), shutdown_on_exit=False
+            [PeriodicExportingMetricReader(self._exporter, interval)],
+            Resource.create(named),
+            shutdown_on_exit=False,
         )
         meter = self._provider.get_meter("mlflow_tfmon", __version__)
         for name, (about, _) in FIGURES.items():

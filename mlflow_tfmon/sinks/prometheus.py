@@ -42,7 +42,9 @@ class _Endpoint:
         try:
             self._server, _ = start_http_server(port, host, registry)
         except OSError as error:  # another process has it
-            raise OSError(f"{host}:{port}: {error.strerror or error}; give this training another port") from error
+            raise OSError(
+                f"{host}:{port}: {error.strerror or error}; give this training another port"
+            ) from error
 
     @classmethod
     def at(cls, host: str, port: int) -> _Endpoint:

@@ -27,9 +27,13 @@ def train(raised: float | None) -> str:
     x = random.normal(size=(ROWS, 4)).astype("float32")
     y = (x[:, :1] + x[:, 1:2] > 0).astype("float32")
     keras.utils.set_random_seed(1)
-    net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")])
+    net = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")]
+    )
     net.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
-    rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: raised if raised and epoch >= 6 else rate)
+    rates = keras.callbacks.LearningRateScheduler(
+        lambda epoch, rate: raised if raised and epoch >= 6 else rate
+    )
     with mlflow.start_run(run_name=BAD if raised else GOOD) as run:
         net.fit(
             x, y, batch_size=BATCH, epochs=EPOCHS, validation_data=(x, y), shuffle=False, verbose=0,
@@ -80,7 +84,9 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
         variable = f"grad_norm/{found['names']['variables'][0]}"
         names = ["batch/learning_rate", "batch/loss", "val_loss", variable, "weight_norm/" + variable[10:]]
         found["series"] = await call("read_series", run=BAD, names=names, points=8)
-        found["steps"] = await call("read_series", run=BAD, names=["batch/loss"], first=RAISED - 2, last=RAISED + 2)
+        found["steps"] = await call(
+            "read_series", run=BAD, names=["batch/loss"], first=RAISED - 2, last=RAISED + 2
+        )
         found["compared"] = await call("compare_runs", runs=[GOOD, BAD])
         found["wrong"] = [
             await call("find_problems", run="no-such-run"),
@@ -97,14 +103,19 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
     text = found["problems"]["diagnosis"]
     assert text.startswith("# Diagnosis\n\n**learning\\_rate\\_too\\_high**") and "optimizer SGD" in text
     assert found["later"]["problems"] == []
-    assert found["status"]["status"] == "FINISHED" and f"step {EPOCHS * ROWS // BATCH}" in found["status"]["told"]["progress"]
+    assert (
+        found["status"]["status"] == "FINISHED"
+        and f"step {EPOCHS * ROWS // BATCH}" in found["status"]["told"]["progress"]
+    )
     recorded = mlflow_tfmon.load_run(bad)
     by_name = {one["name"]: one for one in found["series"]["series"]}
     loss = by_name["batch/loss"]
     assert len(loss["step"]) <= 8 < loss["recorded"] == len(recorded.steps)
     assert max(loss["values"]) == recorded.steps.loss.max()
     assert by_name["val_loss"]["epoch"][0] == 0 and len(by_name["batch/learning_rate"]["step"]) <= 8
-    np.testing.assert_allclose(found["steps"]["series"][0]["values"], recorded.steps.loss[RAISED - 2 : RAISED + 2])
+    np.testing.assert_allclose(
+        found["steps"]["series"][0]["values"], recorded.steps.loss[RAISED - 2 : RAISED + 2]
+    )
     variable = next(iter(recorded.variables))
     layers = recorded.layers[recorded.layers.variable == variable].set_index("step")
     for quantity in ("grad_norm", "weight_norm"):
@@ -123,4 +134,7 @@ def test_without_the_sdk_one_line_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "mcp", None)
     assert main(["mcp"]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err == "mlflow-tfmon: mcp needs the MCP SDK, 2 or later: pip install 'mlflow-tfmon[mcp]'.\n"
+    assert (
+        out == ""
+        and err == "mlflow-tfmon: mcp needs the MCP SDK, 2 or later: pip install 'mlflow-tfmon[mcp]'.\n"
+    )

@@ -158,7 +158,9 @@ def test_a_problem_is_in_the_run_and_is_found_again(
         "## poor\\_initialization"
     )
     batch = mlflow.get_run(run_id).data.params["batch_size"]
-    assert any(one.startswith("- Settings: optimizer adam") and f"batch size {batch}" in one for one in trained)
+    assert any(
+        one.startswith("- Settings: optimizer adam") and f"batch size {batch}" in one for one in trained
+    )
     came_to = next(one for one in trained if one.startswith("- Came to: "))
     assert f"step {len(run.steps)}, 6 epochs done" in came_to
     last = mlflow.get_run(run_id).data.metrics["val_loss"]

@@ -324,7 +324,9 @@ def test_the_comparison_tells_metrics_their_noise_and_the_first_step_that_differ
     assert found["id"] == base and found["metrics"]["loss"] == {"run": 0.525, "baseline": 0.4}
     assert (found["parting"]["step"], found["parting"]["variable"]) == (120, recordings.KERNELS[1])
     assert found["earlier"] == 3 and found["noise"]["loss"] == 0
-    assert found["noise"]["val_accuracy"] == pytest.approx(np.median(np.abs(np.array([0.5, 0.52, 0.53]) - 0.52)))
+    assert found["noise"]["val_accuracy"] == pytest.approx(
+        np.median(np.abs(np.array([0.5, 0.52, 0.53]) - 0.52))
+    )
     drawn = tmp_path / "losses.svg"
     arguments = ["check", other, "--baseline", base, "--format", "markdown", "--picture", str(drawn)]
     assert cli.main(arguments) == 0

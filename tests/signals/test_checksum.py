@@ -41,7 +41,7 @@ def test_it_is_exact_whatever_the_values_and_the_size(kind: Any) -> None:
     for measure, given in (
         (quantities._of_variable[False, False], values),  # in pieces
         (quantities._of_variable[False, True], small),
-        (tf.function(lambda *given: quantities._deep(False, False, *given), jit_compile=True), values),
+        (tf.function(lambda *some: quantities._deep(False, False, *some), jit_compile=True), values),
     ):
         tensor = tf.constant(given)
         assert int(measure(tensor, tensor, tensor)[at]) % 2**24 == by_numpy(given)
@@ -88,7 +88,9 @@ def train(way: str, change: bool = False) -> tuple[keras.Model, str]:
 
 
 @pytest.mark.parametrize("way", thorough(["fit", "fit, XLA", "loop", "loop, XLA"], [], ["fit"]))
-def test_it_is_that_of_the_weights_and_tells_the_first_step_at_which_two_runs_differ(fresh: None, way: str) -> None:
+def test_it_is_that_of_the_weights_and_tells_the_first_step_at_which_two_runs_differ(
+    fresh: None, way: str
+) -> None:
     net, first = train(way)
     run = mlflow_tfmon.load_run(first)
     last = run.layers[run.layers.step == STEPS].set_index("variable").weight_checksum

@@ -31,7 +31,14 @@ from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, RunEnded
 from tests.delivery.recordings import BEGUN, blocks, deliver, layout, started, values
 
 ROWS = 200
-PROBLEM = {"kind": "dead_relu", "severity": "critical", "first_step": 40, "variables": [], "evidence": "", "advice": ""}
+PROBLEM = {
+    "kind": "dead_relu",
+    "severity": "critical",
+    "first_step": 40,
+    "variables": [],
+    "evidence": "",
+    "advice": "",
+}
 Found = dict[tuple[str, frozenset[tuple[str, str]]], float]  # by name and labels
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 
@@ -129,7 +136,9 @@ def test_a_port_that_is_taken_is_named_in_the_run(training: Any, store: str) -> 
         run_id = training(f"prometheus:{port}")
         training.end()
     tags = mlflow.MlflowClient(store).get_run(run_id).data.tags
-    assert f"127.0.0.1:{port}: Address already in use; give this training another port" in tags["tfmon.refused"]
+    assert (
+        f"127.0.0.1:{port}: Address already in use; give this training another port" in tags["tfmon.refused"]
+    )
     assert tags["tfmon.delivery"] == "complete"
 
 
@@ -244,8 +253,12 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus (Debian's package prometheus)")
-def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(training: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="needs Prometheus (Debian's package prometheus)"
+)
+def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
+    training: Any, tmp_path: Path
+) -> None:
     port, own = free_port(), free_port()
     run_id = training(f"prometheus:{port}")
     (tmp_path / "prometheus.yml").write_text(

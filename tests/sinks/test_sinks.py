@@ -149,9 +149,12 @@ def test_a_sink_that_is_not_installed_where_the_rest_is_delivered_is_named(store
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("josnl:x", "names a sink that is not installed, 'josnl'; there are jsonl, opentelemetry, prometheus"),
+        (
+            "josnl:x",
+            "names a sink that is not installed, 'josnl'; there are jsonl, opentelemetry, prometheus",
+        ),
         ("prometheus:metrics", 'must be "prometheus:9464", or "prometheus:0.0.0.0:9464" for other machines'),
-        ("opentelemetry:collector:4318", 'or "opentelemetry:http://HOST:4318", not \'collector:4318\''),
+        ("opentelemetry:collector:4318", "or \"opentelemetry:http://HOST:4318\", not 'collector:4318'"),
         (":x", 'must be "NAME:PATH"'),
         (["jsonl"], 'must be a text such as "jsonl:FOLDER"'),
     ],
