@@ -26,13 +26,10 @@ def losses(curves: Sequence[tuple[str, Curve]], parting: int | None = None) -> s
     Returns:
         The SVG; a logarithmic axis is named in it.
     """
-    points = [point for _, curve in curves for point in curve]
-    least, most = (
-        min((value for _, value in points), default=0.0),
-        max((value for _, value in points), default=1.0),
-    )
+    points = [point for _, curve in curves for point in curve] or [(0, 0.0), (1, 1.0)]
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    first, last, least, most = min(steps), max(steps), min(values), max(values)
     log = least > 0 and most / least > _WIDE
-    first, last = min((step for step, _ in points), default=0), max((step for step, _ in points), default=1)
 
     def scaled(value: float) -> float:
         return math.log(value) if log else value
