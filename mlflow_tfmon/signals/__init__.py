@@ -41,6 +41,12 @@ def of_variable(name: str) -> Signal | None:
     return next((one for one in OF_VARIABLE if one.name == name), None)
 
 
+def is_drawn(name: str) -> bool:
+    """Whether anybody looks at a signal of a variable; one of another version may be looked at."""
+    signal = of_variable(name)
+    return signal is None or bool(signal.label)
+
+
 def measures(columns: Collection[str]) -> tuple[Signal, ...]:
     """The measures that can be computed of a step's columns."""
     known = {*columns, steps.SECONDS} if {"time", "input_time"} & set(columns) else set(columns)

@@ -34,7 +34,6 @@ SIGNALS = (
         finish=lambda a: np.fmod(a["checksum"], 2.0**BITS),
         needs=(CHECKSUM,),
         formula="Σ of a hash of the bits of each weight after the step, modulo 2²⁴",
-        label="checksum of the weights",
         healthy="equal in two runs whose weights are, bit for bit",
         curve=False,
     ),

@@ -90,7 +90,8 @@ class Signal:
             division by zero warns of nothing.
         needs: ingredients of a variable's signal; of any other, names of the columns of a step (`stream.ring`).
         formula: how it is computed, with its unit.
-        label: what people call it, in the singular; "" for what is there for other signals to be computed of.
+        label: what people call it, in the singular; "" for what nobody looks at: other signals, or comparisons, are
+            computed of it.
         healthy: what is mostly seen where training goes well.
         per_variable: whether there is one of each variable.
         when: how often.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_tfmon import temporary
+from mlflow_tfmon import signals, temporary
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import largest
 from mlflow_tfmon.report.thin import thin
@@ -108,7 +108,8 @@ def _layers(file: EventFile, run: RecordedRun, times: _Times) -> None:
     chosen = set(largest(run, _VARIABLES))
     found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for variables, steps, wide in run.layer_blocks():
-        for quantity, values in wide.items():
+        for quantity in filter(signals.is_drawn, wide):
+            values = wide[quantity]
             for at, name in enumerate(variables):
                 if name in chosen:
                     found.setdefault((quantity, name), []).append((steps, values[:, at]))

@@ -38,7 +38,7 @@ class EventFiles(Sink):
                 self._scalars(f"{prefix}batch_{name}", steps, times, values)
 
     def deep_steps(self, block: Block) -> None:
-        for name in block.quantities:
+        for name in filter(signals.is_drawn, block.quantities):
             for variable, values in zip(block.layout.variables, block.variables(name).T, strict=True):
                 tag = f"{name}/{block.layout.prefix}{variable.name}"
                 self._scalars(tag, block.steps, block.times, values)

@@ -44,9 +44,9 @@ def as_json(record: Problems) -> str:
 
 def summary(record: Problems) -> str:
     """The part of the description, in Markdown: the verdict in one sentence, what to do, and what else there is."""
-    first, *others = [Problem.from_dict(one) for one in record.found] or [None]
-    if first is None:
+    if not record.found:
         return _CLEAN
+    first, *others = (Problem.from_dict(one) for one in record.found)
     lines = [f"{_said(first)} *{plain(first.remedy())}*"]
     lines += [f"- {_said(one)} *{plain(one.remedy())}*" for one in others]
     return "\n\n".join([lines[0], "\n".join(lines[1:])]).strip()
