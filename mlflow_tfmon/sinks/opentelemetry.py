@@ -17,6 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from mlflow_tfmon import __version__
 from mlflow_tfmon.sinks.figures import FIGURES, RUN, Figures
 from mlflow_tfmon.sinks.sink import Target
+from mlflow_tfmon.tags import PREFIX
 
 _INTERVAL, _INTERVAL_MS = "OTEL_METRIC_EXPORT_INTERVAL", 10_000.0  # ours where the environment says none
 _PATH = "/v1/metrics"
@@ -46,7 +47,9 @@ class OpenTelemetry(Figures):
         )
         meter = self._provider.get_meter("mlflow_tfmon", __version__)
         for name, (about, _) in FIGURES.items():
-            meter.create_observable_gauge(f"tfmon.{name}", [partial(self._observed, name)], description=about)
+            meter.create_observable_gauge(
+                f"{PREFIX}{name}", [partial(self._observed, name)], description=about
+            )
 
     def flush(self, number: int) -> None:
         super().flush(number)

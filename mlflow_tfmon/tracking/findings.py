@@ -81,19 +81,27 @@ def _trained(run: Run) -> Iterator[tuple[str, str]]:
     """What is known of a training in a few lines: name and text of each."""
     info, params, tags = run.info, run.data.params, run.data.tags
     yield "Run", f"{info.run_name or 'no name'} ({info.run_id}), {info.status.lower()}"
-    settings = [f"{label} {params[name]}" for name, label in _SETTINGS.items() if name in params]
+    settings = [f"{label} {_plainly(params[name])}" for name, label in _SETTINGS.items() if name in params]
     last = [f"{name} {value:.4g}" for name, value in sorted(run.data.metrics.items()) if "/" not in name]
     rows = (
         ("Command", tags.get(COMMAND_TAG) or tags.get("mlflow.source.name", "")),
         ("Settings", ", ".join(settings)),
         ("Came to", tags.get(PROGRESS_TAG, "")),
-        ("Last epoch", ", ".join(last)),
+        ("Last finite metrics", ", ".join(last)),
         ("Best", ", ".join(_best(run.data.metrics))),
         ("Stopped", tags.get(STOPPED_TAG, "")),
         ("Rescued", tags.get(RESCUES_TAG, "")),
         ("Stalled", tags.get(STALLED_TAG, "")),
     )
     yield from ((name, text) for name, text in rows if text)
+
+
+def _plainly(param: str) -> str:
+    """A param without the digits of single precision, or those of an optimizer's name, such as "sgd_1"."""
+    try:
+        return f"{float(param):.6g}"
+    except ValueError:
+        return re.sub(r"_\d+$", "", param)
 
 
 def best(metrics: Mapping[str, float]) -> dict[str, dict[str, float | None]]:

@@ -101,7 +101,10 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
     assert cause["kind"] == "learning_rate_too_high" and "learning rate" in cause["advice"].lower()
     assert RAISED <= cause["first_step"] <= RAISED + 16
     text = found["problems"]["diagnosis"]
-    assert text.startswith("# Diagnosis\n\n**learning\\_rate\\_too\\_high**") and "optimizer SGD" in text
+    assert (
+        text.startswith("# Diagnosis\n\n**learning\\_rate\\_too\\_high**")
+        and "optimizer sgd, learning rate 0.1, batch size 25, epochs 12" in text
+    )
     assert found["later"]["problems"] == []
     assert (
         found["status"]["status"] == "FINISHED"
@@ -111,10 +114,12 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
     by_name = {one["name"]: one for one in found["series"]["series"]}
     loss = by_name["batch/loss"]
     assert len(loss["step"]) <= 8 < loss["recorded"] == len(recorded.steps)
-    assert max(loss["values"]) == recorded.steps.loss.max()
+    finite = np.isfinite(recorded.steps.loss)
+    assert max(loss["values"]) == recorded.steps.loss[finite].max()
+    assert loss["not_finite"] == {"count": int((~finite).sum()), "first": int(finite.idxmin())}
     assert by_name["val_loss"]["epoch"][0] == 0 and len(by_name["batch/learning_rate"]["step"]) <= 8
     np.testing.assert_allclose(
-        found["steps"]["series"][0]["values"], recorded.steps.loss[RAISED - 2 : RAISED + 2]
+        found["steps"]["series"][0]["values"], recorded.steps.loss.loc[RAISED - 2 : RAISED + 2]
     )
     variable = next(iter(recorded.variables))
     layers = recorded.layers[recorded.layers.variable == variable].set_index("step")
@@ -131,7 +136,7 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
 def test_without_the_sdk_one_line_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "mcp", None)
+    monkeypatch.setitem(sys.modules, "mcp.server.mcpserver", None)
     assert main(["mcp"]) == 1
     out, err = capsys.readouterr()
     assert (

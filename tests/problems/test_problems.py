@@ -164,7 +164,9 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     came_to = next(one for one in trained if one.startswith("- Came to: "))
     assert f"step {len(run.steps)}, 6 epochs done" in came_to
     last = mlflow.get_run(run_id).data.metrics["val_loss"]
-    assert any(one.startswith("- Last epoch: ") and f"val\\_loss {last:.4g}" in one for one in trained)
+    assert any(
+        one.startswith("- Last finite metrics: ") and f"val\\_loss {last:.4g}" in one for one in trained
+    )
     assert {one.kind for one in diagnose(run)} == {one.kind for one in run.problems}
     capsys.readouterr()
     assert main(["diagnose", run_id, "--since", str(len(run.steps) + 1)]) == 0
