@@ -116,13 +116,13 @@ def command(
     except Exception as error:
         raise _NoVerdictError.of(error) from error
     try:
-        shown = format_ == "markdown" and picture is not None
-        written = markdown(verdict, picture.as_posix()) if shown else FORMATS[format_](verdict)
+        shown = "" if picture is None else picture.as_posix()
+        written = markdown(verdict, shown) if format_ == "markdown" else FORMATS[format_](verdict)
     except Exception as error:
         raise _NoVerdictError.of(error) from error
     if picture is not None and verdict.baseline is not None:
-        parting = verdict.baseline.parting
-        _write("--picture", picture, losses(verdict.baseline.losses, parting and parting.step))
+        base = verdict.baseline
+        _write("--picture", picture, losses(base.losses, base.parting.step if base.parting else None))
     if output is not None:
         _write("--output", output, written)
         echo(text(verdict))

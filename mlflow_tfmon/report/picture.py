@@ -53,9 +53,8 @@ def losses(curves: Sequence[tuple[str, Curve]], parting: int | None = None) -> s
     for step, anchor in ((first, "start"), (last, "end")):
         lines.append(f'<text x="{x(step):.0f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">step {step:,}</text>')
     if parting is not None and first <= parting <= last:
-        at = x(parting)
         lines.append(
-            f'<path d="M{at:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{_GRAY}" stroke-dasharray="4 3"/>'
+            f'<path d="M{x(parting):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{_GRAY}" stroke-dasharray="4 3"/>'
         )
     place = float(_LEFT)
     for (name, curve), color in zip(curves, _COLORS, strict=False):

@@ -15,8 +15,8 @@ _ODD = 0x5BD1E995  # of MurmurHash2: the product with any 32 bits is within int6
 def _sum(v: Any) -> Any:
     """The sum of a hash of each element: exact in double precision up to 2^29 elements, in whatever order.
 
-    The hash is not linear, so that changes of a last bit up and down do not cancel. int64 is multiplied, since a GPU
-    has no kernel for int32, and one that is compiled when it first runs for uint32 (TF 2.16 to 2.21).
+    The hash is not linear, so that changes of a last bit up and down do not cancel. It is computed in int64, since
+    TensorFlow does the arithmetic of int32 on the host, also for a GPU (TF 2.16 to 2.21).
     """
     import tensorflow as tf
 

@@ -62,7 +62,8 @@ class _Endpoint:
         with self._lock:
             if sink in self._sinks:
                 self._sinks.remove(sink)
-            if not self._sinks and self._all.pop(self._address, None):
+            if not self._sinks and self._address in self._all:
+                del self._all[self._address]
                 self._server.shutdown()
                 self._server.server_close()
 
