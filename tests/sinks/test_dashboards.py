@@ -222,6 +222,7 @@ def test_a_collector_gets_the_figures_by_otlp(
     assert services == ["mlflow_tfmon"]
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_is_named_and_keeps_nothing_from_mlflow(
     training: Any, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
