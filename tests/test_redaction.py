@@ -128,6 +128,7 @@ def test_what_the_environment_holds(monkeypatch: pytest.MonkeyPatch) -> None:
         "num_tokens=512, status_code=200, monkey: 3",
         "git+https://github.com/someone/package@v1.2",
         "http://localhost:5000/#/experiments/1/runs/ab@c?workflowType=machine_learning",
+        "http://localhost:5000/#/experiments/1/runs?viewStateShareKey=tfmon&compareRunsMode=CHART",
         "http://[::1]:5000/a@b",
         "sqlite:////home/ann@work/mlflow.db",
         "sqlite:///C:/Users/ann@work/mlflow.db",

@@ -71,7 +71,8 @@ class _Listed:
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begun))
         parts = (self.status, "" if self.delivery == "complete" else str(self.delivery))
         best = [
-            f"{name} {one['value']:.4g}" + ("" if one["epoch"] is None else f" (epoch {one['epoch']:.0f})")
+            f"{name} {one['value']:.4g}"
+            + ("" if one["epoch"] is None else f" (epoch {one['epoch'] + 1:.0f})")
             for name, one in self.best.items()
         ]
         state = ", ".join(part for part in parts if part)

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlflow_tfmon.delivery.live import Live, Pace
+from mlflow_tfmon.delivery.live import Live, LiveReport, Pace
 from mlflow_tfmon.delivery.outbox import Outbox
 from mlflow_tfmon.delivery.saved_state import FILE, Moment, load_moment, save_moment
 from mlflow_tfmon.delivery.status import Ledger
 from mlflow_tfmon.journal import pulse
 from mlflow_tfmon.journal.journal import JournalReader
+from mlflow_tfmon.problems.alerts import Ending
 from mlflow_tfmon.sinks.sink import Target
 from mlflow_tfmon.sinks.sinks import Sinks
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, Record, RunEnded, RunStarted
@@ -45,6 +46,7 @@ class Attempt:
         error: why nothing can be delivered, or None.
         reading: number of the record that is being translated, 0 for none.
         moment: number of the last record without which it has begun, 0 if all were there.
+        ending: how the training ended, once that is known; None where an earlier delivery has seen it.
 
     Args:
         folder: of the recording.
@@ -72,6 +74,7 @@ class Attempt:
         self.error: str | None = None
         self.reading = 0
         self.moment = 0
+        self.ending: Ending | None = None
         self._folder = folder
         self._ledger = ledger
         self._rest = rest
@@ -82,6 +85,7 @@ class Attempt:
         self._sinks = Sinks()
         self._status = ""  # how the recording ended
         self._live = Live(self.outbox.show)
+        self._report = LiveReport(self.outbox.show_report)
         self._progress = Pace(_PROGRESS_SECONDS)
         self._pulse = trainer
         self._resumed = ledger.status.delivered  # last record that an earlier delivery has delivered
@@ -143,6 +147,8 @@ class Attempt:
             self._listen(self._translation)
         self._show_progress(self._translation)  # what was not due when it was read
         self._live.publish(self._translation.telemetry.unfinished)
+        if self.started is not None and self.started.report and self._translation.last_step:
+            self._report.renew(self._seq)
         self._trim(self._translation)
 
     def close(self) -> None:
@@ -301,15 +307,24 @@ class Attempt:
         return folder
 
     def _flush(
-        self, seq: int, points: list[Point], ended: RunEnded | None = None, end_run: bool = True
+        self,
+        seq: int,
+        points: list[Point],
+        ended: RunEnded | None = None,
+        end_run: bool = True,
+        died: bool = False,
     ) -> None:
         translation = self._translation
         assert translation is not None
         self._status = ended.status if ended is not None else ""
+        if ended is not None and translation.last_step and not self.outbox.muted:
+            self.ending = Ending(ended, translation.progress.text(), died)
         self.outbox.points(points + translation.flush(final=ended is not None))
         self.outbox.files(translation.telemetry.finished())
         self.outbox.progress(translation.progress.text(), translation.reached())
         self.outbox.settle_models()
+        if self.started is not None:
+            self.outbox.introduce(self.started.report)
         if ended is not None and end_run:
             self.outbox.end(ended)
         self.outbox.flushed(
@@ -335,5 +350,5 @@ class Attempt:
             reason += f" The rest could not be read: {self.reader.error}."
         # Another run is its owner's to end.
         end_run = self.started.owned or self.started.active
-        self._flush(self._seq, [], RunEnded(when, "FAILED", True, reason), end_run=end_run)
+        self._flush(self._seq, [], RunEnded(when, "FAILED", True, reason), end_run=end_run, died=True)
         self._ended = True

@@ -17,6 +17,7 @@ from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.delivery.attempt import Attempt
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
 from mlflow_tfmon.journal import life, pulse
+from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.stream.records import Record
 from mlflow_tfmon.tracking.patience import give_more_time
 from mlflow_tfmon.tracking.store import AwayError
@@ -39,14 +40,20 @@ class Deliverer:
         folder: of the recording.
         tracking_uri: store, with credentials; default as the journal says, which has none.
         registry_uri: the same for the registry.
+        alert_url: who is told how the training ended, or None.
     """
 
     def __init__(
-        self, folder: Path, tracking_uri: str | None = None, registry_uri: str | None = None
+        self,
+        folder: Path,
+        tracking_uri: str | None = None,
+        registry_uri: str | None = None,
+        alert_url: str | None = None,
     ) -> None:
         self.folder = folder
         self.done = False
         self._uris = (tracking_uri, registry_uri)
+        self._alert_url = alert_url
         self._ledger = Ledger(folder)
         self._attempt: Attempt | None = None
         self._trainer = pulse.Listener(folder)
@@ -139,6 +146,9 @@ class Deliverer:
                 break
         if attempt.started is not None:
             self._where = attempt.started.tracking_uri
+            if attempt.ending is not None and self._alert_url is not None:
+                alerts.of_end(self._alert_url, attempt.started, self.status.run_id, attempt.ending)
+                self._alert_url = None
         if attempt.over:
             self._finish(attempt)
             return self.status.error

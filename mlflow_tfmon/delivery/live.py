@@ -1,4 +1,4 @@
-"""Live view of a training: its open telemetry parts are uploaded again and again as they grow."""
+"""Live view of a training: open telemetry parts are uploaded again as they grow, and the report is renewed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from pathlib import Path
 from mlflow_tfmon.translation.parts import Part
 
 PUBLISH_SECONDS = 3.0
+REPORT_SECONDS = 30.0
 _PAUSE_FACTOR = 5  # a turn that took long is followed by a pause of this many times as long
+_REPORT_PAUSE_FACTOR = 19  # the same for reports: they take a twentieth of the time at most
+_LONGEST_REPORT_SECONDS = 10.0  # metrics wait meanwhile, and so may the end of the training
 
 
 class Pace:
     """Rate limit for repeated work: slow work is done less often.
 
+    Attributes:
+        took: how long the last turn took, seconds.
+
     Args:
         seconds: from one turn to the next, and before the first.
+        pause_factor: a turn that took long is followed by a pause of this many times as long.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, pause_factor: float = _PAUSE_FACTOR) -> None:
+        self.took = 0.0
         self._seconds = seconds
+        self._pause_factor = pause_factor
         self._next = time.monotonic() + seconds
 
     @property
@@ -37,7 +46,8 @@ class Pace:
             yield
         finally:
             now = time.monotonic()
-            self._next = max(begun + self._seconds, now + _PAUSE_FACTOR * (now - begun))
+            self.took = now - begun
+            self._next = max(begun + self._seconds, now + self._pause_factor * self.took)
 
 
 class Live:
@@ -70,3 +80,29 @@ class Live:
                 if part.rows > published[part.path]:
                     self._upload(part)
                     published[part.path] = part.rows
+
+
+class LiveReport:
+    """Maker of the report of a training that goes on, again and again.
+
+    This is not part of delivery either. One that took long is not made again before the training's end.
+
+    Args:
+        make: makes and uploads it.
+    """
+
+    def __init__(self, make: Callable[[], None]) -> None:
+        self._make = make
+        self._pace = Pace(REPORT_SECONDS, _REPORT_PAUSE_FACTOR)
+        self._made = 0
+
+    def renew(self, seq: int) -> None:
+        """Makes the report if it is time to, and something is new.
+
+        Args:
+            seq: number of the last record that was delivered.
+        """
+        if seq > self._made and self._pace.due and self._pace.took < _LONGEST_REPORT_SECONDS:
+            with self._pace.turn():
+                self._make()
+            self._made = seq

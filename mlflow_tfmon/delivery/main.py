@@ -3,6 +3,7 @@
 Reads commands from stdin, a JSON object a line:
 
     {"watch": "/folder/of/a/recording", "tracking_uri": "...", "registry_uri": "..."}   deliver this recording
+    {"watch": ..., "alert_url": "..."}                                 and tell this address how the training ended
     {"watch": ..., "rest": [[kind, body], ...], "begins": [...]}                       and what its journal did not take
     {"environment": {"NAME": "value", "OTHER": null}}                                  what has changed in the trainer's
     {"wake": true}                                                                     look for new records now
@@ -71,7 +72,7 @@ class Delivery:
                     with self._lock:
                         if folder not in self._deliverers:
                             uris = command.get("tracking_uri"), command.get("registry_uri")
-                            self._deliverers[folder] = Deliverer(folder, *uris)
+                            self._deliverers[folder] = Deliverer(folder, *uris, command.get("alert_url"))
                         if command.get("silent"):
                             self._silent.add(folder)
                         if "rest" in command:
@@ -229,6 +230,9 @@ def start(trainer: int, pidfd: int) -> None:
     lines = commands(sys.stdin.fileno(), Trainer(trainer, pidfd))
     threading.Thread(target=delivery.listen, args=(lines,), daemon=True).start()
     status = 1 if delivery.run() else 0
+    from mlflow_tfmon.problems import alerts
+
+    alerts.wait()
     with contextlib.suppress(OSError):  # the terminal may be gone
         sys.stderr.flush()
     os._exit(status)  # the thread that reads stdin may be blocked in it for ever

@@ -31,7 +31,7 @@ from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TA
 from mlflow_tfmon.tracking import findings
 from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT, clean
 from mlflow_tfmon.tracking.points import Point
-from mlflow_tfmon.tracking.store import AwayError, RunStore, store_errors
+from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 from mlflow_tfmon.translation.parts import Part
 from mlflow_tfmon.translation.translation import Translation
 
@@ -48,6 +48,8 @@ class Outbox(Counting):
         self._calls.add(Call(partial(self._open, started), "the run"))
         self._tags(started.tags, muted=self.muted or started.run_id is None)
         self._do(lambda run: run.tags({DELIVERY_TAG: "streaming"}), DELIVERY_TAG)
+        self._later(_show_charts, "charts", None)
+        self.introduce(report=False)
 
     def points(self, points: Sequence[Point]) -> None:
         """Logs points."""
@@ -159,6 +161,25 @@ class Outbox(Counting):
             self.so_far.progress = text
             tags = {PROGRESS_TAG: text, REACHED_TAG: json.dumps(reached.as_dict())}
             self._do(lambda run: run.tags(tags), PROGRESS_TAG)
+
+    def introduce(self, report: bool) -> None:
+        """Has the run's description say what came of it, once the models that wait are there."""
+        self._later(lambda run: run.introduce(report), "description", "model ")
+
+    def show_report(self) -> None:
+        """Makes the report of a training that goes on, at once; what fails is left to the next one.
+
+        Raises:
+            AwayError: the store does not answer.
+        """
+
+        def make() -> None:
+            assert self._run is not None
+            with contextlib.suppress(RefusedError):
+                if not outputs.report(self._run, wait=False):
+                    self._run.introduce(report=True)
+
+        Call(make, "").attempt()
 
     def stalled(self, text: str) -> None:
         """Tells of a trainer that cannot tell itself."""
@@ -290,6 +311,11 @@ class Outbox(Counting):
     def _text(self, path: str, text: str) -> None:
         self.so_far.tally.texts.add(path)
         self._later(lambda run: run.text(path, text), path, path)
+
+
+def _show_charts(run: RunStore) -> None:
+    with contextlib.suppress(AwayError, RefusedError):  # who may write runs may not write experiments
+        run.show_charts()
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, int] | None = None) -> None:

@@ -32,12 +32,17 @@ def diagnosis(run: RunStore, problems: Iterable[Mapping[str, Any]] | None = None
     return {}
 
 
-def report(run: RunStore) -> dict[str, str]:
-    """Makes the report; returns the reason if that fails."""
+def report(run: RunStore, wait: bool = True) -> dict[str, str]:
+    """Makes the report; returns the reason if that fails.
+
+    Args:
+        run: whose.
+        wait: whether to wait for recordings of the run that others deliver.
+    """
     from mlflow_tfmon.report.making import make  # with libraries that nothing else here needs
 
     try:
-        page = make(run.run_id, run.client.tracking_uri)
+        page = make(run.run_id, run.client.tracking_uri, wait)
     except Exception as error:  # what was recorded is there without it, and `mlflow-tfmon report` tries again
         return {REPORT: f"{type(error).__name__}: {error}"}
     run.text(REPORT, page)

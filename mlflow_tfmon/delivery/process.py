@@ -58,7 +58,12 @@ class DeliveryProcess:
             return cls._shared
 
     def watch(
-        self, folder: Path, tracking_uri: str, registry_uri: str | None = None, silent: bool = False
+        self,
+        folder: Path,
+        tracking_uri: str,
+        registry_uri: str | None = None,
+        silent: bool = False,
+        alert_url: str | None = None,
     ) -> None:
         """Delivers a recording from now on, in a process that is started if there is none.
 
@@ -67,11 +72,12 @@ class DeliveryProcess:
             tracking_uri: MLflow tracking URI, with its credentials if it has some: it goes through a pipe, to no disk.
             registry_uri: MLflow registry URI.
             silent: whether nothing is said, not even of what could not be delivered.
+            alert_url: who is told how the training ended, with credentials, or None; it goes the same way.
 
         Raises:
             OSError: the process could not be started; the recording stays on the disk.
         """
-        command = {**_watch(folder, tracking_uri, registry_uri), "silent": silent}
+        command = {**_watch(folder, tracking_uri, registry_uri), "silent": silent, "alert_url": alert_url}
         with self._lock:
             self._watched[folder] = command
             if not self._started():

@@ -19,6 +19,7 @@ from mlflow_tfmon.detectors import (
     learning_rate_too_high,
     learning_rate_too_low,
     loss_output_mismatch,
+    memory_growth,
     nan_or_inf,
     normalization_mismatch,
     oscillating_loss,
@@ -49,11 +50,11 @@ CAUSES: tuple[Detect, ...] = (
     exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
     validation_mismatch.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect,
-    retracing.detect,
+    retracing.detect, memory_growth.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
 KINDS = tuple(sorted(kind_of(detect) for detect in (*CAUSES, *OUTCOMES)))
-_BESIDE = {"input_bound", "retracing"}  # these cost time, but do not explain what is learned
+_BESIDE = {"input_bound", "memory_growth", "retracing"}  # these cost time, but do not explain what is learned
 
 
 def judge(

@@ -12,7 +12,7 @@ from mlflow_tfmon import signals
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.table import Gathering, Table
 
-_STEPS, _VARIABLES, _EPOCHS, _DEEP = 512, 128, 256, 64  # rows of the tables
+_STEPS, _VARIABLES, _EPOCHS, _DEEP, _SYSTEM = 512, 128, 256, 64, 128  # rows of the tables
 _FIRST = 5  # steps whose loss is taken for that of the untrained model
 ACTIVATIONS = ("mean", "std", "zero_fraction", "dead_fraction", "saturated_fraction")
 
@@ -55,6 +55,7 @@ class History:
         start: the step before the first one considered: steps before a rescue are not.
         first_losses: losses of the first few steps.
         ended: whether the training has ended by itself; False if it was interrupted.
+        system: what the training took of the machine, by name without "system/".
     """
 
     step: int = 0
@@ -74,6 +75,7 @@ class History:
     start: int = 0
     first_losses: tuple[float, ...] = ()
     ended: bool = False
+    system: Table = field(default_factory=Table)
 
     def at(self, share: float) -> float:
         """Returns the step at which a share of the steps so far had been made."""
@@ -119,6 +121,7 @@ class Gatherer:
         self._gradients = Gathering(_VARIABLES)
         self._deep = {name: Gathering(_DEEP) for name in (one.name for one in signals.DEEP)}
         self._epochs = Gathering(_EPOCHS)
+        self._system = Gathering(_SYSTEM)
         self._activations = {name: Gathering(_DEEP) for name in ACTIVATIONS}
         self._activation_names: dict[str, str] = {}
         self._nonfinite: dict[str, NonFinite] = {}
@@ -191,6 +194,11 @@ class Gatherer:
             if not np.isfinite(value):
                 self._note(f"epoch {name}", np.array([max(step, 1)]))
 
+    def system(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes what the training took of the machine at a step."""
+        names = [name.removeprefix("system/") for name in values]
+        self._system.add(np.array([float(step)]), names, np.array([list(values.values())], float))
+
     def activation(self, step: int, layers: Mapping[str, tuple[str, Mapping[str, float]]]) -> None:
         """Takes activations at a step: by layer, the activation's name and the quantities."""
         names = list(layers)
@@ -219,6 +227,7 @@ class Gatherer:
             self._start,
             tuple(self._first_losses),
             ended,
+            self._system.table(),
         )
 
     def _note(self, name: str, steps: np.ndarray) -> None:

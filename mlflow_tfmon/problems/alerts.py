@@ -1,4 +1,4 @@
-"""Notification of new problems: a function of the user, and an HTTP endpoint."""
+"""Notification of new problems, and of the end of a training: a function of the user, and an HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream.records import RunEnded, RunStarted
+from mlflow_tfmon.tracking.links import where
 from mlflow_tfmon.uris import apart
 
 _TIMEOUT = 10.0  # s for an answer
 _PAUSES = (0.0, 2.0, 8.0)  # s before each try
 _DISCORD = 2000  # characters of a message
 _TEAMS = (".webhook.office.com", ".logic.azure.com", ".api.powerplatform.com")
+_SHORT_SECONDS = 60.0  # who starts a training that is shorter still looks on when it ends
 _LONGEST = 45.0  # s that the end of a script waits for an alert: for all tries that nobody answers
 
 
@@ -29,8 +33,8 @@ _posting: list[threading.Thread] = []
 
 
 @atexit.register
-def _wait() -> None:
-    """The last problem of a script is told as well; but who listens may answer a byte at a time, for ever."""
+def wait() -> None:
+    """The last that is to be told is told as well; but who listens may answer a byte at a time, for ever."""
     until = time.monotonic() + _LONGEST
     for thread in _posting:
         thread.join(max(0.0, until - time.monotonic()))
@@ -54,20 +58,58 @@ def of(
         url = settings.alert_url
 
         def alert(problem: Problem) -> None:
-            about = {
-                "run_id": run_id,
-                "run_name": run_name,
-                "link": link,
-                "problem": dataclasses.asdict(problem),
-            }
+            about = {"event": "problem", "run_id": run_id, "run_name": run_name, "link": link}
             text = f"{run_name or run_id}: {problem.severity}: {problem.line()}\n{link}"
-            body = message(url, text) or about
-            thread = threading.Thread(target=post, args=(url, body), name="mlflow_tfmon-alert", daemon=True)
-            thread.start()
-            _posting.append(thread)
+            _tell(url, text, {**about, "problem": dataclasses.asdict(problem)})
 
         found.append(alert)
     return found
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a training ended.
+
+    Attributes:
+        record: the record that says so.
+        progress: how far it came, in words.
+        died: whether its process was killed or crashed.
+    """
+
+    record: RunEnded
+    progress: str
+    died: bool
+
+
+def of_end(url: str, started: RunStarted, run_id: str | None, ending: Ending) -> None:
+    """Tells an address that a training has finished, has failed, was killed, or died; of a short one that it failed.
+
+    Args:
+        url: the address.
+        started: the first record of the training's recording.
+        run_id: its run.
+        ending: how it ended.
+    """
+    seconds = ending.record.time - started.start_time
+    event = "died" if ending.died else ending.record.status.lower()
+    if event == "finished" and seconds < _SHORT_SECONDS:
+        return
+    link = where(started.tracking_uri, started.experiment_id, run_id)
+    why = f": {ending.record.reason}" if ending.record.reason else ""
+    text = (
+        f"{started.run_name or run_id} {event} after {seconds / 60:.0f} min{why}\n{ending.progress}\n{link}"
+    )
+    about = {"event": event, "run_id": run_id, "run_name": started.run_name, "link": link, "seconds": seconds,
+             "reason": ending.record.reason, "progress": ending.progress}  # fmt: skip
+    _tell(url, text, about)
+
+
+def _tell(url: str, text: str, about: dict[str, Any]) -> None:
+    """Posts a text to a chat, and what it is about to anybody else."""
+    body = message(url, text) or about
+    thread = threading.Thread(target=post, args=(url, body), name="mlflow_tfmon-alert", daemon=True)
+    thread.start()
+    _posting.append(thread)
 
 
 def message(url: str, text: str) -> dict[str, Any] | None:

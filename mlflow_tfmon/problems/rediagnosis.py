@@ -113,6 +113,10 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
                 5,
                 records.Activations(int(epoch), int(step), 0.0, int(examples), layers, str(prefix)),
             )
+    for path, _ in run.parts("system-*"):
+        for (step, when), rows in files.table(path).to_pandas().groupby(["step", "time"]):
+            used = dict(zip(rows["name"].astype(str), rows["value"].astype(float), strict=True))
+            yield step + 0.5, 7, records.System(int(step), float(when), used)
     for path in run.files("premises-*.json"):
         about = files.read_json(path)
         step = about.get("step", 0)

@@ -65,6 +65,9 @@ class Replay:
             }
             for gatherer in self._of(record.prefix):
                 gatherer.activation(record.step, layers)
+        elif isinstance(record, records.System):
+            for gatherer in list(self._gatherers.values())[:1]:  # of several streams one tells
+                gatherer.system(record.step, record.values)
         elif isinstance(record, records.Premises):
             self._premises[record.prefix] = Premises.from_dict(record.about)
             self._tell()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +17,14 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
+from mlflow_tfmon.reading.card import card, verdict_of
 from mlflow_tfmon.tags import DELIVERY_TAG, SEAMS_TAG
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
 from mlflow_tfmon.tracking.names import HISTOGRAMS, TELEMETRY
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.25
@@ -60,7 +64,26 @@ class RecordedRun:
         self._fetch_histograms = lambda: folder.parent / "histograms"  # large: downloaded only on request
 
     def __repr__(self) -> str:
-        return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, complete={self.complete})"
+        problems = ", ".join(dict.fromkeys(one.kind for one in self.problems)) or "none"
+        return f"RecordedRun({self.run_id!r}, streams={self.streams!r}, problems: {problems}, complete={self.complete})"
+
+    def _repr_html_(self) -> str:
+        """The run as a card, which a notebook shows."""
+        curves, facts = {}, [f"{len(self.steps):,} steps, {len(self.epochs):,} epochs"]
+        for prefix in self.streams[:2]:
+            for column, name in (("loss", "loss of the step"), ("grad_norm", "gradient norm")):
+                if prefix + column in self.steps:
+                    values = self.steps[prefix + column].to_numpy(float)
+                    curves[prefix + name] = values[np.isfinite(values)]
+        losses = [name for name in self.epochs if name.rpartition(".")[2] in ("loss", "val_loss")]
+        for name in [name for name in losses if name.endswith("val_loss")] or losses:
+            values = self.epochs[name].dropna()
+            if len(values):
+                least = (
+                    f"least {name} {values.min():.4g} at epoch {values.idxmin() + 1} of {len(self.epochs)}"
+                )
+                facts.append(least)
+        return card(f"run {self.run_id}", verdict_of(self.problems, self.complete), facts, curves)
 
     @cached_property
     def streams(self) -> list[str]:
@@ -129,6 +152,22 @@ class RecordedRun:
         for stem in stems:
             for path, about in self.parts(f"{stem}-*"):
                 yield frames.wide_block(path, about)
+
+    @cached_property
+    def system(self) -> pd.DataFrame:
+        """A row per sample, index "step": what the training took of the machine, each ten seconds.
+
+        Columns: time (Unix seconds), process_cpu_percent (of one core), process_memory_mb, memory_free_mb, and with
+            a GPU and `nvidia-ml-py` gpu_percent and gpu_memory_mb.
+        """
+        parts = [files.table(path).to_pandas() for path, _ in self.parts("system-*")]
+        if not parts:
+            return pd.DataFrame(columns=["time"], index=pd.Index([], name="step"))
+        table = pd.concat(parts, ignore_index=True)
+        table["name"] = table["name"].astype(str).str.removeprefix("system/")
+        steps = table.drop_duplicates("time").set_index("time").step
+        found = frames.wide(table, "time")
+        return found.reset_index().set_index(pd.Index(steps.loc[found.index], name="step"))
 
     @cached_property
     def activations(self) -> pd.DataFrame:
@@ -219,7 +258,22 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
             "sync` delivers the rest.",
             run_id, "; ".join(map(str, left)),
         )  # fmt: skip
+    return read_run(client, run_id)
+
+
+def read_run(client: MlflowClient, run_id: str) -> RecordedRun:
+    """Reads what has arrived of a run.
+
+    Args:
+        client: of its store.
+        run_id: the MLflow run.
+
+    Raises:
+        ValueError: a file (named in the message) is damaged, or on a server that the credentials are not for.
+        mlflow.MlflowException: there is no such run, or nothing of it has arrived.
+    """
     run = client.get_run(run_id)
+    check_artifacts(client, run.info.artifact_uri)
     state = run.data.tags.get(DELIVERY_TAG)
     # The files live as long as the object, since they are read on first access of a table.
     holder = temporary.Folder()

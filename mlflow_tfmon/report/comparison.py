@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tfmon.reading.card import card
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
-from mlflow_tfmon.report.making import clock, seams
+from mlflow_tfmon.report.making import as_people_count, clock, seams
 from mlflow_tfmon.report.page import Page, Table, render
 from mlflow_tfmon.report.panels import laid_over
 from mlflow_tfmon.report.training import training
 
 # Sums in another order (another machine, more threads) differ by some 1e-7 in float32; what differs more is no noise.
 NOISE = 1e-5
+_CARD_ROWS = 20  # of a table in a card
 _BEFORE = 1000  # steps before the loss differs in which a single variable's gradient may differ already
 
 
@@ -140,8 +142,31 @@ def _of_variables(
     return names, np.concatenate(steps), np.concatenate(values) if values else np.empty((0, len(names)))
 
 
-def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
-    """Returns a comparison of runs as HTML.
+class Comparison(str):
+    """A comparison as a page of HTML, which a notebook shows as a card.
+
+    Attributes:
+        summary: where the runs diverge, in a sentence.
+    """
+
+    def __new__(cls, page: str, summary: str, card: str) -> Comparison:
+        made = super().__new__(cls, page)
+        made.summary = summary
+        made._card = card
+        return made
+
+    summary: str
+    _card: str
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.summary!r}; as a page: Path('comparison.html').write_text(…))"
+
+    def _repr_html_(self) -> str:
+        return self._card
+
+
+def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> Comparison:
+    """Returns a comparison of runs as HTML; a notebook shows the settings that differ and the best values.
 
     Args:
         run_ids: two or more MLflow runs.
@@ -162,14 +187,18 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
     )
     facts = [f"{name}: run {run.info.run_id}" for name, run in zip(names, runs, strict=True)]
     settings = _differing([run.data.params for run in runs])
-    tables = (
+    lead = (
         Table("Settings that differ", settings, ["setting", *names]),
-        Table("Metrics, final", _metrics(runs, best=False), ["metric", *names]),
         Table("Metrics, best", _metrics(runs, best=True), ["metric", *names]),
     )
-    return render(
+    final = Table("Metrics, final", _metrics(runs, best=False), ["metric", *names])
+    title = "Comparison of " + " and ".join(names if len(names) < 4 else [*names[:3], "others"])
+    small = card(
+        title, verdict, tables=[(table.head, table.rows[:_CARD_ROWS]) for table in lead if table.rows]
+    )
+    page = render(
         Page(
-            title="Comparison of " + " and ".join(names if len(names) < 4 else [*names[:3], "others"]),
+            title=title,
             facts=facts,
             verdict=verdict,
             good=good,
@@ -177,10 +206,12 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> str:
             sections=sections,
             clocks=[clock(one) for one in recorded],
             seams=[seams(one) for one in recorded],
-            tables=[table for table in tables if table.rows],
+            lead=[table for table in lead if table.rows],
+            tables=[final] if final.rows else [],
             runs=names,
         )
     )
+    return Comparison(page, verdict, small)
 
 
 def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict[str, Any]:
@@ -307,6 +338,9 @@ def metric_table(
 
 def _metrics(runs: Sequence[Any], best: bool) -> list[list[str]]:
     return [
-        [key, *("-" if value is None else f"{value:.6g}" for value in values)]
+        [
+            as_people_count(key, 0)[0],
+            *("-" if value is None else as_people_count(key, value)[1] for value in values),
+        ]
         for key, values in metric_table([run.data.metrics for run in runs], best)
     ]

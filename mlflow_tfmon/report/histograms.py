@@ -96,7 +96,8 @@ def over_time(name: str, kind: str, rows: pd.DataFrame) -> Cells:
         f"{first.step}, between {last.q25:.3g} and {last.q75:.3g} at step {last.step}."
     )
     labels = [f"{middle:.3g}" for middle in (edges[:-1] + edges[1:]) / 2]
-    return Cells(name, rows.step.tolist(), labels, cells, text)
+    layer = name.rpartition(".")[0] or name
+    return Cells(name, rows.step.tolist(), labels, cells, text, layers=(layer,))
 
 
 def _extent(rows: pd.DataFrame) -> tuple[float, float]:

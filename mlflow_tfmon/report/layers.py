@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow_tfmon import signals
 from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.histograms import histograms
-from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section
+from mlflow_tfmon.report.panels import Cells, Curve, Panel, Picture, Section, needs_log
 from mlflow_tfmon.report.thin import Buckets
 from mlflow_tfmon.signals.signal import Signal
 
@@ -78,19 +78,32 @@ def _panels(norms: _Norms, signal: Signal) -> list[Panel | Picture]:
     """Curves of the largest kernels, how the quantity spreads over all variables, and a picture of all of them."""
     names, buckets, joined = norms.names, norms.buckets, norms.largest()
     shared = _shared(names)
-    found = (Curve.of(one.removeprefix(shared), steps, values) for one, (steps, values) in joined.items())
+    found = (
+        Curve.of(one.removeprefix(shared), steps, values, layer=layer_of(one))
+        for one, (steps, values) in joined.items()
+    )
     curves = tuple(curve for curve in found if curve.points)
     if not curves:
         return []
     quantity, title, band = signal.name, signal.plural, signal.band
     note = f"Shaded: the usual range in healthy trainings, {band[0]:g} to {band[1]:g}." if band else ""
     if len(names) > len(curves):
-        note = f"The {len(curves)} largest kernels. {note}"
+        note = f"The {len(curves)} largest kernels, and the layer that is chosen above. {note}"
+    log = needs_log(curves)
     return [
-        Panel(f"{quantity} by layer", f"{title} by layer", curves, log=True, band=band, note=note),
-        *_spread(buckets, quantity, title),
-        *_all(buckets, names, quantity, signal.label),
+        Panel(f"{quantity} by layer", f"{title} by layer", curves, log=log, band=band, note=note),
+        *(_all(buckets, names, quantity, signal.label) or _spread(buckets, quantity, title)),
     ]
+
+
+def layer_of(variable: str) -> str:
+    """The layer that a variable is of.
+
+    Example:
+        >>> layer_of("net.hidden.kernel")
+        'net.hidden'
+    """
+    return variable.rpartition(".")[0] or variable
 
 
 def _shared(names: Sequence[str]) -> str:
@@ -108,7 +121,9 @@ def _spread(buckets: Buckets, quantity: str, title: str) -> list[Panel]:
     shares = {"largest": 1.0, "upper quarter": 0.75, "median": 0.5, "lower quarter": 0.25, "least": 0.0}
     found = pd.DataFrame(values.T).quantile(list(shares.values())).to_numpy()
     curves = tuple(Curve.of(name, steps, one) for name, one in zip(shares, found, strict=True))
-    return [Panel(f"{quantity} spread", f"{title} of all variables: distribution", curves, log=True)]
+    return [
+        Panel(f"{quantity} spread", f"{title} of all variables: distribution", curves, log=needs_log(curves))
+    ]
 
 
 def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> list[Picture]:
@@ -117,19 +132,21 @@ def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> li
         return []
     filled = np.isfinite(buckets.largest).any(axis=1)
     values, steps = buckets.largest[filled], buckets.steps[filled].tolist()
-    logs = np.log10(np.where(values > 0, values, np.nan))
     cells = [
-        (column, len(names) - 1 - row, round(float(logs[column, row]), 2))
-        for column, row in np.argwhere(np.isfinite(logs)).tolist()
+        (column, len(names) - 1 - row, float(f"{values[column, row]:.3g}"))
+        for column, row in np.argwhere(np.isfinite(values) & (values > 0)).tolist()
     ]
     if not cells:
         return []
-    ends = [float(v) for v in np.percentile([c[2] for c in cells], [0, 100])]
-    text = f"{name} of {len(names)} variables, from 1e{ends[0]:.1f} to 1e{ends[1]:.1f}."
-    shared = _shared(names)
-    picture = Cells("", steps, [one.removeprefix(shared) for one in reversed(names)], cells, text)
+    found = [value for _, _, value in cells]
+    text = f"{name} of {len(names)} variables, from {min(found):.3g} to {max(found):.3g}."
+    shared, rows = _shared(names), list(reversed(names))
+    picture = Cells(
+        "", steps, [one.removeprefix(shared) for one in rows], cells, text, layers=tuple(map(layer_of, rows))
+    )
     title = f"{name.capitalize()} of every variable"
-    return [Picture(f"{quantity} of all", title, (picture,), f"log10 of the {name}")]
+    note = "The largest value in each stretch of steps."
+    return [Picture(f"{quantity} of all", title, (picture,), name, note, log=True)]
 
 
 def _labelled(layer: str, activation: str) -> str:
@@ -153,7 +170,12 @@ def _activations(run: RecordedRun) -> Section | None:
             rows = rows[rows.groupby("layer")[column].transform("max") > 0]
         chosen = list(dict.fromkeys(rows.layer))[: 2 * _MAX_KERNELS]
         curves = tuple(
-            Curve.of(_labelled(layer.removeprefix(shared), one.activation.iloc[0]), one.step, one[column])
+            Curve.of(
+                _labelled(layer.removeprefix(shared), one.activation.iloc[0]),
+                one.step,
+                one[column],
+                layer=layer,
+            )
             for layer in chosen
             if len(one := rows[rows.layer == layer])
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_tfmon.checkpoints.names import BEST, LAST
-from mlflow_tfmon.reading.recorded import RecordedRun, load_run
+from mlflow_tfmon.reading.recorded import RecordedRun, load_run, read_run
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
 from mlflow_tfmon.report.training import training
@@ -20,6 +20,7 @@ from mlflow_tfmon.tags import (
     LOST_TAGS,
     PREFIX,
     PROBLEMS_TAG,
+    PROGRESS_TAG,
     REFUSED_TAG,
     RESCUES_TAG,
     STOPPED_TAG,
@@ -34,24 +35,26 @@ _SHOWN_BY = {
     "vanishing_gradient": ("grad_norm by layer", "gradient"),
     "dead_relu": ("dead", "zeros"),
     "saturated_activation": ("saturated",),
-    "oscillating_loss": ("stability",),
+    "oscillating_loss": ("loss",),
     "overfitting": ("gap", "loss"),
     "stagnant_weights": ("update_ratio by layer",),
     "poor_initialization": ("activation std", "grad_norm by layer"),
     "improper_activation": ("activation std", "loss"),
-    "learning_rate_too_high": ("stability", "loss"),
+    "learning_rate_too_high": ("loss",),
     "learning_rate_too_low": ("update_ratio by layer", "loss"),
     "input_bound": ("input_wait", "throughput"),
     "retracing": ("step_time",),
+    "memory_growth": ("memory",),
 }
 
 
-def make(run_id: str, tracking_uri: str | None = None) -> str:
+def make(run_id: str, tracking_uri: str | None = None, wait: bool = True) -> str:
     """Returns the report of a run as HTML.
 
     Args:
         run_id: the MLflow run.
         tracking_uri: the run's store; default: MLflow's current tracking URI.
+        wait: whether to wait for what this machine is delivering.
 
     Raises:
         ValueError: the run was not monitored, or nothing of it has arrived yet.
@@ -63,7 +66,8 @@ def make(run_id: str, tracking_uri: str | None = None) -> str:
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri)
-    return render(page_of(load_run(run_id, tracking_uri), client.get_run(run_id)))
+    recorded = load_run(run_id, tracking_uri) if wait else read_run(client, run_id)
+    return render(page_of(recorded, client.get_run(run_id)))
 
 
 def page_of(recorded: RecordedRun, run: Any) -> Page:
@@ -76,7 +80,7 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
     sections = [*training(recorded), *layers(recorded)]
     keys = {panel.key for section in sections for panel in section.panels}
     findings = [_finding(problem, keys) for problem in recorded.problems]
-    verdict, good = _verdict(findings, run.data.tags.get(PROBLEMS_TAG))
+    verdict, good = _verdict(findings, run.data.tags.get(PROBLEMS_TAG), running=run.info.status == "RUNNING")
     return Page(
         title=run.info.run_name or run.info.run_id,
         facts=_facts(recorded, run),
@@ -138,10 +142,12 @@ def _finding(problem: Any, keys: set[str]) -> Finding:
     )  # fmt: skip
 
 
-def _verdict(findings: list[Finding], tag: str | None) -> tuple[str, bool | None]:
+def _verdict(findings: list[Finding], tag: str | None, running: bool) -> tuple[str, bool | None]:
     if findings:
         kinds = ", ".join(dict.fromkeys(finding.kind for finding in findings))
         return f"{len(findings)} problem{'s' if len(findings) > 1 else ''} found: {kinds}.", False
+    if running:
+        return "The training goes on; no problem was found so far.", None
     if tag is not None:
         return "No problems found.", True
     return "This run was not checked for problems.", None
@@ -162,8 +168,13 @@ def _facts(recorded: RecordedRun, run: Any) -> list[str]:
     if monitor is not None:
         epoch = run.data.metrics.get(monitor.partition("best/")[0] + "best/epoch", float("nan"))
         name = monitor.replace("best/", "")
-        facts.append(f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch + 1:.0f}")
-    if not recorded.complete:
+        facts.append(
+            f"best {name} {run.data.metrics[monitor]:.5g} at epoch {epoch + 1:.0f} of {len(recorded.epochs)}"
+        )
+    progress = run.data.tags.get(PROGRESS_TAG)
+    if info.status == "RUNNING" and progress:
+        facts.append(f"so far: {progress}")
+    elif not recorded.complete:
         facts.append("not everything recorded has arrived yet")
     return facts
 
@@ -179,13 +190,25 @@ def _tables(run: Any) -> list[Table]:
     }  # fmt: skip
     about = [(name, tags[key]) for key, name in shown.items() if key in tags]
     own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", PREFIX))]
-    best = [(key, f"{value:.6g}") for key, value in sorted(run.data.metrics.items()) if "best/" in key]
+    best = [as_people_count(key, value) for key, value in sorted(run.data.metrics.items()) if "best/" in key]
     actions = [(name, tags[key]) for key, name in _ACTIONS.items() if key in tags]
     tables = (
         Table("Actions on problems", actions), Table("Best epoch", best),
         Table("Environment", about + own), Table("Settings", sorted(params.items()))
     )  # fmt: skip
     return [table for table in tables if table.rows]
+
+
+def as_people_count(metric: str, value: float) -> tuple[str, str]:
+    """A metric as a table has it, its name and its value: people count epochs from 1, the stored index is from 0.
+
+    Example:
+        >>> as_people_count("best/epoch", 4.0)
+        ('best epoch', '5')
+    """
+    if metric.endswith("best/epoch"):
+        return f"{metric.removesuffix('best/epoch')}best epoch", f"{value + 1:.0f}"
+    return metric, f"{value:.6g}"
 
 
 def _code(run: Any) -> list[tuple[str, str]]:

@@ -68,6 +68,7 @@ class Page:
         sections: panels.
         clocks: of each run, to tell epochs and minutes of steps: lists "step", "epoch", "minutes" of one length.
         seams: of each run, where a further training goes on: the step, and what it is.
+        lead: tables above the panels.
         tables: below the panels.
         code: how to go on, lines of Python with what they do before each.
         runs: names of the runs, where there are several.
@@ -81,6 +82,7 @@ class Page:
     sections: Sequence[Section]
     clocks: Sequence[Mapping[str, Sequence[float]]]
     seams: Sequence[Sequence[tuple[int, str]]]
+    lead: Sequence[Table] = ()
     tables: Sequence[Table] = ()
     code: Sequence[tuple[str, str]] = ()
     runs: Sequence[str] = ()

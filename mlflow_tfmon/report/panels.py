@@ -13,6 +13,8 @@ import numpy as np
 
 from mlflow_tfmon.report.thin import thin
 
+_WIDE, _TOWERS = 50.0, 300.0  # between most values of a panel; of its largest above its median
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -23,19 +25,21 @@ class Curve:
         points: (step, value), in the order of the steps.
         faint: whether it is the background of another.
         run: position of the run that it is of, where there are several.
+        layer: that it is of, or "".
     """
 
     name: str
     points: list[tuple[float, float]]
     faint: bool = False
     run: int = 0
+    layer: str = ""
 
     @classmethod
-    def of(cls, name: str, steps: Any, values: Any, faint: bool = False) -> Curve:
+    def of(cls, name: str, steps: Any, values: Any, faint: bool = False, layer: str = "") -> Curve:
         """A curve of many points, thinned."""
         at, kept = thin(np.asarray(steps), np.asarray(values, float))
         digits = (float(f"{value:.5g}") for value in kept)
-        return cls(name, list(zip(at.tolist(), digits, strict=True)), faint)
+        return cls(name, list(zip(at.tolist(), digits, strict=True)), faint, layer=layer)
 
     @property
     def text(self) -> str:
@@ -49,6 +53,16 @@ class Curve:
             f"{self.name}: from {values[0]:.4g} (step {steps[0]}) to {values[-1]:.4g} (step {steps[-1]}), "
             f"least {values[least]:.4g} (step {steps[least]}), largest {values[most]:.4g} (step {steps[most]})"
         )
+
+
+def needs_log(curves: Sequence[Curve]) -> bool:
+    """Whether a linear scale would show some of the curves as lines at its bottom, and nothing of them."""
+    found = np.array([value for curve in curves for _, value in curve.points])
+    values = found[found > 0]
+    if (found < 0).any() or len(values) <= len(found) / 2:  # what is not above 0 is left out
+        return False
+    low, middle, high = np.quantile(values, [0.02, 0.5, 0.98])
+    return bool(high > _WIDE * low or values.max() > _TOWERS * middle)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ class Cells:
         cells: (column, row, value); a cell that is left out is empty.
         text: the picture in words.
         logarithmic: whether the rows are values that grow by a factor.
+        layers: what each row is of, where rows are variables; else the layer of the picture, or none.
     """
 
     name: str
@@ -105,6 +120,7 @@ class Cells:
     cells: list[tuple[int, int, float]] = field(repr=False)
     text: str
     logarithmic: bool = False
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,7 @@ class Picture:
         title: above it.
         choices: the pictures.
         scale: what the colours say.
+        log: whether the colours are by the logarithm of that; else they are by its root.
         note: what to know when looking at it.
     """
 
@@ -124,6 +141,7 @@ class Picture:
     choices: tuple[Cells, ...]
     scale: str
     note: str = ""
+    log: bool = False
 
     @property
     def text(self) -> str:

@@ -1,40 +1,40 @@
-"""Report panels of the whole training: loss, metrics, learning rate, gradient, gap, stability, throughput."""
+"""Report panels of the whole training: loss, metrics, learning rate, gradient, gap, throughput."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from mlflow_tfmon.reading.recorded import RecordedRun
-from mlflow_tfmon.report.panels import Curve, Panel, Section
+from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 
 _MAX_CURVES = 12  # curves of one kind that can be told apart
-_TOWERS = 300.0
 
 
 def training(run: RecordedRun) -> list[Section]:
     """Returns the sections on the training as a whole and on its speed."""
-    panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run), _stability(run)]
+    panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run)]
     speed = [
-        _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms", log=True),
+        _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"),
         _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
         _stepwise(
             run, "input_wait", "Share of the step spent waiting for input", {"input_wait_share": "input wait"}
         ),
     ]
+    speed += _system(run)
     own = [_others(run)]
     return [
         Section(title, kept)
-        for title, found in (("Training", panels), ("More figures", own), ("Throughput and input", speed))
+        for title, found in (
+            ("Training", panels),
+            ("More figures", own),
+            ("Throughput, input and machine", speed),
+        )
         if (kept := tuple(panel for panel in found if panel is not None and panel.curves))
     ]
 
 
-def _stepwise(
-    run: RecordedRun, key: str, title: str, columns: dict[str, str], unit: str = "", log: bool = False
-) -> Panel:
+def _stepwise(run: RecordedRun, key: str, title: str, columns: dict[str, str], unit: str = "") -> Panel:
     """Columns of `run.steps`, those of each stream."""
     curves, marks = [], set[int]()
     for prefix in run.streams:
@@ -47,7 +47,7 @@ def _stepwise(
                 there = _there(run, prefix)
                 marks |= set(run.steps.index[~np.isfinite(values) & there].tolist())
     kept = tuple(curve for curve in curves if curve.points)
-    return Panel(key, title, kept, unit, log, marks=tuple(sorted(marks)[:200]))
+    return Panel(key, title, kept, unit, needs_log(kept), marks=tuple(sorted(marks)[:200]))
 
 
 def _there(run: RecordedRun, prefix: str) -> np.ndarray:
@@ -85,13 +85,7 @@ def _loss(run: RecordedRun) -> Panel:
     epochs = _epoch_curves(run, [name for name in run.epochs if _is_loss(name)])
     faint = tuple(Curve(c.name, c.points, faint=bool(epochs)) for c in steps.curves)
     curves = faint + tuple(epochs)
-    return Panel("loss", steps.title, curves, log=_towers(curves), marks=steps.marks)
-
-
-def _towers(curves: Sequence[Curve]) -> bool:
-    """Whether something towers so far above the rest that a linear scale would show nothing else."""
-    values = np.array([value for curve in curves for _, value in curve.points])
-    return bool(len(values) and values.min() > 0 and values.max() > _TOWERS * np.median(values))
+    return Panel("loss", steps.title, curves, log=needs_log(curves), marks=steps.marks)
 
 
 def _metrics(run: RecordedRun) -> list[str]:
@@ -132,7 +126,7 @@ def _learning_rate(run: RecordedRun) -> Panel:
 
 def _gradient(run: RecordedRun) -> Panel:
     columns = {"grad_norm": "gradient norm", "grad_norm_clipped": "after clipping"}
-    return _stepwise(run, "gradient", "Gradient norm", columns, log=True)
+    return _stepwise(run, "gradient", "Gradient norm", columns)
 
 
 def _gap(run: RecordedRun) -> Panel | None:
@@ -148,17 +142,19 @@ def _gap(run: RecordedRun) -> Panel | None:
     return Panel("gap", "Overfitting gap", tuple(gaps), note=note)
 
 
-def _stability(run: RecordedRun) -> Panel:
-    curves = []
-    for prefix in run.streams:
-        if f"{prefix}loss" not in run.steps:
-            continue
-        loss = run.steps[f"{prefix}loss"].replace([np.inf, -np.inf], np.nan).dropna()
-        half_life = max(5.0, len(loss) / 50)
-        curves.append(Curve.of(f"{prefix}loss", loss.index, loss, faint=True))
-        curves.append(Curve.of(f"{prefix}smoothed", loss.index, loss.ewm(halflife=half_life).mean()))
-    note = (
-        "The loss of each step, and its exponentially weighted mean (half-life: a fiftieth of the training)."
-    )
-    kept = tuple(c for c in curves if c.points)
-    return Panel("stability", "Stability", kept, log=_towers(kept), note=note)
+def _system(run: RecordedRun) -> list[Panel]:
+    """What the training took of the machine."""
+    panels = []
+    for key, title, columns, unit in (
+        ("processor", "Processor of this training", {"process_cpu_percent": "processor"}, "% of a core"),
+        ("gpu", "GPUs, how busy", {"gpu_percent": "GPUs"}, "%"),
+        ("memory", "Memory", {"process_memory_mb": "of this training", "memory_free_mb": "free"}, "MB"),
+        ("gpu memory", "Memory of the GPUs", {"gpu_memory_mb": "used"}, "MB"),
+    ):
+        curves = tuple(
+            Curve.of(name, run.system.index, run.system[column])
+            for column, name in columns.items()
+            if column in run.system
+        )
+        panels.append(Panel(key, title, tuple(one for one in curves if one.points), unit))
+    return panels

@@ -320,6 +320,13 @@ class Recording:
             number, step = (stream.number, stream.steps) if stream is not None else (0, 0)
             self._append([records.Logged(number, step, time.time(), values)])
 
+    def system(self, values: Mapping[str, float]) -> None:
+        """Records what the training takes of the machine, at the current step."""
+        with self._lock:
+            step = max((stream.steps for stream in self._streams), default=0)
+            if step:
+                self._append([records.System(step, time.time(), dict(values))])
+
     def append(self, *out: records.Record) -> None:
         """Records anything else."""
         with self._lock:

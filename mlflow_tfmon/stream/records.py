@@ -183,6 +183,15 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class System:
+    """What the training took of the machine: values by name, such as "system/process_memory_mb", at a step."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Paused:
     """From `start` to `end` (Unix time, seconds) nothing was trained (validation, say): no step time spans it."""
 
@@ -381,6 +390,6 @@ class RunEnded:
 
 
 Record = Union[
-    RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, Premises, Problems,
+    RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, System, Premises, Problems,
     Paused, Lost, Overwritten, LeftOut, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip

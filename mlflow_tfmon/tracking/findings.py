@@ -8,9 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.records import Premises, Problems
-from mlflow_tfmon.tags import COMMAND_TAG, PROBLEMS_TAG, PROGRESS_TAG, RESCUES_TAG, STALLED_TAG, STOPPED_TAG
-from mlflow_tfmon.tracking.names import TELEMETRY, clean
+from mlflow_tfmon.tags import (
+    COMMAND_TAG,
+    PROBLEMS_TAG,
+    PROGRESS_TAG,
+    REACHED_TAG,
+    RESCUES_TAG,
+    STALLED_TAG,
+    STOPPED_TAG,
+    pointer,
+)
+from mlflow_tfmon.tracking.chart_view import CHARTS
+from mlflow_tfmon.tracking.names import MODEL_ID, REPORT, TELEMETRY, clean
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,7 +40,7 @@ _MORE = (
 _SETTINGS = {
     "opt_name": "optimizer", "opt_learning_rate": "learning rate", "batch_size": "batch size", "epochs": "epochs",
 }  # fmt: skip
-_BEGIN, _END = "<!-- tfmon.problems -->", "<!-- /tfmon.problems -->"
+_PARTS = ("problems", "run")  # of the description that are ours, in their order
 
 
 def kinds(record: Problems) -> str:
@@ -130,11 +141,46 @@ def _said(one: Problem) -> str:
     return f"**{plain(one.kind)}** ({plain(one.severity)}) {since}: {plain(one.evidence)}"
 
 
-def with_part(description: str, text: str) -> str:
-    """A description with `text` in the place of our part of it, which is below what the user wrote."""
-    part = re.compile(r"\n*" + re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
-    left = part.sub("", description)
-    return f"{left}\n\n{_BEGIN}\n{text}\n{_END}".lstrip("\n") if text else left
+def with_part(description: str, text: str, part: str = "problems") -> str:
+    """A description with `text` in the place of a part of ours, below what the user wrote; "" takes it away."""
+    texts: dict[str, str] = {}
+    for name in _PARTS:
+        ours = re.compile(rf"\n*<!-- tfmon\.{name} -->\n(.*?)\n<!-- /tfmon\.{name} -->", re.DOTALL)
+        if found := ours.search(description):
+            texts[name] = found[1]
+        description = ours.sub("", description)
+    texts[part] = text
+    for name in _PARTS:
+        if texts.get(name):
+            description += f"\n\n<!-- tfmon.{name} -->\n{texts[name]}\n<!-- /tfmon.{name} -->"
+    return description.lstrip("\n")
+
+
+def about(run: Run, report: bool) -> str:
+    """The part of the description that says what came of a run: its best epochs, how to load its models, where to look.
+
+    Args:
+        run: MLflow's run.
+        report: whether it has a report, or will have one soon.
+    """
+    metrics, tags, info = run.data.metrics, run.data.tags, run.info
+    # Addresses within MLflow's page (seen with 3.17), whatever the server is called outside.
+    here = f"#/experiments/{info.experiment_id}/runs"
+    links = [f"[The report]({here}/{info.run_id}/artifacts/{REPORT})"] if report else []
+    lines = [" · ".join([*links, f"[Charts of this experiment's runs]({here}?{CHARTS})"]), ""]
+    done = Past.from_text(tags.get(REACHED_TAG)).epochs
+    for key, value in sorted(metrics.items()):
+        prefix, is_best, name = key.rpartition("best/")
+        if not is_best or name == "epoch":
+            continue
+        epoch, of = metrics.get(f"{prefix}best/epoch"), done.get(prefix)
+        when = "" if epoch is None else f", at epoch {epoch + 1:.0f}" + (f" of {of}" if of else "")
+        model_id = tags.get(pointer("best_model", prefix), "")
+        model = (
+            f': `mlflow.tensorflow.load_model("models:/{model_id}")`' if MODEL_ID.fullmatch(model_id) else ""
+        )
+        lines.append(f"- Best {plain(prefix + name)}: **{value:.5g}**{when}{model}")
+    return "\n".join(lines).strip()
 
 
 def premises_file(record: Premises) -> tuple[str, str]:

@@ -163,7 +163,7 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME"),
     )
     if _away(uri):
-        return later
+        return replace(later, tags={**_context(), **tags})
     try:
         _prepare_store(uri)
         run = mlflow.start_run(run_name=name, tags=tags)
@@ -182,6 +182,17 @@ def start(extra_tags: Mapping[str, str] | None, stay_active: bool) -> Run:
         with contextlib.suppress(Exception):
             fluent._active_run_stack.get().pop()
     return _known(run, owned=True, active=stay_active, tags=tags)
+
+
+def _context() -> dict[str, str]:
+    """The tags that MLflow gives to runs that it makes itself: user, script, git commit."""
+    resolve = internal(
+        "mlflow.tracking.context.registry.resolve_tags", dict, "runs that are made later lack user and script"
+    )
+    found: dict[str, str] = {}
+    with contextlib.suppress(Exception):
+        found = resolve()
+    return found
 
 
 def beside(run: Run) -> Run:

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_tfmon import locks
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.noise import hushed
-from mlflow_tfmon.tracking import findings
+from mlflow_tfmon.tracking import chart_view, findings
 from mlflow_tfmon.tracking.names import clean
 from mlflow_tfmon.tracking.patience import patient_uploads
 from mlflow_tfmon.tracking.points import Point
@@ -236,11 +236,32 @@ class RunStore:
         return {} if text in description else self.tags({DESCRIPTION: f"{description}\n\n{text}".strip()})
 
     def explain(self, text: str) -> dict[str, str]:
-        """Sets our own part of the run's description, below what the user wrote there; "" takes it away."""
-        description = self._run().data.tags.get(DESCRIPTION, "")
-        room = MAX_TAG_VAL_LENGTH - len(findings.with_part(findings.with_part(description, ""), "-"))
-        changed = findings.with_part(description, cut(text, room) if text and room > 0 else "")
+        """Sets what the run's description says of problems, below what the user wrote there; "" takes it away."""
+        return self._part(self._run(), "problems", text)
+
+    def introduce(self, report: bool) -> dict[str, str]:
+        """Brings up to date what the run's description says of its best epoch, its model and its report.
+
+        Args:
+            report: whether the run has a report, or will have one soon.
+        """
+        run = self._run()
+        return self._part(run, "run", findings.about(run, report))
+
+    def _part(self, run: Run, part: str, text: str) -> dict[str, str]:
+        description = run.data.tags.get(DESCRIPTION, "")
+        room = MAX_TAG_VAL_LENGTH - len(
+            findings.with_part(findings.with_part(description, "", part), "-", part)
+        )
+        changed = findings.with_part(description, cut(text, room) if text and room > 0 else "", part)
         return {} if changed == description else self.tags({DESCRIPTION: changed})
+
+    def show_charts(self) -> None:
+        """Gives the run's experiment the chart view that is linked; one that is there stays as its users have it."""
+        with store_errors():
+            experiment = self.client.get_experiment(self._run().info.experiment_id)
+            if chart_view.TAG not in experiment.tags:
+                self.client.set_experiment_tag(experiment.experiment_id, chart_view.TAG, chart_view.value())
 
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""

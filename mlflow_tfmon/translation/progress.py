@@ -14,6 +14,11 @@ from mlflow_tfmon.translation.state import State, StateError
 
 _SHOWN = ("loss", "learning_rate", "grad_norm")
 _STREAMS = 4  # a line of more is none that is read
+_FIRST_STEP, _FIRST_TIME, _TOTAL = (
+    "first_step",
+    "first_time",
+    "total_steps",
+)  # in a row, beside what was recorded
 
 
 class Progress:
@@ -21,7 +26,7 @@ class Progress:
 
     Example:
         >>> progress.text()
-        'step 12345, 3 epochs done, loss 0.1234, learning_rate 0.001, grad_norm 1.2, 3.4 ms a step'
+        'step 12345 of 20000, 3 epochs done, loss 0.1234, learning_rate 0.001, grad_norm 1.2, 3.4 ms a step, 26 s left'
     """
 
     def __init__(self) -> None:
@@ -52,7 +57,10 @@ class Progress:
     def steps(self, block: Block, measures: Mapping[str, np.ndarray]) -> None:
         """Takes a block and the measures that were computed from it."""
         row = block.last | {name: float(values[-1]) for name, values in measures.items()}
-        self._rows.pop(block.layout.stream, None)
+        _, before = self._rows.pop(block.layout.stream, ("", {}))
+        row[_FIRST_STEP] = before.get(_FIRST_STEP, row["step"])
+        row[_FIRST_TIME] = before.get(_FIRST_TIME, row.get("time", nan))
+        row[_TOTAL] = float(block.layout.total_steps or nan)
         self._rows[block.layout.stream] = block.layout.prefix, row
 
     def epoch(self, record: EpochEnded) -> None:
@@ -70,10 +78,22 @@ class Progress:
 
     def _line(self, prefix: str, row: dict[str, float]) -> str:
         epochs = self.epochs.get(prefix, 0)
-        found = [f"step {int(row['step'])}"]
+        step, total = int(row["step"]), row.get(_TOTAL, nan)
+        found = [f"step {step}" + (f" of {total:.0f}" if total >= step else "")]
         if epochs:
             found.append("1 epoch done" if epochs == 1 else f"{epochs} epochs done")
         found += [f"{name} {row[name]:.4g}" for name in _SHOWN if isfinite(row.get(name, nan))]
         if isfinite(row.get("step_time_ms", nan)):
             found.append(f"{row['step_time_ms']:.4g} ms a step")
+        steps, seconds = step - row.get(_FIRST_STEP, nan), row.get("time", nan) - row.get(_FIRST_TIME, nan)
+        if total > step and steps > 0 and seconds > 0:  # validation between the epochs is in that time
+            found.append(f"{_span((total - step) * seconds / steps)} left")
         return (f"{prefix.rstrip('.')}: " if prefix else "") + ", ".join(found)
+
+
+def _span(seconds: float) -> str:
+    """Such as "26 s", "12 min" or "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

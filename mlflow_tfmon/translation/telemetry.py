@@ -11,6 +11,7 @@ one run do not meet, and are in order:
 - `epochs-<part>.parquet`: epoch metrics, a row each (epoch, step, time, prefix, name, value);
 - `histograms-<stream>-<part>.parquet`, in a folder of their own: a row a step, variable and kind, with the bins from
   the first that is not empty to the last, by the number of the first (`stream.bins`);
+- `system-<part>.parquet`: what the training took of the machine, a row each (step, time, name, value);
 - `activations-<part>.parquet`: a row an epoch and layer, with the fields of `Activations` and `LayerActivations`.
 
 The order of the lists is that of `variables` in the file's metadata (key "tfmon", JSON).
@@ -37,6 +38,7 @@ from mlflow_tfmon.stream.records import (
     Histograms,
     Logged,
     StreamOpened,
+    System,
 )
 from mlflow_tfmon.translation.parts import File, Part
 from mlflow_tfmon.translation.state import State, StateError, by_number, number_of, of_batches
@@ -44,7 +46,7 @@ from mlflow_tfmon.translation.state import State, StateError, by_number, number_
 FORMAT = 1
 METADATA_KEY = b"tfmon"
 _ROWS = 10_000
-_STEM = re.compile(r"(steps|deep|histograms|logged)-\d{1,9}|epochs|activations")
+_STEM = re.compile(r"(steps|deep|histograms|logged)-\d{1,9}|epochs|activations|system")
 _LISTS = "variables."
 _LOGGED = pa.schema(
     {
@@ -64,6 +66,14 @@ _ACTIVATIONS = pa.schema(
      "std": pa.float64(), "zero_fraction": pa.float64(), "dead_fraction": pa.float64(),
      "saturated_fraction": pa.float64()}
 )  # fmt: skip
+_SYSTEM = pa.schema(
+    {
+        "step": pa.int64(),
+        "time": pa.float64(),
+        "name": pa.dictionary(pa.int32(), pa.string()),
+        "value": pa.float64(),
+    }
+)
 _HISTOGRAMS = pa.schema(
     {"step": pa.int64(), "variable": pa.dictionary(pa.int32(), pa.string()),
      "kind": pa.dictionary(pa.int32(), pa.string()), "first_bin": pa.int32(), "counts": pa.list_(pa.int64()),
@@ -156,6 +166,12 @@ class Telemetry:
         head = (record.epoch, record.step, record.time, record.prefix, record.examples)
         for layer in record.layers:
             self._add("activations", (*head, *dataclasses.astuple(layer)))
+
+    def system(self, record: System) -> None:
+        """Adds what the training took of the machine."""
+        self._schemas["system"] = _SYSTEM.with_metadata(self._metadata({}))
+        for name, value in record.values.items():
+            self._add("system", (record.step, record.time, name, value))
 
     def rotate(self) -> None:
         """Closes the parts that are open, so that all that was added is in finished ones."""

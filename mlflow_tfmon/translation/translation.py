@@ -27,6 +27,7 @@ from mlflow_tfmon.stream.records import (
     RunStarted,
     Steps,
     StreamOpened,
+    System,
 )
 from mlflow_tfmon.tags import SEAMS_TAG, STALLED_TAG
 from mlflow_tfmon.tracking.names import Names
@@ -93,7 +94,7 @@ class Translation:
             StreamOpened: self._opened, Steps: self._steps, DeepSteps: self._deep, Logged: self._logged,
             EpochEnded: self._epoch, Activations: self._activations, Paused: self._paused, Facts: self._facts,
             Lost: self._lost, Overwritten: self._overwritten, LeftOut: self._left_out,
-            Histograms: self._histograms,
+            Histograms: self._histograms, System: self._system,
         }  # fmt: skip
 
     def take(self, record: Record) -> list[Point]:
@@ -283,6 +284,12 @@ class Translation:
 
     def _activations(self, record: Activations) -> list[Point]:
         self.telemetry.activations(record)
+        return []
+
+    def _system(self, record: System) -> list[Point]:
+        self.telemetry.system(record)
+        for name, value in record.values.items():
+            self._curves.value(name, float(value), record.step, record.time, None)
         return []
 
     def _facts(self, record: Facts) -> list[Point]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import util
 from typing import Any
 
+import tensorflow as tf
+
 from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.keeper import Keeper
 from mlflow_tfmon.delivery import ending
@@ -36,12 +38,14 @@ from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
 from mlflow_tfmon.tags import COMMAND_TAG, DESYNC_TAG, ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
+from mlflow_tfmon.tracking.links import where
 from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.end_budget import Thrift
+from mlflow_tfmon.watching.meter import Meter
 from mlflow_tfmon.watching.stalls import Stall
-from mlflow_tfmon.watching.summary import Summary, where
+from mlflow_tfmon.watching.summary import Summary
 from mlflow_tfmon.watching.user_messages import say_what_is_not_matched
 
 _open: dict[str, Pipeline] = {}
@@ -79,6 +83,7 @@ class Pipeline:
         self.stall = Stall(
             lambda: self._rings, lambda: self.recording.steps, self.recording.append, self.folder
         )
+        self._meter = Meter(self.recording.system, bool(tf.config.list_physical_devices("GPU")))
         self.watch = Watch(self.recording.append, settings.detectors)
         link = where(run.tracking_uri, run.experiment_id, run.run_id)
         self.watch.on_new += alerts.of(settings, run.run_id, run.name, link)
@@ -95,7 +100,9 @@ class Pipeline:
             tags = {name: text for name, text in tags.items() if text}
             self.recording.append(records.Facts(tags=tags, time=time.time()))
         with contained("starting delivery", f"recordings are kept in {self.folder}"):
-            self._delivery.watch(self.folder, run.tracking_uri, run.registry_uri, settings.silent)
+            self._delivery.watch(
+                self.folder, run.tracking_uri, run.registry_uri, settings.silent, settings.alert_url
+            )
         global _exit_wait
         _exit_wait = settings.exit_wait
 
@@ -310,6 +317,11 @@ class Pipeline:
                 f"mlflow_tfmon: delivery to MLflow is waiting: {status.error}",
             )
 
+    def measure(self) -> None:
+        """Records from time to time what the training takes of the machine."""
+        if self._rings:
+            self._meter.look()
+
     def _append(self, out: Sequence[records.Record]) -> None:
         if out:
             self._spool.append(out)
@@ -389,6 +401,7 @@ def _look() -> None:
         for pipeline in list(_open.values()):
             pipeline.recording.settle(waited=True)
             pipeline.watch_delivery()
+            pipeline.measure()
 
 
 # What custom loops under `autolog` want to be told of.

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.uris import address
+from mlflow_tfmon.tracking.links import charts, where
 
 _MOST_PROBLEMS = 6
-_TRAINING_VIEW = "?workflowType=machine_learning"  # else MLflow (seen with 3.17) shows its view of GenAI apps
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Summary:
         rows = [("recorded", _count(self.steps, "step") + epochs)]
         rows += [("best", one) for one in self.best]
         rows.append(("look at", where(self.tracking_uri, self.experiment_id, self.run_id)))
+        rows.append(("charts", charts(self.tracking_uri, self.experiment_id)))
         rows += [("problem", f"{one.severity}: {one.line()}") for one in self.problems[:_MOST_PROBLEMS]]
         if len(self.problems) > _MOST_PROBLEMS:
             rows.append(("", f"and {len(self.problems) - _MOST_PROBLEMS} more, in tfmon/problems.json"))
@@ -70,20 +70,6 @@ class Summary:
             )
         lines = [f"  {name:<9} {text}" for name, text in rows]
         return "\n".join([f"mlflow_tfmon: run {self.run_id or '(not made yet)'}", *lines])
-
-
-def where(tracking_uri: str, experiment_id: str, run_id: str | None) -> str:
-    """Where a run can be looked at: a link, or how to get one.
-
-    Example:
-        >>> where("http://localhost:5000", "0", "8f3a")
-        'http://localhost:5000/#/experiments/0/runs/8f3a?workflowType=machine_learning'
-    """
-    store = address(tracking_uri)
-    page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "") + _TRAINING_VIEW
-    if store.startswith(("http://", "https://")):
-        return store.rstrip("/") + page
-    return f"`mlflow ui --backend-store-uri {store}`, then http://127.0.0.1:5000{page}"
 
 
 def _count(number: int, what: str) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 import sqlite3
+import zlib
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow.data.numpy_dataset import from_numpy
+from mlflow.tracking.context.registry import resolve_tags
 from recordings import BEGUN, COLUMNS, VARIABLES, blocks, deep, deliver, layout, started, values, write
 
 from mlflow_tfmon.delivery.deliverer import Deliverer
@@ -26,9 +30,12 @@ from mlflow_tfmon.stream.records import (
     Flushed,
     Lost,
     ModelSaved,
+    Problems,
     RunEnded,
     Text,
 )
+from mlflow_tfmon.tracking import chart_view, runs
+from mlflow_tfmon.tracking.findings import with_part
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RunStore
 
@@ -183,7 +190,7 @@ def test_the_users_own_run_is_ended_where_the_dead_trainer_would_have_ended_it(
     deliver(write(home, started(store, run_id, **whose), layout(), *blocks(values(10))))
     run = client.get_run(run_id)
     assert run.info.status == status
-    assert ("mlflow.note.content" in run.data.tags) == (status in ("FAILED", "KILLED"))
+    assert ("killed" in run.data.tags["mlflow.note.content"]) == (status in ("FAILED", "KILLED"))
 
 
 def test_a_reason_goes_below_the_description(
@@ -191,10 +198,8 @@ def test_a_reason_goes_below_the_description(
 ) -> None:
     deliver(write(home, started(store, run_id), RunEnded(BEGUN, "FAILED", True, r"ValueError: no \<script>")))
     run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["mlflow.note.content"]) == (
-        "FAILED",
-        r"ValueError: no \\\<script\>",
-    )
+    assert run.info.status == "FAILED"
+    assert r"ValueError: no \\\<script\>" in run.data.tags["mlflow.note.content"].splitlines()
 
 
 def test_a_run_that_could_not_be_made_is_made_once(
@@ -475,3 +480,78 @@ def test_a_run_that_is_made_later_goes_to_the_experiment_of_that_name(
     experiment = client.get_experiment_by_name("named")
     assert experiment is not None and made in (None, experiment.experiment_id)
     assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_the_description_says_what_came_of_a_run_and_links_to_it(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+) -> None:
+    client.set_tag(run_id, "mlflow.note.content", "my *notes*")
+    best = Facts(
+        metrics=(("best/val_loss", 0.25, 3), ("best/epoch", 3.0, 3)),
+        tags={"tfmon.best_model": "m-abc"},
+        time=BEGUN,
+    )
+    epochs = [EpochEnded(at, 10 * at + 10, BEGUN + at, {"val_loss": 0.3}) for at in range(5)]
+    records = [started(store, run_id, report=True), layout(), *blocks(values(50)), *epochs, best]
+    deliver(write(home, *records, Problems(50, BEGUN, ()), RunEnded(BEGUN + 9, "FINISHED", True)))
+    note = client.get_run(run_id).data.tags["mlflow.note.content"]
+    mine, verdict, about = (part.split("<!-- /")[0] for part in note.split("\n\n<!-- "))
+    assert mine == "my *notes*" and "No problem was found" in verdict
+    assert "- Best val\\_loss: **0.25**, at epoch 4 of 5" in about
+    assert 'mlflow.tensorflow.load_model("models:/m-abc")' in about
+    assert f"(#/experiments/0/runs/{run_id}/artifacts/tfmon/report.html)" in about
+    (link,) = re.findall(r"\(#/experiments/0/runs\?(.*?)\)", about)
+    key = dict(part.split("=") for part in link.split("&"))["viewStateShareKey"]
+    assert f"mlflow.sharedViewState.{key}" in client.get_experiment("0").tags
+
+
+def test_parts_of_the_description_stay_apart() -> None:
+    one = with_part("mine", "found", "problems")
+    both = with_part(one, "best", "run")
+    assert with_part(with_part("mine", "best", "run"), "found") == both  # in whatever order they come
+    assert with_part(both, "", "run") == one and with_part(one, "") == "mine"
+    assert with_part(both + "\n\nlater", "other").startswith(
+        "mine\n\nlater\n\n<!-- tfmon.problems -->\nother\n"
+    )
+    assert with_part("", "best", "run").startswith("<!-- tfmon.run -->")
+
+
+def test_the_chart_view_of_an_experiment_is_made_once(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path
+) -> None:
+    run = RunStore(client, run_id)
+    run.show_charts()
+    value = client.get_experiment("0").tags[chart_view.TAG]
+    head, _, packed = value.partition(";")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert head == "deflate" and len(value) < 5000  # the longest that every store takes
+    charts = [chart["selectedMetricKeys"] for chart in state["compareRunCharts"]]
+    assert charts[0] == ["loss", "val_loss"] and charts[1] == ["accuracy", "val_accuracy"]
+    assert charts.index(["batch/learning_rate"]) < charts.index(["batch/grad_norm"])
+    sections = {section["uuid"] for section in state["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
+    client.set_experiment_tag("0", chart_view.TAG, "the users' own")
+    run.show_charts()
+    assert client.get_experiment("0").tags[chart_view.TAG] == "the users' own"
+
+
+def test_an_experiment_that_may_not_be_written_holds_up_nothing(
+    store: str, client: mlflow.MlflowClient, run_id: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise mlflow.MlflowException("Permission denied")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_experiment_tag", refused)
+    one = deliver(
+        write(home, started(store, run_id), layout(), *blocks(values(50)), RunEnded(BEGUN, "FINISHED", True))
+    )
+    assert one.done and one.status.error is None and not one.status.rejected
+    assert client.get_run(run_id).data.tags["tfmon.delivery"] == "complete"
+
+
+def test_a_run_that_is_made_later_says_who_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
+    made = runs.start({"team": "ours"}, stay_active=False)
+    assert made.run_id is None and made.tags["team"] == "ours"
+    expected = resolve_tags()  # what MLflow gives to a run that it makes itself
+    assert {"mlflow.user", "mlflow.source.name"} <= expected.keys() and expected.items() <= made.tags.items()

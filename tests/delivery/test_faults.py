@@ -462,6 +462,9 @@ ELSEWHERE = {
     "delivery.deliverer.Deliverer._give_up", "uris._is_user", "tracking.credentials._sent_to",
     # Of a delivery that takes over from another, and counts files that it has not sent; that says no more what lacked.
     "delivery.tally._rows", "tracking.store.RunStore.untag", "delivery.status.Ledger.take_back",
+    # Of a training that goes on for half a minute; of one whose end somebody is told of.
+    "delivery.live.LiveReport.renew", "delivery.outbox.Outbox.show_report",
+    *(f"tracking.links.{name}" for name in ("where", "charts", "_server")),
     # Of a recording that is damaged, or whose home is a folder of all.
     "private.own_folder",
 }  # fmt: skip

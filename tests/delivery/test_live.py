@@ -21,6 +21,7 @@ from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.records import EpochEnded, Flushed, Logged, Record, RunEnded
+from mlflow_tfmon.tracking.names import REPORT
 from mlflow_tfmon.tracking.store import RunStore
 from mlflow_tfmon.translation import telemetry
 
@@ -77,7 +78,8 @@ def test_the_last_row_of_a_long_training_is_readable_while_it_goes_on(
         assert run.layers["step"].max() == last
         assert not run.complete
         assert (
-            f"step {last}, loss {rows[last - 1, 4]:.4g}" in client.get_run(run_id).data.tags["tfmon.progress"]
+            f"step {last}{f' of {total}' if total else ''}, loss {rows[last - 1, 4]:.4g}"
+            in client.get_run(run_id).data.tags["tfmon.progress"]
         )
     # It is the files that show it: the curve is too far thinned for that by now.
     assert 5003 not in {point.step for point in client.get_metric_history(run_id, "batch/loss")}
@@ -333,3 +335,100 @@ def test_parts_end_where_they_end_however_often_they_are_looked_at(
         assert [step for frame in frames for step in frame["step"]] == sorted([*range(1, 801)] * 2)
     assert made[0] == made[1]
     assert len(made[0]) > 3
+
+
+def test_the_report_is_there_while_the_training_goes_on(
+    store: str,
+    client: mlflow.MlflowClient,
+    run_id: str,
+    home: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    real = RunStore.text
+
+    def text(self: RunStore, path: str, text: str) -> None:
+        if path == REPORT:
+            made.append(text)
+        real(self, path, text)
+
+    monkeypatch.setattr(RunStore, "text", text)
+    rows = values(600)
+    journal = Journal.create(home)
+    deliverer = Deliverer(journal.folder, store)
+    client.set_tag(run_id, "mlflow.note.content", "my notes")
+    journal.append([started(store, run_id, report=True), layout(600), *blocks(rows[:300])])
+    advanced(deliverer, clock, 5.0)
+    assert not made  # a training of a few seconds has one at its end
+    note = client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("my notes\n\n") and "viewStateShareKey" in note and REPORT not in note
+    journal.append([*blocks(rows[300:310]), EpochEnded(0, 310, BEGUN, {"loss": 1.0})])
+    advanced(deliverer, clock, 30.0)
+    assert len(made) == 1 and "The training goes on" in made[0] and "310 steps, 1 epochs" in made[0]
+    assert "so far: step 310 of 600" in made[0]
+    page = mlflow.artifacts.load_text(f"{client.get_run(run_id).info.artifact_uri}/{REPORT}")
+    assert page == made[0] and REPORT in client.get_run(run_id).data.tags["mlflow.note.content"]
+    advanced(deliverer, clock, 100.0)
+    assert len(made) == 1  # nothing is new
+    for at in range(310, 360, 10):
+        journal.append(blocks(rows[at : at + 10]))
+        advanced(deliverer, clock, 10.0)
+    assert len(made) == 3 and "320 steps" in made[1] and "350 steps" in made[2]
+    journal.append([*blocks(rows[360:]), ENDED])
+    while not deliverer.done:
+        advanced(deliverer, clock, 1.0)
+    assert len(made) == 4 and "The training goes on" not in made[3] and "600 steps" in made[3]
+    journal.close()
+
+
+def test_a_report_that_takes_long_is_made_less_often_and_one_that_takes_very_long_not_again(
+    clock: Clock,
+) -> None:
+    took, made = 1.0, []
+
+    def make() -> None:
+        made.append(clock.now)
+        clock.now += took
+
+    one = live.LiveReport(make)
+    for seq in range(2000):
+        one.renew(seq + 1)
+        clock.now += 1.0
+    assert len(made) == pytest.approx(2000 / 30, abs=3)
+    took, begun = 5.0, clock.now
+    made.clear()
+    for seq in range(2000, 4000):
+        one.renew(seq + 1)
+        clock.now += 1.0
+    assert 15 < len(made) <= 0.05 * (clock.now - begun) / took + 1
+    took = 11.0
+    made.clear()
+    for seq in range(4000, 9000):
+        one.renew(seq + 1)
+        clock.now += 1.0
+    assert len(made) == 1
+
+
+def test_a_report_that_cannot_be_made_is_in_nobodys_way(
+    store: str,
+    client: mlflow.MlflowClient,
+    run_id: str,
+    home: Path,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> str:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("mlflow_tfmon.report.making.make", fails)
+    journal = Journal.create(home)
+    deliverer = Deliverer(journal.folder, store)
+    journal.append([started(store, run_id, report=True), layout(), *blocks(values(100))])
+    advanced(deliverer, clock, 10.0)
+    journal.append([EpochEnded(0, 100, BEGUN, {"loss": 1.0})])
+    advanced(deliverer, clock, 40.0)
+    assert deliverer.status.error is None and not deliverer.status.rejected
+    assert client.get_run(run_id).data.metrics["loss"] == 1.0
+    journal.close()
+    deliverer.close()

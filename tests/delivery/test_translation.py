@@ -14,6 +14,8 @@ from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Logged, Lost, Record, Steps
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.curves import MAX_NONFINITE
+from mlflow_tfmon.translation.progress import Progress
+from mlflow_tfmon.translation.state import State
 from mlflow_tfmon.translation.translation import Translation
 
 
@@ -216,6 +218,16 @@ def test_progress_is_the_last_row_of_each_stream_in_a_line(tmp_path: Path) -> No
         == f"step 150, 1 epoch done, learning_rate {rows[149, 5]:.4g}, 10 ms a step"
     )
     assert "2 epochs done" in line(EpochEnded(1, 150, BEGUN, {"loss": 1.0}))
+
+    translation = Translation(started(""), tmp_path)
+    rows = values(100, seconds=0.5)
+    assert line(layout(1000), *blocks(rows)).startswith("step 100 of 1000, ")
+    assert translation.progress.text().endswith(" a step, 8 min left")  # 900 steps of half a second
+    state = State(json.loads(json.dumps(translation.progress.state())), "progress")
+    restored = Progress()
+    restored.restore(state)
+    assert restored.text() == translation.progress.text()
+    assert "left" not in line(*blocks(values(1000, seconds=0.5)))
 
     translation = Translation(started(""), tmp_path)
     bare = {"columns": ("step", "learning_rate"), "variable_columns": (), "deep_columns": (), "variables": ()}

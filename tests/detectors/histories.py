@@ -11,6 +11,7 @@ from mlflow_tfmon.detectors.premises import Layer, Premises
 from mlflow_tfmon.detectors.sample import Sample
 
 STEPS, EPOCHS = 400, 20
+MEMORY = 8000.0  # MB of the machine, for the training alone
 KERNELS = ("a.kernel", "b.kernel", "c.kernel")
 
 
@@ -36,9 +37,10 @@ def history(
     loss: np.ndarray | float | None = None, *, known: Premises | None = None, gradients: tuple[float, ...] = (0.1,) * 3,
     norm: np.ndarray | None = None, update: np.ndarray | float = 1e-3, val_loss: np.ndarray | None = None,
     accuracy: Any = None, dead: float = 0.1, saturated: float = 0.0, activation: str = "relu", steps: int = STEPS,
-    done: int | None = None, columns: dict[str, np.ndarray] | None = None,
+    done: int | None = None, columns: dict[str, np.ndarray] | None = None, memory: np.ndarray | None = None,
+    ends: bool = True,
 ) -> History:  # fmt: skip
-    """A training of `steps`, of which the first `done` are over; by default it goes well."""
+    """A training of `steps`, of which the first `done` are over; by default it goes well. `ends`: whether epochs do."""
     done = steps if done is None else done
     random = np.random.default_rng(1)
     if loss is None:
@@ -59,6 +61,9 @@ def history(
     gatherer.opened([(name, 100, True) for name in KERNELS])
     values = np.column_stack(list(given.values()))[:done]
     gatherer.steps(tuple(given), values, np.tile(gradients, (steps, 1))[:done])
+    for step in range(1, done + 1, 4) if memory is not None else ():
+        used = float(memory[step - 1])
+        gatherer.system(step, {"system/process_memory_mb": used, "system/memory_free_mb": MEMORY - used})
     moved = np.broadcast_to(update, (steps,))
     for step in range(1, done + 1, 50):
         ratios = {"weight_norm": 1.0, "update_ratio": moved[step - 1], "grad_zero_fraction": 0.0}
@@ -66,7 +71,7 @@ def history(
             np.array([float(step)]), {name: np.full((1, 3), value) for name, value in ratios.items()}
         )
     each = steps // EPOCHS
-    for epoch in range(done // each):
+    for epoch in range(done // each if ends else 0):
         metrics = {"loss": float(curve[epoch * each : (epoch + 1) * each].mean())}
         if val_loss is not None:
             metrics["val_loss"] = float(val_loss[epoch])

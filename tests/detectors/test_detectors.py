@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from mlflow_tfmon.detectors import History, judge
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.sample import Sample
-from tests.detectors.histories import EPOCHS, STEPS, history, premises
+from tests.detectors.histories import EPOCHS, MEMORY, STEPS, history, premises
 
 CHANCE = float(np.log(4))  # the entropy of four balanced classes
 _T = np.arange(STEPS)
@@ -156,6 +157,13 @@ BAD = {
         history(columns={"time": 100 + 0.1 * _T, "input_wait": np.full(STEPS, 0.08)}),
     ],
     "retracing": [history(columns={"traces": np.floor(_T / 2)})],
+    "memory_growth": [
+        history(done=200, memory=1000 + 20.0 * _T),
+        # what is collected now and then
+        history(done=200, memory=1000 + 20.0 * _T + 300 * (_T % 8 == 0)),
+        # before an epoch has ended
+        history(done=200, memory=1000 + 25.0 * _T, ends=False),
+    ],
 }
 
 
@@ -258,6 +266,15 @@ HEALTHY = {
     "a short wait for input": history(
         columns={"time": 100 + 0.002 * _T, "input_wait": np.full(STEPS, 0.0015)}
     ),
+    "a cache that fills in the first epoch": history(done=300, memory=1000 + 100.0 * np.minimum(_T, 18)),
+    "a shuffle buffer that fills for long": history(
+        done=300, memory=1000 + 2000 * (1 - np.exp(-_T / 60)), ends=False
+    ),
+    "memory that goes up and down": history(
+        done=300, memory=3000 + 1000 * np.sin(_T / 10) + 300 * np.random.default_rng(0).random(STEPS)
+    ),
+    "growth that the planned steps do not use up": history(done=300, memory=1000 + 8.0 * _T),
+    "growth of a few bytes": history(done=200, memory=7900 + 0.3 * _T),
     "a dozen traces": history(columns={"traces": np.minimum(_T, 12)}),
     "the first steps": history(CHANCE, done=20),
     "outliers in a few batches": history(
@@ -319,6 +336,17 @@ def test_the_constant_prediction_is_that_which_a_search_finds(name: str) -> None
     expected = minimize_scalar(mean_loss, bounds=(0, 10), method="bounded").fun
     found = _regression(targets=Sample.of(y), loss=name).constant_loss()
     assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_memory_that_grows_is_told_of_before_half_of_what_was_free_is_gone() -> None:
+    memory = 1000 + 20.0 * _T
+    first = next(
+        done for done in range(20, STEPS) if "memory_growth" in _kinds(history(done=done, memory=memory))
+    )
+    assert memory[first] < 1000 + 0.5 * (MEMORY - 1000)
+    (problem,) = [one for one in judge(history(done=first, memory=memory)) if one.kind == "memory_growth"]
+    lasts = int(re.search(r"will last for ([\d,]+) steps", problem.evidence)[1].replace(",", ""))
+    assert lasts == pytest.approx((MEMORY - memory[first]) / 20, rel=0.1)
 
 
 def test_nan_is_traced_to_its_step_and_variables() -> None:

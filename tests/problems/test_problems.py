@@ -25,11 +25,14 @@ import tensorflow as tf
 import mlflow_tfmon
 from benchmarks.detection import own_jobs
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.delivery.deliverer import Deliverer
 from mlflow_tfmon.detectors import History
 from mlflow_tfmon.problems import alerts, plugins
 from mlflow_tfmon.problems.rediagnosis import diagnose
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream.records import RunEnded
 from tests.daily import thorough
+from tests.delivery.recordings import BEGUN, blocks, layout, started, values, write
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
@@ -346,6 +349,40 @@ def test_an_alert_is_posted_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert [body["problem"]["kind"] for body in handler.bodies] == ["poor_initialization"] * 2
     assert handler.bodies[0]["run_id"] == run_id
     assert run_id in handler.bodies[0]["link"]
+
+
+def test_the_end_of_a_training_is_told(store: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = type("Handler", (_Listener,), {"answers": [200] * 9, "bodies": []})
+    run_ids = [mlflow.MlflowClient(store).create_run("0").info.run_id for _ in range(4)]
+    ended = (
+        RunEnded(BEGUN + 3600, "FINISHED", True),
+        RunEnded(BEGUN + 30, "FINISHED", True),  # whoever waits for half a minute sees it
+        RunEnded(BEGUN + 30, "FAILED", True, "ValueError: no"),
+        None,
+    )
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for run_id, end in zip(run_ids, ended, strict=True):
+            begun = [started(store, run_id, run_name="digits"), layout(), *blocks(values(50))]
+            folder = write(home, *begun, *([end] if end else []))
+            url = f"http://127.0.0.1:{server.server_port}/x"
+            for _ in range(2):  # the second finds nothing to do
+                one = Deliverer(folder, alert_url=url)
+                while not one.done:
+                    one.advance(trainer_gone=True, hurry=True)
+            alerts.wait()
+        server.shutdown()
+        thread.join()
+    told = [(body["event"], body["run_id"]) for body in handler.bodies]
+    assert told == [("finished", run_ids[0]), ("failed", run_ids[2]), ("died", run_ids[3])]
+    first, failed, died = handler.bodies
+    assert (
+        first["link"].endswith(f"/runs/{run_ids[0]}?workflowType=machine_learning")
+        and first["seconds"] == 3600
+    )
+    assert first["progress"].startswith("step 50, ") and failed["reason"] == "ValueError: no"
+    assert "killed or crashed" in died["reason"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_the_page_lays_the_runs_over_one_another(
     other = recordings.delivered(
         store, home, *changed(120, 1, 1e-3), Facts(params={"opt_rate": "0.2"}), name="other"
     )
+    mlflow.MlflowClient().log_metric(original, "best/val_loss", 1.5)
     output = tmp_path / "comparison.html"
     parent = mlflow.MlflowClient().create_run("0").info.run_id
     assert cli.main(["compare", original, other, "--output", str(output), "--log-to", parent]) == 0
@@ -66,6 +67,12 @@ def test_the_page_lays_the_runs_over_one_another(
     )
     assert "opt_rate" in page and ">opt_name<" not in page  # which is the same in both
     assert "val_accuracy" in page
+    # People look at the settings and the best values first.
+    order = [
+        page.index(part)
+        for part in ("<h2>Settings that differ", "<h2>Metrics, best", "<figure", "<h2>Metrics, final")
+    ]
+    assert order == sorted(order)
     logged = mlflow.artifacts.download_artifacts(run_id=parent, artifact_path="tfmon/comparison.html")
     assert Path(logged).read_text("utf-8") == page
 

@@ -18,14 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_tfmon import cli
+from mlflow_tfmon.problems.rediagnosis import replayed
 from mlflow_tfmon.reading import frames
 from mlflow_tfmon.reading.recorded import Problem, Seam, load_run
 from mlflow_tfmon.report import making
 from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.report.histograms import over_time, rebinned
 from mlflow_tfmon.report.page import Page, as_json, render
+from mlflow_tfmon.report.panels import Curve, needs_log
 from mlflow_tfmon.report.thin import Buckets, thin
-from mlflow_tfmon.stream.records import Facts
+from mlflow_tfmon.stream.records import Facts, System
 from tests.report import recordings
 
 
@@ -113,7 +115,7 @@ def test_what_it_tells_is_what_was_recorded(store: str, home: Path, tmp_path: Pa
     np.testing.assert_allclose(curve(page, "loss", "val_loss"), [[600 * n, 1.5] for n in range(1, 6)])
     gap = [[600 * n, 1.5 - 2 / n] for n in range(1, 6)]
     np.testing.assert_allclose(curve(page, "gap", "val_loss - loss"), gap, rtol=1e-4)
-    assert {"loss", "metric", "learning_rate", "gradient", "gap", "stability", "step_time", "grad_norm by layer",
+    assert {"loss", "metric", "learning_rate", "gradient", "gap", "step_time", "grad_norm by layer",
             "weight_norm by layer", "update_ratio by layer", "weight histograms", "gradient histograms", "zeros",
             "dead"} <= data_of(page)["panels"].keys()  # fmt: skip
     clock = data_of(page)["clocks"][0]
@@ -132,7 +134,7 @@ def test_nothing_in_it_can_do_anything(store: str, home: Path) -> None:
     assert "&lt;script&gt;alert(3)" in page and "\\u003cscript>alert(1)" in page  # a metric, and a variable
     assert "<script>alert" not in page and "<img" not in page and "<b>ours" not in page
     assert page.count("<script") == page.count("</script>") == 3  # the data, the library and ours
-    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is fetched
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
     assert as_json({"a": "</script><!--"}).count("<") == 0
     assert name in json.dumps(data_of(page)) or "&lt;script&gt;alert(1)" in page
 
@@ -184,7 +186,7 @@ def test_it_tells_how_to_load_the_best_model_and_the_last(store: str, home: Path
         ("The last model", "m-last"),
     ]
     assert found == expected
-    assert "best val_loss 0.25 at epoch 4" in page
+    assert "best val_loss 0.25 at epoch 4 of 5" in page
 
 
 @pytest.mark.slow
@@ -230,3 +232,63 @@ def test_a_run_that_has_next_to_nothing(store: str, home: Path) -> None:
     with pytest.raises(ValueError, match="not monitored"):
         making.make(unwatched)
     assert cli.main(["report", unwatched]) == 1
+
+
+def test_a_log_scale_is_for_what_needs_it() -> None:
+    steps = np.arange(1, 201)
+    flat, steep = (
+        Curve.of("flat", steps, 1 + 0.1 * np.sin(steps)),
+        Curve.of("steep", steps, 10.0 ** -(steps / 50)),
+    )
+    spike = Curve.of("spike", steps, np.where(steps == 100, 500.0, 1.0))
+    assert not needs_log([flat]) and needs_log([steep]) and needs_log([spike])
+    assert needs_log([flat, Curve.of("far below", steps, np.full(200, 1e-3))])
+    assert not needs_log([steep, Curve.of("below zero", steps, -1.0 * steps)]) and not needs_log([])
+    dead = Curve.of("dead", steps, np.where(steps < 150, 10.0 ** -(steps / 50), 0.0))
+    assert needs_log([dead]) and not needs_log(
+        [Curve.of("mostly 0", steps, np.where(steps < 9, 10.0**steps, 0.0))]
+    )
+
+
+def test_a_notebook_shows_a_card(store: str, home: Path) -> None:
+    name = "<script>alert(1)</script>"
+    first = recordings.delivered(store, home, *recordings.training(300), name=name)
+    other = recordings.delivered(store, home, *recordings.training(300, seed=1), name="other")
+    run = load_run(first)
+    card = run._repr_html_()
+    assert "300 steps, 5 epochs" in card and "least val_loss 1.5 at epoch 1 of 5" in card
+    assert card.count("<polyline") == 2 and "No problem was found." in card
+    run.problems = [Problem("plateau", "warning", 200, (), "<b>flat</b>", "raise it")]
+    assert "warning: plateau" in run._repr_html_() and "<b>flat" not in run._repr_html_()
+    assert "plateau" in repr(run)
+    both = compare([first, other])
+    assert "<script>" not in both._repr_html_() and "&lt;script&gt;alert(1)" in both._repr_html_()
+    assert "other diverges from" in both._repr_html_() and len(both._repr_html_()) < 10_000
+    assert both.startswith("<!doctype html>") and "diverges" in repr(both) and len(repr(both)) < 500
+
+
+def test_what_was_used_of_the_machine_is_in_the_files_and_the_report(store: str, home: Path) -> None:
+    used = [
+        System(
+            10 * at,
+            recordings.recordings.BEGUN + at,
+            {"system/process_memory_mb": 100.0 + at, "system/memory_free_mb": 900.0},
+        )
+        for at in range(1, 6)
+    ]
+    run_id = recordings.delivered(store, home, *recordings.training(300), *used)
+    found = load_run(run_id).system
+    assert found.index.tolist() == [10, 20, 30, 40, 50] and found.process_memory_mb.tolist() == [
+        101,
+        102,
+        103,
+        104,
+        105,
+    ]
+    points = mlflow.MlflowClient(store).get_metric_history(run_id, "system/process_memory_mb")
+    assert {point.step: point.value for point in points} == {10 * at: 100.0 + at for at in range(1, 6)}
+    page = making.make(run_id)
+    np.testing.assert_array_equal(curve(page, "memory", "of this training")[:, 1], found.process_memory_mb)
+    assert replayed(load_run(run_id))[0].histories()[""].system.column("process_memory_mb").mean[
+        :, 0
+    ].tolist() == [101, 102, 103, 104, 105]

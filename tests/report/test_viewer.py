@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import pytest
 
+from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.stream.records import Facts
 from tests.report import recordings
@@ -18,7 +22,17 @@ from tests.servers import Server
 playwright = pytest.importorskip("playwright.sync_api")
 _DRAWN = """() => [...document.querySelectorAll("figure[data-panel] .chart")].map(
     (chart) => chart.querySelectorAll("svg path").length)"""
-_SECONDS = 120
+_SECONDS = 240  # MLflow's page takes long on a busy machine
+_OPTION = """(key) => {
+    const option = echarts.getInstanceByDom(document.querySelector(`figure[data-panel="${key}"] .chart`)).getOption();
+    return {
+        series: option.series.map(({ name, data, lineStyle }) => ({ name, data, opacity: lineStyle?.opacity })),
+        type: option.yAxis[0].type, shown: option.legend?.[0]?.selected, colours: option.visualMap?.[0]?.text,
+    };
+}"""
+_EXTENTS = """() => [...document.querySelectorAll("figure[data-panel]")]
+    .map((one) => echarts.getInstanceByDom(one.querySelector(".chart")).getModel().getComponent("xAxis", 0).axis)
+    .filter((axis) => axis.type === "value").map((axis) => axis.scale.getExtent())"""
 
 
 @pytest.fixture(scope="module")
@@ -168,4 +182,175 @@ def test_a_comparison_is_drawn_with_its_seams_and_asks_for_nothing(
     page.evaluate("document.querySelector('input[value=epoch]').click()")
     assert min(page.evaluate(_DRAWN)) > 4
     assert asked == [path.as_uri()] and not said
+    page.close()
+
+
+@pytest.fixture
+def opened(browser: Any, store: str, home: Path, tmp_path: Path) -> Iterator[tuple[Any, str]]:
+    """A report in the browser, and the id of its run."""
+    from mlflow_tfmon.report.making import make
+
+    path = tmp_path / "report.html"
+    run_id = recordings.delivered(store, home, *recordings.training(400))
+    path.write_text(make(run_id), "utf-8")
+    page = browser.new_page(viewport={"width": 1300, "height": 1800})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    yield page, run_id
+    page.close()
+    assert not said
+
+
+def _over(page: Any, panel: str, x: float, y: float = 0.5) -> tuple[float, float]:
+    """A place within a chart."""
+    box = page.locator(f"figure[data-panel='{panel}'] .chart").first.bounding_box()
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+
+@pytest.mark.thorough
+def test_curves_are_smoothed_as_a_mean_by_hand(opened: tuple[Any, str]) -> None:
+    page, run_id = opened
+    raw = page.evaluate(_OPTION, "loss")["series"]
+    page.locator("#smoothing").fill("0.9")
+    page.wait_for_timeout(300)
+    found = page.evaluate(_OPTION, "loss")["series"]
+    values = load_run(run_id).steps.loss.to_numpy()
+    weights = 0.9 ** np.arange(len(values))[::-1]
+    means = [np.average(values[: at + 1], weights=weights[-at - 1 :]) for at in range(len(values))]
+    smooth, faint = (one for one in found if one["name"] == "loss of the step")
+    assert faint["data"] == raw[0]["data"] and faint["opacity"] < smooth["opacity"]
+    np.testing.assert_allclose([point[1] for point in smooth["data"]], means, rtol=1e-4)
+    assert sum(one["name"] == "val_loss" for one in found) == 1  # of few points
+    rates = page.evaluate(_OPTION, "learning_rate")["series"][0]["data"]
+    assert {point[1] for point in rates} == {0.1}  # what is constant stays so
+    page.locator("#smoothing").fill("0")
+    page.wait_for_timeout(300)
+    assert page.evaluate(_OPTION, "loss")["series"] == raw
+
+
+@pytest.mark.thorough
+def test_the_pointer_is_at_the_same_step_in_all_charts(opened: tuple[Any, str]) -> None:
+    page, _ = opened
+    page.mouse.move(*_over(page, "loss", 0.4))
+    page.mouse.move(*_over(page, "loss", 0.5))
+    page.wait_for_timeout(500)
+    heads = {
+        panel: re.findall(r"step (\d+)", page.locator(f"figure[data-panel='{panel}'] svg").text_content())[:1]
+        for panel in ("loss", "learning_rate", "gradient")
+    }
+    (at,) = {head[0] for head in heads.values()}
+    assert 100 < int(at) < 300, heads
+    told = page.locator("figure[data-panel=loss] svg").text_content()
+    assert (
+        "loss of the step: " in told and "val_loss: 1.5 (step " in told
+    )  # also of a curve without a point there
+    page.mouse.move(1, 1)
+    page.wait_for_timeout(500)
+    assert not re.search(r"step \d+", page.locator("figure[data-panel=gradient] svg").text_content())
+
+
+@pytest.mark.thorough
+def test_a_range_that_is_chosen_is_that_of_all_charts(opened: tuple[Any, str]) -> None:
+    page, _ = opened
+    whole = page.evaluate(_EXTENTS)
+    assert not page.locator("#whole").is_visible()
+    page.mouse.move(*_over(page, "loss", 0.3))
+    page.mouse.down()
+    page.mouse.move(*_over(page, "loss", 0.45), steps=5)
+    page.mouse.move(*_over(page, "loss", 0.6), steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    found = page.evaluate(_EXTENTS)
+    assert {tuple(extent) for extent in found} == {tuple(found[0])} and len(found) > 5
+    assert 50 < found[0][0] < 150 and 200 < found[0][1] < 300
+    assert min(page.evaluate(_DRAWN)) > 4
+    page.click("#whole")
+    page.wait_for_timeout(300)
+    assert page.evaluate(_EXTENTS) == whole and not page.locator("#whole").is_visible()
+
+
+@pytest.mark.thorough
+def test_a_name_shows_its_line_alone_and_a_button_says_what_it_does(opened: tuple[Any, str]) -> None:
+    page, _ = opened
+    name = page.locator("figure[data-panel=loss] svg text", has_text="val_loss").first
+    name.click(force=True)
+    page.wait_for_timeout(300)
+    assert page.evaluate(_OPTION, "loss")["shown"] == {
+        "loss of the step": False,
+        "loss": False,
+        "val_loss": True,
+    }
+    name.click(force=True)
+    page.wait_for_timeout(300)
+    assert all(page.evaluate(_OPTION, "loss")["shown"].values())
+    button = page.locator("figure[data-panel=learning_rate] button")
+    assert (button.text_content(), page.evaluate(_OPTION, "learning_rate")["type"]) == (
+        "Use a log scale",
+        "value",
+    )
+    button.click()
+    assert (button.text_content(), page.evaluate(_OPTION, "learning_rate")["type"]) == (
+        "Use a linear scale",
+        "log",
+    )
+
+
+@pytest.mark.thorough
+def test_a_layer_is_picked_in_all_charts_and_heat_maps_are_whole(opened: tuple[Any, str]) -> None:
+    page, run_id = opened
+    page.select_option("#layers select", label="second")
+    page.wait_for_timeout(300)
+    shown = {one["name"]: one["opacity"] for one in page.evaluate(_OPTION, "grad_norm by layer")["series"]}
+    assert shown["second.kernel"] == 1 and max(v for n, v in shown.items() if n != "second.kernel") < 0.3
+    chosen = page.eval_on_selector(
+        "figure[data-panel='weight histograms'] select", "(one) => one.selectedIndex"
+    )
+    assert chosen == 1
+    picture = page.locator("figure[data-panel='weight_norm of all']")
+    told = picture.locator("svg").text_content()
+    for name in recordings.KERNELS:
+        assert name.removeprefix("net.") in told.replace("\n", "")
+    norms = load_run(run_id).layers.weight_norm.dropna()
+    colours = [float(one) for one in page.evaluate(_OPTION, "weight_norm of all")["colours"]]
+    np.testing.assert_allclose(colours, [norms.max(), norms.min()], rtol=0.01)  # values, not their logarithms
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("width", [1300, 390])
+def test_contents_lead_to_each_section(opened: tuple[Any, str], width: int) -> None:
+    page, _ = opened
+    page.set_viewport_size({"width": width, "height": 900})
+    links = page.locator(".contents a")
+    titles = page.locator("h2").all_text_contents()
+    assert links.all_text_contents() == titles and {"Training", "Layers", "Settings"} <= set(titles)
+    links.filter(has_text="Layers").click()
+    page.wait_for_timeout(300)
+    box = page.locator("h2", has_text="Layers").bounding_box()
+    assert 0 <= box["y"] < 200
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_the_chart_view_opens_with_what_people_look_at_first(
+    browser: Any, server: str, store: str, home: Path
+) -> None:
+    run_id = recordings.delivered(store, home, *recordings.training(400), name="digits")
+    note = mlflow.MlflowClient(store).get_run(run_id).data.tags["mlflow.note.content"]
+    (link,) = re.findall(r"\((#/experiments/0/runs\?.*?)\)", note)
+    page = browser.new_page(viewport={"width": 1600, "height": 1400})
+    page.goto(f"{server}/{link}")
+    first = ["loss vs val_loss", "accuracy vs val_accuracy", "batch/learning_rate", "batch/grad_norm"]
+    for title in first:
+        page.wait_for_selector(f"text={title}", timeout=_SECONDS * 1000)
+    told = page.inner_text("body")
+    places = [told.index(title) for title in first]
+    assert places == sorted(places) and "auc vs" not in told
+    page.goto(f"{server}/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
+    links = page.locator("a", has_text="Charts of this experiment's runs")
+    links.first.wait_for(timeout=_SECONDS * 1000)
+    links.first.click()
+    page.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
     page.close()

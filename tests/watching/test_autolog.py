@@ -364,12 +364,13 @@ def test_what_people_look_at_first_is_not_buried() -> None:
         "step_time_ms",
     )
     per_kernel = ("grad_norm", "update_ratio", "weight_norm")
-    assert set(run.data.metrics) == {
+    found = {name for name in run.data.metrics if not name.startswith("system/")}  # after ten seconds
+    assert found == {
         *("accuracy", "learning_rate", "loss", "val_accuracy", "val_loss", "best/epoch", "best/val_loss"),
         *(f"batch/{name}" for name in per_step),
         *(f"{what}/net.{layer}.kernel" for what in per_kernel for layer in ("d8", "d7", "d6", "out")),
     }
-    assert len(run.data.metrics) == 25
+    assert len(found) == 25
     layers = mlflow_tfmon.load_run(run.info.run_id).layers
     assert layers.variable.nunique() == 8 and layers.grad_zero_fraction.notna().any()
 

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.stream.records import Steps, StreamOpened, Variable
-from mlflow_tfmon.watching.summary import Summary, where
+from mlflow_tfmon.tracking.links import where
+from mlflow_tfmon.watching.summary import Summary
 from mlflow_tfmon.watching.terminal import Figures
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,8 @@ def test_the_summary():
         "  recorded  1,350 steps, 10 epochs",
         "  best      val_loss 0.1 at epoch 7",
         "  look at   https://example.org/mlflow/#/experiments/3/runs/8f3a?workflowType=machine_learning",
+        "  charts    https://example.org/mlflow/#/experiments/3/runs?viewStateShareKey=tfmon&compareRunsMode=CHART"
+        "&workflowType=machine_learning",
         "  problems  none",
     ]
     many = Summary(None, "", "sqlite:////a/b.db", 1, 0, (), (problem,) * 30, 12, "refused")

@@ -1,0 +1,65 @@
+"""The chart view of an experiment in MLflow's UI: what people look at first, above all other metrics.
+
+MLflow's page keeps a view that users share as a tag of the experiment: its state as JSON, deflated. The page of 3.17
+also takes an envelope with a name around that; the state alone is what all of its versions read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any
+
+_KEY = "tfmon"
+TAG = f"mlflow.sharedViewState.{_KEY}"
+# Query of the experiment's page that opens the view; without the last part MLflow shows its view of GenAI apps.
+CHARTS = f"viewStateShareKey={_KEY}&compareRunsMode=CHART&workflowType=machine_learning"
+# By section: the metrics of each chart. One of which no run has the first is hidden.
+_QUALITY = (
+    "accuracy", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "auc", "mae",
+    "mean_absolute_error", "root_mean_squared_error",
+)  # fmt: skip
+_SECTIONS: dict[str, list[tuple[str, ...]]] = {
+    "Training": [
+        ("loss", "val_loss"),
+        *((name, f"val_{name}") for name in _QUALITY),
+        ("batch/learning_rate",),
+        ("batch/grad_norm",),
+        ("batch/loss",),
+    ],
+    # Here MLflow puts what it finds beside them.
+    "Model metrics": [],
+    "System metrics": [],
+}
+
+
+def value() -> str:
+    """The tag's value."""
+    charts = [
+        _chart(f"{_KEY}-{metrics[0]}", f"{_KEY}-{section}", metrics)
+        for section, found in _SECTIONS.items()
+        for metrics in found
+    ]
+    sections = [
+        {"uuid": f"{_KEY}-{name}", "name": name, "display": True, "isReordered": True, "deleted": False,
+         "isGenerated": not found}
+        for name, found in _SECTIONS.items()
+    ]  # fmt: skip
+    columns = ["attributes.`Description`", "tags.`tfmon.progress`", "metrics.`val_loss`", "metrics.`loss`"]
+    state = {
+        "compareRunCharts": charts, "compareRunSections": sections, "isAccordionReordered": True,
+        "hideEmptyCharts": True, "selectedColumns": columns,
+    }  # fmt: skip
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+
+
+def _chart(uuid: str, section: str, metrics: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "uuid": uuid, "type": "LINE", "metricSectionId": section, "deleted": False, "isGenerated": False,
+        "runsCountToCompare": 10, "metricKey": metrics[0],
+        "selectedMetricKeys": list(metrics), "lineSmoothness": 0, "scaleType": "linear",
+        "xAxisScaleType": "linear", "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric",
+        "yAxisExpressions": [], "range": {}, "ignoreOutliers": False, "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }  # fmt: skip
