@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import broken, diverged, learning, losses, supervised
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import band, rate, rounded, suited_rate, update_ratio
+from mlflow_tfmon.detectors.updates import TESTED, band, rate, rounded, suited_rate, update_ratio
 
 _USUAL = 3e-3  # of a kernel's norm, that a step changes
 
@@ -77,6 +77,9 @@ def detect(
 def _advice(history: History, lr: float, optimizer: str) -> str:
     if not lr > 0:
         return "Lower the learning rate by a factor of 10."
+    tested = history.premises.suggested_rate if history.premises is not None else float("nan")
+    if tested < lr:
+        return f"Lower the learning rate from {lr:.3g} to {tested:.2g}, {TESTED}."
     suited = suited_rate(history, _USUAL)
     lower = min(lr / 10, band(optimizer)[1] / 10 if optimizer else lr)
     why = ""

@@ -10,6 +10,7 @@ from mlflow_tfmon.detectors.table import Table
 # Usual learning rates by optimizer: a rate outside is no error, but a hint (Bengio, 2012; Keras's defaults are inside).
 BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "ftrl": (1e-5, 1.0)}
 ADAPTIVE = (1e-6, 0.03)
+TESTED = "which the range test before the training suggests"
 
 
 def band(optimizer: str) -> tuple[float, float]:

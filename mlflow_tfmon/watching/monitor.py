@@ -470,6 +470,12 @@ class Monitor:
             drawn = self._pipeline.is_news("layers", layers) or not recorded
             self.record(*self.premises.tell(self.prefix, recorded, drawn))
 
+    def tell_more(self, **found: Any) -> None:
+        """Records what became known of the training (fields of `Premises`) after `tell_premises`."""
+        if self._pipeline is not None:
+            recorded = self._pipeline.recording.steps_of(self._keys())
+            self.record(self.premises.tell_more(self.prefix, recorded, **found))
+
     def record(self, *out: records.Record) -> None:
         """Writes records of other parts of the package (facts of the fit, models) to the journal."""
         if self._pipeline is not None:
@@ -553,8 +559,7 @@ class Monitor:
             self.tell_premises()
             with contained("examining the loss", "one problem may not be found"):
                 if shapes := probes.broadcasts(ring.weights):
-                    recorded = self._pipeline.recording.steps_of(self._keys())
-                    self.record(self.premises.tell_of_loss(shapes, self.prefix, recorded))
+                    self.tell_more(broadcast=shapes)
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""
