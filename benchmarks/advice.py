@@ -6,7 +6,7 @@
 
 Each configuration is trained under `autolog()`, as `benchmarks.detection` does (with `--keep` in a store that both
 share). Of those that fail and are diagnosed, the advice of the first problem is followed as far as a program can: its
-first piece, to the letter. The same training is made again from the same seed. It is **mended** if it goes well then,
+first piece, to the letter (and what is joined to it by "and"). The same training is made again from the same seed. It is **mended** if it goes well then,
 **partly** if a quarter of what was missing is gained, **harmed** if its score (an accuracy, or the share of the variance
 explained) is lower by a twentieth, else **no better**. What only a person can do (look at the data, another
 architecture) is counted apart.
@@ -60,6 +60,15 @@ def _set_rate(model: Model, change: Callable[[float], float]) -> None:
         optimizer.learning_rate = rate
     else:  # a schedule
         optimizer._learning_rate = keras.Variable(rate, trainable=False)
+
+
+def _range_test(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
+    test = mlflow_tfmon.LearningRateRangeTest()
+    model.fit(**{**fit, "epochs": 0, "callbacks": [test]}, verbose=0)
+    if test.suggested is None:
+        return False
+    _set_rate(model, lambda _: test.suggested)
+    return True
 
 
 def _clip(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
@@ -150,7 +159,7 @@ def _last_activation(found: re.Match[str], _: Problem, model: Model, fit: Fit) -
 
 
 def _hidden_activation(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
-    name = (found[1] if found.lastindex else "relu").lower()
+    name = next((one for one in found.groups() if one), "relu").lower()
     hidden = [layer for layer in _layers(model) if _activated(layer)][:-1]
     changed = False
     for layer in hidden:
@@ -164,9 +173,7 @@ def _hidden_activation(found: re.Match[str], _: Problem, model: Model, fit: Fit)
 def _initialize(found: re.Match[str], problem: Problem, model: Model, fit: Fit) -> bool:
     changed = False
     for layer in _layers(model):
-        if f"{layer.name}.kernel" in problem.variables or not problem.variables:
-            changed |= _draw(layer, found[1])
-        elif any(name.startswith(f"{layer.name}.") for name in problem.variables):
+        if any(f"{name}.".startswith(f"{layer.name}.") for name in problem.variables or (layer.name,)):
             changed |= _draw(layer, found[1])
     return changed
 
@@ -211,8 +218,9 @@ class _StopAtBest(keras.callbacks.EarlyStopping):
 _NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 # The pieces of advice that a program can follow. The first in the text is; a later one only if it cannot be.
 PIECES: tuple[tuple[str, Follow], ...] = (
-    (rf"(?:Lower|Raise|Set) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
+    (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
     (r"(Lower|Raise) the learning rate(?! from)", _factor),
+    (r"callbacks=\[mlflow_tfmon\.LearningRateRangeTest\(\)\]", _range_test),
     (rf"(clipnorm|global_clipnorm|clipvalue)={_NUMBER}", _clip),
     (r"Scale the inputs: (.+?)(?: \(or|; the validation)", _scale_inputs),
     (rf"Train on y = \(y - (-?[\d.]+(?:e[+-]?\d+)?)\) / {_NUMBER},", _scale_targets),
@@ -226,6 +234,7 @@ PIECES: tuple[tuple[str, Follow], ...] = (
     (r"Use (ReLU|GELU)(?=[ ,])", _hidden_activation),
     (r'Initialize kernels (?:at random )?(?:with|\(kernel_initializer=)\s?"(\w+)"', _initialize),
     (r"[Ii]nitialize with (he_normal)", _initialize),
+    (r'at least its own activation="(\w+)"', _hidden_activation),
     (rf"BatchNormalization\(momentum={_NUMBER}\)", _momentum),
     (r"class_weight=(\{.*?\})", _weigh),
     (r"EarlyStopping\(restore_best_weights=True\)", _stop_early),
@@ -248,10 +257,15 @@ def follow(problem: Problem, model: Model, fit: Fit) -> str:
         'Lower the learning rate from 1 to 0.003'
     """
     found = [(re.search(pattern, problem.advice), do) for pattern, do in PIECES]
+    pieces, end = [], 0
     for match, do in sorted(((m, do) for m, do in found if m), key=lambda one: one[0].start()):
+        between = problem.advice[end : match.start()]
+        if pieces and not re.search(r"^[^.;]{0,40}\band [^.;]{0,10}$", between):
+            break
         if do(match, problem, model, fit) is not False:
-            return match[0]
-    return ""
+            pieces.append(match[0])
+            end = match.end()
+    return " and ".join(pieces)
 
 
 def _layers(model: Any) -> list[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import TESTED, band, rate, rounded, update_ratio, way
+from mlflow_tfmon.detectors.updates import higher, update_ratio, way
 
 _USUAL = 1e-3  # of a kernel's norm, that a step changes
 
@@ -47,13 +47,5 @@ def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float 
 
 
 def _advice(history: History, moved: float) -> str:
-    lr = rate(history)
-    until = f"until a step changes the weights by about {_USUAL:.1%} of their norm"
-    if not (lr > 0 and moved > 0):
-        return f"Raise the learning rate by a factor of 10 to 100, {until}."
-    tested = history.premises.suggested_rate if history.premises is not None else float("nan")
-    if tested > lr:
-        return f"Raise the learning rate from {lr:.3g} to {tested:.2g}, {TESTED}."
-    optimizer = history.premises.optimizer if history.premises is not None else ""
-    higher = rounded(min(lr * _USUAL / moved, band(optimizer)[1] / 3 if optimizer else float("inf")))
-    return f"Raise the learning rate from {lr:.3g} to about {max(higher, rounded(10 * lr)):g}, {until}."
+    factor = max(_USUAL / moved, 10.0) if moved > 0 else 100.0
+    return f"{higher(history, factor)}, until a step changes the weights by about {_USUAL:.1%} of their norm."

@@ -61,12 +61,12 @@ def detect(
         yield Problem(
             "unnormalized_input", "critical", 1, (),
             f"The inputs are not normalized: {'; '.join(reasons)}. Little has been learned.",
-            _advice(x),
+            scaling(x),
             history.step, 0.8,
         )  # fmt: skip
 
 
-def _advice(x: Sample) -> str:
+def scaling(x: Sample) -> str:
     """The line of code that scales these inputs; a feature that never varies is not divided by almost nothing."""
     low, high = x.feature_std
     if x.most == x.least:

@@ -11,6 +11,7 @@ from mlflow_tfmon.detectors.table import Table
 BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "ftrl": (1e-5, 1.0)}
 ADAPTIVE = (1e-6, 0.03)
 TESTED = "which the range test before the training suggests"
+_USUAL = 3e-3  # of a kernel's norm, that a step changes where training goes well
 
 
 def band(optimizer: str) -> tuple[float, float]:
@@ -81,3 +82,47 @@ def rate(history: History) -> float:
     column = history.steps.column("learning_rate")
     now = column.since(history.premises_step) if history.step > history.premises_step else column
     return float(np.median(now.mean)) if len(now) else float("nan")
+
+
+def lower_rate(history: History) -> tuple[float, str]:
+    """The learning rate to go down to, and why as a clause ("" for a tenth); NaN if the present one is unknown.
+
+    A tenth, or less where a tenth of the usual range's end or the steps measured say so; or what a range test found.
+    """
+    lr, known = rate(history), history.premises
+    if not lr > 0:
+        return float("nan"), ""
+    if known is not None and known.suggested_rate < lr:
+        return known.suggested_rate, f", {TESTED}"
+    lower = min(lr / 10, band(known.optimizer)[1] / 10 if known is not None and known.optimizer else lr)
+    suited = suited_rate(history, _USUAL)
+    if suited < lower:
+        return suited, f", with which a step changes the weights by about {_USUAL:.1%} of their norm"
+    return rounded(lower), ""
+
+
+def lower(history: History) -> str:
+    """Advice to lower the learning rate, and to what."""
+    to, why = lower_rate(history)
+    return f"Lower the learning rate from {rate(history):.3g} to {to:.2g}{why}" if to > 0 else (
+        "Lower the learning rate by a factor of 10"
+    )
+
+
+def higher(history: History, factor: float) -> str:
+    """Advice to raise the learning rate by a factor, within the usual range, and to what."""
+    lr, known = rate(history), history.premises
+    if not lr > 0:
+        return f"Raise the learning rate by a factor of {rounded(max(factor, 3)):g}"
+    if known is not None and known.suggested_rate > lr:
+        return f"Raise the learning rate from {lr:.3g} to {known.suggested_rate:.2g}, {TESTED}"
+    most = band(known.optimizer)[1] / 3 if known is not None and known.optimizer else float("inf")
+    return f"Raise the learning rate from {lr:.3g} to {rounded(max(min(factor * lr, most), 3 * lr)):g}"
+
+
+def usual_norm(history: History, before: int) -> float:
+    """The median gradient norm of the steps before one, or that of the first step; NaN if it is unknown."""
+    norms = history.steps.column("grad_norm")
+    early = norms.rows(norms.last < before)
+    early = early if len(early) else norms.rows(slice(0, 1))
+    return float(np.median(early.mean[:, 0])) if len(early) else float("nan")

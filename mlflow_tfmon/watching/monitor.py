@@ -135,6 +135,11 @@ class Monitor:
         return None if self._pipeline is None else self._pipeline.run.run_id
 
     @property
+    def steps(self) -> int:
+        """The run's number of the last step of the model, as far as steps were taken from the rings."""
+        return 0 if self._pipeline is None else self._pipeline.recording.steps_of(self._keys())
+
+    @property
     def for_run(self) -> str | None:
         """Like `run_id`, but the id of the intended run if another process records that one."""
         return None if self._pipeline is None else self._pipeline.run.beside or self.run_id
@@ -473,8 +478,7 @@ class Monitor:
     def tell_more(self, **found: Any) -> None:
         """Records what became known of the training (fields of `Premises`) after `tell_premises`."""
         if self._pipeline is not None:
-            recorded = self._pipeline.recording.steps_of(self._keys())
-            self.record(self.premises.tell_more(self.prefix, recorded, **found))
+            self.record(self.premises.tell_more(self.prefix, self.steps, **found))
 
     def record(self, *out: records.Record) -> None:
         """Writes records of other parts of the package (facts of the fit, models) to the journal."""
