@@ -111,8 +111,8 @@ def column(name: str) -> Draw:
 
 def both_losses(axes: Any, run: RecordedRun) -> None:
     """The loss of each of two optimizers."""
-    for name, of in run.streams.items():
-        axes.plot(of.steps.loss, linewidth=0.8, label=name.rstrip("."))
+    for prefix in run.streams:
+        axes.plot(run.steps[f"{prefix}loss"].dropna(), linewidth=0.8, label=prefix.rstrip("."))
     axes.legend(fontsize=8)
 
 
@@ -301,7 +301,7 @@ def fit_two_outputs(mended: bool) -> None:
     late = keras.layers.Dense(1, "sigmoid", name="late")(keras.layers.Dense(16, "relu")(inputs))
     model = keras.Model(inputs, {"which": which, "late": late})
     losses = {"which": "sparse_categorical_crossentropy", "late": "binary_crossentropy"}
-    weights = {"which": 1.0, "late": 1.0 if mended else 0.0}
+    weights = {"which": 1.0, "late": 1.0 if mended else 1e-4}
     model.compile(keras.optimizers.SGD(0.1), losses, loss_weights=weights)
     model.fit(x, {"which": y, "late": (y > 4).astype("float32")[:, None]}, 32, 12, verbose=0)
 

@@ -41,6 +41,19 @@ def test_a_picture_is_drawn_of_a_problem_that_is_found_and_fixed(tmp_path, home)
 
 
 @pytest.mark.thorough
+def test_problems_that_hand_made_recordings_do_not_show_are_found_and_fixed(tmp_path, home):
+    """Of float16, of several outputs and of two optimizers: in real trainings, broken and fixed."""
+    of = ["loss_scale_collapse", "output_not_learning", "one_class_predicted", "generator_collapse"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gallery", *of, "--output", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(of)
+    assert all(line.endswith("fixed: none") for line in done.stdout.splitlines())
+
+
+@pytest.mark.thorough
 def test_an_unknown_kind_is_told_in_a_line():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gallery", "dread"],
