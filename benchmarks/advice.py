@@ -6,10 +6,10 @@
 
 Each configuration is trained under `autolog()`, as `benchmarks.detection` does (with `--keep` in a store that both
 share). Of those that fail and are diagnosed, the advice of the first problem is followed as far as a program can: its
-first piece, to the letter (and what is joined to it by "and"). The same training is made again from the same seed. It is **mended** if it goes well then,
-**partly** if a quarter of what was missing is gained, **harmed** if its score (an accuracy, or the share of the variance
-explained) is lower by a twentieth, else **no better**. What only a person can do (look at the data, another
-architecture) is counted apart.
+first piece, to the letter (and what is joined to it by "and"). The same training is made again from the same seed. It
+is **mended** if it goes well then, **partly** if a quarter of what was missing is gained, **harmed** if its score (an
+accuracy, or the share of the variance explained) is lower by a twentieth, else **no better**. What only a person can do
+(look at the data, another architecture) is counted apart.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _clean(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
 
 
 def _whole(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    whole = np.isfinite(x.reshape(len(x), -1).astype(float)).all(1) & np.isfinite(y.reshape(len(y), -1)).all(1)
+    whole = np.isfinite(x.reshape(len(x), -1).astype(float)).all(1) & np.isfinite(y.reshape(len(y), -1)).all(
+        1
+    )
     return x[whole], y[whole]
 
 
@@ -270,7 +272,9 @@ def follow(problem: Problem, model: Model, fit: Fit) -> str:
 
 def _layers(model: Any) -> list[Any]:
     """The layers of a model and of models within it, in order."""
-    return [leaf for layer in model.layers for leaf in (_layers(layer) if hasattr(layer, "layers") else [layer])]
+    return [
+        leaf for layer in model.layers for leaf in (_layers(layer) if hasattr(layer, "layers") else [layer])
+    ]
 
 
 def _activated(layer: Any) -> Any | None:
@@ -337,21 +341,33 @@ def report(results: Iterable[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.advice", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.advice", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("what", nargs="?", choices=("seen", "aside"), default="seen")
     parser.add_argument("--only", default="", help="configurations whose name holds this")
-    parser.add_argument("--every", type=int, default=1, help="only each so manieth of those that are made to fail")
+    parser.add_argument(
+        "--every", type=int, default=1, help="only each so manieth of those that are made to fail"
+    )
     parser.add_argument("--keep", type=Path, help="folder that keeps runs and results, to go on with")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after that long")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="no training begins after that long"
+    )
     chosen = parser.parse_args(arguments)
     end = time.monotonic() + 60 * chosen.minutes
-    jobs = [job for job in own_jobs(chosen.what == "aside", 1) if job.kinds and job.good < np.inf][:: chosen.every]
+    jobs = [job for job in own_jobs(chosen.what == "aside", 1) if job.kinds and job.good < np.inf][
+        :: chosen.every
+    ]
     results = []
     with store(chosen.keep):
         trained = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep else None
         followed = chosen.keep / f"{chosen.what}-advice.jsonl" if chosen.keep else None
         known = {(one.name, one.seed): one for one in verdicts.read(trained)} if trained else {}
-        done = [json.loads(line) for line in followed.read_text().splitlines()] if followed and followed.exists() else []
+        done = (
+            [json.loads(line) for line in followed.read_text().splitlines()]
+            if followed and followed.exists()
+            else []
+        )
         with contextlib.suppress(KeyboardInterrupt):  # the report of what was done by then
             for job in (one for one in jobs if chosen.only in one.name):
                 if time.monotonic() > end:
@@ -376,7 +392,11 @@ def main(arguments: list[str] | None = None) -> None:
                             file.write(json.dumps(one) + "\n")
                 results.append(one)
                 scores = f"{one['before']:.2f} -> {one['after']:.2f} of {job.good:g}"
-                print(f"{one['outcome']:12} {scores}  {job.name}: {one['kind']}: {one['piece']}", file=sys.stderr, flush=True)
+                print(
+                    f"{one['outcome']:12} {scores}  {job.name}: {one['kind']}: {one['piece']}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         mlflow_tfmon.autolog(disable=True)
     print(report(results))
 

@@ -287,7 +287,9 @@ def fit_in_float16(mended: bool) -> None:
     keras.config.set_dtype_policy("mixed_bfloat16" if mended else "mixed_float16")
     try:
         model, _ = mlp(1, **REGRESSION, hidden=(32,))
-        model.compile(keras.optimizers.Adam(1e-3), lambda y, p: keras.ops.sum(keras.ops.square(3e3 * (y - p)), -1))
+        model.compile(
+            keras.optimizers.Adam(1e-3), lambda y, p: keras.ops.sum(keras.ops.square(3e3 * (y - p)), -1)
+        )
         model.fit(x, np.reshape(y, (-1, 1)), 32, 3, verbose=0)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -295,7 +297,7 @@ def fit_in_float16(mended: bool) -> None:
 
 def fit_two_outputs(mended: bool) -> None:
     """Digits: which it is, and whether it is above 4; the second with hardly any weight."""
-    x, y, x_val, y_val = digits(1)
+    x, y, _, _ = digits(1)
     inputs = keras.Input((64,))
     which = keras.layers.Dense(10, "softmax", name="which")(keras.layers.Dense(48, "relu")(inputs))
     late = keras.layers.Dense(1, "sigmoid", name="late")(keras.layers.Dense(16, "relu")(inputs))
@@ -311,11 +313,15 @@ def fit_a_rare_class(mended: bool) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(1600, 8)).astype("float32")
     y = (x[:, 0] + x[:, 1] + 0.8 * random.normal(size=1600) > 2.7).astype("int64")
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")])
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")]
+    )
     model.compile(keras.optimizers.SGD(0.01), "binary_crossentropy", metrics=["accuracy"])
     share = float(y.mean())
     weights = {0: 0.5 / (1 - share), 1: 0.5 / share} if mended else None
-    model.fit(x[:1200], y[:1200], 32, 15, validation_data=(x[1200:], y[1200:]), class_weight=weights, verbose=0)
+    model.fit(
+        x[:1200], y[:1200], 32, 15, validation_data=(x[1200:], y[1200:]), class_weight=weights, verbose=0
+    )
 
 
 def loop_of_two_optimizers(mended: bool) -> None:
@@ -338,7 +344,9 @@ def loop_of_two_optimizers(mended: bool) -> None:
         with tf.GradientTape() as tape:
             told, of_made = discriminator(real), discriminator(generator(noise))
             loss = loss_of(real_is * tf.ones_like(told), told) + loss_of(tf.zeros_like(of_made), of_made)
-        judging.apply(tape.gradient(loss, discriminator.trainable_variables), discriminator.trainable_variables)
+        judging.apply(
+            tape.gradient(loss, discriminator.trainable_variables), discriminator.trainable_variables
+        )
         with tf.GradientTape() as tape:
             told = discriminator(generator(noise))
             loss = loss_of(tf.ones_like(told), told)

@@ -58,7 +58,13 @@ def feed(x: Any, y: Any, epochs: int, batch: int = 32) -> Iterator[tuple[tf.Tens
 
 
 def stepping(
-    model: Any, optimizer: Any, loss_of: Loss, *, clip: float = 0.0, variables: Any = None, eager: bool = False
+    model: Any,
+    optimizer: Any,
+    loss_of: Loss,
+    *,
+    clip: float = 0.0,
+    variables: Any = None,
+    eager: bool = False,
 ) -> Callable[[Any, Any], Any]:
     """A training step, as in TensorFlow's guides."""
 
@@ -88,7 +94,9 @@ def explained(model: Any, x: Any, y: Any) -> float:
     return float(1 - error) if np.isfinite(error) else -np.inf
 
 
-def dense(inputs: int, *units: int, out: int, activation: str = "relu", end: str | None = None, **inner: Any) -> Any:
+def dense(
+    inputs: int, *units: int, out: int, activation: str = "relu", end: str | None = None, **inner: Any
+) -> Any:
     hidden = [layers.Dense(width, activation, **inner) for width in units]
     return keras.Sequential([keras.Input((inputs,)), *hidden, layers.Dense(out, end)])
 
@@ -115,7 +123,9 @@ def classify(
                 step(a, b)
             if watching is not None:
                 known = SPARSE(y_val, net(x_val * scale))
-                watching.log_epoch(epoch, {"val_loss": float(known), "val_accuracy": accuracy(net, x_val * scale, y_val)})
+                watching.log_epoch(
+                    epoch, {"val_loss": float(known), "val_accuracy": accuracy(net, x_val * scale, y_val)}
+                )
     return accuracy(net, x_val * scale, y_val)
 
 
@@ -152,7 +162,9 @@ def accumulate(seed: int, zeroed: bool) -> float:
 
     @tf.function
     def update() -> None:
-        optimizer.apply_gradients(zip([one.read_value() for one in sums], net.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip([one.read_value() for one in sums], net.trainable_variables, strict=True)
+        )
         if zeroed:
             for total in sums:
                 total.assign(tf.zeros_like(total))
@@ -230,7 +242,9 @@ def contrast(seed: int) -> float:
     def step(a: Any) -> None:
         with tf.GradientTape() as tape:
             loss = SPARSE(tf.range(tf.shape(a)[0]), similar(a))
-        optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True)
+        )
 
     for a, _ in feed(x, x, 15):
         step(a)
@@ -261,7 +275,9 @@ def oppose(seed: int, makes: float, judges: float, width: int) -> float:
     """A GAN on points of a ring: the share of its eight parts that the generator's points lie in and near."""
     random = np.random.default_rng(seed)
     angle = random.uniform(0, 2 * np.pi, 4000)
-    ring = (np.stack([np.cos(angle), np.sin(angle)], 1) + 0.05 * random.normal(size=(4000, 2))).astype("float32")
+    ring = (np.stack([np.cos(angle), np.sin(angle)], 1) + 0.05 * random.normal(size=(4000, 2))).astype(
+        "float32"
+    )
     generator, discriminator = dense(4, 48, 48, out=2), dense(2, width, width, out=1, activation="leaky_relu")
     making, judging = optimizers.Adam(makes, beta_1=0.5), optimizers.Adam(judges, beta_1=0.5)
     loss_of = losses.BinaryCrossentropy(from_logits=True)
@@ -284,7 +300,9 @@ def oppose(seed: int, makes: float, judges: float, width: int) -> float:
         step(real)
     made = generator(random.normal(size=(1000, 4)).astype("float32")).numpy()
     near = made[np.abs(np.linalg.norm(made, axis=1) - 1) < 0.3]
-    parts = np.bincount(((np.arctan2(near[:, 1], near[:, 0]) + np.pi) / (2 * np.pi) * 8).astype(int) % 8, minlength=8)
+    parts = np.bincount(
+        ((np.arctan2(near[:, 1], near[:, 0]) + np.pi) / (2 * np.pi) * 8).astype(int) % 8, minlength=8
+    )
     return float((parts > 20).mean())
 
 
@@ -303,7 +321,9 @@ def bandit(seed: int, sign: float = 1.0) -> float:
             reward = tf.cast(pulled == b, tf.float32) - 0.25
             chance = tf.nn.sparse_softmax_cross_entropy_with_logits(pulled, logits)
             loss = sign * tf.reduce_mean(chance * reward)
-        optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True)
+        )
 
     for a, b in feed(x, best, 5, 32):
         step(a, b)
@@ -322,7 +342,9 @@ def walk(seed: int) -> float:
         worth = end + discount * (1 - end) * target(tf.one_hot(there, 10))[:, 0]
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean((worth - net(tf.one_hot(here, 10))[:, 0]) ** 2)
-        optimizer.apply_gradients(zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True)
+        )
 
     for number in range(1500):
         rooms = random.integers(0, 9, 32)
@@ -388,7 +410,12 @@ def with_a_cut() -> Any:
     return keras.Model(inputs, layers.Dense(10)(h))
 
 
-_HIGH, _LOW, _SLOW, _UNDER = "learning_rate_too_high", "learning_rate_too_low", "slow_convergence", "underfitting"
+_HIGH, _LOW, _SLOW, _UNDER = (
+    "learning_rate_too_high",
+    "learning_rate_too_low",
+    "slow_convergence",
+    "underfitting",
+)
 _EXPLODES, _NAN, _START, _DEAD = "exploding_gradient", "nan_or_inf", "poor_initialization", "dead_relu"
 _MISMATCH, _OUTPUT, _RAW = "loss_output_mismatch", "improper_activation", "unnormalized_input"
 _large = keras.initializers.RandomNormal(stddev=1.2, seed=3)

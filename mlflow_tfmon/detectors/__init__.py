@@ -55,7 +55,12 @@ CAUSES: tuple[Detect, ...] = (
     output_not_learning.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
     overfitting.detect, input_bound.detect, retracing.detect,
 )  # fmt: skip
-OUTCOMES: tuple[Detect, ...] = (one_class_predicted.detect, underfitting.detect, plateau.detect, slow_convergence.detect)
+OUTCOMES: tuple[Detect, ...] = (
+    one_class_predicted.detect,
+    underfitting.detect,
+    plateau.detect,
+    slow_convergence.detect,
+)
 KINDS = tuple(sorted(kind_of(detect) for detect in (*CAUSES, *OUTCOMES)))
 _BESIDE = {"input_bound", "retracing"}  # these cost time, but do not explain what is learned
 

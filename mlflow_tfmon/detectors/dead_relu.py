@@ -70,9 +70,13 @@ def detect(
 
 def _advice(history: History, layer: str) -> str:
     """What to change first: how the units begin, if they were dead before the first step, else the steps."""
-    kernel, zeros = layer if layer in history.sizes else f"{layer}.kernel", history.deep.get("grad_zero_fraction")
-    if zeros is not None and kernel in zeros and len(first := zeros.column(kernel)):
-        if first.first[0] <= history.start + 1 and first.mean[0, 0] >= _FROM_START:
+    kernel, zeros = (
+        layer if layer in history.sizes else f"{layer}.kernel",
+        history.deep.get("grad_zero_fraction"),
+    )
+    first = None if zeros is None else zeros.column(kernel)
+    if first is not None and len(first) and first.first[0] <= history.start + 1:
+        if first.mean[0, 0] >= _FROM_START:
             return (
                 'The units are dead from the first step: initialize with he_normal (kernel_initializer="he_normal"), '
                 'biases with 0 (bias_initializer="zeros"), and look at the scale of the inputs.'

@@ -53,8 +53,7 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
             f"The gradient norm rose from {norms.mean[0, 0]:.3g} at step {norms.first[0]:.0f} to "
             f"{norms.most[peak, 0]:.3g} at step {norms.last[peak]:.0f} (threshold: a factor of {min_growth:.0f}).",
             f"Clip gradients (clipnorm=1.0 in the optimizer) and {lower(history)[0].lower()}{lower(history)[1:]}. If "
-            "that does not help, use bounded or rectifying activations with an initializer made for them (he_normal for "
-            "ReLU); in deep nets add BatchNormalization or residual connections.",
+            f"that does not help, {_BEGIN[0].lower()}{_BEGIN[1:]}",
             int(norms.last[-1]), 0.9,
         )  # fmt: skip
         return

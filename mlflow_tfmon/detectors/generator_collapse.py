@@ -28,7 +28,12 @@ def detect(
         min_steps: steps before which nothing is reported.
     """
     curve = history.steps.column("loss")
-    if history.alone or history.step - history.start < min_steps or not len(curve) or not history.first_losses:
+    if (
+        history.alone
+        or history.step - history.start < min_steps
+        or not len(curve)
+        or not history.first_losses
+    ):
         return
     begun, (loss, since) = float(np.median(history.first_losses)), _late(curve, history.at(0.5))
     if not loss >= max(min_loss, 3 * begun):

@@ -15,6 +15,7 @@ from mlflow_tfmon.detectors.updates import lower
 
 _GROWN = 10.0  # times its usual norm: such a gradient comes from steps that are too large
 
+
 def detect(history: History) -> Iterator[Problem]:
     """Finds losses, validation losses, gradient norms and data that are not finite.
 

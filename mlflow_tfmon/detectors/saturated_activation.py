@@ -12,7 +12,10 @@ from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.unnormalized_input import scaling
 
-_LARGE = 3.0  # mean and standard deviation of inputs that fill the range in which a sigmoid or tanh has a slope
+_LARGE = (
+    3.0  # mean and standard deviation of inputs that fill the range in which a sigmoid or tanh has a slope
+)
+
 
 def detect(
     history: History, *, min_share: float = 0.5, min_share_if_little: float = 0.8, min_done: float = 0.3

@@ -11,6 +11,7 @@ from mlflow_tfmon.detectors.updates import higher, update_ratio
 
 _MOST_MOVED = 0.01  # of a kernel's norm, by a step with the advised learning rate
 
+
 def detect(
     history: History, *, max_expected: float = 0.15, min_steadiness: float = 0.75
 ) -> Iterator[Problem]:

@@ -104,8 +104,10 @@ def lower_rate(history: History) -> tuple[float, str]:
 def lower(history: History) -> str:
     """Advice to lower the learning rate, and to what."""
     to, why = lower_rate(history)
-    return f"Lower the learning rate from {rate(history):.3g} to {to:.2g}{why}" if to > 0 else (
-        "Lower the learning rate by a factor of 10"
+    return (
+        f"Lower the learning rate from {rate(history):.3g} to {to:.2g}{why}"
+        if to > 0
+        else ("Lower the learning rate by a factor of 10")
     )
 
 

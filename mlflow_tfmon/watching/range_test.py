@@ -17,7 +17,9 @@ from mlflow_tfmon.watching.both_kerases import BothKerases
 
 _FIRST = 10  # steps whose losses show the level from which it starts, and how batches differ
 _RISEN = 2.0  # times the first losses: from there on the loss has diverged
-_SPREADS = 5.0  # standard deviations of the first losses by which it must have risen or, of a mean of them, fallen
+_SPREADS = (
+    5.0  # standard deviations of the first losses by which it must have risen or, of a mean of them, fallen
+)
 _NONE = "no learning rate is suggested"
 
 
@@ -26,8 +28,8 @@ class LearningRateRangeTest(BothKerases):
 
     It makes steps on the fit's own data with a learning rate that grows exponentially, until the loss diverges. Then
     it puts back weights, the optimizer's state, learning rate, metrics and the random state of layers, bit for bit, and
-    the fit begins; `fit(..., epochs=0)` is the test alone. Its steps are no part of the recorded training. The result is
-    in a log line, in the run's tag `tfmon.range_test`, and in the advice on learning rates.
+    the fit begins; `fit(..., epochs=0)` is the test alone. Its steps are no part of the recorded training. The result
+    is in a log line, in the run's tag `tfmon.range_test`, and in the advice on learning rates.
 
     The data must be arrays or a `tf.data.Dataset`; a dataset that is shuffled anew for each epoch may give the examples
     in another order afterwards. Several replicas are not supported.
@@ -167,7 +169,9 @@ def _batches(model: Any) -> tuple[Iterator[Any], str]:
         return iter(()), "the data are neither arrays nor a tf.data.Dataset"
     fit_frames.build(model)
     if not model.built:
-        return iter(()), "the model is built by its first step"  # weights that are not there cannot be put back
+        return iter(
+            ()
+        ), "the model is built by its first step"  # weights that are not there cannot be put back
     if not getattr(model.optimizer, "built", True):
         model.optimizer.build(model.trainable_variables)
     return _over_and_over(data), ""

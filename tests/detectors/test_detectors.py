@@ -45,9 +45,15 @@ def _broken_at(step: int) -> np.ndarray:
 
 _RARE = Sample.of((np.arange(400) % 20 == 0).astype(int))
 _RARE_CLASS = dataclasses.replace(
-    _with_layer(2, units=1, activation="sigmoid"), loss="binary_crossentropy", targets=_RARE, val_targets=_RARE
+    _with_layer(2, units=1, activation="sigmoid"),
+    loss="binary_crossentropy",
+    targets=_RARE,
+    val_targets=_RARE,
 )
-_OF_TWO = {"a_loss": 0.1 + np.exp(-_T / 60), "b_loss": 0.7 + 0.01 * np.random.default_rng(2).normal(size=STEPS)}
+_OF_TWO = {
+    "a_loss": 0.1 + np.exp(-_T / 60),
+    "b_loss": 0.7 + 0.01 * np.random.default_rng(2).normal(size=STEPS),
+}
 
 
 def _turning(loss: np.ndarray, other: np.ndarray) -> History:

@@ -64,7 +64,9 @@ def test_it_measures_what_a_loop_by_hand_does_and_puts_all_back() -> None:
         before = state(model)
         assert bool(np.any(before[-1])) == bool(epochs)
         model.fit(x, y, BATCH, 0, shuffle=False, verbose=0, callbacks=[test])
-        for one, other in zip(before, state(model), strict=bool(epochs)):  # metrics are made by the first step
+        for one, other in zip(
+            before, state(model), strict=bool(epochs)
+        ):  # metrics are made by the first step
             assert one.dtype == other.dtype and one.tobytes() == other.tobytes()
         made = len(test.losses)
         assert 30 < made < 60, "it ends once the loss has diverged"
@@ -103,7 +105,9 @@ def test_its_steps_are_no_part_of_the_training_and_its_rate_is_advised(
     assert tag == callbacks[0].text() and tag.startswith(f"suggests {callbacks[0].suggested:.2g}: ")
     for problems in (tested.problems, diagnose(tested)):
         (advice,) = (one.advice for one in problems if one.kind == "learning_rate_too_high")
-        assert f"to {callbacks[0].suggested:.2g}, which the range test before the training suggests." in advice
+        assert (
+            f"to {callbacks[0].suggested:.2g}, which the range test before the training suggests." in advice
+        )
 
 
 @pytest.mark.parametrize("data_of", ["generator", "model that its first step builds"])
@@ -121,7 +125,7 @@ def test_where_it_cannot_be_made_the_training_goes_on(data_of: str, caplog: pyte
 
         own = Own()
         own.compile("adam", "mse")
-        with pytest.raises(Exception, match="."):
+        with pytest.raises(Exception, match=r"."):
             own.fit(x, y, verbose=0, callbacks=[test])
         done = None
     assert (test.rates, test.suggested) == ([], None)
@@ -166,5 +170,3 @@ def test_a_loss_that_only_wanders_suggests_nothing() -> None:
 def test_values_that_make_no_test_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=next(iter(wrong))):
         LearningRateRangeTest(**wrong)
-
-
