@@ -80,7 +80,9 @@ def _scale_inputs(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> b
     if not isinstance(x, np.ndarray):
         return False
     code = found[1]
-    if "x.std(axis=0)" in code:  # the validation inputs with the numbers of the training data
+    if "x.std(axis=0)" in code or code.startswith(
+        "to mean 0"
+    ):  # the validation inputs with the numbers of the training data
         s, mean = x.std(axis=0), x.mean(axis=0)
         code = "x = (x - mean) / numpy.where(s > 0, s, 1)"
         names: dict[str, Any] = {"numpy": np, "s": s, "mean": mean}
@@ -222,9 +224,11 @@ _NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
 PIECES: tuple[tuple[str, Follow], ...] = (
     (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
     (r"(Lower|Raise) the learning rate(?! from)", _factor),
+    (r"(?:[Tt]ry a) learning rate ten times (larger)", _factor),
     (r"callbacks=\[mlflow_tfmon\.LearningRateRangeTest\(\)\]", _range_test),
     (rf"(clipnorm|global_clipnorm|clipvalue)={_NUMBER}", _clip),
     (r"Scale the inputs: (.+?)(?: \(or|; the validation)", _scale_inputs),
+    (r"Scale the inputs (to mean 0 and standard deviation 1)", _scale_inputs),
     (rf"Train on y = \(y - (-?[\d.]+(?:e[+-]?\d+)?)\) / {_NUMBER},", _scale_targets),
     (r"Clean the (inputs|targets)", _clean),
     (r"Number the labels from 0|Use labels 0 and 1", _number_labels),

@@ -424,7 +424,8 @@ _large = keras.initializers.RandomNormal(stddev=1.2, seed=3)
 CONFIGURATIONS = (
     # -- made to go well
     Loop("digits", classify, good=0.85),
-    Loop("digits, eagerly", lambda s: classify(s, lambda: optimizers.SGD(0.1, momentum=0.9), eager=True, epochs=5), good=0.8),
+    Loop("digits, eagerly", lambda s: classify(
+        s, lambda: optimizers.SGD(0.1, momentum=0.9), eager=True, epochs=5), good=0.8),
     Loop("digits with a monitor", lambda s: classify(s, monitor=True), good=0.85),
     Loop("regression by mean distance, clipped", lambda s: regress(
         s, loss_of=lambda y, p: tf.reduce_mean(tf.abs(y - p[:, 0])), clip=1.0), good=0.6),
