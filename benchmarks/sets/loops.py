@@ -442,11 +442,13 @@ CONFIGURATIONS = (
     Loop("digits in float16", lambda s: in_half(s, 1.0), good=0.85),
     # -- made to fail
     Loop("digits, rate too high", lambda s: classify(s, lambda: optimizers.Adam(1.0)), (_HIGH, _DEAD)),
-    Loop("digits, rate too low", lambda s: classify(s, lambda: optimizers.SGD(1e-5), monitor=True), (_LOW, _SLOW, _UNDER)),
+    Loop("digits, rate too low", lambda s: classify(s, lambda: optimizers.SGD(1e-5), monitor=True),
+        (_LOW, _SLOW, _UNDER)),
     Loop("labels of others", lambda s: classify(s, change=of_others, monitor=True), (_UNDER, "overfitting", _SLOW)),
     Loop("pixels as they come", lambda s: classify(s, lambda: optimizers.SGD(0.1), scale=1600.0),
         (_RAW, _HIGH, _EXPLODES, _NAN, _DEAD)),
-    Loop("log of nothing", lambda s: classify(s, loss_of=of_probabilities, model=lambda: dense(64, 64, out=10, end="relu")),
+    Loop("log of nothing", lambda s: classify(
+        s, loss_of=of_probabilities, model=lambda: dense(64, 64, out=10, end="relu")),
         (_NAN, _OUTPUT)),
     Loop("softmax over the batch", lambda s: classify(s, loss_of=over_the_batch, monitor=True),
         (_UNDER, _MISMATCH, _OUTPUT, "plateau")),
@@ -457,7 +459,8 @@ CONFIGURATIONS = (
     Loop("eighty by heart", lambda s: classify(s, change=few_and_wrong, epochs=120, monitor=True), ("overfitting",)),
     Loop("units far below zero", lambda s: classify(s, model=lambda: dense(
         64, 64, 32, out=10, bias_initializer=keras.initializers.Constant(-8.0))), (_DEAD, "stagnant_weights")),
-    Loop("every pair", lambda s: regress(s, loss_of=lambda y, p: tf.reduce_mean((y - p) ** 2)), ("shape_broadcast",), 0.6),
+    Loop("every pair", lambda s: regress(s, loss_of=lambda y, p: tf.reduce_mean((y - p) ** 2)),
+        ("shape_broadcast",), 0.6),
     Loop("targets in thousands", lambda s: regress(s, lambda: optimizers.SGD(1e-2), scale=500.0, offset=4000.0),
         ("unscaled_targets", _HIGH, _EXPLODES, _NAN), 0.6),
     Loop("sums that are never cleared", lambda s: accumulate(s, False), ("accumulation_not_zeroed", _HIGH)),

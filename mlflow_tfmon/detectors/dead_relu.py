@@ -9,6 +9,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.table import Table
 from mlflow_tfmon.detectors.updates import lower
 
 _ZERO_AT = ("relu", "relu6", "relu_squared", "relu2")
@@ -74,13 +75,12 @@ def _advice(history: History, layer: str) -> str:
         layer if layer in history.sizes else f"{layer}.kernel",
         history.deep.get("grad_zero_fraction"),
     )
-    first = None if zeros is None else zeros.column(kernel)
-    if first is not None and len(first) and first.first[0] <= history.start + 1:
-        if first.mean[0, 0] >= _FROM_START:
-            return (
-                'The units are dead from the first step: initialize with he_normal (kernel_initializer="he_normal"), '
-                'biases with 0 (bias_initializer="zeros"), and look at the scale of the inputs.'
-            )
+    begun = zeros.column(kernel).rows(slice(0, 1)) if zeros is not None else Table()
+    if len(begun) and begun.first[0] <= history.start + 1 and begun.mean[0, 0] >= _FROM_START:
+        return (
+            'The units are dead from the first step: initialize with he_normal (kernel_initializer="he_normal"), biases '
+            'with 0 (bias_initializer="zeros"), and look at the scale of the inputs.'
+        )
     return f"{lower(history)}, and initialize with he_normal."
 
 
