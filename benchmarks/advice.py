@@ -266,7 +266,7 @@ def follow(problem: Problem, model: Model, fit: Fit) -> str:
     pieces, end = [], 0
     for match, do in sorted(((m, do) for m, do in found if m), key=lambda one: one[0].start()):
         between = problem.advice[end : match.start()]
-        if pieces and not re.search(r"^[^.;]{0,40}\band [^.;]{0,10}$", between):
+        if pieces and not re.search(r"^(?:(?!\. )[^;]){0,110}\band [^;]{0,10}$", between):
             break
         if do(match, problem, model, fit) is not False:
             pieces.append(match[0])

@@ -78,8 +78,8 @@ def _advice(history: History, layer: str) -> str:
     begun = zeros.column(kernel).rows(slice(0, 1)) if zeros is not None else Table()
     if len(begun) and begun.first[0] <= history.start + 1 and begun.mean[0, 0] >= _FROM_START:
         return (
-            'The units are dead from the first step: initialize with he_normal (kernel_initializer="he_normal"), biases '
-            'with 0 (bias_initializer="zeros"), and look at the scale of the inputs.'
+            'The units are dead from the first step: initialize with he_normal (kernel_initializer="he_normal"), '
+            'biases with 0 (bias_initializer="zeros"), and look at the scale of the inputs.'
         )
     return f"{lower(history)}, and initialize with he_normal."
 
