@@ -219,7 +219,7 @@ class _StopAtBest(keras.callbacks.EarlyStopping):
             values[:] = [values[best]] * 5
 
 
-_NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
+_NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 # The pieces of advice that a program can follow. The first in the text is; a later one only if it cannot be.
 PIECES: tuple[tuple[str, Follow], ...] = (
     (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),

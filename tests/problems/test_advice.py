@@ -24,7 +24,7 @@ def training() -> tuple[keras.Model, dict[str, Any]]:
     layers = [
         keras.layers.Dense(8, "sigmoid", name="a"),
         keras.layers.BatchNormalization(),
-        keras.layers.Dense(3, name="c"),
+        keras.layers.Dense(4, name="c"),
     ]
     model = keras.Sequential([keras.Input((6,)), *layers])
     model.compile(keras.optimizers.SGD(1.0), "sparse_categorical_crossentropy", metrics=["accuracy"])
