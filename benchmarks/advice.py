@@ -359,11 +359,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     chosen = parser.parse_args(arguments)
     end = time.monotonic() + 60 * chosen.minutes
-    jobs = [job for job in own_jobs(chosen.what == "aside", 1) if job.kinds and job.good < np.inf][
-        :: chosen.every
-    ]
     results = []
     with store(chosen.keep):
+        jobs = [job for job in own_jobs(chosen.what == "aside", 1) if job.kinds and job.good < np.inf][
+            :: chosen.every
+        ]
         trained = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep else None
         followed = chosen.keep / f"{chosen.what}-advice.jsonl" if chosen.keep else None
         known = {(one.name, one.seed): one for one in verdicts.read(trained)} if trained else {}

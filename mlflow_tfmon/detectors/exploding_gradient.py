@@ -12,8 +12,8 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import lower
 
 _BEGIN = (
-    "Use bounded or rectifying activations with an initializer made for them (he_normal for ReLU), and inputs of about "
-    "unit scale; in deep nets add BatchNormalization or residual connections."
+    "Use ReLU (initialized with he_normal), GELU or tanh in the hidden layers, and inputs of about unit scale; in deep "
+    "nets add BatchNormalization or residual connections."
 )
 
 
@@ -52,8 +52,8 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
             "exploding_gradient", "critical", int(norms.first[began]), _largest(history),
             f"The gradient norm rose from {norms.mean[0, 0]:.3g} at step {norms.first[0]:.0f} to "
             f"{norms.most[peak, 0]:.3g} at step {norms.last[peak]:.0f} (threshold: a factor of {min_growth:.0f}).",
-            f"Clip gradients (clipnorm=1.0 in the optimizer) and {lower(history)[0].lower()}{lower(history)[1:]}. If "
-            f"that does not help, {_BEGIN[0].lower()}{_BEGIN[1:]}",
+            f"{_clip(history)}. If "
+            f"that does not help: {_BEGIN}",
             int(norms.last[-1]), 0.9,
         )  # fmt: skip
         return
@@ -69,6 +69,11 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
             f"(threshold: a factor of {min_growth:.0f}), and nothing has been learned.",
             _BEGIN, history.step, 0.8,
         )  # fmt: skip
+
+
+def _clip(history: History) -> str:
+    text, clip = lower(history), "Clip gradients (clipnorm=1.0 in the optimizer)"
+    return text if text.startswith(clip) else f"{clip} and l{text[1:]}"
 
 
 def _largest(history: History) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def _advice(history: History, before: Table) -> str:
     )
     usual = float(np.median(before.mean[: max(1, len(before) // 4), 0])) if len(before) else float("nan")
     if len(before) and before.most.max() >= _GROWN * usual:
-        return f"{lower(history)} or clip gradients (clipnorm=1.0 in the optimizer); then check {by_hand}."
+        return f"{lower(history)}; then check {by_hand}."
     return f"Check {by_hand}. If there are none, lower the learning rate or clip gradients (clipnorm=1.0)."
 
 

@@ -12,6 +12,7 @@ BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "
 ADAPTIVE = (1e-6, 0.03)
 TESTED = "which the range test before the training suggests"
 _USUAL = 3e-3  # of a kernel's norm, that a step changes where training goes well
+_BURST = 1e-6  # of the learning rate: if it would have to be less, the gradient is out of all bounds
 
 
 def band(optimizer: str) -> tuple[float, float]:
@@ -87,7 +88,8 @@ def rate(history: History) -> float:
 def lower_rate(history: History) -> tuple[float, str]:
     """The learning rate to go down to, and why as a clause ("" for a tenth); NaN if the present one is unknown.
 
-    A tenth, or less where a tenth of the usual range's end or the steps measured say so; or what a range test found.
+    A tenth, or less where a tenth of the usual range's end or the steps measured say so; or what a range test found. If
+    the first gradient is so large that no rate would do, it is that for gradients clipped to a norm of 1.
     """
     lr, known = rate(history), history.premises
     if not lr > 0:
@@ -96,18 +98,30 @@ def lower_rate(history: History) -> tuple[float, str]:
         return known.suggested_rate, f", {TESTED}"
     lower = min(lr / 10, band(known.optimizer)[1] / 10 if known is not None and known.optimizer else lr)
     suited = suited_rate(history, _USUAL)
+    if bursts(history):
+        norms = history.over_kernels(history.deep["weight_norm"]).mean[:1]
+        suited = rounded(_USUAL * float(np.nanmedian(norms)))
+        return min(lower, suited), ""
     if suited < lower:
         return suited, f", with which a step changes the weights by about {_USUAL:.1%} of their norm"
     return rounded(lower), ""
 
 
+def bursts(history: History) -> bool:
+    """Whether the first measured step was so large that the gradient is to be clipped, whatever the learning rate."""
+    norms = history.over_kernels(history.deep.get("weight_norm", Table()))
+    known = len(norms) > 0 and bool(np.isfinite(norms.mean[0]).any())
+    return known and suited_rate(history, _USUAL) < _BURST * rate(history)
+
+
 def lower(history: History) -> str:
-    """Advice to lower the learning rate, and to what."""
+    """Advice to lower the learning rate, and to what; with gradients to be clipped where that is needed."""
     to, why = lower_rate(history)
+    if not to > 0:
+        return "Lower the learning rate by a factor of 10"
+    change = f"ower the learning rate from {rate(history):.3g} to {to:.2g}{why}"
     return (
-        f"Lower the learning rate from {rate(history):.3g} to {to:.2g}{why}"
-        if to > 0
-        else ("Lower the learning rate by a factor of 10")
+        f"Clip gradients (clipnorm=1.0 in the optimizer) and l{change}" if bursts(history) else f"L{change}"
     )
 
 

@@ -16,7 +16,7 @@ from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.best import Best, directions_of
 from mlflow_tfmon.detectors import History, Problem
 from mlflow_tfmon.detectors.learning import LITTLE
-from mlflow_tfmon.detectors.updates import lower_rate, rounded, usual_norm
+from mlflow_tfmon.detectors.updates import bursts, lower_rate, rounded, usual_norm
 from mlflow_tfmon.errors import logger, say_once
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tags import PREFIX, RESCUES_TAG, STOPPED_TAG
@@ -29,7 +29,7 @@ _RESCUABLE = frozenset({"nan_or_inf", "exploding_gradient", "learning_rate_too_h
 _MOST_RESCUES = 3
 _SLOWER = 0.1  # of the learning rate is left, or less if the steps measured say so
 _ABOVE = 2.0  # times the usual gradient norm: to that gradients are clipped
-_CLIP = 1.0  # where it is unknown
+_CLIP = 1.0  # where it is unknown, or out of all bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ class Actions:
         slower = min(_SLOWER, lower / before) if lower > 0 and before > 0 else _SLOWER
         _slow_down(optimizer, slower)
         clipped, norm = "", usual_norm(history, problem.first_step)
-        clip = rounded(_ABOVE * norm) if norm > 0 else _CLIP
+        clip = rounded(_ABOVE * norm) if norm > 0 and not bursts(history) else _CLIP
         if all(
             getattr(optimizer, name, None) is None for name in ("clipnorm", "clipvalue", "global_clipnorm")
         ):
