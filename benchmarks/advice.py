@@ -6,8 +6,8 @@
 
 Each configuration is trained under `autolog()`, as `benchmarks.detection` does (with `--keep` in a store that both
 share). Of those that fail and are diagnosed, the advice of the first problem is followed as far as a program can: its
-first piece, to the letter (and what is joined to it by "and"). The same training is made again from the same seed. It
-is **mended** if it goes well then, **partly** if a quarter of what was missing is gained, **harmed** if its score (an
+first piece, to the letter (and what "and" or "then" joins to it). The same training is made again from the same seed.
+It is **mended** if it goes well then, **partly** if a quarter of what was missing is gained, **harmed** if its score (an
 accuracy, or the share of the variance explained) is lower by a twentieth, else **no better**. What only a person can do
 (look at the data, another architecture) is counted apart.
 """
@@ -266,7 +266,7 @@ def follow(problem: Problem, model: Model, fit: Fit) -> str:
     pieces, end = [], 0
     for match, do in sorted(((m, do) for m, do in found if m), key=lambda one: one[0].start()):
         between = problem.advice[end : match.start()]
-        if pieces and not re.search(r"^(?:(?!\. )[^;]){0,110}\band [^;]{0,10}$", between):
+        if pieces and not re.search(r"^(?:(?!\. )[^;]){0,110}\band [^;]{0,10}$|\. Then $", between):
             break
         if do(match, problem, model, fit) is not False:
             pieces.append(match[0])

@@ -9,9 +9,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import higher, update_ratio, way
-
-_USUAL = 1e-3  # of a kernel's norm, that a step changes
+from mlflow_tfmon.detectors.updates import USUAL, higher, rate, suited_rate, update_ratio, way
 
 
 def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float = 0.3) -> Iterator[Problem]:
@@ -47,5 +45,7 @@ def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float 
 
 
 def _advice(history: History, moved: float) -> str:
-    factor = max(_USUAL / moved, 10.0) if moved > 0 else 100.0
-    return f"{higher(history, factor)}, until a step changes the weights by about {_USUAL:.1%} of their norm."
+    suited, lr = suited_rate(history, USUAL), rate(history)
+    factor = suited / lr if suited > 0 and lr > 0 else USUAL / max(moved, 1e-12)
+    so = f"so that a step changes the weights by about {USUAL:.1%} of their norm"
+    return f"{higher(history, max(factor, 10.0))}, {so}."

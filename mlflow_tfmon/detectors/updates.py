@@ -10,8 +10,9 @@ from mlflow_tfmon.detectors.table import Table
 # Usual learning rates by optimizer: a rate outside is no error, but a hint (Bengio, 2012; Keras's defaults are inside).
 BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "ftrl": (1e-5, 1.0)}
 ADAPTIVE = (1e-6, 0.03)
+_DEFAULTS = {"sgd": 1e-2}  # Keras's own learning rates; else 1e-3
 TESTED = "which the range test before the training suggests"
-_USUAL = 3e-3  # of a kernel's norm, that a step changes where training goes well
+USUAL = 3e-3  # of a kernel's norm, that a step changes where training goes well
 _BURST = 1e-6  # of the learning rate: if it would have to be less, the gradient is out of all bounds
 
 
@@ -97,13 +98,13 @@ def lower_rate(history: History) -> tuple[float, str]:
     if known is not None and known.suggested_rate < lr:
         return known.suggested_rate, f", {TESTED}"
     lower = min(lr / 10, band(known.optimizer)[1] / 10 if known is not None and known.optimizer else lr)
-    suited = suited_rate(history, _USUAL)
+    suited = suited_rate(history, USUAL)
     if bursts(history):
         norms = history.over_kernels(history.deep["weight_norm"]).mean[:1]
-        suited = rounded(_USUAL * float(np.nanmedian(norms)))
+        suited = rounded(USUAL * float(np.nanmedian(norms)))
         return min(lower, suited), ""
     if suited < lower:
-        return suited, f", with which a step changes the weights by about {_USUAL:.1%} of their norm"
+        return suited, f", with which a step changes the weights by about {USUAL:.1%} of their norm"
     return rounded(lower), ""
 
 
@@ -111,7 +112,7 @@ def bursts(history: History) -> bool:
     """Whether the first measured step was so large that the gradient is to be clipped, whatever the learning rate."""
     norms = history.over_kernels(history.deep.get("weight_norm", Table()))
     known = len(norms) > 0 and bool(np.isfinite(norms.mean[0]).any())
-    return known and suited_rate(history, _USUAL) < _BURST * rate(history)
+    return known and suited_rate(history, USUAL) < _BURST * rate(history)
 
 
 def lower(history: History) -> str:
@@ -134,6 +135,13 @@ def higher(history: History, factor: float) -> str:
         return f"Raise the learning rate from {lr:.3g} to {known.suggested_rate:.2g}, {TESTED}"
     most = band(known.optimizer)[1] / 3 if known is not None and known.optimizer else float("inf")
     return f"Raise the learning rate from {lr:.3g} to {rounded(max(min(factor * lr, most), 3 * lr)):g}"
+
+
+def default_rate(history: History) -> str:
+    """Advice to go up to Keras's own learning rate, where a lower one was chosen; "" where it was not."""
+    lr, known = rate(history), history.premises
+    usual = _DEFAULTS.get(known.optimizer.lower(), 1e-3) if known is not None and known.optimizer else 0.0
+    return f"raise the learning rate from {lr:.3g} to {usual:g}, which is usual" if lr < usual / 3 else ""
 
 
 def usual_norm(history: History, before: int) -> float:
