@@ -7,9 +7,9 @@
 Each configuration is trained under `autolog()`, as `benchmarks.detection` does (with `--keep` in a store that both
 share). Of those that fail and are diagnosed, the advice of the first problem is followed as far as a program can: its
 first piece, to the letter (and what "and" or "then" joins to it). The same training is made again from the same seed.
-It is **mended** if it goes well then, **partly** if a quarter of what was missing is gained, **harmed** if its score (an
-accuracy, or the share of the variance explained) is lower by a twentieth, else **no better**. What only a person can do
-(look at the data, another architecture) is counted apart.
+It is **mended** if it goes well then, **partly** if a quarter of what was missing is gained, **harmed** if its score
+(an accuracy, or the share of the variance explained) is lower by a twentieth, else **no better**. What only a person
+can do (look at the data, another architecture) is counted apart.
 """
 
 from __future__ import annotations
