@@ -109,6 +109,14 @@ def column(name: str) -> Draw:
     return draw
 
 
+def loss_scale(axes: Any, run: RecordedRun) -> None:
+    """The loss scale, where there is one."""
+    if "loss_scale" in run.steps:
+        axes.plot(run.steps.loss_scale, linewidth=0.8)
+    else:
+        axes.text(0.5, 0.5, "bfloat16 needs none", transform=axes.transAxes, ha="center", fontsize=9)
+
+
 def both_losses(axes: Any, run: RecordedRun) -> None:
     """The loss of each of two optimizers."""
     for prefix in run.streams:
@@ -328,7 +336,7 @@ def loop_of_two_optimizers(mended: bool) -> None:
     """A generator of points on a ring, and a discriminator that learns too fast."""
     random = np.random.default_rng(0)
     angles = random.uniform(0, 6.28, 6000)
-    ring = np.stack([np.cos(angles), np.sin(angles)], 1).astype("float32")
+    ring = 3 * np.stack([np.cos(angles), np.sin(angles)], 1).astype("float32")
     dense = keras.layers.Dense
     generator = keras.Sequential([keras.Input((4,)), dense(32, "relu"), dense(2)], name="generator")
     wide = [dense(128, "relu") for _ in range(1 if mended else 3)]
@@ -443,7 +451,7 @@ CASES: dict[str, Case] = {
     "normalization_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"
     ),
-    "loss_scale_collapse": Case(column("loss_scale"), "loss scale", train=fit_in_float16, scale="log"),
+    "loss_scale_collapse": Case(loss_scale, "loss scale", train=fit_in_float16, scale="log"),
     "output_not_learning": Case(column("late_loss"), "loss of the output `late`", train=fit_two_outputs),
     "one_class_predicted": Case(by_epoch("val_accuracy"), "validation accuracy", train=fit_a_rare_class),
     "generator_collapse": Case(both_losses, "losses", train=loop_of_two_optimizers, scale="log"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning
+from mlflow_tfmon.detectors.nan_or_inf import BY_HAND
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import lower
 
@@ -38,7 +39,8 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
                 "exploding_gradient", "critical", 1, (),
                 "The loss is not finite at the first step, before any update: values overflow in the forward pass"
                 + (", or the data are not finite (they were not examined)." if unseen else "."),
-                _BEGIN, bad.last, 0.7,
+                _BEGIN if data is None or data.loss else f"Check {BY_HAND}, and the scale of the inputs.",
+                bad.last, 0.7,
             )  # fmt: skip
         return
     norms = history.steps.column("grad_norm")

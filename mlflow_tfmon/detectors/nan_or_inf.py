@@ -13,6 +13,10 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 from mlflow_tfmon.detectors.updates import lower
 
+BY_HAND = (
+    "your own loss and layers for log(0), sqrt(0) and division by 0 (keep arguments away from 0 with "
+    "keras.ops.clip or an epsilon)"
+)
 _GROWN = 10.0  # times its usual norm: such a gradient comes from steps that are too large
 
 
@@ -102,14 +106,10 @@ def detect(history: History) -> Iterator[Problem]:
 
 def _advice(history: History, before: Table) -> str:
     """What to look at first: the steps if gradients had grown before, else what computes the loss."""
-    by_hand = (
-        "your own loss and layers for log(0), sqrt(0) and division by 0 (keep arguments away from 0 with "
-        "keras.ops.clip or an epsilon)"
-    )
     usual = float(np.median(before.mean[: max(1, len(before) // 4), 0])) if len(before) else float("nan")
     if len(before) and before.most.max() >= _GROWN * usual:
-        return f"{lower(history)}; then check {by_hand}."
-    return f"Check {by_hand}. If there are none, lower the learning rate or clip gradients (clipnorm=1.0)."
+        return f"{lower(history)}; then check {BY_HAND}."
+    return f"Check {BY_HAND}. If there are none, lower the learning rate or clip gradients (clipnorm=1.0)."
 
 
 def _spoilt(history: History, since: int) -> list[str]:
