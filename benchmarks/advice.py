@@ -40,7 +40,8 @@ OUTCOMES = ("mended", "partly", "no better", "harmed", "for a person")
 _GAINED, _LOST = 0.25, 0.05
 _HIDDEN = ("sigmoid", "tanh", "hard_sigmoid", "softmax", "exponential")
 
-Model, Fit = Any, dict[str, Any]
+Model = Any  # compiled
+Fit = dict[str, Any]  # arguments of fit
 Follow = Callable[[re.Match[str], Problem, Model, Fit], bool | None]
 
 
@@ -263,7 +264,8 @@ def follow(problem: Problem, model: Model, fit: Fit) -> str:
         'Lower the learning rate from 1 to 0.003'
     """
     found = [(re.search(pattern, problem.advice), do) for pattern, do in PIECES]
-    pieces, end = [], 0
+    pieces: list[str] = []
+    end = 0
     for match, do in sorted(((m, do) for m, do in found if m), key=lambda one: one[0].start()):
         between = problem.advice[end : match.start()]
         if pieces and not re.search(r"^(?:(?!\. )[^;]){0,110}\band [^;]{0,10}$|\. Then $", between):
@@ -281,7 +283,7 @@ def _layers(model: Any) -> list[Any]:
     ]
 
 
-def _activated(layer: Any) -> Any | None:
+def _activated(layer: Any) -> Any:
     """What of a layer has its activation: the layer, or its recurrent cell."""
     one = getattr(layer, "cell", layer)
     return one if hasattr(one, "activation") else None
