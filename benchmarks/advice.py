@@ -66,9 +66,10 @@ def _set_rate(model: Model, change: Callable[[float], float]) -> None:
 def _range_test(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
     test = mlflow_tfmon.LearningRateRangeTest()
     model.fit(**{**fit, "epochs": 0, "callbacks": [test]}, verbose=0)
-    if test.suggested is None:
+    suggested = test.suggested
+    if suggested is None:
         return False
-    _set_rate(model, lambda _: test.suggested)
+    _set_rate(model, lambda _: suggested)
     return True
 
 
