@@ -1,4 +1,4 @@
-"""Detector of float16 gradients that overflow at every loss scale."""
+"""Detector of gradients that are too large for float16, so that the loss scale collapses."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def detect(
     yield Problem(
         "loss_scale_collapse", "critical", int(begun[0]), (),
         f"The loss scale fell from {scale.most[0, 0]:.3g} to {now:.3g} (threshold: {min_scale:g}), and {late:.0%} of "
-        f"the latest steps were left out (threshold: {max_skipped:.0%}): in float16 the gradients are not finite "
-        "whatever the scale.",
+        f"the latest steps were left out (threshold: {max_skipped:.0%}): "
+        + ("the gradients themselves are too large for float16, and at this scale small ones become 0."
+           if collapsed and not stuck else "in float16 the gradients are not finite."),
         'Use "mixed_bfloat16" instead of "mixed_float16" (keras.config.set_dtype_policy), which needs no loss scale. '
         'If the GPU has no bfloat16, compute the last layer and the loss in float32 (dtype="float32"); if that does '
         "not help either, train in float32 to find the values that are not finite.",
