@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from mlflow_tfmon.detectors.sample import Sample
 from tests.detectors.histories import history, premises
 from tests.detectors.test_detectors import BAD
 
+pytestmark = pytest.mark.slow
 X, Y = np.random.default_rng(0).normal(5, 30, (64, 6)).astype("float32"), np.arange(64) % 3 + 1
 
 
