@@ -118,7 +118,8 @@ def test_most_advice_can_be_followed() -> None:
     }
     for kind, some in BAD.items():
         for of in some:
-            problem = next(one for one in judge(of) if one.kind == kind)
+            found = next(one for one in judge(of) if one.kind == kind)
+            problem = dataclasses.replace(found, variables=())  # those are of another model
             model, fit = training()
             fit |= {"x": np.abs(X), "y": np.clip(Y, 0, 2)}
             if kind not in for_a_person | {
