@@ -3,6 +3,7 @@
     python -m benchmarks.detection --seeds 3            # the published configurations
     python -m benchmarks.detection seen --seeds 2       # our own, those that were looked at
     python -m benchmarks.detection aside --seeds 2      # our own, those that were set aside
+    python -m benchmarks.detection loops --seeds 2      # our own, in custom loops
 
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
 best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
@@ -53,7 +54,7 @@ def zoo_jobs(folder: Path, seeds: int) -> Iterator[Job]:
     for seed in range(seeds):
         for case in cases:
             make = functools.partial(_zoo_model, case, data)
-            yield Job(case["id"], seed, tuple(case["published_problems"]), make, _zoo_well)
+            yield Job(case["id"], seed, tuple(case["published_problems"]), make, _zoo_score, 0.70)
 
 
 def _zoo_model(case: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
@@ -79,15 +80,13 @@ def _zoo_model(case: dict[str, Any], data: Any) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def _zoo_well(history: dict[str, list[float]], _: Any) -> bool:
-    return _accurate(history, 0.70)
+def _zoo_score(history: dict[str, list[float]], _: Any) -> float:
+    return _late(history, "val_accuracy")
 
 
-def _accurate(history: dict[str, list[float]], good: float, name: str = "val_accuracy") -> bool:
-    accuracy = history[name]
-    return bool(
-        np.isfinite(history["loss"]).all() and max(accuracy) >= good and np.mean(accuracy[-5:]) >= good
-    )
+def _late(history: dict[str, list[float]], name: str) -> float:
+    """The mean of the last five epochs."""
+    return float(np.mean(history[name][-5:])) if np.isfinite(history["loss"]).all() else -np.inf
 
 
 def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
@@ -111,19 +110,28 @@ def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
                 seed,
                 one.kinds,
                 functools.partial(make, one, seed),
-                functools.partial(_own_well, one),
+                functools.partial(_own_score, one),
+                np.inf if one.wasteful else one.good,
             )
 
 
-def _own_well(one: Any, history: dict[str, list[float]], fit: dict[str, Any]) -> bool:
-    if one.wasteful:
-        return False
+def _own_score(one: Any, history: dict[str, list[float]], fit: dict[str, Any]) -> float:
     for name in (one.judged_by, "val_accuracy", "val_binary_accuracy"):
         if name in history:
-            return _accurate(history, one.good, name)
-    error = history.get("val_mse", history["val_loss"])
-    explained = 1 - np.mean(error[-5:]) / np.asarray(fit["validation_data"][1], float).var()
-    return bool(np.isfinite(history["loss"]).all() and explained >= one.good)
+            return _late(history, name)
+    error = _late(history, "val_mse" if "val_mse" in history else "val_loss")
+    explained = 1 - error / np.asarray(fit["validation_data"][1], float).var()
+    return float(explained) if np.isfinite(error) else -np.inf
+
+
+def loop_jobs(seeds: int) -> Iterator[Job]:
+    """Our own configurations in custom loops."""
+    from benchmarks.sets.loops import CONFIGURATIONS
+
+    for seed in range(seeds):
+        for one in CONFIGURATIONS:
+            make = functools.partial(one.make, seed)
+            yield Job(one.name, seed, one.kinds, make, lambda history, _: history["score"][-1], one.good)
 
 
 def train(job: Job, watched: bool = True) -> Result:
@@ -138,8 +146,8 @@ def train(job: Job, watched: bool = True) -> Result:
     with run as active, contextlib.suppress(tf.errors.OpError):
         history = model.fit(**arguments, verbose=0).history
     seconds = time.perf_counter() - start
-    well = history is not None and job.went_well(history, arguments)
-    result = Result(job.name, job.seed, job.kinds, well, (), None, seconds)
+    score = -np.inf if history is None else float(job.score(history, arguments))
+    result = Result(job.name, job.seed, job.kinds, score >= job.good, (), None, seconds, score=score)
     return judged(result, active.info.run_id) if watched else result
 
 
@@ -178,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.detection", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", nargs="?", choices=("zoo", "seen", "aside"), default="zoo")
+    parser.add_argument("what", nargs="?", choices=("zoo", "seen", "aside", "loops"), default="zoo")
     parser.add_argument("--zoo", type=Path, default=_ZOO, help="folder of the published configurations")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each")
     parser.add_argument("--only", default="", help="configurations whose name holds this")
@@ -194,8 +202,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.again and chosen.keep is None:
         parser.error("--again needs --keep DIR, the folder of the trainings to judge again")
-    jobs = zoo_jobs(chosen.zoo, chosen.seeds)
-    if chosen.what != "zoo":
+    jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else loop_jobs(chosen.seeds)
+    if chosen.what in ("seen", "aside"):
         jobs = own_jobs(chosen.what == "aside", chosen.seeds)
     end = time.monotonic() + 60 * chosen.minutes
     with store(chosen.keep, not (chosen.unwatched or chosen.again)):

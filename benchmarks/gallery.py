@@ -109,6 +109,21 @@ def column(name: str) -> Draw:
     return draw
 
 
+def loss_scale(axes: Any, run: RecordedRun) -> None:
+    """The loss scale, where there is one."""
+    if "loss_scale" in run.steps:
+        axes.plot(run.steps.loss_scale, linewidth=0.8)
+    else:
+        axes.text(0.5, 0.5, "bfloat16 needs none", transform=axes.transAxes, ha="center", fontsize=9)
+
+
+def both_losses(axes: Any, run: RecordedRun) -> None:
+    """The loss of each of two optimizers."""
+    for prefix in run.streams:
+        axes.plot(run.steps[f"{prefix}loss"].dropna(), linewidth=0.8, label=prefix.rstrip("."))
+    axes.legend(fontsize=8)
+
+
 def _shades(count: int) -> Any:
     import matplotlib
 
@@ -274,6 +289,81 @@ def fit_of_sorted_digits(mended: bool) -> None:
     model.fit(x[order], y[order], 32, 12, validation_split=0.2, verbose=0)
 
 
+def fit_in_float16(mended: bool) -> None:
+    """Large targets, and an error that is summed over an example: too large for float16, and not for bfloat16."""
+    x, y, _, _ = friedman(1)
+    keras.config.set_dtype_policy("mixed_bfloat16" if mended else "mixed_float16")
+    try:
+        model, _ = mlp(1, **REGRESSION, hidden=(32,))
+        model.compile(
+            keras.optimizers.Adam(1e-3), lambda y, p: keras.ops.sum(keras.ops.square(3e3 * (y - p)), -1)
+        )
+        model.fit(x, np.reshape(y, (-1, 1)), 32, 3, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def fit_two_outputs(mended: bool) -> None:
+    """Digits: which it is, and whether it is above 4; the second with hardly any weight."""
+    x, y, _, _ = digits(1)
+    inputs = keras.Input((64,))
+    which = keras.layers.Dense(10, "softmax", name="which")(keras.layers.Dense(48, "relu")(inputs))
+    late = keras.layers.Dense(1, "sigmoid", name="late")(keras.layers.Dense(16, "relu")(inputs))
+    model = keras.Model(inputs, {"which": which, "late": late})
+    losses = {"which": "sparse_categorical_crossentropy", "late": "binary_crossentropy"}
+    weights = {"which": 1.0, "late": 1.0 if mended else 1e-4}
+    model.compile(keras.optimizers.SGD(0.1), losses, loss_weights=weights)
+    model.fit(x, {"which": y, "late": (y > 4).astype("float32")[:, None]}, 32, 12, verbose=0)
+
+
+def fit_a_rare_class(mended: bool) -> None:
+    """One example in twenty is of the other class."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(1600, 8)).astype("float32")
+    y = (x[:, 0] + x[:, 1] + 0.8 * random.normal(size=1600) > 2.7).astype("int64")
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "sigmoid")]
+    )
+    model.compile(keras.optimizers.SGD(0.01), "binary_crossentropy", metrics=["accuracy"])
+    share = float(y.mean())
+    weights = {0: 0.5 / (1 - share), 1: 0.5 / share} if mended else None
+    model.fit(
+        x[:1200], y[:1200], 32, 15, validation_data=(x[1200:], y[1200:]), class_weight=weights, verbose=0
+    )
+
+
+def loop_of_two_optimizers(mended: bool) -> None:
+    """A generator of points on a ring, and a discriminator that learns too fast."""
+    random = np.random.default_rng(0)
+    angles = random.uniform(0, 6.28, 6000)
+    ring = 3 * np.stack([np.cos(angles), np.sin(angles)], 1).astype("float32")
+    dense = keras.layers.Dense
+    generator = keras.Sequential([keras.Input((4,)), dense(32, "relu"), dense(2)], name="generator")
+    wide = [dense(128, "relu") for _ in range(1 if mended else 3)]
+    discriminator = keras.Sequential([keras.Input((2,)), *wide, dense(1)], name="discriminator")
+    making = keras.optimizers.Adam(2e-3 if mended else 1e-5)
+    judging = keras.optimizers.Adam(5e-4 if mended else 5e-3)
+    loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
+    real_is = 0.9 if mended else 1.0
+
+    @tf.function
+    def step(real: tf.Tensor) -> None:
+        noise = tf.random.normal((tf.shape(real)[0], 4))
+        with tf.GradientTape() as tape:
+            told, of_made = discriminator(real), discriminator(generator(noise))
+            loss = loss_of(real_is * tf.ones_like(told), told) + loss_of(tf.zeros_like(of_made), of_made)
+        judging.apply(
+            tape.gradient(loss, discriminator.trainable_variables), discriminator.trainable_variables
+        )
+        with tf.GradientTape() as tape:
+            told = discriminator(generator(noise))
+            loss = loss_of(tf.ones_like(told), told)
+        making.apply(tape.gradient(loss, generator.trainable_variables), generator.trainable_variables)
+
+    for points in tf.data.Dataset.from_tensor_slices(ring).batch(64, True).repeat(6):
+        step(points)
+
+
 normal = keras.initializers.RandomNormal
 CASES: dict[str, Case] = {
     "nan_or_inf": Case(
@@ -361,6 +451,10 @@ CASES: dict[str, Case] = {
     "normalization_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"
     ),
+    "loss_scale_collapse": Case(loss_scale, "loss scale", train=fit_in_float16, scale="log"),
+    "output_not_learning": Case(column("late_loss"), "loss of the output `late`", train=fit_two_outputs),
+    "one_class_predicted": Case(by_epoch("val_accuracy"), "validation accuracy", train=fit_a_rare_class),
+    "generator_collapse": Case(both_losses, "losses", train=loop_of_two_optimizers, scale="log"),
     "retracing": Case(column("step_time_ms"), "step time, ms", scale="log", train=loop_with_numbers),
 }  # fmt: skip
 

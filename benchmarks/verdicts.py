@@ -29,14 +29,21 @@ class Job:
         seed: of it.
         kinds: that would be right; none if unknown or healthy.
         make: the compiled model and the arguments of fit.
-        went_well: judges what fit returned, and the model.
+        score: of what fit returned, given its arguments: an accuracy, or the share of the variance explained; minus
+            infinity if the loss is not finite.
+        good: the least score of a training that went well.
     """
 
     name: str
     seed: int
     kinds: tuple[str, ...]
     make: Callable[[], tuple[Any, dict[str, Any]]]
-    went_well: Callable[[dict[str, list[float]], Any], bool]
+    score: Callable[[dict[str, list[float]], dict[str, Any]], float]
+    good: float
+
+    def went_well(self, history: dict[str, list[float]], fit: dict[str, Any]) -> bool:
+        """Judges what fit returned, given its arguments."""
+        return self.score(history, fit) >= self.good
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Result:
         first: share of the training that was over when the first of them was said; None where none was.
         seconds: that fit took.
         run_id: of its run; "" where it was not watched.
+        score: as in `Job`; minus infinity if an error ended it.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Result:
     first: float | None
     seconds: float
     run_id: str = ""
+    score: float = float("nan")
 
     def line(self) -> str:
         """In a line."""

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from mlflow_tfmon.watching.callback import MonitorCallback
     from mlflow_tfmon.watching.loops import end_run
     from mlflow_tfmon.watching.monitor import Monitor
+    from mlflow_tfmon.watching.range_test import LearningRateRangeTest
 
 __version__ = "0.1.0"
 __all__ = [
     "Detector",
+    "LearningRateRangeTest",
     "Monitor",
     "MonitorCallback",
     "Problem",
@@ -41,6 +43,7 @@ _HOMES = {
     "SettingError": "errors",
     "end_run": "watching.loops",
     "Monitor": "watching.monitor",
+    "LearningRateRangeTest": "watching.range_test",
     "load_run": "reading.recorded",
     "promote": "checkpoints.promote",
     "Problem": "detectors.problem",

@@ -200,7 +200,7 @@ def autolog(
         detectors: detectors to turn off, and thresholds, by kind of problem:
             `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
-            `fit` to good weights, with a tenth of the learning rate and clipped gradients), or a function that is
+            `fit` to good weights, with a lower learning rate and clipped gradients), or a function that is
             called with each new `Problem`.
         alert_url: URL to which each new problem is posted: as JSON, or as a message to a webhook of Slack, Discord or
             Microsoft Teams.

@@ -23,6 +23,7 @@ STALLED_TAG = "tfmon.stalled"  # "since â€¦" while no step comes, "no longer: â€
 DESYNC_TAG = "tfmon.desync"  # workers whose gradients were not those of the chief, and at which step first
 PROBLEMS_TAG = "tfmon.problems"  # the kinds of the problems that stand
 STOPPED_TAG = "tfmon.stopped"  # the problem that ended it
+RANGE_TEST_TAG = "tfmon.range_test"  # the learning rate that a range test before it suggests, and why
 RESCUES_TAG = "tfmon.rescues"  # the problems from which it was brought back
 SOURCE_TAG = "tfmon.tensorboard"  # the event files that it was imported from
 # -- of a run, a logged model or a model version: checkpoints ---------------------------------------------------------

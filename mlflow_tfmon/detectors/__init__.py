@@ -14,15 +14,19 @@ from mlflow_tfmon.detectors import (
     accumulation_not_zeroed,
     dead_relu,
     exploding_gradient,
+    generator_collapse,
     improper_activation,
     input_bound,
     learning_rate_too_high,
     learning_rate_too_low,
     loss_output_mismatch,
+    loss_scale_collapse,
     memory_growth,
     nan_or_inf,
     normalization_mismatch,
+    one_class_predicted,
     oscillating_loss,
+    output_not_learning,
     overfitting,
     plateau,
     poor_initialization,
@@ -47,12 +51,18 @@ __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Prob
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
     poor_initialization.detect, unnormalized_input.detect, unscaled_targets.detect, accumulation_not_zeroed.detect,
-    exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect,
+    loss_scale_collapse.detect, exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect,
+    saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
-    validation_mismatch.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect,
-    retracing.detect, memory_growth.detect,
+    output_not_learning.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
+    overfitting.detect, input_bound.detect, retracing.detect, memory_growth.detect,
 )  # fmt: skip
-OUTCOMES: tuple[Detect, ...] = (underfitting.detect, plateau.detect, slow_convergence.detect)
+OUTCOMES: tuple[Detect, ...] = (
+    one_class_predicted.detect,
+    underfitting.detect,
+    plateau.detect,
+    slow_convergence.detect,
+)
 KINDS = tuple(sorted(kind_of(detect) for detect in (*CAUSES, *OUTCOMES)))
 _BESIDE = {"input_bound", "memory_growth", "retracing"}  # these cost time, but do not explain what is learned
 

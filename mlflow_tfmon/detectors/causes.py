@@ -10,7 +10,7 @@ from mlflow_tfmon.detectors.problem import Problem
 _OF_LOSS = frozenset({"oscillating_loss", "plateau", "slow_convergence", "underfitting"})
 _OF_GRADIENTS = _OF_LOSS | {"stagnant_weights", "vanishing_gradient"}
 _OF_UNITS = _OF_GRADIENTS | {"dead_relu", "saturated_activation"}
-_OF_DIVERGENCE = _OF_UNITS | {"exploding_gradient", "nan_or_inf"}
+_OF_DIVERGENCE = _OF_UNITS | {"exploding_gradient", "loss_scale_collapse", "nan_or_inf"}
 # What each kind brings about, the most basic kinds first: what is there before the first step explains the steps, these
 # explain gradients and units, and those the loss.
 _BRINGS_ABOUT: dict[str, frozenset[str]] = {
@@ -25,12 +25,14 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "normalization_mismatch": frozenset({"overfitting"}),
     "learning_rate_too_high": _OF_DIVERGENCE,
     "exploding_gradient": _OF_UNITS | {"nan_or_inf"},
+    "loss_scale_collapse": _OF_UNITS | {"nan_or_inf", "learning_rate_too_low"},
     "nan_or_inf": _OF_UNITS,
     "dead_relu": _OF_GRADIENTS,
     "saturated_activation": _OF_GRADIENTS | {"dead_relu"},
     "vanishing_gradient": _OF_LOSS | {"stagnant_weights"},
     "learning_rate_too_low": _OF_LOSS | {"stagnant_weights"},
-    "stagnant_weights": _OF_LOSS,
+    "stagnant_weights": _OF_LOSS | {"output_not_learning"},
+    "one_class_predicted": _OF_LOSS,
 }
 _OF_DATA = _OF_DIVERGENCE | {"learning_rate_too_high"}  # by values that are not finite in the data
 _EARLIER_STEPS, _EARLIER_SHARE = (

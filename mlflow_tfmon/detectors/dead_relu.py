@@ -9,11 +9,14 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.table import Table
+from mlflow_tfmon.detectors.updates import lower
 
 _ZERO_AT = ("relu", "relu6", "relu_squared", "relu2")
-_ADVICE = (
-    "Lower the learning rate, initialize with he_normal, use LeakyReLU or GELU instead of ReLU, or put "
-    "BatchNormalization before it; very deep or narrow ReLU networks need residual connections."
+_FROM_START = 0.9  # share of zeros in a kernel's first gradient: its units were dead before any step
+_ELSE = (
+    " If that does not help, use LeakyReLU or GELU instead of ReLU, or put BatchNormalization before it; very deep or "
+    "narrow ReLU networks need residual connections."
 )
 
 
@@ -62,8 +65,23 @@ def detect(
         "dead_relu", "critical", int(since), tuple(table.names[at] for at in dead),
         f"{share[worst]:.0%} {what.format(table.names[worst])} (threshold: {least:.0%}), and the loss has "
         f"{state.progress}.",
-        _ADVICE, history.step, 0.9,
+        _advice(history, table.names[worst]) + _ELSE, history.step, 0.9,
     )  # fmt: skip
+
+
+def _advice(history: History, layer: str) -> str:
+    """What to change first: how the units begin, if they were dead before the first step, else the steps."""
+    kernel, zeros = (
+        layer if layer in history.sizes else f"{layer}.kernel",
+        history.deep.get("grad_zero_fraction"),
+    )
+    begun = zeros.column(kernel).rows(slice(0, 1)) if zeros is not None else Table()
+    if len(begun) and begun.first[0] <= history.start + 1 and begun.mean[0, 0] >= _FROM_START:
+        return (
+            'The units are dead from the first step: initialize with he_normal (kernel_initializer="he_normal"), '
+            'biases with 0 (bias_initializer="zeros"), and look at the scale of the inputs.'
+        )
+    return f"{lower(history)}, and initialize with he_normal."
 
 
 def _rectifies(history: History) -> bool:

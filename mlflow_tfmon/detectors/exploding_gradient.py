@@ -8,11 +8,13 @@ import numpy as np
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning
+from mlflow_tfmon.detectors.nan_or_inf import BY_HAND
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.updates import lower
 
-_ADVICE = (
-    "Clip gradients (clipnorm=1.0 in the optimizer) and use bounded or rectifying activations with an initializer made "
-    "for them (he_normal for ReLU); in deep nets add BatchNormalization or residual connections."
+_BEGIN = (
+    "Use ReLU (initialized with he_normal), GELU or tanh in the hidden layers, and inputs of about unit scale; in deep "
+    "nets add BatchNormalization or residual connections."
 )
 
 
@@ -37,7 +39,8 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
                 "exploding_gradient", "critical", 1, (),
                 "The loss is not finite at the first step, before any update: values overflow in the forward pass"
                 + (", or the data are not finite (they were not examined)." if unseen else "."),
-                _ADVICE, bad.last, 0.7,
+                _BEGIN if data is None or data.loss else f"Check {BY_HAND}, and the scale of the inputs.",
+                bad.last, 0.7,
             )  # fmt: skip
         return
     norms = history.steps.column("grad_norm")
@@ -51,7 +54,9 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
             "exploding_gradient", "critical", int(norms.first[began]), _largest(history),
             f"The gradient norm rose from {norms.mean[0, 0]:.3g} at step {norms.first[0]:.0f} to "
             f"{norms.most[peak, 0]:.3g} at step {norms.last[peak]:.0f} (threshold: a factor of {min_growth:.0f}).",
-            _ADVICE, int(norms.last[-1]), 0.9,
+            f"{_clip(history)}. If "
+            f"that does not help: {_BEGIN}",
+            int(norms.last[-1]), 0.9,
         )  # fmt: skip
         return
     layers = history.over_kernels(history.gradients)
@@ -64,8 +69,13 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
             "exploding_gradient", "critical", 1, (layers.names[top],),
             f"The gradient norm of {layers.names[top]} is {each[top]:.3g}, that of the last kernel {each[-1]:.3g} "
             f"(threshold: a factor of {min_growth:.0f}), and nothing has been learned.",
-            _ADVICE, history.step, 0.8,
+            _BEGIN, history.step, 0.8,
         )  # fmt: skip
+
+
+def _clip(history: History) -> str:
+    text, clip = lower(history), "Clip gradients (clipnorm=1.0 in the optimizer)"
+    return text if text.startswith(clip) else f"{clip} and l{text[1:]}"
 
 
 def _largest(history: History) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ class History:
         premises: facts known before the first step (of several fits, before the last one), or None.
         premises_step: the last step when they were recorded.
         alone: whether no other optimizer alternates with this one (as in a GAN, whose losses need not fall).
+        others: the losses of those that do, by the prefix of their series.
         start: the step before the first one considered: steps before a rescue are not.
         first_losses: losses of the first few steps.
         ended: whether the training has ended by itself; False if it was interrupted.
@@ -76,6 +77,7 @@ class History:
     first_losses: tuple[float, ...] = ()
     ended: bool = False
     system: Table = field(default_factory=Table)
+    others: Mapping[str, Table] = field(default_factory=dict)
 
     def at(self, share: float) -> float:
         """Returns the step at which a share of the steps so far had been made."""

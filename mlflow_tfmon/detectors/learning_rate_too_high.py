@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import broken, diverged, learning, losses, supervised
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import band, rate, rounded, suited_rate, update_ratio
-
-_USUAL = 3e-3  # of a kernel's norm, that a step changes
+from mlflow_tfmon.detectors.updates import band, lower, rate, update_ratio
 
 
 def detect(
@@ -70,16 +68,5 @@ def detect(
     yield Problem(
         "learning_rate_too_high", "critical", int(high[0]) if len(high) else 1, (),
         f"The loss {became}, and {', and '.join(reasons)}.",
-        _advice(history, lr, optimizer), history.step, 0.9 if len(reasons) > 1 or gone else 0.8,
+        f"{lower(history)}.", history.step, 0.9 if len(reasons) > 1 or gone else 0.8,
     )  # fmt: skip
-
-
-def _advice(history: History, lr: float, optimizer: str) -> str:
-    if not lr > 0:
-        return "Lower the learning rate by a factor of 10."
-    suited = suited_rate(history, _USUAL)
-    lower = min(lr / 10, band(optimizer)[1] / 10 if optimizer else lr)
-    why = ""
-    if suited < lower:
-        lower, why = suited, f", with which a step changes the weights by about {_USUAL:.1%} of their norm"
-    return f"Lower the learning rate from {lr:.3g} to {rounded(lower):g}{why}."

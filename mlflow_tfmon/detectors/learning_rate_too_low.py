@@ -9,9 +9,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import band, rate, rounded, update_ratio, way
-
-_USUAL = 1e-3  # of a kernel's norm, that a step changes
+from mlflow_tfmon.detectors.updates import USUAL, higher, rate, suited_rate, update_ratio, way
 
 
 def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float = 0.3) -> Iterator[Problem]:
@@ -47,10 +45,7 @@ def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float 
 
 
 def _advice(history: History, moved: float) -> str:
-    lr = rate(history)
-    until = f"until a step changes the weights by about {_USUAL:.1%} of their norm"
-    if not (lr > 0 and moved > 0):
-        return f"Raise the learning rate by a factor of 10 to 100, {until}."
-    optimizer = history.premises.optimizer if history.premises is not None else ""
-    higher = rounded(min(lr * _USUAL / moved, band(optimizer)[1] / 3 if optimizer else float("inf")))
-    return f"Raise the learning rate from {lr:.3g} to about {max(higher, rounded(10 * lr)):g}, {until}."
+    suited, lr = suited_rate(history, USUAL), rate(history)
+    factor = suited / lr if suited > 0 and lr > 0 else USUAL / max(moved, 1e-12)
+    so = f"so that a step changes the weights by about {USUAL:.1%} of their norm"
+    return f"{higher(history, max(factor, 10.0))}, {so}."

@@ -10,6 +10,14 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import LITTLE, broken, learning
 from mlflow_tfmon.detectors.premises import UNKNOWN
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.table import Table
+from mlflow_tfmon.detectors.updates import lower
+
+BY_HAND = (
+    "your own loss and layers for log(0), sqrt(0) and division by 0 (keep arguments away from 0 with "
+    "keras.ops.clip or an epsilon)"
+)
+_GROWN = 10.0  # times its usual norm: such a gradient comes from steps that are too large
 
 
 def detect(history: History) -> Iterator[Problem]:
@@ -90,11 +98,18 @@ def detect(history: History) -> Iterator[Problem]:
     yield Problem(
         "nan_or_inf", "critical" if broken(history) or spoilt else "warning", first, variables,
         f"{what[0].upper()}{what[1:]} became NaN or infinite at step {first}.{where}{norm}",
-        "Lower the learning rate or clip gradients (clipnorm=1.0 in the optimizer); check your own loss and layers for "
-        "log(0), sqrt(0) and division by 0 (keep arguments away from 0 with keras.ops.clip or an epsilon)."
+        _advice(history, before)
         + (" Check that the data are finite: they were not examined." if unseen else ""),
         last, 1.0,
     )  # fmt: skip
+
+
+def _advice(history: History, before: Table) -> str:
+    """What to look at first: the steps if gradients had grown before, else what computes the loss."""
+    usual = float(np.median(before.mean[: max(1, len(before) // 4), 0])) if len(before) else float("nan")
+    if len(before) and before.most.max() >= _GROWN * usual:
+        return f"{lower(history)}; then check {BY_HAND}."
+    return f"Check {BY_HAND}. If there are none, lower the learning rate or clip gradients (clipnorm=1.0)."
 
 
 def _spoilt(history: History, since: int) -> list[str]:

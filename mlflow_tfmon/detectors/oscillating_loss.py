@@ -9,6 +9,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning, losses
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.updates import lower
 
 _WINDOWS = 20
 
@@ -48,6 +49,6 @@ def detect(
             "oscillating_loss", "warning", int(curve.first[len(curve) // 2]), (),
             f"The loss, averaged over twentieths of the training, swings up and down by {swing:.3g}: "
             f"{swing / state.reference:.0%} of a constant prediction's loss (threshold: {min_swing:.0%}).",
-            "Lower the learning rate, use larger batches, or decay the learning rate (keras.optimizers.schedules).",
+            f"{lower(history)}. If that does not help, use larger batches or less momentum.",
             history.step, 0.8,
         )  # fmt: skip

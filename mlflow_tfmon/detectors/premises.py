@@ -96,6 +96,7 @@ class Premises:
         trained_before: whether the optimizer had made steps before.
         broadcast: the two shapes that the loss broadcasts to each other, or "".
         norm_momentum: the largest momentum of trainable BatchNormalization layers; NaN without any.
+        suggested_rate: the learning rate that a range test suggested before the training; NaN without one.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -115,6 +116,7 @@ class Premises:
     trained_before: bool = False
     norm_momentum: float = float("nan")
     broadcast: str = ""
+    suggested_rate: float = float("nan")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:

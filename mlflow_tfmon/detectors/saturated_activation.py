@@ -8,7 +8,13 @@ import numpy as np
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.unnormalized_input import scaling
+
+_LARGE = (
+    3.0  # mean and standard deviation of inputs that fill the range in which a sigmoid or tanh has a slope
+)
 
 
 def detect(
@@ -42,7 +48,15 @@ def detect(
             "saturated_activation", "critical", int(recent.first[0]), tuple(recent.names[at] for at in over),
             f"{share[worst]:.0%} of the outputs of {recent.names[worst]} are at an end of their range (threshold: "
             f"{least:.0%}), and the loss has {state.progress}.",
-            "Scale the inputs to mean 0 and standard deviation 1, use glorot_uniform, put BatchNormalization before "
-            "the activation, or use ReLU or GELU in the hidden layers.",
+            f"{_advice(history.premises)} If that does not help, put BatchNormalization before the activation, or use "
+            "ReLU or GELU in the hidden layers.",
             history.step, 0.85,
         )  # fmt: skip
+
+
+def _advice(known: Premises | None) -> str:
+    """What to change first: the inputs if their scale is large, else the initial weights if they are, else both."""
+    x = known.inputs if known is not None and not known.normalizes else None
+    if x is not None and x.std > 0 and abs(x.mean) + x.std > _LARGE:
+        return scaling(x)
+    return 'Initialize kernels with "glorot_uniform", and lower the learning rate if they are.'

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.table import Table
 
+LAYERS = "layers"  # beside the thresholds of a kind: patterns of the names of the layers that are looked at
 Detect = Callable[[History], Iterable[Problem]]
 Chosen = Mapping[str, Any]  # by kind: whether it is looked for, or thresholds by name
 
@@ -46,6 +50,12 @@ def check(chosen: Chosen, detectors: Iterable[Detect]) -> None:
                 raise ValueError(f"has no kind {kind!r} ({what})")
         elif isinstance(value, Mapping):
             for name, number in value.items():
+                if name == LAYERS and isinstance(number, str) and number.strip(", "):
+                    continue
+                if name == LAYERS:
+                    raise ValueError(
+                        f'needs patterns of names for layers of {kind}, such as "encoder.*", not {number!r}'
+                    )
                 if name not in known[kind]:
                     names = ", ".join(known[kind]) or "none"
                     raise ValueError(f"has no threshold {name!r} of {kind} (its thresholds: {names})")
@@ -61,4 +71,37 @@ def chosen_of(detectors: Iterable[Detect], chosen: Chosen) -> Iterator[tuple[str
         kind = kind_of(detect)
         value = chosen.get(kind, True)
         if value is not False:
-            yield kind, functools.partial(detect, **value) if isinstance(value, Mapping) else detect
+            options = dict(value) if isinstance(value, Mapping) else {}
+            layers = options.pop(LAYERS, "")
+            with_options = functools.partial(detect, **options) if options else detect
+            yield (
+                kind,
+                functools.partial(_of_layers, with_options, _patterns(layers)) if layers else with_options,
+            )
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in text.split(",") if one.strip())
+
+
+def _of_layers(detect: Detect, patterns: tuple[str, ...], history: History) -> Iterator[Problem]:
+    """What a detector finds in some layers: those of other layers are not looked at, nor named."""
+
+    def matches(name: str) -> bool:
+        return any(fnmatchcase(one, like) for one in (name, name.rpartition(".")[0]) for like in patterns)
+
+    def only(table: Table) -> Table:
+        return table.only([name for name in table.names if matches(name)])
+
+    some = dataclasses.replace(
+        history,
+        gradients=only(history.gradients),
+        deep={name: only(table) for name, table in history.deep.items()},
+        activations={name: only(table) for name, table in history.activations.items()},
+        activation_names={name: kind for name, kind in history.activation_names.items() if matches(name)},
+        kernels=tuple(name for name in history.kernels if matches(name)),
+    )
+    for problem in detect(some):
+        named = tuple(name for name in problem.variables if matches(name))
+        if named or not problem.variables:
+            yield dataclasses.replace(problem, variables=named)

@@ -9,6 +9,12 @@ from mlflow_tfmon.detectors.learning import NOTHING, fell, learning
 from mlflow_tfmon.detectors.problem import Problem
 
 _FEW_CLASSES = 10  # whose weights are spelled out
+_UNEQUAL = 3.0  # times as frequent as the rarest class: from there on weights make a difference
+UNRELATED = (
+    "Find a learning rate: model.fit(..., epochs=0, callbacks=[mlflow_tfmon.LearningRateRangeTest()]). If no rate "
+    "makes the loss fall, check that inputs and targets belong together (shuffled separately?) and that the model can "
+    "memorize a single batch; else use a larger one."
+)
 
 
 def detect(history: History, *, min_class_share: float = 0.9) -> Iterator[Problem]:
@@ -32,17 +38,18 @@ def detect(history: History, *, min_class_share: float = 0.9) -> Iterator[Proble
             f"After {state.share:.0%} of the training the loss is {state.now:.4g}; {what} is {state.reference:.4g} "
             f"(threshold: {NOTHING:.0%} better)."
             + (f" One class makes up {chance:.0%} of the targets." if rare else ""),
-            (_weights(history) if rare else "")
-            + "Check that inputs and targets belong together (shuffled separately?); try a learning rate ten times "
-            "larger and ten times smaller, then a larger model; a model should be able to memorize a single batch.",
+            (class_weights(history) if rare else "") + UNRELATED,
             history.step, 0.8 if state.known else 0.6,
         )  # fmt: skip
 
 
-def _weights(history: History) -> str:
-    """Advice for rare classes: the weights that make all classes matter as much."""
+def class_weights(history: History) -> str:
+    """Advice for rare classes: the weights that make all classes matter as much; "" if none is rare."""
     counts = history.premises.targets.class_counts if history.premises and history.premises.targets else ()
-    if not 1 < len(counts) <= _FEW_CLASSES or not all(counts):
+    some = [count for count in counts if count]
+    if len(some) < 2 or max(some) < _UNEQUAL * min(some):
+        return ""
+    if len(counts) > _FEW_CLASSES or not all(counts):
         return "Give rare classes more weight (class_weight in fit), or sample them more often. "
     each = ", ".join(f"{at}: {sum(counts) / len(counts) / count:.3g}" for at, count in enumerate(counts))
     return f"Give rare classes more weight, fit(..., class_weight={{{each}}}), or sample them more often. "

@@ -8,6 +8,7 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import diverged, learning
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.detectors.updates import default_rate
 
 _FEW_FEATURES = 100  # of more, such as pixels, some hardly vary: all are scaled alike
 _ALIKE = 3.0  # ratio of the features' standard deviations up to which one number will do
@@ -61,12 +62,12 @@ def detect(
         yield Problem(
             "unnormalized_input", "critical", 1, (),
             f"The inputs are not normalized: {'; '.join(reasons)}. Little has been learned.",
-            _advice(x),
+            f"{scaling(x)}{_afterwards(history)}",
             history.step, 0.8,
         )  # fmt: skip
 
 
-def _advice(x: Sample) -> str:
+def scaling(x: Sample) -> str:
     """The line of code that scales these inputs; a feature that never varies is not divided by almost nothing."""
     low, high = x.feature_std
     if x.most == x.least:
@@ -78,3 +79,9 @@ def _advice(x: Sample) -> str:
     else:
         line = "s = x.std(axis=0); x = (x - x.mean(axis=0)) / numpy.where(s > 0, s, 1)"
     return f"Scale the inputs: {line}; the validation inputs likewise, with the numbers of the training data."
+
+
+def _afterwards(history: History) -> str:
+    """Advice on a learning rate that may have been chosen so low for the sake of these inputs."""
+    higher = default_rate(history) if not diverged(history) else ""
+    return f" Then {higher}." if higher else ""

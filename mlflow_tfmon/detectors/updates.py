@@ -10,6 +10,10 @@ from mlflow_tfmon.detectors.table import Table
 # Usual learning rates by optimizer: a rate outside is no error, but a hint (Bengio, 2012; Keras's defaults are inside).
 BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "ftrl": (1e-5, 1.0)}
 ADAPTIVE = (1e-6, 0.03)
+_DEFAULTS = {"sgd": 1e-2}  # Keras's own learning rates; else 1e-3
+TESTED = "which the range test before the training suggests"
+USUAL = 3e-3  # of a kernel's norm, that a step changes where training goes well
+_BURST = 1e-6  # of the learning rate: if it would have to be less, the gradient is out of all bounds
 
 
 def band(optimizer: str) -> tuple[float, float]:
@@ -80,3 +84,69 @@ def rate(history: History) -> float:
     column = history.steps.column("learning_rate")
     now = column.since(history.premises_step) if history.step > history.premises_step else column
     return float(np.median(now.mean)) if len(now) else float("nan")
+
+
+def lower_rate(history: History) -> tuple[float, str]:
+    """The learning rate to go down to, and why as a clause ("" for a tenth); NaN if the present one is unknown.
+
+    A tenth, or less where a tenth of the usual range's end or the steps measured say so; or what a range test found. If
+    the first gradient is so large that no rate would do, it is that for gradients clipped to a norm of 1.
+    """
+    lr, known = rate(history), history.premises
+    if not lr > 0:
+        return float("nan"), ""
+    if known is not None and known.suggested_rate < lr:
+        return known.suggested_rate, f", {TESTED}"
+    lower = min(lr / 10, band(known.optimizer)[1] / 10 if known is not None and known.optimizer else lr)
+    suited = suited_rate(history, USUAL)
+    if bursts(history):
+        norms = history.over_kernels(history.deep["weight_norm"]).mean[:1]
+        suited = rounded(USUAL * float(np.nanmedian(norms)))
+        return min(lower, suited), ""
+    if suited < lower:
+        return suited, f", with which a step changes the weights by about {USUAL:.1%} of their norm"
+    return rounded(lower), ""
+
+
+def bursts(history: History) -> bool:
+    """Whether the first measured step was so large that the gradient is to be clipped, whatever the learning rate."""
+    norms = history.over_kernels(history.deep.get("weight_norm", Table()))
+    known = len(norms) > 0 and bool(np.isfinite(norms.mean[0]).any())
+    return known and suited_rate(history, USUAL) < _BURST * rate(history)
+
+
+def lower(history: History) -> str:
+    """Advice to lower the learning rate, and to what; with gradients to be clipped where that is needed."""
+    to, why = lower_rate(history)
+    if not to > 0:
+        return "Lower the learning rate by a factor of 10"
+    change = f"ower the learning rate from {rate(history):.3g} to {to:.2g}{why}"
+    return (
+        f"Clip gradients (clipnorm=1.0 in the optimizer) and l{change}" if bursts(history) else f"L{change}"
+    )
+
+
+def higher(history: History, factor: float) -> str:
+    """Advice to raise the learning rate by a factor, within the usual range, and to what."""
+    lr, known = rate(history), history.premises
+    if not lr > 0:
+        return f"Raise the learning rate by a factor of {rounded(max(factor, 3)):g}"
+    if known is not None and known.suggested_rate > lr:
+        return f"Raise the learning rate from {lr:.3g} to {known.suggested_rate:.2g}, {TESTED}"
+    most = band(known.optimizer)[1] / 3 if known is not None and known.optimizer else float("inf")
+    return f"Raise the learning rate from {lr:.3g} to {rounded(max(min(factor * lr, most), 3 * lr)):g}"
+
+
+def default_rate(history: History) -> str:
+    """Advice to go up to Keras's own learning rate, where a lower one was chosen; "" where it was not."""
+    lr, known = rate(history), history.premises
+    usual = _DEFAULTS.get(known.optimizer.lower(), 1e-3) if known is not None and known.optimizer else 0.0
+    return f"raise the learning rate from {lr:.3g} to {usual:g}, which is usual" if lr < usual / 3 else ""
+
+
+def usual_norm(history: History, before: int) -> float:
+    """The median gradient norm of the steps before one, or that of the first step; NaN if it is unknown."""
+    norms = history.steps.column("grad_norm")
+    early = norms.rows(norms.last < before)
+    early = early if len(early) else norms.rows(slice(0, 1))
+    return float(np.median(early.mean[:, 0])) if len(early) else float("nan")

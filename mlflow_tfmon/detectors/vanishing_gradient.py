@@ -42,7 +42,18 @@ def detect(history: History, *, min_ratio: float = 1e-3) -> Iterator[Problem]:
         "vanishing_gradient", "critical", 1, tuple(table.names[at] for at in small),
         f"The gradient of {table.names[worst]} is {each[worst]:.2g} per element, that of {table.names[top]} "
         f"{each[top]:.2g} (threshold: {min_ratio:g} of it), and the loss has {state.progress}.",
-        "Use ReLU, GELU or SELU instead of sigmoid or tanh in the hidden layers with an initializer made for them, add "
-        "BatchNormalization or residual connections, or use fewer layers; for recurrent layers use LSTM or GRU.",
+        _advice(history),
         history.step, 0.9,
     )  # fmt: skip
+
+
+def _advice(history: History) -> str:
+    layers = history.premises.layers if history.premises is not None else ()
+    if any(layer.kind == "SimpleRNN" for layer in layers):
+        first = 'Use keras.layers.LSTM or GRU instead of SimpleRNN, or at least its own activation="tanh"'
+    else:
+        first = (
+            "Use ReLU, GELU or SELU instead of sigmoid or tanh in the hidden layers with an initializer made for them "
+            "(he_normal for ReLU)"
+        )
+    return f"{first}. If that does not help, add BatchNormalization or residual connections, or use fewer layers."

@@ -56,6 +56,22 @@ def build(model: Any) -> None:
             model._symbolic_build(data_batch=data.element_spec)
 
 
+# Others may give each batch once, or have threads at work that a reading in between would disturb (Keras 3.7 to 3.15).
+_REREAD = ("ArrayDataAdapter", "TFDatasetAdapter", "TensorLikeDataAdapter", "DatasetAdapter")
+
+
+def dataset() -> Any | None:
+    """The dataset of the fit that is calling, where it can be read without harm: of arrays or of `tf.data`.
+
+    Keras 2 has it in another place.
+    """
+    reader = next(_locals("epoch_iterator"), None) or next(_locals("data_handler"), None)
+    adapter = getattr(reader, "data_adapter", None) or getattr(reader, "_adapter", None)
+    if type(adapter).__name__ not in _REREAD:
+        return None
+    return getattr(reader, "_distributed_dataset", None) or getattr(reader, "_dataset", None)
+
+
 def first_epoch() -> int:
     """The `initial_epoch` of the fit that is calling."""
     return int(next(_locals("initial_epoch"), 0))

@@ -239,16 +239,16 @@ class Telling:
             return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
         return ()
 
-    def tell_of_loss(self, broadcast: str, prefix: str, recorded: int) -> records.Premises:
-        """The record with what is known of the loss once a step was traced.
+    def tell_more(self, prefix: str, recorded: int, **found: Any) -> records.Premises:
+        """The record with what became known of a training after the rest was told.
 
         Args:
-            broadcast: see `Premises`.
             prefix: that of the series.
             recorded: as above.
+            **found: fields of `Premises`.
         """
-        found = dataclasses.replace(self._found, broadcast=broadcast)
-        return records.Premises(dataclasses.asdict(found), prefix, recorded)
+        self._found = dataclasses.replace(self._found, **found)
+        return records.Premises(dataclasses.asdict(self._found), prefix, recorded)
 
     def again(self) -> None:
         """A fit begins: of which it may have been told already, when its monitor was started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -23,11 +24,26 @@ def tracing() -> Any | None:
     return graph if hasattr(graph, "outer_graph") else None
 
 
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Has what this thread traces or executes be no part of a recorded training."""
+    before, _here.unrecorded = getattr(_here, "unrecorded", False), True
+    try:
+        yield
+    finally:
+        _here.unrecorded = before
+
+
 def can_record() -> bool:
     """Whether ops of ours would run in program order here: eagerly or in a `FuncGraph`, not in a TF 1 graph.
 
     A function that is traced to be saved (TensorFlow traces each anew for that) is not watched.
     """
+    if getattr(_here, "unrecorded", False):
+        return False
     saves = internal(
         "tensorflow.python.saved_model.save_context.in_save_context",
         bool,

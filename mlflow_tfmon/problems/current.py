@@ -35,6 +35,7 @@ class Standing:
         self._found: dict[tuple[str, str], Problem] = {}
         self._said: dict[tuple[str, str], Problem] = {}  # as they were when they were said last
         self.learned: dict[str, float] = {}  # by prefix: see `Learning`
+        self.histories: dict[str, History] = {}  # by prefix: as they were judged last
         self._turning: set[str] = set()  # the prefixes of those that are not alone
 
     @property
@@ -90,6 +91,7 @@ class Standing:
             mistaken = not history.alone and prefix not in self._turning
             if mistaken:
                 self._turning.add(prefix)
+            self.histories[prefix] = history
             state = learning(history)
             self.learned[prefix] = state.learned
             for key in [key for key in self._found if key[0] == prefix and key[1] not in found]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from mlflow_tfmon.detectors import Gatherer, History
@@ -80,6 +82,10 @@ class Replay:
         for stream, gatherer in list(self._gatherers.items()):
             gatherer.alone = stream not in self._turning
             found[self._layouts[stream].prefix] = gatherer.history(ended)
+        turning = {self._layouts[stream].prefix for stream in self._turning} & found.keys()
+        for prefix in turning:
+            others = {one.rstrip("."): found[one].steps.column("loss") for one in turning - {prefix}}
+            found[prefix] = dataclasses.replace(found[prefix], others=others)
         return found
 
     def restart(self, prefix: str) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.detectors import History, Problem
 from mlflow_tfmon.detectors.thresholds import Chosen
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.problems.current import Standing
@@ -81,6 +81,10 @@ class Watch:
     def learned(self, prefix: str) -> float:
         """How far a stream has come: see `detectors.learning.Learning`."""
         return self._standing.learned.get(prefix, float("nan"))
+
+    def history(self, prefix: str) -> History:
+        """A stream's training as it was judged last; an empty one before."""
+        return self._standing.histories.get(prefix, History())
 
     def restart(self, prefix: str) -> None:
         """Diagnoses a stream's training from here on as a new one."""

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from mlflow_tfmon import cluster
 from mlflow_tfmon.checkpoints.best import Best, directions_of
-from mlflow_tfmon.detectors import Problem
+from mlflow_tfmon.detectors import History, Problem
 from mlflow_tfmon.detectors.learning import LITTLE
+from mlflow_tfmon.detectors.updates import bursts, lower_rate, rounded, usual_norm
 from mlflow_tfmon.errors import logger, say_once
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.tags import PREFIX, RESCUES_TAG, STOPPED_TAG
@@ -26,22 +27,32 @@ if TYPE_CHECKING:
 _SURE = 0.8  # the confidence from which on something is done
 _RESCUABLE = frozenset({"nan_or_inf", "exploding_gradient", "learning_rate_too_high"})
 _MOST_RESCUES = 3
-_SLOWER = 0.1
-_CLIP = 1.0
+_SLOWER = 0.1  # of the learning rate is left, or less if the steps measured say so
+_ABOVE = 2.0  # times the usual gradient norm: to that gradients are clipped
+_CLIP = 1.0  # where it is unknown, or out of all bounds
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """A model's weights and its optimizer's state."""
+    """A model's weights and its optimizer's state.
+
+    Attributes:
+        weights: of the model.
+        optimizer: variables of the optimizer.
+        step: after which they were so.
+        when: the same in words.
+    """
 
     weights: list[np.ndarray] = field(repr=False)
     optimizer: list[np.ndarray] = field(repr=False)
+    step: int = 0
+    when: str = "the start"
 
     @classmethod
-    def of(cls, model: Any) -> _State:
+    def of(cls, model: Any, step: int = 0, when: str = "the start") -> _State:
         # NumPy itself cannot copy Keras 2's counter of steps within a strategy's scope (TF 2.21).
         state = [np.array(tf.convert_to_tensor(one)) for one in _variables(model.optimizer)]
-        return cls(model.get_weights(), state)
+        return cls(model.get_weights(), state, step, when)
 
     def restore(self, model: Any) -> None:
         """Puts the weights back; the optimizer's state is begun anew where it had none then."""
@@ -57,7 +68,8 @@ class _State:
 class Actions:
     """Actions on the problems of one fit (or loop), on the training thread.
 
-    Weights are copied at the epochs that are the best so far, so this costs memory for two copies of them.
+    Weights are copied at the start, at the epochs that are the best so far and, for a rescue, at each epoch without a
+    problem, so this costs memory for three copies of them.
 
     Args:
         monitor: that watches the fit.
@@ -72,7 +84,8 @@ class Actions:
         self._stopped = False
         self._best = Best(monitor.settings)
         self._best_state: _State | None = None
-        self._good = (_built(model, monitor) and _State.of(model)) or None
+        self._start = (_built(model, monitor) and _State.of(model)) or None
+        self._latest: _State | None = None
         self._rescues: list[str] = []
 
     @classmethod
@@ -104,8 +117,12 @@ class Actions:
         if problem is None:
             best = self._best.consider(self._monitor.last_epoch, metrics, directions_of(self._model))
             good = watch.learned(self._monitor.prefix) >= LITTLE
+            now = self._monitor.last_epoch
             if best and (self._stops or good):
-                self._best_state = _State.of(self._model)
+                self._best_state = _State.of(self._model, self._monitor.steps, f"epoch {now}")
+                self._latest = None
+            elif not self._stops:
+                self._latest = _State.of(self._model, self._monitor.steps, f"epoch {now}")
         elif self._stops or len(self._rescues) >= _MOST_RESCUES:
             self._stop(problem)
         else:
@@ -123,27 +140,37 @@ class Actions:
         self._say(STOPPED_TAG, f"{problem.kind} at step {problem.said_at}{restored}")
 
     def _rescue(self, problem: Problem) -> None:
-        state = self._best_state or self._good
+        # The best epoch had learned something; of another it counts that the cause came later.
+        latest = self._latest if self._latest and self._latest.step < problem.first_step else None
+        states = [one for one in (self._start, self._best_state, latest) if one is not None]
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
-        if state is None or optimizer is None:  # optimizers that only the model's own `train_step` knows
+        if not states or optimizer is None:  # optimizers that only the model's own `train_step` knows
             self._stop(problem)
             return
+        state, self._latest = max(states, key=lambda one: one.step), None
         state.restore(self._model)
+        history = self._history()
         before = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        _slow_down(optimizer)
-        clipped = ""
+        lower, _ = lower_rate(history)
+        slower = min(_SLOWER, lower / before) if lower > 0 and before > 0 else _SLOWER
+        _slow_down(optimizer, slower)
+        clipped, norm = "", usual_norm(history, problem.first_step)
+        clip = rounded(_ABOVE * norm) if norm > 0 and not bursts(history) else _CLIP
         if all(
             getattr(optimizer, name, None) is None for name in ("clipnorm", "clipvalue", "global_clipnorm")
         ):
-            optimizer.global_clipnorm = _CLIP
-            clipped = f", gradients clipped to a norm of {_CLIP:g}"
+            optimizer.global_clipnorm = clip
+            clipped = f", gradients clipped to a norm of {clip:g}"
         self._model.make_train_function(force=True)
         self._rescues.append(
-            f"{problem.kind} at step {problem.said_at}: back to "
-            f"{f'epoch {self._best.epoch}' if self._best_state else 'the start'}, learning rate {before:.3g} -> "
-            f"{before * _SLOWER:.3g}{clipped}"
+            f"{problem.kind} at step {problem.said_at}: back to {state.when}, learning rate {before:.3g} -> "
+            f"{before * slower:.3g}{clipped}"
         )
         self._say(RESCUES_TAG, "; ".join(self._rescues))
+
+    def _history(self) -> History:
+        watch = self._monitor.watch
+        return History() if watch is None else watch.history(self._monitor.prefix)
 
     def _say(self, tag: str, text: str) -> None:
         logger.warning("mlflow_tfmon: %s: %s", tag.removeprefix(PREFIX), text)
@@ -200,21 +227,22 @@ def _built(model: Any, monitor: Monitor) -> bool:
     return bool(model.built)
 
 
-def _slow_down(optimizer: Any) -> None:
+def _slow_down(optimizer: Any, factor: float) -> None:
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) or (
         callable(rate) and not hasattr(rate, "assign")
     ):
-        optimizer._learning_rate = _Slower(rate)
+        optimizer._learning_rate = _Slower(rate, factor)
     else:
-        rate.assign(rate * _SLOWER)
+        rate.assign(rate * factor)
 
 
 class _Slower(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule's tenth."""
+    """A part of a schedule's learning rate."""
 
-    def __init__(self, schedule: Any) -> None:
+    def __init__(self, schedule: Any, factor: float) -> None:
         self.schedule = schedule
+        self.factor = factor
 
     def __call__(self, step: Any) -> Any:
         rate = (
@@ -222,10 +250,10 @@ class _Slower(keras.optimizers.schedules.LearningRateSchedule):
             if isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
             else self.schedule()
         )
-        return rate * _SLOWER
+        return rate * self.factor
 
     def get_config(self) -> dict[str, Any]:
-        return {"schedule": self.schedule}
+        return {"schedule": self.schedule, "factor": self.factor}
 
 
 def _variables(optimizer: Any) -> list[Any]:

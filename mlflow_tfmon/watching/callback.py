@@ -6,8 +6,6 @@ import sys
 import time
 from typing import Any
 
-import keras
-
 from mlflow_tfmon import kerases
 from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import contained
@@ -16,37 +14,19 @@ from mlflow_tfmon.facts.metrics import early_stopping_facts, epoch_metrics
 from mlflow_tfmon.facts.rates import Rate
 from mlflow_tfmon.probes import compiled, inputs
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.stream.records import Facts, Paused
+from mlflow_tfmon.tags import RANGE_TEST_TAG
 from mlflow_tfmon.watching import resuming
 from mlflow_tfmon.watching.actions import Actions
+from mlflow_tfmon.watching.both_kerases import BothKerases
 from mlflow_tfmon.watching.monitor import Monitor
 from mlflow_tfmon.watching.pipeline import DRAIN
+from mlflow_tfmon.watching.range_test import LearningRateRangeTest
 
 _NOT_RECORDED = "this training's epochs are not recorded"
 
 
-class _BothKerases(keras.callbacks.Callback):
-    """Callback for the `fit` of Keras 3 and Keras 2, with the methods that either asks a callback for."""
-
-    _supports_tf_logs = True  # so that ours does not change what the other callbacks get
-
-    def _implements(self, mode: str) -> bool:
-        methods = (f"on_{mode}_batch_begin", f"on_{mode}_batch_end")
-        return any(
-            getattr(getattr(self, m), "__func__", m) is not getattr(keras.callbacks.Callback, m)
-            for m in methods
-        )
-
-    def _implements_train_batch_hooks(self) -> bool:
-        return self._implements("train")
-
-    def _implements_test_batch_hooks(self) -> bool:
-        return self._implements("test")
-
-    def _implements_predict_batch_hooks(self) -> bool:
-        return self._implements("predict")
-
-
-class MonitorCallback(_BothKerases):
+class MonitorCallback(BothKerases):
     """Keras callback that monitors one `model.fit`; with autologging on, it applies its own settings to that fit.
 
     Keras does not notify callbacks of an exception that ends `fit`. With autologging on, the run ends nevertheless;
@@ -137,6 +117,12 @@ class MonitorCallback(_BothKerases):
         with contained("reading the learning rate", "its changes are not recorded"):
             self._rate = Rate(self.model.optimizer)
         self._monitor.tell_premises()
+        with contained("reading the result of a range test", "no advice is made of it"):
+            for one in fit_frames.callbacks():
+                if isinstance(one, LearningRateRangeTest) and one.rates:
+                    self._monitor.tell_more(suggested_rate=one.suggested or float("nan"))
+                    told = Facts(tags={RANGE_TEST_TAG: one.text()}, time=time.time())
+                    self._monitor.record(told, Paused(*one.between))
         self._monitor.mark_seam()
         with contained("rebuilding the train function", "no step of this training is recorded"):
             compiled.watch(self.model)
@@ -210,7 +196,7 @@ class MonitorCallback(_BothKerases):
             monitor.pipeline.stall.paused = False  # what follows the fit may be a loop
 
 
-class _Last(_BothKerases):
+class _Last(BothKerases):
     """Callback that runs after all others of a fit, for the work that must follow theirs.
 
     A checkpoint contains their state, and their changes (such as `ReduceLROnPlateau`'s of the learning rate).
@@ -236,7 +222,7 @@ class _Last(_BothKerases):
         fit_frames.drop(self)
 
 
-class CompleteLogs(_BothKerases):
+class CompleteLogs(BothKerases):
     """Callback that adds `epoch_metrics` to the logs before the user's callbacks see them.
 
     Args:
@@ -252,7 +238,7 @@ class CompleteLogs(_BothKerases):
         self._callback.complete(logs)
 
 
-class PassOver(_BothKerases):
+class PassOver(BothKerases):
     """Callback for a fit that was finished before the interruption: it runs no epochs."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -135,6 +135,11 @@ class Monitor:
         return None if self._pipeline is None else self._pipeline.run.run_id
 
     @property
+    def steps(self) -> int:
+        """The run's number of the last step of the model, as far as steps were taken from the rings."""
+        return 0 if self._pipeline is None else self._pipeline.recording.steps_of(self._keys())
+
+    @property
     def for_run(self) -> str | None:
         """Like `run_id`, but the id of the intended run if another process records that one."""
         return None if self._pipeline is None else self._pipeline.run.beside or self.run_id
@@ -470,6 +475,11 @@ class Monitor:
             drawn = self._pipeline.is_news("layers", layers) or not recorded
             self.record(*self.premises.tell(self.prefix, recorded, drawn))
 
+    def tell_more(self, **found: Any) -> None:
+        """Records what became known of the training (fields of `Premises`) after `tell_premises`."""
+        if self._pipeline is not None:
+            self.record(self.premises.tell_more(self.prefix, self.steps, **found))
+
     def record(self, *out: records.Record) -> None:
         """Writes records of other parts of the package (facts of the fit, models) to the journal."""
         if self._pipeline is not None:
@@ -553,8 +563,7 @@ class Monitor:
             self.tell_premises()
             with contained("examining the loss", "one problem may not be found"):
                 if shapes := probes.broadcasts(ring.weights):
-                    recorded = self._pipeline.recording.steps_of(self._keys())
-                    self.record(self.premises.tell_of_loss(shapes, self.prefix, recorded))
+                    self.tell_more(broadcast=shapes)
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""

@@ -44,6 +44,26 @@ def _broken_at(step: int) -> np.ndarray:
     return np.where(step <= _T + 1, np.nan, CHANCE)
 
 
+_RARE = Sample.of((np.arange(400) % 20 == 0).astype(int))
+_RARE_CLASS = dataclasses.replace(
+    _with_layer(2, units=1, activation="sigmoid"),
+    loss="binary_crossentropy",
+    targets=_RARE,
+    val_targets=_RARE,
+)
+_OF_TWO = {
+    "a_loss": 0.1 + np.exp(-_T / 60),
+    "b_loss": 0.7 + 0.01 * np.random.default_rng(2).normal(size=STEPS),
+}
+
+
+def _turning(loss: np.ndarray, other: np.ndarray) -> History:
+    """One of two optimizers that alternate, and the other's loss."""
+    return dataclasses.replace(
+        history(loss), alone=False, others={"discriminator": history(other).steps.column("loss")}
+    )
+
+
 BAD = {
     "nan_or_inf": [
         history(_broken_at(100), norm=np.where(_T + 1 >= 100, np.nan, 1.0)),
@@ -164,6 +184,18 @@ BAD = {
         # before an epoch has ended
         history(done=200, memory=1000 + 25.0 * _T, ends=False),
     ],
+    "loss_scale_collapse": [
+        history(1e6, columns={"loss_scale": np.maximum(2.0 ** (15 - _T), 1e-30), "skipped": np.ones(STEPS)}),
+        # most steps overflow, at a scale that is still large
+        history(columns={"loss_scale": np.full(STEPS, 64.0), "skipped": (_T % 4 > 0).astype(float)}),
+    ],
+    "output_not_learning": [history(columns=_OF_TWO)],
+    "one_class_predicted": [
+        history(0.2, known=_RARE_CLASS, accuracy=(0.95, 0.95)),
+        history(0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None), accuracy=(0.95, 0.3)),
+        history(CHANCE, accuracy=(0.25, 0.25)),
+    ],
+    "generator_collapse": [_turning(0.7 + 0.02 * _T, 1.4 * np.exp(-_T / 40))],
 }
 
 
@@ -263,6 +295,18 @@ HEALTHY = {
         np.where(_T < 100, 2.0, 0.6) * 1.0,
         known=_regression(targets=Sample.of(np.random.default_rng(0).normal(size=400))),
     ),
+    "a loss scale that is halved now and then": history(
+        columns={"loss_scale": 2.0 ** (15 - _T // 50), "skipped": (_T % 50 == 49).astype(float)}
+    ),
+    "two outputs that both learn": history(
+        columns={"a_loss": 0.1 + np.exp(-_T / 60), "b_loss": 0.7 - 0.0005 * _T}
+    ),
+    "two outputs, neither of which has learned much": history(
+        columns={"a_loss": 1.0 - 0.0005 * _T, "b_loss": _OF_TWO["b_loss"]}
+    ),
+    "a rare class that is found": history(known=_RARE_CLASS, accuracy=(0.95, 0.95)),
+    "two optimizers in balance": _turning(0.7 + 0.001 * _T, 1.2 + 0 * _T),
+    "an actor whose critic learns": _turning(-0.5 + 0.001 * _T, 1.4 * np.exp(-_T / 40)),
     "a short wait for input": history(
         columns={"time": 100 + 0.002 * _T, "input_wait": np.full(STEPS, 0.0015)}
     ),
@@ -421,6 +465,24 @@ def test_classes_that_are_rare_are_told_of() -> None:
     assert problem.kind == "underfitting"
     assert "One class makes up 95% of the targets" in problem.evidence
     assert "class_weight" in problem.advice
+
+
+def test_the_class_that_is_always_named_is_told_with_the_weights_that_help() -> None:
+    found = {one.kind: one for one in judge(history(0.2, known=_RARE_CLASS, accuracy=(0.95, 0.95)))}
+    problem = found["one_class_predicted"]
+    assert "the same class, 0: the validation accuracy is 0.95" in problem.evidence
+    assert "class_weight={0: 0.526, 1: 10}" in problem.advice
+    balanced = history(CHANCE, accuracy=(0.25, 0.25))
+    assert "class_weight" not in {one.kind: one for one in judge(balanced)}["one_class_predicted"].advice
+    # an accuracy that changes at all, or is no class's share, is not that
+    for accuracies in ((0.9, 0.9), (0.951, 0.951)):
+        assert "one_class_predicted" not in _kinds(history(0.2, known=_RARE_CLASS, accuracy=accuracies))
+
+
+def test_the_output_that_learns_nothing_is_named() -> None:
+    (problem,) = judge(history(columns=_OF_TWO))
+    assert problem.variables == ("b",) and 'loss_weights={"b": 10}' in problem.advice
+    assert "output_not_learning" not in _kinds(history(columns=_OF_TWO, done=150))
 
 
 def test_a_loss_that_is_learned_from_itself_may_rise() -> None:

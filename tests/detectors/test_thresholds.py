@@ -40,6 +40,23 @@ def test_a_threshold_decides() -> None:
         assert ("exploding_gradient" in kinds) is expected
 
 
+def test_a_kind_may_be_limited_to_layers() -> None:
+    still = history(np.log(4) * 0.5, gradients=(0.0, 0.1, 0.0))
+    for layers, expected in (
+        ("a, b", ("a.kernel",)),
+        ("*", ("a.kernel", "c.kernel")),
+        ("b", None),
+        ("enc*", None),
+    ):
+        found = {one.kind: one for one in judge(still, chosen={"stagnant_weights": {"layers": layers}})}
+        assert (found["stagnant_weights"].variables if expected else None) == expected
+        assert ("stagnant_weights" in found) is bool(expected)
+    dead = judge(history(1.4, dead=0.9), chosen={"dead_relu": {"layers": "b", "min_share": 0.8}})
+    assert [one.variables for one in dead if one.kind == "dead_relu"] == [("b",)]
+    with pytest.raises(SettingError, match=r"patterns of names for layers of dead_relu"):
+        Settings.make(detectors={"dead_relu": {"layers": 3}})
+
+
 def test_a_custom_detector_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow_tfmon
 

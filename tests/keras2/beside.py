@@ -57,6 +57,20 @@ def test_both_kerases_in_one_run() -> None:
         assert [p.step for p in points] == list(range(1, 2 * nets.STEPS + 1))
 
 
+def test_a_range_test_puts_all_back() -> None:
+    from tests.keras2 import nets
+
+    test = mlflow_tfmon.LearningRateRangeTest(1e-6, 30.0, 60)
+    model = nets.compiled(nets.tf_keras.optimizers.Adam(0.02))
+    nets.fit(model)
+    before = [np.array(one) for one in (*model.variables, *model.optimizer.variables)]
+    x, y = trainings.data()
+    model.fit(x, y, 16, epochs=0, verbose=0, callbacks=[test])
+    for one, other in zip(before, (*model.variables, *model.optimizer.variables), strict=True):
+        assert one.tobytes() == np.array(other).tobytes()
+    assert test.suggested and test.diverged and len(test.losses) == len(test.rates) > 20
+
+
 def test_all_is_as_it_was_when_disabled() -> None:
     from mlflow_tfmon import kerases
     from mlflow_tfmon.internals import find

@@ -212,6 +212,39 @@ def test_a_training_that_diverges_is_rescued() -> None:
 
 
 @pytest.mark.slow
+def test_a_rescue_begins_before_the_cause_and_its_rate_is_that_which_was_measured() -> None:
+    """The rate is a hundred thousand times too high from the fourth epoch on; until then little was learned."""
+
+    class Spoiled(keras.callbacks.Callback):
+        weights: list[list[np.ndarray]] = []  # noqa: RUF012
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.weights.append(self.model.get_weights())
+            if epoch == 3:
+                self.model.optimizer.learning_rate = 1000.0
+
+    x, y = _data()
+    model, spoiled = _model(sgd=True, rate=0.01), Spoiled()
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, on_problem="rescue", deep_every=4)
+    with mlflow.start_run() as run:
+        history = model.fit(x, y, epochs=12, verbose=0, callbacks=[spoiled]).history
+    (rescue,) = _tags(run.info.run_id)["tfmon.rescues"].split("; ")
+    found = re.search(
+        r"back to epoch (\d+), learning rate 1e\+03 -> (\S+), gradients clipped to a norm of (\S+)$", rescue
+    )
+    assert found is not None, rescue
+    assert found[1] == "2"
+    begun = [[one.tobytes() for one in weights] for weights in spoiled.weights]
+    assert begun[3] in begun[4:], "an epoch begins from what the one before the cause left"
+    # A step of the usual size, rather than a tenth of one that rewrites the weights.
+    assert float(found[2]) < 10.0
+    steps = mlflow_tfmon.load_run(run.info.run_id).steps
+    usual = steps["grad_norm"].iloc[:24].median()
+    assert float(found[3]) == pytest.approx(2 * usual, rel=0.5)
+    assert history["loss"][-1] < history["loss"][0]
+
+
+@pytest.mark.slow
 def test_a_training_that_diverges_is_stopped_with_the_best_weights() -> None:
     x, y = _data()
     model = _model(sgd=True, rate=0.1)

@@ -21,7 +21,7 @@ def kinds() -> list[str]:
 
 def test_every_kind_has_a_section_with_a_picture_and_a_fix():
     sections = (ROOT / "docs" / "gallery.md").read_text().split("\n### ")[1:]
-    assert len(kinds()) == 24  # `memory_growth`, which takes minutes and gigabytes, has no picture
+    assert len(kinds()) == 28  # `memory_growth`, which takes minutes and gigabytes, has no picture
     assert sorted(one.split("\n")[0] for one in sections) == sorted(kinds())
     for one in sections:
         kind = one.split("\n")[0]
@@ -38,6 +38,19 @@ def test_a_picture_is_drawn_of_a_problem_that_is_found_and_fixed(tmp_path, home)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "dead_relu: dead_relu, stagnant_weights; fixed: none\n"
     assert (tmp_path / "dead_relu.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.thorough
+def test_problems_that_hand_made_recordings_do_not_show_are_found_and_fixed(tmp_path, home):
+    """Of float16, of several outputs and of two optimizers: in real trainings, broken and fixed."""
+    of = ["loss_scale_collapse", "output_not_learning", "one_class_predicted", "generator_collapse"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gallery", *of, "--output", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(of)
+    assert all(line.endswith("fixed: none") for line in done.stdout.splitlines())
 
 
 @pytest.mark.thorough

@@ -1,0 +1,60 @@
+"""Detector of adversarial trainings whose discriminator is always right, so that the generator learns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlflow_tfmon.detectors.history import History
+from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.table import Table
+
+
+def detect(
+    history: History, *, min_loss: float = 3.0, max_other: float = 0.1, min_steps: int = 200
+) -> Iterator[Problem]:
+    """Finds a loss above 3 that rose threefold while that of the alternating optimizer fell below 0.1.
+
+    For losses that are cross-entropies: a generator that fools the discriminator with one of twenty examples has a loss
+    of 3, and a discriminator that is 95% sure of each has 0.1 or less. Then the generator's gradient tells little.
+    The second half of the steps so far counts. Source: Goodfellow, 2016, section 3.2.3. Does not find a generator whose
+    examples are all alike while the two are in balance.
+
+    Args:
+        history: the training up to some step.
+        min_loss: least mean loss of the generator.
+        max_other: largest mean loss of the discriminator.
+        min_steps: steps before which nothing is reported.
+    """
+    curve = history.steps.column("loss")
+    if (
+        history.alone
+        or history.step - history.start < min_steps
+        or not len(curve)
+        or not history.first_losses
+    ):
+        return
+    begun, (loss, since) = float(np.median(history.first_losses)), _late(curve, history.at(0.5))
+    if not loss >= max(min_loss, 3 * begun):
+        return
+    for name, other in history.others.items():
+        first, (low, _) = float(other.mean[0, 0]) if len(other) else 0.0, _late(other, history.at(0.5))
+        if 0 <= low <= min(max_other, first / 3):
+            yield Problem(
+                "generator_collapse", "critical", int(since), (),
+                f"The loss of {name or 'the other optimizer'} fell from {first:.3g} to {low:.3g} (threshold: "
+                f"{max_other:g}) while this one rose from {begun:.3g} to {loss:.3g} (threshold: {min_loss:g}): the "
+                "discriminator is always right, and the generator learns little from it.",
+                "Lower the discriminator's learning rate to a quarter of the generator's, and have it learn that real "
+                "examples are 0.9 instead of 1. If that does not help, give it Dropout or fewer units, or use a "
+                "Wasserstein loss with a gradient penalty.",
+                history.step, 0.8,
+            )  # fmt: skip
+            return
+
+
+def _late(curve: Table, since: float) -> tuple[float, float]:
+    """The mean of a curve since a step, and the step at which that begins."""
+    rows = curve.since(since)
+    return (float(rows.mean.mean()), float(rows.first[0])) if len(rows) else (float("nan"), 0.0)
