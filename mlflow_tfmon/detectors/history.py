@@ -33,6 +33,15 @@ class NonFinite:
 
 
 @dataclass(frozen=True)
+class Witness:
+    """The batch of a bad step: the step, why it was kept ("not_finite" or "spike"), and what is seen in it."""
+
+    step: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class History:
     """A training up to a step; the rows of all `Table`s but `epochs` are optimizer steps from 1.
 
@@ -55,6 +64,7 @@ class History:
         start: the step before the first one considered: steps before a rescue are not.
         first_losses: losses of the first few steps.
         ended: whether the training has ended by itself; False if it was interrupted.
+        witnesses: the batches of bad steps, in the order of the steps.
     """
 
     step: int = 0
@@ -74,6 +84,7 @@ class History:
     start: int = 0
     first_losses: tuple[float, ...] = ()
     ended: bool = False
+    witnesses: tuple[Witness, ...] = ()
 
     def at(self, share: float) -> float:
         """Returns the step at which a share of the steps so far had been made."""
@@ -122,6 +133,7 @@ class Gatherer:
         self._activations = {name: Gathering(_DEEP) for name in ACTIVATIONS}
         self._activation_names: dict[str, str] = {}
         self._nonfinite: dict[str, NonFinite] = {}
+        self._witnesses: list[Witness] = []
 
     def know(self, premises: Premises | None) -> None:
         """Takes the premises of the steps that follow.
@@ -199,6 +211,10 @@ class Gatherer:
             row = [[layers[name][1].get(quantity, float("nan")) for name in names]]
             gathering.add(np.array([float(max(step, 1))]), names, np.array(row, float))
 
+    def witness(self, one: Witness) -> None:
+        """Takes what is known of the batch of a bad step."""
+        self._witnesses.append(one)
+
     def history(self, ended: bool = False) -> History:
         """Returns the history so far; `ended` if nothing will follow."""
         return History(
@@ -219,6 +235,7 @@ class Gatherer:
             self._start,
             tuple(self._first_losses),
             ended,
+            tuple(sorted(self._witnesses, key=lambda one: one.step)),
         )
 
     def _note(self, name: str, steps: np.ndarray) -> None:

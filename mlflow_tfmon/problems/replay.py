@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlflow_tfmon.detectors import Gatherer, History
-from mlflow_tfmon.detectors.history import ACTIVATIONS
+from mlflow_tfmon.detectors.history import ACTIVATIONS, Witness
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.block import Block
@@ -65,6 +65,10 @@ class Replay:
             }
             for gatherer in self._of(record.prefix):
                 gatherer.activation(record.step, layers)
+        elif isinstance(record, records.Evidence):
+            for gatherer in self._of(record.prefix):
+                kind, text = str(record.about.get("kind")), str(record.about.get("text"))
+                gatherer.witness(Witness(record.step, kind, text))
         elif isinstance(record, records.Premises):
             self._premises[record.prefix] = Premises.from_dict(record.about)
             self._tell()

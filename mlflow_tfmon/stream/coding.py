@@ -13,6 +13,7 @@ from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.records import (
     Activations,
     DeepSteps,
+    Evidence,
     Facts,
     Histograms,
     LayerActivations,
@@ -46,7 +47,9 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
         if isinstance(record, Histograms):  # mostly zeros
             body["kinds"], block = record.kinds, zlib.compress(block, 1)
         return type(record).__name__, body, block
-    return type(record).__name__, {name: _plain(value) for name, value in vars(record).items()}, None
+    block = record.batch if isinstance(record, Evidence) else None
+    fields = {name: _plain(value) for name, value in vars(record).items() if not isinstance(value, bytes)}
+    return type(record).__name__, fields, block
 
 
 def _plain(value: Any) -> Any:
@@ -72,6 +75,10 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
         result: Record = cls(stream=body["stream"], seen=body["seen"], values=values, **more)
         return result
+    if cls is Evidence:
+        if type(body["step"]) is not int or not isinstance(body["about"], dict):
+            raise ValueError("it names no step, or tells nothing of it")
+        body = {**body, "batch": block or b""}
     if cls is StreamOpened:
         variables = tuple(Variable(v["name"], tuple(v["shape"]), v["is_kernel"]) for v in body["variables"])
         body = {**body, "variables": variables} | {
