@@ -18,9 +18,15 @@ _BY = {
 
 
 def witnessed(problem: Problem, history: History) -> Problem:
-    """Returns a problem whose evidence names the kept batch of its first bad step, where there is one."""
+    """Returns a problem whose evidence names the kept batch of its first bad step.
+
+    Where no example stands out, only what is not finite says so: all else has other causes more often.
+    """
     for kind in _BY.get(problem.kind, ()):
-        found = [one for one in history.witnesses if one.kind == kind and one.step > history.start]
+        found = [
+            one for one in history.witnesses
+            if one.kind == kind and (problem.kind == "nan_or_inf" or one.text.startswith("Example"))
+        ]  # fmt: skip
         if found:
             return dataclasses.replace(problem, evidence=f"{problem.evidence} {found[0].text}")
     return problem

@@ -9,13 +9,14 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 INPUTS, TARGETS, WEIGHTS = "inputs", "targets", "sample_weight"
 _PARTS = (INPUTS, TARGETS, WEIGHTS)
 _OUTLIER = 8.0  # times as far from the batch's median as the next example
+T = TypeVar("T")
 _FIRST = 3  # values of an example that are named
 _CANDIDATES, _COLUMNS = 64, 8  # columns that are looked at, and those by which rows are told apart at first
 
@@ -33,18 +34,19 @@ class Odd:
     why: str = ""
 
 
-def arrays_of(element: Any) -> dict[str, np.ndarray]:
+def arrays_of(element: Any, single: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a batch: "inputs", "targets", "sample_weight"; of nested ones "inputs/<name>", "inputs/1".
 
     Args:
         element: (x,), (x, y), (x, y, sample_weight) or anything else, of arrays and tensors. What has no rows is left out.
+        single: whether it is one example, not a batch of them.
     """
     parts = element if isinstance(element, tuple) else (element,)
     found: dict[str, np.ndarray] = {}
     for at, part in enumerate(parts):
         for path, value in _leaves(part):
             name = "/".join((_PARTS[at] if at < len(_PARTS) else f"more/{at}", *path))
-            array = _plain(value)
+            array = _plain(value, single)
             if array is not None:
                 found[name] = array
     rows = len(next(iter(found.values()))) if found else 0
@@ -59,12 +61,12 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
     return [(path, value)]
 
 
-def _plain(value: Any) -> np.ndarray | None:
+def _plain(value: Any, single: bool) -> np.ndarray | None:
     """An array that NumPy can write without objects; None if it has no rows."""
     if value is None:
         return None
     try:
-        array = np.asarray(value)
+        array = np.asarray(value)[None] if single else np.asarray(value)
     except (TypeError, ValueError, NotImplementedError):  # ragged, sparse, on several replicas
         return None
     if array.dtype.kind == "O":
@@ -74,7 +76,7 @@ def _plain(value: Any) -> np.ndarray | None:
     return array if array.ndim else None
 
 
-def inputs_of(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def inputs_of(arrays: Mapping[str, T]) -> dict[str, T]:
     """Those of the inputs."""
     return {name: one for name, one in arrays.items() if name.split("/")[0] == INPUTS}
 

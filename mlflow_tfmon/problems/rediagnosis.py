@@ -113,6 +113,9 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
                 5,
                 records.Activations(int(epoch), int(step), 0.0, int(examples), layers, str(prefix)),
             )
+    for kept in run.batches:
+        about = {"kind": kept.kind, "text": kept.text}
+        yield float(kept.step), 4, records.Evidence(kept.step, 0.0, about, b"", kept.prefix)
     for path in run.files("premises-*.json"):
         about = files.read_json(path)
         step = about.get("step", 0)

@@ -153,12 +153,11 @@ class Evidence:
         chosen = examples.picked(arrays, odd.examples, MOST_BYTES)
         kept = {name: array[chosen] for name, array in arrays.items()}
         inputs = list(examples.inputs_of(kept).values())
-        named = sorted({*chosen, *odd.examples[:1]})[:_TOLD]
         where = self._places(bad.ring, inputs)
         places = dict(zip(chosen, where, strict=False))
         about = {
             "step": bad.step, "kind": bad.kind, "loss": _number(bad.loss), "usual_loss": _number(bad.usual),
-            "examples": count, "kept": chosen, "odd": list(odd.examples[:20]), "why_odd": odd.why,
+            "examples": count, "shapes": {name: list(one.shape[1:]) for name, one in arrays.items()}, "kept": chosen, "odd": list(odd.examples[:20]), "why_odd": odd.why,
             "losses": None if losses is None else [_number(one) for one in losses[:_TOLD].tolist()],
             "fingerprints": examples.fingerprints(inputs)[:_TOLD], "indices": where or None,
             "text": _text(bad, odd, places, folder),
