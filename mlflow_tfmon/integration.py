@@ -197,8 +197,8 @@ def autolog(
         tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
         sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
             files that grow), or the sink of an installed package; separate several with commas.
-        keep_batches: whether the batch of the first step that is not finite, and of the worst spikes of the loss, is kept
-            in the run (`tfmon/evidence`): at most 8, of 8 MB each. They are your training data: `False` keeps none.
+        keep_batches: whether the batch of the first step that is not finite, and of the worst spikes of the loss, is
+            kept in the run (`tfmon/evidence`): at most 8, of 8 MB each. They are training data: `False` keeps none.
         detectors: detectors to turn off, and thresholds, by kind of problem:
             `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return

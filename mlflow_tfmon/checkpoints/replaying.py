@@ -73,7 +73,9 @@ class Replayed:
             lines.append(f"  {one.name}: largest {one.largest:.4g}{bad}")
         first = next((one for one in self.layers if one.nonfinite), None)
         if first is not None:
-            lines.append(f"First layer whose output is not finite: {first.name}, of {_places(first.examples)}.")
+            lines.append(
+                f"First layer whose output is not finite: {first.name}, of {_places(first.examples)}."
+            )
         elif self.layers:
             most = max(self.layers, key=lambda one: one.largest)
             lines.append(f"All outputs are finite; the largest, {most.largest:.4g}, is that of {most.name}.")

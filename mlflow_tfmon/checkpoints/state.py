@@ -18,8 +18,8 @@ from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.internals import internal
-from mlflow_tfmon.reading.arrays import read_arrays
 from mlflow_tfmon.random_state import python_and_numpy, restore
+from mlflow_tfmon.reading.arrays import read_arrays
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"

@@ -10,7 +10,9 @@ from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
 
-@click.command("find-batch", epilog=RUN_IS, short_help="Find the examples of a bad step's batch in your data.")
+@click.command(
+    "find-batch", epilog=RUN_IS, short_help="Find the examples of a bad step's batch in your data."
+)
 @click.argument("reference", metavar="RUN")
 @click.argument("step", type=click.IntRange(min=1))
 @click.argument("data", metavar="DATA", type=click.Path(exists=True, path_type=Path))

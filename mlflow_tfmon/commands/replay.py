@@ -8,7 +8,9 @@ from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
 
-@click.command("replay", epilog=RUN_IS, short_help="Run a bad step's batch through the model, layer by layer.")
+@click.command(
+    "replay", epilog=RUN_IS, short_help="Run a bad step's batch through the model, layer by layer."
+)
 @click.argument("reference", metavar="RUN")
 @click.argument("step", type=click.IntRange(min=1))
 @store_option
@@ -16,7 +18,8 @@ def command(reference: str, step: int, tracking_uri: str | None) -> None:
     """Run the batch that is kept of STEP of RUN through the nearest checkpoint before it, layer by layer.
 
     Tells the first layer whose output is not finite, and of which examples, or the largest output, and the loss of each
-    example. Loads the model as MLflow does, which runs code that is saved with it: replay only runs of people you trust.
+    example. Loads the model as MLflow does, which runs code that is saved with it: replay only what people you trust
+    have trained.
     """
     from mlflow_tfmon.checkpoints.replaying import ReplayError, replay
 

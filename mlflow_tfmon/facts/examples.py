@@ -38,7 +38,7 @@ def arrays_of(element: Any, single: bool = False) -> dict[str, np.ndarray]:
     """The arrays of a batch: "inputs", "targets", "sample_weight"; of nested ones "inputs/<name>", "inputs/1".
 
     Args:
-        element: (x,), (x, y), (x, y, sample_weight) or anything else, of arrays and tensors. What has no rows is left out.
+        element: (x,), (x, y), (x, y, sample_weight) or anything else, of arrays. What has no rows is left out.
         single: whether it is one example, not a batch of them.
     """
     parts = element if isinstance(element, tuple) else (element,)
@@ -133,7 +133,7 @@ def places(batch: Sequence[np.ndarray], data: Sequence[np.ndarray]) -> list[int]
     found = []
     for row in range(len(told)):
         same = np.flatnonzero((keys == _bytes(told[row : row + 1, columns])).all(axis=1))
-        for a, b in pairs:
+        for a, b in pairs if len(same) else ():
             same = same[(_bytes(_canonical(b[same])) == _bytes(a[row : row + 1])).all(axis=1)]
         found.append(int(same[0]) if len(same) else -1)
     return found
@@ -145,7 +145,7 @@ def _bytes(rows: np.ndarray) -> np.ndarray:
 
 
 def odd(arrays: Mapping[str, np.ndarray], losses: np.ndarray | None = None) -> Odd:
-    """Which examples of a batch stand out: values that are not finite, else losses that are not, outliers, large losses.
+    """Which examples of a batch stand out: by values or losses that are not finite, else outliers, else large losses.
 
     Args:
         arrays: of the batch.

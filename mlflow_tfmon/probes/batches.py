@@ -21,7 +21,10 @@ from mlflow_tfmon.stream.ring import Ring
 
 _ROWS = 256  # of a batch, at most, are looked at
 _HOST = "CPU:0"  # which takes the batches
-_MOST, _MOST_BYTES = 1024, 32 * 2**20  # batches that are held of one kind, and their bytes, unless one has more
+_MOST, _MOST_BYTES = (
+    1024,
+    32 * 2**20,
+)  # batches that are held of one kind, and their bytes, unless one has more
 _GUESS = 256  # rows of a batch that has not been seen yet
 _SPARE = 8  # batches that are held beyond those of the steps between two looks
 _TEXT_BYTES = 64  # of a text, about
@@ -30,7 +33,9 @@ _NOT_KEPT = "the batch of a bad step may not be kept"
 
 keeping = True  # whether what is traced from now on holds more than the last batch
 
-_taken: dict[int, deque[tuple[float, Any, list[Any]]]] = {}  # by thread: when eager code took what, and its losses
+_taken: dict[
+    int, deque[tuple[float, Any, list[Any]]]
+] = {}  # by thread: when eager code took what, and its losses
 _kept: weakref.WeakKeyDictionary[Ring, tuple[int, Any]] = weakref.WeakKeyDictionary()
 _kinds: weakref.WeakValueDictionary[Any, Held] = weakref.WeakValueDictionary()  # those that iterators fill
 _unused: deque[tuple[str, list[tf.DType]]] = deque()  # names and dtypes of those that are gone
@@ -53,6 +58,7 @@ class Held:
         self._dtypes = [key, *(t.dtype for t in tensors)]
         self._name = f"mlflow_tfmon/{uuid.uuid4().hex}"
         self.depth = 0
+        self._lock = threading.RLock()  # one who looks at a place that is gone would wait for ever
         self._usual = _usual(tensors)
         self.resize(self._usual if keeping else 1)
         weakref.finalize(self, _unused.append, (self._name, self._dtypes)).atexit = False
@@ -66,7 +72,7 @@ class Held:
 
     def resize(self, depth: int) -> None:
         """Holds so many batches from now on, at least one."""
-        with tf.init_scope(), tf.device(_HOST):
+        with self._lock, tf.init_scope(), tf.device(_HOST):
             while self.depth < depth:
                 nothing = [tf.zeros([0], dtype) for dtype in self._dtypes[1:]]
                 key = tf.constant(_NONE, self._dtypes[0])
@@ -88,15 +94,17 @@ class Held:
 
     def newest(self) -> Any:
         """The last batch; None if there is none yet."""
-        return self._peek(self.depth - 1)[1]
+        with self._lock:
+            return self._peek(self.depth - 1)[1]
 
     def find(self, key: float) -> Any:
         """The batch with a key; None if it is held no more."""
-        # From the last on: meanwhile, each step moves all of them towards the first.
-        for at in reversed(range(self.depth)):
-            found, batch = self._peek(at)
-            if found == key and batch is not None:
-                return batch
+        with self._lock:
+            # From the last on: meanwhile, each step moves all of them towards the first.
+            for at in reversed(range(self.depth)):
+                found, batch = self._peek(at)
+                if found == key and batch is not None:
+                    return batch
         return None
 
     def _peek(self, at: int) -> tuple[float, Any]:
@@ -262,10 +270,8 @@ def glance(ring: Ring, steps: int, follow: bool) -> None:
     with contained("keeping a batch", "activations may not be recorded"):
         most, _ = kept(ring)
         taken = _taken.get(ring.thread)
-        if ring.batch is None:
-            element = taken[-1][1] if taken else None
-        else:
-            element = ring.batch.newest()
+        last = taken[-1][1] if taken else None
+        element = last if ring.batch is None else ring.batch.newest()
         if follow:
             for held in _all(ring):
                 held.follow(steps)

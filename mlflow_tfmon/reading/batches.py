@@ -39,7 +39,7 @@ class KeptBatch:
         kept: the places in the batch of those that are kept: all of them if they fit into 8 MB.
         odd: the places of those that stand out, the oddest first.
         losses: of each example, before weights; None if they were not seen.
-        indices: of the kept ones, where they are in the data of the fit, -1 for unknown; None if that was not in memory.
+        indices: of the kept ones, where they are in the data of the fit, -1 for unknown; None if it was not in memory.
         fingerprints: of the kept ones, of their inputs.
         shapes: of the arrays of an example.
     """
@@ -77,7 +77,9 @@ def load_batches(client: Any, run_id: str) -> list[KeptBatch]:
     Raises:
         UnreadableError: a file is damaged.
     """
-    named = [(_NAME.fullmatch(item.path.rpartition("/")[2]), item.path) for item in _list(client, run_id, EVIDENCE)]
+    named = [
+        (_NAME.fullmatch(item.path.rpartition("/")[2]), item.path) for item in _list(client, run_id, EVIDENCE)
+    ]
     found = [_load(client, run_id, path, *name.groups()) for name, path in named[:_MOST] if name]
     return sorted(found, key=lambda one: (one.step, one.prefix))
 
@@ -179,7 +181,9 @@ def find_batch(run: RecordedRun | KeptBatch | str, step: int, dataset: Any) -> d
     places: dict[str, int] = {}
     wanted, at = set(kept.fingerprints), 0
     for arrays in _inputs(dataset, next(iter(shapes.values()), ())):
-        if sorted(arrays) != sorted(shapes) or any(one.shape[1:] != shapes[name] for name, one in arrays.items()):
+        if sorted(arrays) != sorted(shapes) or any(
+            one.shape[1:] != shapes[name] for name, one in arrays.items()
+        ):
             there = {name: one.shape[1:] for name, one in arrays.items()}
             raise ValueError(f"the dataset's examples have the shapes {there}, those of the batch {shapes}")
         for row, one in enumerate(examples.fingerprints([arrays[name] for name in shapes])):
@@ -196,7 +200,9 @@ def find_batch(run: RecordedRun | KeptBatch | str, step: int, dataset: Any) -> d
 
 def _inputs(dataset: Any, shape: tuple[int, ...]) -> Iterator[dict[str, np.ndarray]]:
     """The inputs of a dataset, some examples at once."""
-    if isinstance(dataset, np.ndarray) or (isinstance(dataset, (tuple, dict)) and not hasattr(dataset, "element_spec")):
+    if isinstance(dataset, np.ndarray) or (
+        isinstance(dataset, (tuple, dict)) and not hasattr(dataset, "element_spec")
+    ):
         arrays = examples.inputs_of(examples.arrays_of(dataset))
         count = len(next(iter(arrays.values()))) if arrays else 0
         for at in range(0, count, _AT_ONCE):

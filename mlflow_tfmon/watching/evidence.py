@@ -23,7 +23,9 @@ from mlflow_tfmon.tracking.names import evidence_folder
 MOST, MOST_BYTES = 8, 8 * 2**20  # batches that are kept of a training, and the bytes of each
 _NOT_FINITE, _SPIKE = "not_finite", "spike"
 _WINDOW, _FEWEST = 64, 20  # losses before a step by which it is judged
-_DEVIATIONS = 10.0  # from their median, so many of theirs (median absolute deviations, scaled as for a normal one)
+_DEVIATIONS = (
+    10.0  # from their median, so many of theirs (median absolute deviations, scaled as for a normal one)
+)
 _ANY, _WORSE = 3, 1.5  # so many spikes are kept whatever they are, each further one is so many times as high
 _TOLD = 4096  # examples of a batch of which fingerprint and loss are kept
 
@@ -44,7 +46,7 @@ class _Bad:
 
 @dataclass
 class _Seen:
-    """What was seen of a stream: its last losses, whether it was not finite, the spikes kept and the highest of them."""
+    """What was seen of a stream: its last losses, whether it was not finite, the spikes that were kept."""
 
     losses: np.ndarray = field(default_factory=lambda: np.empty(0))
     broke: bool = False
@@ -141,10 +143,18 @@ class Evidence:
                 if seen
                 else "the step takes its data where Python does not see them (within XLA, or a dataset's own function)"
             )
-            say_once(f"no batch {why}", f"mlflow_tfmon: the batch of step {bad.step} is not kept, since {why}.")
+            say_once(
+                f"no batch {why}", f"mlflow_tfmon: the batch of step {bad.step} is not kept, since {why}."
+            )
             if bad.kind == _NOT_FINITE:
                 text = f"The batch of step {bad.step} could not be kept."
-                about = {"step": bad.step, "kind": bad.kind, "loss": _number(bad.loss), "text": text, "why": why}
+                about = {
+                    "step": bad.step,
+                    "kind": bad.kind,
+                    "loss": _number(bad.loss),
+                    "text": text,
+                    "why": why,
+                }
                 self._append(records.Evidence(bad.step, time.time(), about, b"", bad.prefix))
             return
         count = len(next(iter(arrays.values())))
@@ -157,7 +167,8 @@ class Evidence:
         places = dict(zip(chosen, where, strict=False))
         about = {
             "step": bad.step, "kind": bad.kind, "loss": _number(bad.loss), "usual_loss": _number(bad.usual),
-            "examples": count, "shapes": {name: list(one.shape[1:]) for name, one in arrays.items()}, "kept": chosen, "odd": list(odd.examples[:20]), "why_odd": odd.why,
+            "examples": count, "kept": chosen, "shapes": {name: list(one.shape[1:]) for name, one in arrays.items()},
+            "odd": list(odd.examples[:20]), "why_odd": odd.why,
             "losses": None if losses is None else [_number(one) for one in losses[:_TOLD].tolist()],
             "fingerprints": examples.fingerprints(inputs)[:_TOLD], "indices": where or None,
             "text": _text(bad, odd, places, folder),
