@@ -76,8 +76,9 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         result: Record = cls(stream=body["stream"], seen=body["seen"], values=values, **more)
         return result
     if cls is Evidence:
-        if type(body["step"]) is not int or not isinstance(body["about"], dict):
-            raise ValueError("it names no step, or tells nothing of it")
+        kinds = {"step": int, "about": dict, "prefix": str}
+        if not all(isinstance(body[name], kind) for name, kind in kinds.items()):
+            raise ValueError("it does not say of which step it is")
         body = {**body, "batch": block or b""}
     if cls is StreamOpened:
         variables = tuple(Variable(v["name"], tuple(v["shape"]), v["is_kernel"]) for v in body["variables"])

@@ -26,6 +26,7 @@ _WINDOW, _FEWEST = 64, 20  # losses before a step by which it is judged
 _DEVIATIONS = (
     10.0  # from their median, so many of theirs (median absolute deviations, scaled as for a normal one)
 )
+_RISE = 2.0  # so many times as high as the median, and as the loss before
 _ANY, _WORSE = 3, 1.5  # so many spikes are kept whatever they are, each further one is so many times as high
 _TOLD = 4096  # examples of a batch of which fingerprint and loss are kept
 
@@ -83,9 +84,9 @@ class Evidence:
             seen = self._seen.setdefault(steps.stream, _Seen())
             columns = dict(zip(layout.columns, steps.values.T, strict=False))
             loss = columns.get("loss")
-            norms = steps.values[:, len(layout.columns) :]
+            none = np.zeros(len(steps.values))
             # A step that loss scaling leaves out is expected, unless the loss itself is not finite.
-            bad = ~np.isfinite(columns["grad_norm"]) & ~(columns.get("skipped", norms[:, 0] * 0) > 0)
+            bad = ~np.isfinite(columns.get("grad_norm", none)) & ~(columns.get("skipped", none) > 0)
             found = []
             if loss is not None:
                 bad |= ~np.isfinite(loss)
@@ -110,8 +111,8 @@ class Evidence:
         curve = np.concatenate([seen.losses, np.where(finite, loss, np.nan)])
         seen.losses = curve[np.isfinite(curve)][-_WINDOW:]
         found: list[tuple[int, str, float]] = []
-        usual = np.nanmedian(curve) if np.isfinite(curve).any() else np.nan
-        for at in np.flatnonzero(finite & (loss > 2 * usual)):  # few, of which more is asked
+        previous = np.concatenate([curve[before - 1 : before] if before else [np.nan], loss[:-1]])
+        for at in np.flatnonzero(finite & (loss > _RISE * np.abs(previous))):  # few, of which more is asked
             window = curve[max(0, before + at - _WINDOW) : before + at]
             window = window[np.isfinite(window)]
             if len(window) < _FEWEST:
@@ -121,7 +122,7 @@ class Evidence:
             height = (float(loss[at]) - median) / max(spread, 1e-12)
             worst = height >= (_WORSE * seen.highest if seen.spikes >= _ANY else _DEVIATIONS)
             room = self._count + len(found) < MOST - (not seen.broke)
-            if loss[at] > 2 * abs(median) and worst and height >= _DEVIATIONS and room:
+            if loss[at] > _RISE * abs(median) and worst and height >= _DEVIATIONS and room:
                 seen.spikes, seen.highest = seen.spikes + 1, max(seen.highest, height)
                 found.append((int(at), _SPIKE, median))
         return found
