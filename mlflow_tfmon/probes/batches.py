@@ -139,6 +139,8 @@ def hold(function: Any, element: Any, time: tf.Tensor | None) -> None:
     kind = str(like), *(t.dtype for t in tensors)  # further traces of a function have the same
     held = notes["batch"] = _kinds.get(kind) or Held(batch, tf.float64)
     _kinds[kind] = held
+    if keeping:
+        held.usual()
     graph.keep_alive(held)
     with tf.device(_HOST):
         held.put(tf.constant(_UNTIMED, tf.float64) if time is None else time, batch)

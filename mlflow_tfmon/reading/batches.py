@@ -116,7 +116,7 @@ def _kept(about: Any, step: int, prefix: str, read: Callable[[], dict[str, np.nd
     return KeptBatch(
         step, prefix, str(about.get("kind", "")), float(about.get("loss", "nan")), str(about.get("text", "")),
         int(about.get("examples", 0)),
-        *(tuple(int(one) for one in about.get(name, ())) for name in ("kept", "odd")),
+        tuple(int(one) for one in about.get("kept", ())), tuple(int(one) for one in about.get("odd", ())),
         None if losses is None else tuple(float(one) for one in losses),
         None if indices is None else tuple(int(one) for one in indices),
         tuple(str(one) for one in about.get("fingerprints", ())),

@@ -47,9 +47,8 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
         if isinstance(record, Histograms):  # mostly zeros
             body["kinds"], block = record.kinds, zlib.compress(block, 1)
         return type(record).__name__, body, block
-    block = record.batch if isinstance(record, Evidence) else None
     fields = {name: _plain(value) for name, value in vars(record).items() if not isinstance(value, bytes)}
-    return type(record).__name__, fields, block
+    return type(record).__name__, fields, record.batch if isinstance(record, Evidence) else None
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ import mlflow_tfmon
 from mlflow_tfmon import cli
 from mlflow_tfmon.probes import batches
 from mlflow_tfmon.reading.batches import KeptBatch, load_batch
-from tests import trainings
+from tests.daily import thorough
 
 pytestmark = pytest.mark.usefixtures("fresh")
 ROWS, BATCH, BAD = 1280, 16, 1000
@@ -111,7 +111,6 @@ def loop(planted: str, given: Any, **options: Any) -> None:
         step = tf.function(step, **options)
     for x, y in given:
         step(x, y)
-    mlflow_tfmon.end_run()
 
 
 def loop_dataset(planted: str) -> None:
@@ -130,30 +129,35 @@ def loop_compiled(planted: str) -> None:
     loop(planted, dataset(*data(planted)), jit_compile=True)
 
 
+def trained(train: Callable[[str], None], planted: str) -> Any:
+    with mlflow.start_run() as active:
+        train(planted)
+    return mlflow_tfmon.load_run(active.info.run_id)
+
+
 def kept(train: Callable[[str], None], planted: str) -> tuple[Any, KeptBatch]:
     """The run of a training, and the kept batch of its planted example."""
     mlflow_tfmon.autolog(log_models=False, log_datasets=False)
-    train(planted)
-    run = mlflow_tfmon.load_run(trainings.last_run())
+    run = trained(train, planted)
     wanted = "not_finite" if planted == "nan" else "spike"
     found = [one for one in run.batches if one.kind == wanted and one.odd]
     assert found, [(one.step, one.kind, one.text) for one in run.batches]
     return run, max(found, key=lambda one: one.loss) if planted != "nan" else found[0]
 
 
-DAILY = [(fit_arrays, "nan"), (fit_dataset, "outlier"), (fit_dataset, "label"), (loop_dataset, "label"),
-         (loop_arrays, "nan")]  # fmt: skip
-MORE = [
-    (fit_arrays, "outlier"), (fit_arrays, "label"), (fit_dataset, "nan"), (fit_generator, "nan"),
-    (fit_generator, "outlier"), (fit_eagerly, "label"), (fit_several_at_once, "nan"), (fit_compiled, "nan"),
-    (fit_compiled, "outlier"), (fit_in_halves, "nan"), (fit_in_halves, "outlier"), (loop_dataset, "nan"),
-    (loop_dataset, "outlier"), (loop_arrays, "outlier"), (loop_arrays, "label"), (loop_eagerly, "nan"),
-    (loop_eagerly, "label"),
+DAILY = [(fit_arrays, "nan"), (fit_dataset, "outlier"), (loop_dataset, "label"), (loop_arrays, "nan")]
+SLOW = [
+    (fit_dataset, "label"), (fit_arrays, "label"), (fit_generator, "nan"), (fit_eagerly, "label"),
+    (fit_several_at_once, "nan"), (fit_compiled, "outlier"), (fit_in_halves, "nan"), (loop_dataset, "outlier"),
+    (loop_arrays, "label"), (loop_eagerly, "nan"),
 ]  # fmt: skip
-ALL = [*DAILY, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE)]
+RARE = [
+    (fit_arrays, "outlier"), (fit_dataset, "nan"), (fit_generator, "outlier"), (fit_compiled, "nan"),
+    (fit_in_halves, "outlier"), (loop_dataset, "nan"), (loop_arrays, "outlier"), (loop_eagerly, "label"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("train, planted", ALL)
+@pytest.mark.parametrize("train, planted", thorough([*DAILY, *SLOW, *RARE], RARE, DAILY))
 def test_the_batch_and_its_planted_example_are_named(train: Callable[[str], None], planted: str) -> None:
     run, batch = kept(train, planted)
     x, y = data(planted)
@@ -181,10 +185,9 @@ def test_the_batch_and_its_planted_example_are_named(train: Callable[[str], None
         assert int(np.argmax(batch.losses)) == worst
 
 
-def test_what_python_does_not_see_is_said_to_be_absent(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_python_does_not_see_is_said_to_be_absent() -> None:
     mlflow_tfmon.autolog(log_models=False)
-    loop_compiled("nan")
-    run = mlflow_tfmon.load_run(trainings.last_run())
+    run = trained(loop_compiled, "nan")
     (batch,) = run.batches
     assert (batch.step, batch.kept, batch.arrays()) == (STEP, (), {})
     assert "could not be kept" in next(one.evidence for one in run.problems if one.kind == "nan_or_inf")
@@ -194,17 +197,15 @@ def test_what_python_does_not_see_is_said_to_be_absent(caplog: pytest.LogCapture
 
 def test_none_is_kept_where_none_is_wanted() -> None:
     mlflow_tfmon.autolog(log_models=False, keep_batches=False)
-    fit_arrays("nan")
-    run = mlflow_tfmon.load_run(trainings.last_run())
+    run = trained(fit_arrays, "nan")
     assert run.batches == []
     client = mlflow.MlflowClient()
     assert "tfmon/evidence" not in [one.path for one in client.list_artifacts(run.run_id, "tfmon")]
 
 
-def test_a_healthy_training_keeps_none_and_assigns_nothing() -> None:
+def test_a_healthy_training_keeps_none() -> None:
     mlflow_tfmon.autolog(log_models=False, log_datasets=False)
-    fit_dataset("none")
-    assert mlflow_tfmon.load_run(trainings.last_run()).batches == []
+    assert trained(fit_dataset, "none").batches == []
 
 
 def test_references_are_bounded_in_bytes() -> None:
