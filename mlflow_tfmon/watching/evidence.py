@@ -51,6 +51,7 @@ class _Seen:
 
     losses: np.ndarray = field(default_factory=lambda: np.empty(0))
     broke: bool = False
+    spoilt: bool = False  # the step was made: what follows is its consequence
     spikes: int = 0
     highest: float = 0.0
 
@@ -86,11 +87,16 @@ class Evidence:
             loss = columns.get("loss")
             none = np.zeros(len(steps.values))
             # A step that loss scaling leaves out is expected, unless the loss itself is not finite.
-            bad = ~np.isfinite(columns.get("grad_norm", none)) & ~(columns.get("skipped", none) > 0)
-            found = []
+            skipped = columns.get("skipped", none) > 0
+            bad = ~np.isfinite(columns.get("grad_norm", none)) & ~skipped
+            found: list[tuple[int, str, float]] = []
             if loss is not None:
                 bad |= ~np.isfinite(loss)
                 found = self._spikes(seen, loss)
+            spoils = np.flatnonzero(bad & ~skipped)
+            until = 0 if seen.spoilt else spoils[0] if len(spoils) else len(bad)
+            found = [one for one in found if one[0] < until]
+            seen.spoilt |= len(spoils) > 0
             first = int(bad.argmax())
             if bad[first] and not seen.broke and self._count < MOST:
                 found.append((first, _NOT_FINITE, float("nan")))
