@@ -17,6 +17,7 @@ INPUTS, TARGETS, WEIGHTS = "inputs", "targets", "sample_weight"
 _PARTS = (INPUTS, TARGETS, WEIGHTS)
 _OUTLIER = 8.0  # times as far from the batch's median as the next example
 T = TypeVar("T")
+_NUMBERS = 2**21  # of a batch, about, that are compared
 _FIRST = 3  # values of an example that are named
 _CANDIDATES, _COLUMNS = 64, 8  # columns that are looked at, and those by which rows are told apart at first
 
@@ -196,7 +197,8 @@ def _farthest(name: str, array: np.ndarray) -> list[tuple[float, int, str]]:
     """The example that is farthest off in some value, by how far the next one is off there, and in words."""
     if array.dtype.kind not in "iuf" or len(array) < 4:
         return []
-    values = array.reshape(len(array), -1).astype(np.float64)
+    stride = 1 + array.size // _NUMBERS  # of a picture, each pixel need not be looked at
+    values = array.reshape(len(array), -1)[:, ::stride].astype(np.float64)
     distance = np.abs(values - np.median(values, axis=0))
     usual = distance[distance > 0]
     if not len(usual):
@@ -205,7 +207,7 @@ def _farthest(name: str, array: np.ndarray) -> list[tuple[float, int, str]]:
     # Where the others hardly differ, by how far values of the array are off at all.
     score = top[-1] / np.maximum(top[-2], np.median(usual))
     column = int(score.argmax())
-    row, place = int(distance[:, column].argmax()), np.unravel_index(column, array.shape[1:] or (1,))
+    row, place = int(distance[:, column].argmax()), np.unravel_index(column * stride, array.shape[1:] or (1,))
     where = _place(name, tuple(int(n) for n in place) if array.ndim > 1 else ())
     text = f"{where} is {score[column]:.0f} times as far from the batch's median as that of any other example"
     return [(float(score[column]), row, text)]
