@@ -38,7 +38,9 @@ _taken: dict[
 ] = {}  # by thread: when eager code took what, and its losses
 _kept: weakref.WeakKeyDictionary[Ring, tuple[int, Any]] = weakref.WeakKeyDictionary()
 _kinds: weakref.WeakValueDictionary[Any, Held] = weakref.WeakValueDictionary()  # those that iterators fill
-_unused: deque[tuple[str, list[tf.DType]]] = deque()  # names and dtypes of those that are gone
+_unused: deque[tuple[str, tuple[tf.DType, ...]]] = deque()  # names and dtypes of those that are gone
+# Names that are free again: TensorFlow keeps kernels for each name, for ever (2.21).
+_free: dict[tuple[tf.DType, ...], list[str]] = {}
 
 
 class Held:
@@ -55,8 +57,10 @@ class Held:
     def __init__(self, like: Any, key: tf.DType) -> None:
         tensors = tf.nest.flatten(like)
         self._like = tf.nest.map_structure(lambda _: None, like)  # no tensor, which would hold its graph
-        self._dtypes = [key, *(t.dtype for t in tensors)]
-        self._name = f"mlflow_tfmon/{uuid.uuid4().hex}"
+        self._dtypes = (key, *(t.dtype for t in tensors))
+        give_back()
+        free = _free.get(self._dtypes)
+        self._name = free.pop() if free else f"mlflow_tfmon/{uuid.uuid4().hex}"
         self.depth = 0
         self._lock = threading.RLock()  # one who looks at a place that is gone would wait for ever
         self._usual = _usual(tensors)
@@ -121,6 +125,7 @@ def give_back() -> None:
         name, dtypes = _unused.popleft()
         with tf.init_scope(), tf.device(_HOST):
             tf.raw_ops.StageClear(dtypes=dtypes, shared_name=name)
+        _free.setdefault(dtypes, []).append(name)
 
 
 def hold(function: Any, element: Any, time: tf.Tensor | None) -> None:
