@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.integration import autolog
     from mlflow_tfmon.problems.plugins import Detector
+    from mlflow_tfmon.reading.batches import find_batch
     from mlflow_tfmon.reading.recorded import load_run
     from mlflow_tfmon.report.comparison import compare
     from mlflow_tfmon.sinks.sink import Sink
@@ -33,6 +34,7 @@ __all__ = [
     "autolog",
     "compare",
     "end_run",
+    "find_batch",
     "load_run",
     "promote",
 ]
@@ -44,6 +46,7 @@ _HOMES = {
     "end_run": "watching.loops",
     "Monitor": "watching.monitor",
     "LearningRateRangeTest": "watching.range_test",
+    "find_batch": "reading.batches",
     "load_run": "reading.recorded",
     "promote": "checkpoints.promote",
     "Problem": "detectors.problem",

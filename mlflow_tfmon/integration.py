@@ -17,7 +17,7 @@ from mlflow_tfmon.delivery.process import DeliveryProcess
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.internals import internal
-from mlflow_tfmon.probes import compiled, hooks
+from mlflow_tfmon.probes import batches, compiled, hooks
 from mlflow_tfmon.probes.hooks import Hook
 from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.settings import Settings, set_autolog_settings
@@ -137,6 +137,7 @@ def autolog(
     report: bool = True,
     tensorboard: bool = False,
     sinks: str | None = None,
+    keep_batches: bool = True,
     detectors: Mapping[str, Any] | None = None,
     on_problem: str | Callable[[Problem], Any] = "warn",
     alert_url: str | None = None,
@@ -197,6 +198,8 @@ def autolog(
         sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
             files that grow), "prometheus:9464" (a port to read figures from), "opentelemetry:URL" (a collector), or the
             sink of an installed package; separate several with commas.
+        keep_batches: whether the batch of the first step that is not finite, and of the worst spikes of the loss, is
+            kept in the run (`tfmon/evidence`): at most 8, of 8 MB each. They are training data: `False` keeps none.
         detectors: detectors to turn off, and thresholds, by kind of problem:
             `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
@@ -271,6 +274,7 @@ def _fit(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _enable(settings: Settings) -> None:
     set_autolog_settings(settings)
+    batches.keeping = settings.keep_batches
     if not _on:
         _on.append(_USER)
         with contained("installing the probes in TensorFlow and Keras", "nothing is monitored"):

@@ -60,6 +60,7 @@ class Settings:
     tensorboard: bool = False
     sinks: str | None = None
     silent: bool = False
+    keep_batches: bool = True
     detectors: Mapping[str, Any] | None = None
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = dataclasses.field(

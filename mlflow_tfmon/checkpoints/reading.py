@@ -41,23 +41,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.name} is nested too deeply") from None
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays in a NumPy file: no objects, and none larger than their file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: the file is invalid.
-    """
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    stored = all(one.compress_type == zipfile.ZIP_STORED for one in members)
-    if not stored or sum(one.file_size for one in members) > size:  # members may overlap
-        raise ValueError(f"{path.name} is compressed")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
 def check(about: Any) -> None:
     """Checks that the JSON of a checkpoint has the form of `state.State.about`.
 

@@ -19,6 +19,7 @@ from mlflow_tfmon.checkpoints.snapshot import Snapshot
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.internals import internal
 from mlflow_tfmon.random_state import python_and_numpy, restore
+from mlflow_tfmon.reading.arrays import read_arrays
 
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
@@ -70,7 +71,7 @@ class State:
         """
         about = reading.read_json(folder / FOLDER / _FILE)
         reading.check(about)
-        arrays = reading.read_arrays(folder / FOLDER / _ARRAYS)
+        arrays = read_arrays(folder / FOLDER / _ARRAYS)
         reading.check_numpy(arrays["random/numpy"])
         return cls(about, arrays)
 

@@ -18,6 +18,7 @@ from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.stream.counted import counted
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
+    Evidence,
     Facts,
     ModelSaved,
     Premises,
@@ -29,7 +30,7 @@ from mlflow_tfmon.stream.records import (
 )
 from mlflow_tfmon.tags import DELIVERY_TAG, LEFT_OUT_TAG, LOST_TAGS, PROGRESS_TAG, REACHED_TAG, STALLED_TAG
 from mlflow_tfmon.tracking import findings
-from mlflow_tfmon.tracking.names import EVENT_FILES, REPORT, clean
+from mlflow_tfmon.tracking.names import ABOUT, BATCH, EVENT_FILES, REPORT, clean, evidence_folder
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.tracking.store import AwayError, RefusedError, RunStore, store_errors
 from mlflow_tfmon.translation.parts import Part
@@ -97,6 +98,8 @@ class Outbox(Counting):
             self._text(*findings.premises_file(record))
         elif isinstance(record, Problems):
             self._problems(record)
+        elif isinstance(record, Evidence):
+            self._evidence(record)
         elif isinstance(record, ModelSaved):
             name, ask, after = saved_model(
                 record,
@@ -154,6 +157,14 @@ class Outbox(Counting):
             lambda run: outputs.diagnosis(run, self._earlier.with_problems(record).found),
             findings.DIAGNOSIS, findings.DIAGNOSIS,
         )  # fmt: skip
+
+    def _evidence(self, record: Evidence) -> None:
+        folder = evidence_folder(record.prefix, record.step)
+        self._text(f"{folder}/{ABOUT}", json.dumps(record.about))
+        if record.batch:
+            path = f"{folder}/{BATCH}"
+            self.so_far.tally.texts.add(path)
+            self._later(partial(_write_batch, folder=folder, batch=record.batch), path, path)
 
     def progress(self, text: str, reached: Past) -> None:
         """Records the progress of the training, as text for people and as state for later recordings."""
@@ -316,6 +327,13 @@ class Outbox(Counting):
 def _show_charts(run: RunStore) -> None:
     with contextlib.suppress(AwayError, RefusedError):  # who may write runs may not write experiments
         run.show_charts()
+
+
+def _write_batch(run: RunStore, folder: str, batch: bytes) -> None:
+    with store_errors(), temporary.Folder() as place:
+        path = Path(place, BATCH)
+        path.write_bytes(batch)
+        run.file(path, folder)
 
 
 def _upload(run: RunStore, part: Part, patient: bool = True, sizes: dict[str, int] | None = None) -> None:

@@ -44,6 +44,7 @@ from mlflow_tfmon.detectors import (
 from mlflow_tfmon.detectors.history import Gatherer, History
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.thresholds import Chosen, Detect, chosen_of, kind_of
+from mlflow_tfmon.detectors.witnesses import witnessed
 from mlflow_tfmon.errors import contained
 
 __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Problem", "judge"]
@@ -81,7 +82,8 @@ def judge(
         >>> judge(History())
         []
     """
-    found = [*_found(CAUSES, history, chosen), *(one for detect in further for one in detect(history))]
+    found = [witnessed(one, history) for one in _found(CAUSES, history, chosen)]
+    found += [one for detect in further for one in detect(history)]
     if all(problem.kind in _BESIDE for problem in found):
         found += _found(OUTCOMES, history, chosen)
     found = [problem for problem in found if chosen.get(problem.kind) is not False]

@@ -33,6 +33,15 @@ class NonFinite:
 
 
 @dataclass(frozen=True)
+class Witness:
+    """The batch of a bad step: the step, why it was kept ("not_finite" or "spike"), and what is seen in it."""
+
+    step: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class History:
     """A training up to a step; the rows of all `Table`s but `epochs` are optimizer steps from 1.
 
@@ -57,6 +66,7 @@ class History:
         first_losses: losses of the first few steps.
         ended: whether the training has ended by itself; False if it was interrupted.
         system: what the training took of the machine, by name without "system/".
+        witnesses: the batches of bad steps, in the order of the steps.
     """
 
     step: int = 0
@@ -77,6 +87,7 @@ class History:
     first_losses: tuple[float, ...] = ()
     ended: bool = False
     system: Table = field(default_factory=Table)
+    witnesses: tuple[Witness, ...] = ()
     others: Mapping[str, Table] = field(default_factory=dict)
 
     def at(self, share: float) -> float:
@@ -127,6 +138,7 @@ class Gatherer:
         self._activations = {name: Gathering(_DEEP) for name in ACTIVATIONS}
         self._activation_names: dict[str, str] = {}
         self._nonfinite: dict[str, NonFinite] = {}
+        self._witnesses: list[Witness] = []
 
     def know(self, premises: Premises | None) -> None:
         """Takes the premises of the steps that follow.
@@ -209,6 +221,10 @@ class Gatherer:
             row = [[layers[name][1].get(quantity, float("nan")) for name in names]]
             gathering.add(np.array([float(max(step, 1))]), names, np.array(row, float))
 
+    def witness(self, one: Witness) -> None:
+        """Takes what is known of the batch of a bad step."""
+        self._witnesses.append(one)
+
     def history(self, ended: bool = False) -> History:
         """Returns the history so far; `ended` if nothing will follow."""
         return History(
@@ -230,6 +246,7 @@ class Gatherer:
             tuple(self._first_losses),
             ended,
             self._system.table(),
+            tuple(sorted(self._witnesses, key=lambda one: one.step)),
         )
 
     def _note(self, name: str, steps: np.ndarray) -> None:

@@ -152,8 +152,8 @@ def _data(arguments: FitArguments | None) -> dict[str, Any]:
     """Inputs and targets of a fit, as far as they are in memory, and whether its examples are weighted."""
     if arguments is None:
         return {}
-    x, y, weighted = _arrays(arguments.x, arguments.y)
-    val_x, val_y, _ = _arrays(*_pair(arguments.validation_data))
+    x, y, weighted = in_memory(arguments.x, arguments.y)
+    val_x, val_y, _ = in_memory(*_pair(arguments.validation_data))
     if arguments.validation_data is None and arguments.validation_split and _splits(x) and _splits(y):
         first = math.floor(len(x) * (1 - arguments.validation_split))  # as Keras splits, without shuffling
         (x, val_x), (y, val_y) = ((one[:first], one[first:]) for one in (x, y))
@@ -161,7 +161,7 @@ def _data(arguments: FitArguments | None) -> dict[str, Any]:
     return {"inputs": x, "targets": y, "val_inputs": val_x, "val_targets": val_y, "weighted": weighted}
 
 
-def _arrays(x: Any, y: Any = None) -> tuple[Any, Any, bool]:
+def in_memory(x: Any, y: Any = None) -> tuple[Any, Any, bool]:
     """The arrays of a dataset that is a slice of them, whatever else as it is; whether its examples have weights."""
     if not isinstance(x, tf.data.Dataset):
         return x, y, False

@@ -1,63 +1,239 @@
-"""The batches that a training takes from its dataset: one of them shows what a model's layers give."""
+"""The batches that a training takes, held by reference: of the last steps, until the drain has looked at those steps.
+
+One of them shows what a model's layers give; that of a bad step is kept (`watching.evidence`). Nothing is copied on the
+way: what is held is what the step itself works with.
+"""
 
 from __future__ import annotations
 
 import threading
+import uuid
 import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.probes import graph
-from mlflow_tfmon.stream.ring import Ring, lasting_variable
+from mlflow_tfmon.probes import graph, replicas
+from mlflow_tfmon.stream.ring import Ring
 
 _ROWS = 256  # of a batch, at most, are looked at
+_HOST = "CPU:0"  # which takes the batches
+_MOST, _MOST_BYTES = (
+    1024,
+    32 * 2**20,
+)  # batches that are held of one kind, and their bytes, unless one has more
+_GUESS = 256  # rows of a batch that has not been seen yet
+_SPARE = 8  # batches that are held beyond those of the steps between two looks
+_TEXT_BYTES = 64  # of a text, about
+_NONE, _UNTIMED = -1, 0  # keys of no batch, and of one that nobody can ask for
+_NOT_KEPT = "the batch of a bad step may not be kept"
 
-_taken: dict[int, Any] = {}  # what eager code took last, by thread
+keeping = True  # whether what is traced from now on holds more than the last batch
+
+_taken: dict[
+    int, deque[tuple[float, Any, list[Any]]]
+] = {}  # by thread: when eager code took what, and its losses
 _kept: weakref.WeakKeyDictionary[Ring, tuple[int, Any]] = weakref.WeakKeyDictionary()
+_kinds: weakref.WeakValueDictionary[Any, Held] = weakref.WeakValueDictionary()  # those that iterators fill
+_unused: deque[tuple[str, tuple[tf.DType, ...]]] = deque()  # names and dtypes of those that are gone
+# Names that are free again: TensorFlow keeps kernels for each name, for ever (2.21).
+_free: dict[tuple[tf.DType, ...], list[str]] = {}
 
 
-class Batch:
-    """The model's inputs in the last batch that a traced function took.
+class Held:
+    """The last batches that traced functions took.
 
-    Assigning holds a tensor as it is, it is not copied (TF 2.16 to 2.21): one op a tensor, and one batch that lives
-    until the next is there. The variables are the host's, as what an iterator gives is.
+    A staging area of TensorFlow: each step puts its batch in and takes the oldest out, two ops however many tensors it
+    has (TF 2.16 to 2.21). It holds `depth` batches at any time, at first empty ones: so nobody ever waits for one.
+
+    Args:
+        like: the structure of a batch, with its tensors.
+        key: dtype of what a batch is found by.
     """
 
-    def __init__(self, inputs: Any) -> None:
-        self._like = tf.nest.map_structure(lambda _: None, inputs)  # no tensor, which would hold its graph
-        with tf.init_scope(), tf.device("CPU:0"):
-            self._held = [lasting_variable(0, dtype=t.dtype, any_shape=True) for t in tf.nest.flatten(inputs)]
+    def __init__(self, like: Any, key: tf.DType) -> None:
+        tensors = tf.nest.flatten(like)
+        self._like = tf.nest.map_structure(lambda _: None, like)  # no tensor, which would hold its graph
+        self._dtypes = (key, *(t.dtype for t in tensors))
+        give_back()
+        free = _free.get(self._dtypes)
+        self._name = free.pop() if free else f"mlflow_tfmon/{uuid.uuid4().hex}"
+        self.depth = 0
+        self._lock = threading.RLock()  # one who looks at a place that is gone would wait for ever
+        self._usual = _usual(tensors)
+        self.resize(self._usual if keeping else 1)
+        weakref.finalize(self, _unused.append, (self._name, self._dtypes)).atexit = False
 
-    def hold(self, inputs: Any) -> None:
-        for variable, tensor in zip(self._held, tf.nest.flatten(inputs), strict=True):
-            tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tensor)
+    def put(self, key: tf.Tensor, batch: Any) -> None:
+        """Traced: a step's batch comes in."""
+        with tf.device(_HOST):
+            values = [key, *tf.nest.flatten(batch)]
+            with graph.after(tf.raw_ops.Stage(values=values, shared_name=self._name)):
+                tf.raw_ops.Unstage(dtypes=self._dtypes, shared_name=self._name)
 
-    def read(self) -> Any:
-        """What is held now; called by eager code."""
-        with tf.device("CPU:0"):
-            tensors = [
-                tf.raw_ops.ReadVariableOp(resource=v.handle, dtype=v.dtype) for v in self._held
-            ]  # `read_value` would set its static shape
-        return tf.nest.pack_sequence_as(self._like, tensors)
+    def resize(self, depth: int) -> None:
+        """Holds so many batches from now on, at least one."""
+        with self._lock, tf.init_scope(), tf.device(_HOST):
+            while self.depth < depth:
+                nothing = [tf.zeros([0], dtype) for dtype in self._dtypes[1:]]
+                key = tf.constant(_NONE, self._dtypes[0])
+                tf.raw_ops.Stage(values=[key, *nothing], shared_name=self._name)
+                self.depth += 1
+            while self.depth > max(1, depth):
+                self.depth -= 1
+                tf.raw_ops.Unstage(dtypes=self._dtypes, shared_name=self._name)
+
+    def follow(self, steps: int) -> None:
+        """Holds as many as there are steps between two looks, within the bound."""
+        newest = self.newest()
+        most = _MOST if newest is None else _MOST_BYTES // max(1, _size(tf.nest.flatten(newest)))
+        self.resize(min(_MOST, most, max(self.depth, 2 * steps + _SPARE)))
+
+    def usual(self) -> None:
+        """A training begins."""
+        self.resize(max(self.depth, self._usual))
+
+    def newest(self) -> Any:
+        """The last batch; None if there is none yet."""
+        with self._lock:
+            return self._peek(self.depth - 1)[1]
+
+    def find(self, key: float) -> Any:
+        """The batch with a key; None if it is held no more."""
+        with self._lock:
+            # From the last on: meanwhile, each step moves all of them towards the first.
+            for at in reversed(range(self.depth)):
+                found, batch = self._peek(at)
+                if found == key and batch is not None:
+                    return batch
+        return None
+
+    def _peek(self, at: int) -> tuple[float, Any]:
+        with tf.device(_HOST):
+            index = tf.constant(at, tf.int32)
+            key, *tensors = tf.raw_ops.StagePeek(index=index, dtypes=self._dtypes, shared_name=self._name)
+        number = float(key)
+        return number, None if number == _NONE else tf.nest.pack_sequence_as(self._like, tensors)
 
 
-def hold(function: Any, element: Any) -> None:
-    """In a function that takes a batch from an iterator: holds the model's inputs in it."""
-    inputs = _inputs(element)
-    if inputs is None:
+def give_back() -> None:
+    """Gives back what is held for functions that are gone: TensorFlow would keep it."""
+    while _unused:
+        name, dtypes = _unused.popleft()
+        with tf.init_scope(), tf.device(_HOST):
+            tf.raw_ops.StageClear(dtypes=dtypes, shared_name=name)
+        _free.setdefault(dtypes, []).append(name)
+
+
+def hold(function: Any, element: Any, time: tf.Tensor | None) -> None:
+    """In a function that takes a batch from an iterator: holds it.
+
+    Args:
+        function: which is being traced.
+        element: what it took.
+        time: when, as the step's row will say; None if it says nothing.
+    """
+    batch = element if _dense(tf.nest.flatten(element)) else _inputs(element)
+    if batch is None:
         return
-    notes = graph.notes(function)
-    if "batch" not in notes:
-        notes["batch"] = Batch(inputs)
-        graph.keep_alive(notes["batch"])
-    notes["batch"].hold(inputs)
+    notes, tensors = graph.notes(function), tf.nest.flatten(batch)
+    like = tf.nest.map_structure(lambda _: None, batch)
+    kind = str(like), *(t.dtype for t in tensors)  # further traces of a function have the same
+    held = notes["batch"] = _kinds.get(kind) or Held(batch, tf.float64)
+    _kinds[kind] = held
+    if keeping:
+        held.usual()
+    graph.keep_alive(held)
+    with tf.device(_HOST):
+        held.put(tf.constant(_UNTIMED, tf.float64) if time is None else time, batch)
 
 
-def took(element: Any) -> None:
+def took(element: Any, time: float) -> None:
     """In eager code that took a batch from an iterator: holds it."""
-    _taken[threading.get_ident()] = element
+    thread = threading.get_ident()
+    taken = _taken.get(thread)
+    if taken is None:
+        leaves = tf.nest.flatten(element)
+        taken = _taken[thread] = deque(maxlen=_usual(leaves) if keeping and _dense(leaves) else 1)
+    taken.append((time, element, []))
+
+
+def watch_losses(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps Keras's `reduce_weighted_values`, which makes one number of the losses of a batch's examples."""
+
+    def reduce_weighted_values(values: Any, *args: Any, **kwargs: Any) -> Any:
+        with contained("the losses of the examples", _NOT_KEPT):
+            function = graph.tracing()
+            if keeping and tf.is_tensor(values) and values.shape.rank:
+                taken = _taken.get(threading.get_ident())
+                if function is not None:
+                    graph.notes(function).setdefault("losses", []).append(values)
+                elif taken and tf.executing_eagerly():
+                    taken[-1][2].append(values)
+        return original(values, *args, **kwargs)
+
+    return reduce_weighted_values
+
+
+def hold_step(ring: Ring, done: tf.Tensor) -> None:
+    """In a function that makes a step: holds the losses of its examples, and its batch if nothing else does.
+
+    That of a loop over arrays is what the function is called with. Where the weights are on another device, or XLA
+    compiles the step, neither can be had without a wait.
+
+    Args:
+        ring: of the step.
+        done: steps before it.
+    """
+    function = graph.tracing()
+    if function is None or not keeping:
+        return
+    noted = graph.notes(function).pop("losses", [])
+    if graph.in_xla() or ring.layout.split or replicas.count() > 1:
+        return
+    losses = [one for one in noted if one.graph is tf.compat.v1.get_default_graph()]
+    given = None if in_reach() is not None else _arguments(function)
+    if given is not None and _is_taken(tf.nest.flatten(given)):
+        given = None
+    batch = {"batch": given or (), "losses": losses}
+    if not given and not losses:
+        return
+    kind = str(tf.nest.map_structure(lambda t: t.dtype, batch))
+    held = ring.held.get(kind)
+    if held is None:
+        held = ring.held[kind] = Held(batch, done.dtype)
+    held.put(done, batch)
+
+
+def _arguments(function: Any) -> Any:
+    """What the traced function around was called with, as (x, y, sample_weight), if that are tensors of as many rows.
+
+    Of more than three it can't be told which is what: they are the inputs.
+    """
+    around = next((one for one in graph.enclosing(function) if type(one).__name__ == "FuncGraph"), None)
+    if around is None:
+        return None
+    captured = {id(t) for t in around.internal_captures}
+    given = {
+        t.op.name: t for t in around.inputs
+        if id(t) not in captured and t.shape.rank and t.dtype not in (tf.resource, tf.variant)
+    }  # fmt: skip
+    if not given or len({t.shape[0] for t in given.values()} - {None}) > 1:
+        return None
+    return tuple(given.values()) if len(given) <= 3 else (given,)
+
+
+def _is_taken(given: Sequence[tf.Tensor]) -> bool:
+    """Whether these are what eager code takes from an iterator and hands over."""
+    taken = _taken.get(replicas.user_thread())
+    leaves = [t for t in tf.nest.flatten(taken[-1][1]) if tf.is_tensor(t)] if taken else []
+    return all(
+        any(t.dtype == one.dtype and t.shape[1:].is_compatible_with(one.shape[1:]) for one in leaves)
+        for t in given
+    )
 
 
 def forget() -> None:
@@ -65,26 +241,58 @@ def forget() -> None:
     _taken.clear()
 
 
-def in_reach() -> Batch | None:
+def in_reach() -> Held | None:
     """The batches of the function that feeds what is being traced, or None if they come from elsewhere."""
     found = (graph.notes(function).get("batch") for function in graph.enclosing(graph.tracing()))
     return next((batch for batch in found if batch is not None), None)
 
 
-def glance(ring: Ring) -> None:
+def begin(ring: Ring) -> None:
+    """A training begins whose bad steps are kept: more than its last batch is held."""
+    for held in _all(ring):
+        held.usual()
+
+
+def end(ring: Ring) -> None:
+    """Nobody looks at a ring's steps from now on: one batch is held, if that."""
+    for held in _all(ring):
+        held.resize(1)
+    _taken.pop(ring.thread, None)
+
+
+def _all(ring: Ring) -> list[Held]:
+    return [*([] if ring.batch is None else [ring.batch]), *ring.held.values()]
+
+
+def glance(ring: Ring, steps: int, follow: bool) -> None:
     """Keeps the inputs of the batch that a ring's training took last, if it has more rows than those kept before.
 
     An epoch's last batch may have a single row, which tells little: so this is called now and then, on any thread.
+
+    Args:
+        ring: of the training.
+        steps: how many there are since the last call.
+        follow: whether as many batches are to be held.
     """
     with contained("keeping a batch", "activations may not be recorded"):
         most, _ = kept(ring)
-        batch: Batch | None = ring.batch
-        inputs = _inputs(_taken.get(ring.thread)) if batch is None else batch.read()
+        taken = _taken.get(ring.thread)
+        last = taken[-1][1] if taken else None
+        element = last if ring.batch is None else ring.batch.newest()
+        if follow:
+            for held in _all(ring):
+                held.follow(steps)
+            leaves = tf.nest.flatten(element)
+            if taken and ring.batch is None and _dense(leaves):
+                bound = min(_MOST, max(1, _MOST_BYTES // max(1, _size(leaves))))
+                wanted = min(bound, max(taken.maxlen or 1, 2 * steps + _SPARE))
+                if wanted != taken.maxlen:
+                    _taken[ring.thread] = deque(taken, maxlen=wanted)
+        inputs = _inputs(element)
         if inputs is None or most == _ROWS:
             return
         inputs = tf.nest.map_structure(lambda t: t[:_ROWS], inputs)
         rows = {int(t.shape[0]) for t in tf.nest.flatten(inputs)}
-        # Read while the training goes on, two tensors may be of two batches.
         if len(rows) == 1 and max(rows) > most:
             _kept[ring] = rows.pop(), inputs
 
@@ -92,6 +300,49 @@ def glance(ring: Ring) -> None:
 def kept(ring: Ring) -> tuple[int, Any]:
     """How many rows are kept, and they: inputs of a model that a ring's training took from its dataset, or None."""
     return _kept.get(ring, (0, None))
+
+
+def find(ring: Ring, step: int, time: float) -> tuple[Any, list[Any]]:
+    """The batch of a step, and the losses of its examples, each as far as it is still held: else None, and none.
+
+    Args:
+        ring: of the step.
+        step: the ring's own number of it.
+        time: when its batch was there, as its row says.
+    """
+    losses: list[Any] = []
+    for held in ring.held.values():
+        found = held.find(step - 1)
+        if found is not None:
+            losses = list(found["losses"])
+            if found["batch"]:
+                return found["batch"], losses
+    for held in list(_kinds.values()) if time > 0 else ():
+        batch = held.find(time)
+        if batch is not None:
+            return batch, losses
+    for then, element, of_eager in reversed(list(_taken.get(ring.thread, ()))):
+        if then == time:
+            return element, losses or list(of_eager)
+    return None, losses
+
+
+def _usual(tensors: Sequence[Any]) -> int:
+    """How many batches are held until it is known how large they are, and how many steps there are between looks."""
+    return min(_MOST // 4, max(1, _MOST_BYTES // max(1, _size(tensors))))
+
+
+def _size(tensors: Sequence[Any]) -> int:
+    """Bytes of a batch, which may not be there yet."""
+    return sum(
+        (_TEXT_BYTES if t.dtype == tf.string else t.dtype.size)
+        * (tf.TensorShape([_GUESS if n is None else n for n in t.shape]).num_elements() or 0)
+        for t in tensors
+    )
+
+
+def _dense(tensors: Sequence[Any]) -> bool:
+    return bool(tensors) and all(isinstance(t, tf.Tensor) and t.shape.rank is not None for t in tensors)
 
 
 def _inputs(element: Any) -> Any:

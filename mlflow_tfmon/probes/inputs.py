@@ -69,9 +69,12 @@ def _traced(function: Any, take: Callable[[], Any]) -> Any:
     with tf.control_dependencies([] if start is None else [start]):
         element = take()
     with contained(_PART, _NOT_RECORDED):
-        batches.hold(function, element)  # as it was given: on the host
-        if start is not None:
-            written = _clock(function).written.assign(_reading(start, element))
+        if start is None:
+            batches.hold(function, element, None)
+        else:
+            now, reading = _reading(start, element)
+            batches.hold(function, element, now)  # as it was given: on the host
+            written = _clock(function).written.assign(reading)
             with graph.after(written):  # what is computed from the batch comes after
                 element = tf.nest.map_structure(_same, element, expand_composites=True)
     return element
@@ -87,7 +90,8 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
     element = original(iterator, *args, **kwargs)
     waited = time.perf_counter() - start
     with contained(_PART, _NOT_RECORDED):
-        batches.took(element)
+        now = time.time()
+        batches.took(element, now)
         thread = threading.get_ident()
         taken = _taken.get(thread)
         if taken is None:
@@ -100,7 +104,7 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
         examples = 0.0
         for part in replicas.rows(element):
             examples += part.shape[0]
-        taken.values.extend((time.time(), waited, examples or float("nan")))
+        taken.values.extend((now, waited, examples or float("nan")))
     return element
 
 
@@ -141,7 +145,8 @@ class Batches:
         return rows
 
 
-def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
+def _reading(start: tf.Tensor, element: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """When a batch was there, and all that is told of it."""
     with tf.device(_HOST):
         with graph.after(tf.nest.flatten(element, expand_composites=True)):
             now = tf.timestamp()
@@ -149,7 +154,7 @@ def _reading(start: tf.Tensor, element: Any) -> tf.Tensor:
         examples = tf.constant(float("nan"), tf.float64)
         if sizes:
             examples = sizes[0] if len(sizes) == 1 else tf.add_n(sizes)
-        return tf.stack([start, now, examples])
+        return now, tf.stack([start, now, examples])
 
 
 class _Clock:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import batches, compiled, graph, histograms, inputs, quantities, replicas, tape
 from mlflow_tfmon.probes.apart import apart
 from mlflow_tfmon.stream.records import Variable
@@ -118,6 +118,8 @@ class StepProbe:
         rate = tf.convert_to_tensor(learning_rate) if tf.executing_eagerly() else apart(learning_rate)
         record = self._record_traced if tf.executing_eagerly() else self._record
         record(before, made_of.reading, made_of.slots, gradients, rate, scalars)
+        with contained("holding a batch", "that of a bad step is not kept"):
+            batches.hold_step(self.ring, before.done)
 
     def note_update(self, clipped: Sequence[Any]) -> None:
         """In the branch where the update is made: that it is, and its clipped gradients."""

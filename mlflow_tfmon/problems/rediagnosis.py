@@ -117,6 +117,9 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         for (step, when), rows in files.table(path).to_pandas().groupby(["step", "time"]):
             used = dict(zip(rows["name"].astype(str), rows["value"].astype(float), strict=True))
             yield step + 0.5, 7, records.System(int(step), float(when), used)
+    for kept in run.batches:
+        about = {"kind": kept.kind, "text": kept.text}
+        yield float(kept.step), 4, records.Evidence(kept.step, 0.0, about, b"", kept.prefix)
     for path in run.files("premises-*.json"):
         about = files.read_json(path)
         step = about.get("step", 0)

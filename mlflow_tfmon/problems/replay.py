@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mlflow_tfmon.detectors import Gatherer, History
-from mlflow_tfmon.detectors.history import ACTIVATIONS
+from mlflow_tfmon.detectors.history import ACTIVATIONS, Witness
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.block import Block
@@ -70,6 +70,10 @@ class Replay:
         elif isinstance(record, records.System):
             for gatherer in list(self._gatherers.values())[:1]:  # of several streams one tells
                 gatherer.system(record.step, record.values)
+        elif isinstance(record, records.Evidence):
+            for gatherer in self._of(record.prefix):
+                kind, text = str(record.about.get("kind")), str(record.about.get("text"))
+                gatherer.witness(Witness(record.step, kind, text))
         elif isinstance(record, records.Premises):
             self._premises[record.prefix] = Premises.from_dict(record.about)
             self._tell()

@@ -67,7 +67,9 @@ class Watch:
         with contained("gathering data for the detectors", "problems may go unnoticed"), self._lock:
             for record in out:
                 self._replay.take(record)
-                self._changed |= isinstance(record, (records.Steps, records.EpochEnded, records.Premises))
+                self._changed |= isinstance(
+                    record, (records.Steps, records.EpochEnded, records.Premises, records.Evidence)
+                )
 
     def look(self, urgent: bool = False) -> None:
         """Judges what was recorded if something was and the last judgement is long enough ago.

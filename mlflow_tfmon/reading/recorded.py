@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.errors import logger
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
+from mlflow_tfmon.reading.batches import KeptBatch, load_batches
 from mlflow_tfmon.reading.card import card, verdict_of
 from mlflow_tfmon.tags import DELIVERY_TAG, SEAMS_TAG
 from mlflow_tfmon.tracking.credentials import check_artifacts
@@ -61,6 +62,7 @@ class RecordedRun:
         self.seams = tuple(seams)
         self.ended = ended
         self._folder = folder
+        self._fetch_batches: Callable[[], list[KeptBatch]] = list
         self._fetch_histograms = lambda: folder.parent / "histograms"  # large: downloaded only on request
 
     def __repr__(self) -> str:
@@ -195,6 +197,11 @@ class RecordedRun:
         return frames.histograms(_parts(self._fetch_histograms(), "histograms-*"))
 
     @cached_property
+    def batches(self) -> list[KeptBatch]:
+        """The kept batches of steps that were not finite, or at which the loss had a spike; see `KeptBatch`."""
+        return self._fetch_batches()
+
+    @cached_property
     def norm_histograms(self) -> pd.DataFrame:
         """The distribution of the norms of all variables: a row per deep step and kind of norm.
 
@@ -293,6 +300,7 @@ def read_run(client: MlflowClient, run_id: str) -> RecordedRun:
         return found
 
     recorded._fetch_histograms = histograms
+    recorded._fetch_batches = lambda: load_batches(client, run_id)
     return recorded
 
 

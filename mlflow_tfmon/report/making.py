@@ -9,6 +9,7 @@ import numpy as np
 
 from mlflow_tfmon.checkpoints.names import BEST, LAST
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run, read_run
+from mlflow_tfmon.report.examples import examples
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
 from mlflow_tfmon.report.training import training
@@ -92,6 +93,7 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
         seams=[seams(recorded)],
         tables=_tables(run),
         code=_code(run),
+        examples=examples(recorded.batches),
     )
 
 

@@ -47,6 +47,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Example:
+    """The example of a bad step's batch that stands out most, or its first one.
+
+    Attributes:
+        title: which step and example.
+        text: what is seen in the batch.
+        picture: the example as a `data:` address of a PNG, if it is a picture, else "".
+        rows: else its values: what they are, its own, and the batch's median.
+    """
+
+    title: str
+    text: str
+    picture: str = ""
+    rows: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of facts: rows of text, the first column being what the others are of."""
 
@@ -72,6 +89,7 @@ class Page:
         tables: below the panels.
         code: how to go on, lines of Python with what they do before each.
         runs: names of the runs, where there are several.
+        examples: of the batches of bad steps.
     """
 
     title: str
@@ -86,6 +104,7 @@ class Page:
     tables: Sequence[Table] = ()
     code: Sequence[tuple[str, str]] = ()
     runs: Sequence[str] = ()
+    examples: Sequence[Example] = ()
 
 
 def render(page: Page) -> str:

@@ -13,6 +13,7 @@ from mlflow_tfmon.stream import bins
 from mlflow_tfmon.stream.records import (
     Activations,
     DeepSteps,
+    Evidence,
     Facts,
     Histograms,
     LayerActivations,
@@ -46,7 +47,8 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
         if isinstance(record, Histograms):  # mostly zeros
             body["kinds"], block = record.kinds, zlib.compress(block, 1)
         return type(record).__name__, body, block
-    return type(record).__name__, {name: _plain(value) for name, value in vars(record).items()}, None
+    fields = {name: _plain(value) for name, value in vars(record).items() if not isinstance(value, bytes)}
+    return type(record).__name__, fields, record.batch if isinstance(record, Evidence) else None
 
 
 def _plain(value: Any) -> Any:
@@ -72,6 +74,11 @@ def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:
         values = np.frombuffer(block or b"", dtype="<f8").reshape(-1, body["width"])
         result: Record = cls(stream=body["stream"], seen=body["seen"], values=values, **more)
         return result
+    if cls is Evidence:
+        kinds = {"step": int, "about": dict, "prefix": str}
+        if not all(isinstance(body[name], kind) for name, kind in kinds.items()):
+            raise ValueError("it does not say of which step it is")
+        body = {**body, "batch": block or b""}
     if cls is StreamOpened:
         variables = tuple(Variable(v["name"], tuple(v["shape"]), v["is_kernel"]) for v in body["variables"])
         body = {**body, "variables": variables} | {

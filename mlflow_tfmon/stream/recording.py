@@ -34,10 +34,17 @@ class Recording:
     Args:
         append: takes records in order (the journal's).
         past: how far earlier recordings of the run had come: their streams go on where the same is trained.
+        look: is told of rows that were recorded: the reading, which part of it, and the steps that they are.
     """
 
-    def __init__(self, append: Callable[[Sequence[records.Record]], None], past: Past = NOTHING) -> None:
+    def __init__(
+        self,
+        append: Callable[[Sequence[records.Record]], None],
+        past: Past = NOTHING,
+        look: Callable[[Reading, slice, records.StreamOpened, records.Steps], None] = lambda *_: None,
+    ) -> None:
         self._append = append
+        self._look = look
         self._streams = [Stream.carried_on(stream, past.resumed) for stream in past.streams]
         self._epochs: dict[str, int] = dict(past.epochs)
         self._absent: dict[str, None] = {}  # in the order of appearance
@@ -206,8 +213,8 @@ class Recording:
         if stream.steps + len(reading.rows) > records.BEGINNING:
             stream.begins, stream.named = False, True
         opened = stream.opened
-        for part in rows.runs(reading):
-            layout, steps = stream.read(reading, part, offset)
+        parts = [(part, *stream.read(reading, part, offset)) for part in rows.runs(reading)]
+        for _, layout, steps in parts:
             out += [steps] if layout == opened else [layout, steps]
             opened = layout
             if (
@@ -230,6 +237,8 @@ class Recording:
         stream.carried = False
         if len(reading.rows):
             stream.learning_rate = rows.learning_rate(reading)
+        for part, layout, steps in parts:
+            self._look(reading, part, layout, steps)
 
     def _absent_from(self, layout: records.StreamOpened | None) -> list[records.Record]:
         """What tells, once, which series a stream can't have in the way that it is trained."""

@@ -304,6 +304,25 @@ class Problems:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """The batch of a step at which the loss or a gradient was not finite, or the loss was far above those before.
+
+    Attributes:
+        step: the step.
+        time: Unix time, seconds.
+        about: what is known of it, JSON-compatible: see docs/evidence.md.
+        batch: a `.npz` file with its arrays; empty if it could not be had.
+        prefix: as in `StreamOpened`.
+    """
+
+    step: int
+    time: float
+    about: dict[str, Any]
+    batch: bytes = field(repr=False, default=b"")
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Params, tags and single metrics of the run.
 
@@ -391,5 +410,5 @@ class RunEnded:
 
 Record = Union[
     RunStarted, StreamOpened, Steps, DeepSteps, Histograms, Logged, EpochEnded, Activations, System, Premises, Problems,
-    Paused, Lost, Overwritten, LeftOut, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
+    Paused, Lost, Overwritten, LeftOut, Evidence, Facts, Text, DatasetUsed, ModelSaved, Flushed, RunEnded,
 ]  # fmt: skip

@@ -260,9 +260,10 @@ class Ring:
     def __init__(self, layout: RingLayout, thread: int) -> None:
         self.layout = layout
         self.thread = thread
-        self.batch: Any = (
-            None  # where the training that writes here leaves its batches (probes.batches.Batch)
-        )
+        self.batch: Any = None  # the batches of the training that writes here (probes.batches.Held)
+        self.held: dict[
+            str, Any
+        ] = {}  # what its steps are made of, where they leave that (the same), by its kind
         self.weights: Sequence[tf.Variable] = ()  # the variables themselves, in the order of the layout
         self.optimizer: Any = lambda: None  # gives the optimizer whose steps they are, while it lives
         self.reach = layout.keys  # of all variables that this optimizer is built for

@@ -12,6 +12,8 @@ from pathlib import Path
 
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 REPORT = "tfmon/report.html"  # artifact of the run
+EVIDENCE = "tfmon/evidence"  # folder of the folders of bad steps, with these files
+ABOUT, BATCH = "about.json", "batch.npz"
 STACKS = "tfmon/stacks.txt"  # of a training that has stalled: where each thread is
 # With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
 MODEL, GRAPH, EVENT_FILES = "tfmon/model.json", "tfmon/graph.pbtxt", "tfmon/tensorboard"
@@ -41,6 +43,16 @@ def _script() -> str:
         return "interactive" if hasattr(sys, "ps1") else "python"
     stem = Path(path).stem
     return (Path(path).absolute().parent.name if stem == "__main__" else stem)[:100] or "python"
+
+
+def evidence_folder(prefix: str, step: int) -> str:
+    """The folder, among a run's artifacts, of the batch of a step.
+
+    Example:
+        >>> evidence_folder("generator.", 151)
+        'tfmon/evidence/generator.step-151'
+    """
+    return f"{EVIDENCE}/{re.sub(r'[^A-Za-z0-9_.-]', '_', prefix)}step-{step}"
 
 
 def clean(name: str) -> str:

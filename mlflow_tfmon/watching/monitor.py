@@ -23,7 +23,7 @@ from mlflow_tfmon.facts import fit_frames, model_order
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.journal.journal import Journal
-from mlflow_tfmon.probes import graph, histograms, hooks
+from mlflow_tfmon.probes import batches, graph, histograms, hooks
 from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings, autolog_settings
@@ -185,6 +185,7 @@ class Monitor:
             return self
         if self.settings.silent:
             quiet(True)
+        batches.keeping = self.settings.keep_batches
         self._thread, self._in_fit = thread or threading.get_ident(), in_fit
         self._checkpoint = None if self.model is None else resuming.take(self.settings.resume, self.model)
         if self._checkpoint is not None and not in_fit:
@@ -558,7 +559,8 @@ class Monitor:
             model = name if self.model is None else str(self.model.name)
             optimizer = ring.optimizer()
             compiled = optimizer is not None and getattr(self.model, "optimizer", None) is optimizer
-            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every, compiled)
+            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every, compiled,
+                                  lambda: self.arguments)  # fmt: skip
             self._rings = [one for one in self._rings if one is ring or pipelines.DRAIN.has(one)]
             self.tell_premises()
             with contained("examining the loss", "one problem may not be found"):

@@ -43,6 +43,7 @@ from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.end_budget import Thrift
+from mlflow_tfmon.watching.evidence import Evidence, data_of
 from mlflow_tfmon.watching.meter import Meter
 from mlflow_tfmon.watching.stalls import Stall
 from mlflow_tfmon.watching.summary import Summary
@@ -79,7 +80,9 @@ class Pipeline:
         self._keepers: dict[str, Keeper] = {}
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
-        self.recording = Recording(self._append, run.past)
+        self._arguments: weakref.WeakKeyDictionary[Ring, Callable[[], Any]] = weakref.WeakKeyDictionary()
+        self.recording = Recording(self._append, run.past, self._look_at)
+        self.evidence = Evidence(self.recording.append, self._data_of) if settings.keep_batches else None
         self.stall = Stall(
             lambda: self._rings, lambda: self.recording.steps, self.recording.append, self.folder
         )
@@ -153,8 +156,9 @@ class Pipeline:
         total_steps: int | None,
         deep_every: int,
         compiled: bool = False,
+        arguments: Callable[[], Any] = lambda: None,
     ) -> None:
-        """Records a ring's steps from the first on that was not taken yet."""
+        """Records a ring's steps from the first on that was not taken yet; `arguments` gives those of its fit."""
         self.drain()  # whether it is part of a training that begins goes by the steps made, not by those taken
         # Where neither the optimizer nor a function that it was traced into is left, no step will be made.
         gone = [one for one in self._rings if one.optimizer() is None and one.graph() is None]
@@ -166,13 +170,25 @@ class Pipeline:
         self._rings.append(ring)
         say_what_is_not_matched(self._started.variables, ring.layout.variables)
         self.stall.watch()
+        self._arguments[ring] = arguments
+        if self.evidence is not None:
+            batches.begin(ring)
         whole, taken = workers.gathered(ring, self._differ), inputs.Batches(ring.thread)
 
         def take(reading: Reading) -> None:
-            batches.glance(ring)
+            batches.glance(ring, len(reading.rows), self.evidence is not None)
             self.recording.take(whole(ledger.with_losses(with_batches(reading, taken.until))))
+            if self.evidence is not None:
+                self.evidence.keep()
 
         DRAIN.attach(ring, take)
+
+    def _look_at(self, *recorded: Any) -> None:
+        if self.evidence is not None:
+            self.evidence.look(*recorded)
+
+    def _data_of(self, ring: Ring) -> Any:
+        return data_of(self._arguments.get(ring, lambda: None)())
 
     def _differ(self, text: str) -> None:
         self.recording.append(records.Facts(tags={DESYNC_TAG: text}, time=time.time()))
@@ -182,6 +198,11 @@ class Pipeline:
         with self._spool.last_call():
             DRAIN.detach(rings)
         self.recording.close_rings(rings)
+        if self.evidence is not None:
+            self.evidence.keep()
+        for ring in rings:
+            self._arguments.pop(ring, None)
+            batches.end(ring)
         self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 
     def drain(self) -> None:
@@ -392,6 +413,7 @@ def _look() -> None:
     global _looked
     with contained("freeing memory", "the rings of finished trainings keep it"):
         give_back()
+        batches.give_back()
     for pipeline in list(_open.values()):
         pipeline.watch.look()
     for look in on_look:

@@ -39,6 +39,7 @@ from mlflow_tfmon.stream.records import (
     Activations,
     DatasetUsed,
     EpochEnded,
+    Evidence,
     Facts,
     Flushed,
     Histograms,
@@ -96,6 +97,7 @@ def turns(store: str) -> Iterator[list[Record]]:
             Paused(BEGUN + step, BEGUN + step + 0.1),
             Activations(turn, step, BEGUN + step, 8, (LayerActivations("a", "relu", 3, False, *[0.5] * 5),)),
             Problems(step, BEGUN + step, (PROBLEM,)),
+            Evidence(step, BEGUN + step, {"kind": "spike", "text": "Example 1"}, b"not an archive"),
             ModelSaved(
                 f"checkpoints/{turn}", "best", turn, {"loss": 1.0 / step}, "digits" if turn == TURNS - 1 else None,
                 {"tfmon.epoch": str(turn)}, ("tfmon.best_model",), (f"checkpoints/{turn - 1}",) if turn else (),

@@ -181,7 +181,7 @@ def test_an_error_that_is_made_to_take_for_ever_is_cut() -> None:
 
 
 def test_arrays_that_lie_over_one_another_are_refused(tmp_path: Path) -> None:
-    from mlflow_tfmon.checkpoints.reading import read_arrays
+    from mlflow_tfmon.reading.arrays import read_arrays
 
     path = tmp_path / "arrays.npz"
     np.savez(path, a=np.arange(1000))

@@ -22,6 +22,7 @@ from mlflow_tfmon.stream.records import (
     DatasetUsed,
     DeepSteps,
     EpochEnded,
+    Evidence,
     Facts,
     Flushed,
     Logged,
@@ -56,6 +57,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
         metrics=st.lists(st.tuples(TEXTS, FLOATS, STEPS), max_size=3).map(tuple),
     ),
     st.builds(Text, path=TEXTS, text=TEXTS),
+    st.builds(Evidence, step=STEPS, time=FLOATS, about=TAGS, batch=st.binary(), prefix=TEXTS),
     st.builds(DatasetUsed, dataset=TAGS, context=TEXTS, tags=TAGS),
     st.builds(
         ModelSaved, path=TEXTS, name=TEXTS, step=STEPS, metrics=NUMBERS, tags=TAGS,

@@ -31,6 +31,7 @@ from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.coding import KINDS
 from mlflow_tfmon.stream.records import (
     DatasetUsed,
+    Evidence,
     Facts,
     Flushed,
     LeftOut,
@@ -394,7 +395,8 @@ def test_every_kind_of_record_is_carried_as_it_was_written(machines: Machines, s
         Problems(50, BEGUN, ({"kind": "plateau", "variables": ["dense.kernel"]},)), Overwritten(0, 1, 2),
         Premises({"classes": 3}, "", 0), Text("tfmon/stacks.txt", "caf\u00e9\n"), LeftOut({"Steps": 3}, "a full disk"),
         DatasetUsed({"name": "digits", "digest": "1"}, "train"), Facts(metrics=(("a", float("nan"), 1),)),
-        System(50, BEGUN, {"system/process_memory_mb": 475.0}), Flushed(BEGUN), ENDED,
+        System(50, BEGUN, {"system/process_memory_mb": 475.0}),
+        Evidence(50, BEGUN, {"kind": "spike"}, b"PK", "a."), Flushed(BEGUN), ENDED,
     ]  # fmt: skip
     assert {type(record) for record in records} >= set(KINDS.values())
     folder = write(machines.trained, *records)

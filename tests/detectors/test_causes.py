@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflow_tfmon.detectors import CAUSES, OUTCOMES, History, Problem, judge
+from mlflow_tfmon.detectors import CAUSES, OUTCOMES, Gatherer, History, Problem, judge
 from mlflow_tfmon.detectors.causes import explained
+from mlflow_tfmon.detectors.history import Witness
 from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.problems.current import Standing
 from tests.detectors.histories import EPOCHS, STEPS, history, premises
@@ -65,6 +66,19 @@ def test_data_that_are_not_finite_explain_all_that_follows() -> None:
     assert "x[37]" in first.evidence and "step 151" in first.evidence
     assert "from the start" in first.line()
     assert {one.consequence_of for one in others} == {"nan_or_inf"}
+
+
+def test_a_bad_example_is_named_by_what_it_brought_about() -> None:
+    gatherer = Gatherer()
+    columns, rows = ("step", "loss", "grad_norm"), np.arange(1.0, 151)
+    loss = np.where(rows < 151, 1.0, np.nan)
+    gatherer.steps(columns, np.column_stack([rows, loss, loss]), None)
+    gatherer.steps(columns, np.array([[151, np.nan, np.nan]]), None)
+    odd = "Example 7 of the batch of step 151: feature 3 is NaN; kept in tfmon/evidence/step-151."
+    gatherer.witness(Witness(160, "spike", "Example 1 of the batch of step 160."))
+    gatherer.witness(Witness(151, "not_finite", odd))
+    (first,) = [one for one in judge(gatherer.history()) if one.kind == "nan_or_inf"]
+    assert first.evidence.endswith(odd)
 
 
 def test_what_began_much_later_explains_nothing() -> None:

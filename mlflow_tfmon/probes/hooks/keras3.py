@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from mlflow_tfmon.probes import compiled, losses, optimizer, tape
+from mlflow_tfmon.probes import batches, compiled, losses, optimizer, tape
 from mlflow_tfmon.probes.hooks import Hook
 from mlflow_tfmon.probes.step import OnRing
 
@@ -18,6 +18,7 @@ _LAYER = "keras.src.layers.layer.Layer"
 _NO_STEP = "no step is recorded"
 _NO_CLIPPED = "clipped gradients are not recorded"
 _SCALED_LOSS = "the loss of each step is the scaled one"
+_NO_LOSSES = "the losses of a bad step's examples are not kept"
 _NO_PARTS = "what the loss is made of is not recorded"
 
 
@@ -49,6 +50,7 @@ def hooks(on_ring: OnRing) -> list[Hook]:
             "a model that was fitted before is not recorded",
             compiled.watch_making,
         ),
+        Hook("keras.src.losses.loss.reduce_weighted_values", _NO_LOSSES, batches.watch_losses),
         Hook(f"{_TRAINER}._compute_loss", _NO_PARTS, losses.watch_total),
         Hook(f"{_TRAINER}.compute_loss", _NO_PARTS, losses.watch_sum),
         Hook(f"{_COMPILE_LOSS}.build", _NO_PARTS, losses.watch_build),
