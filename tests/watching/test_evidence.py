@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -239,10 +240,8 @@ def test_a_bad_step_is_replayed_from_the_checkpoint_before_it(tmp_path: Any) -> 
     done = CliRunner().invoke(cli.group, ["replay", run_id, str(step)])
     assert done.exit_code == 0, done.output
     assert f"the checkpoint of step {ROWS // BATCH}, the nearest one before it" in done.output
-    assert (
-        f"First layer whose output is not finite: {model.layers[0].path}, of example {PLACE}."
-        in done.output.replace(f"{model.name}/", "")
-    )
+    first = rf"First layer whose output is not finite: (\S+/)?{model.layers[0].name}, of example {PLACE}\."
+    assert re.search(first, done.output), done.output
     assert "Largest losses" in done.output
     np.save(tmp_path / "x.npy", data("nan")[0])
     found = CliRunner().invoke(cli.group, ["find-batch", run_id, str(step), str(tmp_path / "x.npy")])
