@@ -28,11 +28,14 @@ pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]
 def served(model: str, store: str, log: Path) -> Iterator[str]:
     """Serves a model on a free port; gives the address."""
     port = free_port()
+    path = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # on which MLflow looks for uvicorn
+    )
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local",
                "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, env={**os.environ, "MLFLOW_TRACKING_URI": store},
+            command, env={**os.environ, "MLFLOW_TRACKING_URI": store, "PATH": path},
             stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
         try:

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np

@@ -165,7 +165,7 @@ def test_a_problem_is_in_the_run_and_is_found_again(
         one.startswith("- Settings: optimizer adam") and f"batch size {batch}" in one for one in trained
     )
     came_to = next(one for one in trained if one.startswith("- Came to: "))
-    assert f"step {len(run.steps)}, 6 epochs done" in came_to
+    assert f"step {len(run.steps)} of {len(run.steps)}, 6 epochs done" in came_to
     last = mlflow.get_run(run_id).data.metrics["val_loss"]
     assert any(
         one.startswith("- Last finite metrics: ") and f"val\\_loss {last:.4g}" in one for one in trained

@@ -109,7 +109,7 @@ def test_the_list_of_runs(run_ids, capsys):
     head, second, first = capsys.readouterr().out.splitlines()
     assert head.split() == ["RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"]
     assert second.startswith(run_ids[1][:8]) and first.startswith(run_ids[0][:8])
-    assert "finished" in first and "val_loss 0.1235 (epoch 7)" in first and first.endswith("none")
+    assert "finished" in first and "val_loss 0.1235 (epoch 8)" in first and first.endswith("none")
     assert "running, streaming" in second and "generator.loss 2" in second
     assert second.endswith("nan_or_inf, overfitting")
     assert cli.main(["runs", "--limit", "1"]) == 0
