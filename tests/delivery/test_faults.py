@@ -468,7 +468,7 @@ ELSEWHERE = {
     "delivery.live.LiveReport.renew", "delivery.outbox.Outbox.show_report",
     *(f"tracking.links.{name}" for name in ("where", "charts", "_server")),
     # Of a recording that is damaged, or whose home is a folder of all.
-    "private.own_folder",
+    "trusted_paths.own_folder",
 }  # fmt: skip
 
 

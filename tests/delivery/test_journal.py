@@ -45,6 +45,8 @@ BLOCKS = st.integers(1, 5).flatmap(
         np.array
     )
 )
+# Others are refused: they come from a folder that is not ours.
+PATHS = TEXTS.filter(lambda path: not PurePath(path).is_absolute() and ".." not in PurePath(path).parts)
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(Steps, stream=STEPS, seen=FLOATS, values=BLOCKS),
     st.builds(DeepSteps, stream=STEPS, seen=FLOATS, values=BLOCKS),
@@ -60,7 +62,7 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(Evidence, step=STEPS, time=FLOATS, about=TAGS, batch=st.binary(), prefix=TEXTS),
     st.builds(DatasetUsed, dataset=TAGS, context=TEXTS, tags=TAGS),
     st.builds(
-        ModelSaved, path=TEXTS, name=TEXTS, step=STEPS, metrics=NUMBERS, tags=TAGS,
+        ModelSaved, path=PATHS, name=TEXTS, step=STEPS, metrics=NUMBERS, tags=TAGS,
         registered_model_name=st.none() | TEXTS,
     ),
     st.builds(Flushed, time=FLOATS),
