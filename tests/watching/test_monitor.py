@@ -65,7 +65,7 @@ def test_a_monitor_that_is_left_by_an_exception() -> None:
         run = mlflow.get_run(run_id)
         assert run.info.status == status
         assert len(mlflow_tfmon.load_run(run_id).steps) == 10
-    assert run.data.tags["mlflow.note.content"].endswith("\n\nOSError: http://e.org is away")
+    assert run.data.tags["mlflow.note.content"].startswith("OSError: http://e.org is away\n\n")
 
 
 def test_a_monitor_in_a_run_of_the_users() -> None:
