@@ -193,7 +193,7 @@ def autolog(
         exit_wait: seconds for which the script's exit (with Ray, the end of each training) waits until everything that
             can be delivered is, including the report; default 600 where that exit ends all processes (for example in a
             container, or under Kubernetes, SLURM or Ray), else 0, since delivery continues in the background.
-        report: whether to write a report, `tfmon/report.html`, at the run's end.
+        report: whether to write a report, `tfmon/report.html`, while the training goes on and at its end.
         tensorboard: whether to write TensorBoard event files, in `tfmon/tensorboard`, at the run's end.
         sinks: additional destinations during training: "jsonl:FOLDER" (a JSON-lines file), "tensorboard:FOLDER" (event
             files that grow), "prometheus:9464" (a port to read figures from), "opentelemetry:URL" (a collector), or the
@@ -205,8 +205,8 @@ def autolog(
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return
             `fit` to good weights, with a lower learning rate and clipped gradients), or a function that is
             called with each new `Problem`.
-        alert_url: URL to which each new problem is posted: as JSON, or as a message to a webhook of Slack, Discord or
-            Microsoft Teams.
+        alert_url: URL to which each new problem, and the end of the training, is posted: as JSON, or as a message to a
+            webhook of Slack, Discord or Microsoft Teams.
         resume: id of a run, or "latest": the next `fit` resumes its training.
 
     Raises:

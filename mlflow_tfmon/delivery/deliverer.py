@@ -16,6 +16,7 @@ from pathlib import Path
 from mlflow_tfmon import trusted_paths
 from mlflow_tfmon.delivery.attempt import Attempt
 from mlflow_tfmon.delivery.status import Ledger, Status, put_away
+from mlflow_tfmon.errors import contained
 from mlflow_tfmon.journal import life, pulse
 from mlflow_tfmon.problems import alerts
 from mlflow_tfmon.stream.records import Record
@@ -147,8 +148,9 @@ class Deliverer:
         if attempt.started is not None:
             self._where = attempt.started.tracking_uri
             if attempt.ending is not None and self._alert_url is not None:
-                alerts.of_end(self._alert_url, attempt.started, self.status.run_id, attempt.ending)
-                self._alert_url = None
+                url, self._alert_url = self._alert_url, None
+                with contained("telling how the training ended", "nobody is told"):
+                    alerts.of_end(url, attempt.started, self.status.run_id, attempt.ending)
         if attempt.over:
             self._finish(attempt)
             return self.status.error

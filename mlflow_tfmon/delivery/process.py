@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ from typing import ClassVar
 from mlflow_tfmon.delivery.daemon import Daemon, as_it_reads
 from mlflow_tfmon.delivery.status import Status, read_status
 from mlflow_tfmon.journal.journal import coded, plain
-from mlflow_tfmon.stream.records import Record
+from mlflow_tfmon.stream.records import Evidence, Record
 from mlflow_tfmon.uris import absolute
 
 _POLL_SECONDS = 0.02
@@ -113,7 +114,10 @@ class DeliveryProcess:
         Returns:
             Whether there is a process to tell them to.
         """
-        told = {name: [coded(one)[:2] for one in of] for name, of in (("rest", records), ("begins", begins))}
+        told = {
+            name: [coded(_without_batch(one))[:2] for one in of]
+            for name, of in (("rest", records), ("begins", begins))
+        }
         with self._lock:
             with contextlib.suppress(OSError):
                 self._started()
@@ -252,3 +256,12 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
+
+
+def _without_batch(record: Record) -> Record:
+    """A record as it is told: of a kept batch, what is known of it."""
+    if not isinstance(record, Evidence):
+        return record
+    text = str(record.about.get("text", "")).partition("; kept in")[0]
+    about = {**record.about, "kept": [], "text": f"{text}; the training's disk did not take the batch."}
+    return dataclasses.replace(record, about=about, batch=b"")

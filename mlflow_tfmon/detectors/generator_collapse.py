@@ -10,6 +10,9 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 
+# Losses at first of two players that know nothing, log(2) or the sum of two: an actor's and a critic's are others.
+_LIKE_ENTROPY = 0.3, 2.5
+
 
 def detect(
     history: History, *, min_loss: float = 3.0, max_other: float = 0.1, min_steps: int = 200
@@ -36,11 +39,11 @@ def detect(
     ):
         return
     begun, (loss, since) = float(np.median(history.first_losses)), _late(curve, history.at(0.5))
-    if not loss >= max(min_loss, 3 * begun):
+    if not _LIKE_ENTROPY[0] <= begun <= _LIKE_ENTROPY[1] or not loss >= max(min_loss, 3 * begun):
         return
     for name, other in history.others.items():
         first, (low, _) = float(other.mean[0, 0]) if len(other) else 0.0, _late(other, history.at(0.5))
-        if 0 <= low <= min(max_other, first / 3):
+        if first <= _LIKE_ENTROPY[1] and 0 <= low <= min(max_other, first / 3):
             yield Problem(
                 "generator_collapse", "critical", int(since), (),
                 f"The loss of {name or 'the other optimizer'} fell from {first:.3g} to {low:.3g} (threshold: "
@@ -49,7 +52,7 @@ def detect(
                 "Lower the discriminator's learning rate to a quarter of the generator's, and have it learn that real "
                 "examples are 0.9 instead of 1. If that does not help, give it Dropout or fewer units, or use a "
                 "Wasserstein loss with a gradient penalty.",
-                history.step, 0.8,
+                history.step, 0.7,
             )  # fmt: skip
             return
 

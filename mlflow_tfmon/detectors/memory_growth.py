@@ -50,13 +50,16 @@ def detect(
     if growth < min_mb or growth < least * (growth + left) or steps <= 0:
         return
     lasts = left / growth * steps
+    unless = (
+        "" if len(later) >= min_samples else ", unless it ends with the first epoch, as that of cache() does"
+    )
     if history.total_steps and lasts > history.total_steps - history.step:
         return
     yield Problem(
         "memory_growth", "warning", int(used.first[0]), (),
         f"The memory of this training's processes has grown by {growth:,.0f} MB in {steps:,.0f} steps, evenly "
         f"({growth / (growth + left):.0%} of what was free; threshold: {least:.0%}): the {left:,.0f} MB that are free "
-        f"will last for {lasts:,.0f} steps more.",
+        f"will last for {lasts:,.0f} steps more{unless}.",
         "Find what is kept of each step: a list of losses that are tensors (keep float(loss)), a function that is "
         "traced again and again, cache() after a random augmentation; tracemalloc tells which lines allocate.",
         history.step, 0.8,

@@ -15,6 +15,7 @@ from mlflow_tfmon.detectors.underfitting import UNRELATED, class_weights
 _SAME = 1e-6  # accuracies that differ by less are equal: metrics are float32
 _WHOLE = 4096  # examples, all of which a `Sample` has counted
 _ALL = 0.999
+_FEWEST = 200  # labels: of fewer, an accuracy may stay the same by chance
 
 
 def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02) -> Iterator[Problem]:
@@ -57,7 +58,7 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
 def _class_of(labels: Sample, value: float, max_distance: float) -> str | None:
     """The class whose share is an accuracy, in words ("" if several have it); None if there is none."""
     counts = np.array(labels.class_counts, float)
-    if len(counts) < 2 or (labels.columns > 1 and not labels.one_hot):
+    if len(counts) < 2 or counts.sum() < _FEWEST or (labels.columns > 1 and not labels.one_hot):
         return None
     near = _SAME if counts.sum() < _WHOLE else max_distance
     found = np.flatnonzero(np.abs(counts / counts.sum() - value) <= near)

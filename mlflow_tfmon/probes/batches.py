@@ -27,6 +27,7 @@ _MOST, _MOST_BYTES = (
 )  # batches that are held of one kind, and their bytes, unless one has more
 _GUESS = 256  # rows of a batch that has not been seen yet
 _SPARE = 8  # batches that are held beyond those of the steps between two looks
+_OUTPUTS = 16  # losses of a batch that are held: a loop may use one batch for ever
 _TEXT_BYTES = 64  # of a text, about
 _NONE, _UNTIMED = -1, 0  # keys of no batch, and of one that nobody can ask for
 _NOT_KEPT = "the batch of a bad step may not be kept"
@@ -34,7 +35,7 @@ _NOT_KEPT = "the batch of a bad step may not be kept"
 keeping = True  # whether what is traced from now on holds more than the last batch
 
 _taken: dict[
-    int, deque[tuple[float, Any, list[Any]]]
+    int, deque[tuple[float, Any, deque[Any]]]
 ] = {}  # by thread: when eager code took what, and its losses
 _kept: weakref.WeakKeyDictionary[Ring, tuple[int, Any]] = weakref.WeakKeyDictionary()
 _kinds: weakref.WeakValueDictionary[Any, Held] = weakref.WeakValueDictionary()  # those that iterators fill
@@ -158,7 +159,7 @@ def took(element: Any, time: float) -> None:
     if taken is None:
         leaves = tf.nest.flatten(element)
         taken = _taken[thread] = deque(maxlen=_usual(leaves) if keeping and _dense(leaves) else 1)
-    taken.append((time, element, []))
+    taken.append((time, element, deque(maxlen=_OUTPUTS)))
 
 
 def watch_losses(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,9 +214,12 @@ def _arguments(function: Any) -> Any:
 
     Of more than three it can't be told which is what: they are the inputs.
     """
-    around = next((one for one in graph.enclosing(function) if type(one).__name__ == "FuncGraph"), None)
-    if around is None:
+    kinds = [(type(one).__name__, one) for one in graph.enclosing(function)]
+    at = next((at for at, (kind, _) in enumerate(kinds) if kind == "FuncGraph"), None)
+    # Of a function that loops over what it is called with, no step's batch is known.
+    if at is None or any("While" in kind for kind, _ in kinds[:at]):
         return None
+    around = kinds[at][1]
     captured = {id(t) for t in around.internal_captures}
     given = {
         t.op.name: t for t in around.inputs

@@ -23,6 +23,7 @@ from mlflow_tfmon.stream.records import (
     ModelSaved,
     Record,
     Steps,
+    System,
 )
 
 T = TypeVar("T")
@@ -126,7 +127,7 @@ def _figures(record: Record, told: dict[str, str]) -> Record:
         "metrics"
         if isinstance(record, (EpochEnded, ModelSaved))
         else "values"
-        if isinstance(record, Logged)
+        if isinstance(record, (Logged, System))
         else None
     )
     if name is None:

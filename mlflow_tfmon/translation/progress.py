@@ -58,9 +58,11 @@ class Progress:
         """Takes a block and the measures that were computed from it."""
         row = block.last | {name: float(values[-1]) for name, values in measures.items()}
         _, before = self._rows.pop(block.layout.stream, ("", {}))
+        row[_TOTAL] = float(block.layout.total_steps or nan)
+        if before.get(_TOTAL, nan) != row[_TOTAL]:  # a further fit: what was between them is no step's time
+            before = {}
         row[_FIRST_STEP] = before.get(_FIRST_STEP, row["step"])
         row[_FIRST_TIME] = before.get(_FIRST_TIME, row.get("time", nan))
-        row[_TOTAL] = float(block.layout.total_steps or nan)
         self._rows[block.layout.stream] = block.layout.prefix, row
 
     def epoch(self, record: EpochEnded) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ _DEVIATIONS = (
 )
 _RISE = 2.0  # so many times as high as the median, and as the loss before
 _ANY, _WORSE = 3, 1.5  # so many spikes are kept whatever they are, each further one is so many times as high
+_LOOKED_UP, _LOOKED_AT = 8, 8_000_000  # examples that are looked for in the data, and comparisons for it
 _TOLD = 4096  # examples of a batch of which fingerprint and loss are kept
 
 
@@ -69,7 +71,7 @@ class Evidence:
     ) -> None:
         self._append, self._data_of = append, data_of
         self._seen: dict[int, _Seen] = {}
-        self._bad: list[_Bad] = []
+        self._bad: deque[_Bad] = deque()
         self._count = 0
 
     def look(self, reading: Reading, part: slice, layout: records.StreamOpened, steps: records.Steps) -> None:
@@ -134,9 +136,12 @@ class Evidence:
         return found
 
     def keep(self) -> None:
-        """Records what was found."""
-        while self._bad:
-            bad = self._bad.pop(0)
+        """Records what was found; two threads may at once."""
+        while True:
+            try:
+                bad = self._bad.popleft()
+            except IndexError:
+                return
             with contained("keeping the batch of a bad step", "it is not kept"):
                 self._keep(bad)
 
@@ -170,15 +175,15 @@ class Evidence:
         chosen = examples.picked(arrays, odd.examples, MOST_BYTES)
         kept = {name: array[chosen] for name, array in arrays.items()}
         inputs = list(examples.inputs_of(kept).values())
-        where = self._places(bad.ring, inputs)
-        places = dict(zip(chosen, where, strict=False))
+        places = self._places(bad.ring, inputs, chosen, odd.examples)
+        where = [places.get(one, -1) for one in chosen] if places else None
         about = {
             "step": bad.step, "kind": bad.kind, "loss": _number(bad.loss), "usual_loss": _number(bad.usual),
             "examples": count, "kept": chosen, "shapes": {name: list(one.shape[1:]) for name, one in arrays.items()},
             "odd": list(odd.examples[:20]), "why_odd": odd.why,
             "losses": None if losses is None else [_number(one) for one in losses[:_TOLD].tolist()],
-            "fingerprints": examples.fingerprints(inputs)[:_TOLD], "indices": where or None,
-            "text": _text(bad, odd, places, folder),
+            "fingerprints": examples.fingerprints(inputs)[:_TOLD], "indices": where,
+            "text": _text(bad, odd, places, folder if chosen else ""),
         }  # fmt: skip
         batch = examples.packed(kept) if chosen else b""
         self._append(records.Evidence(bad.step, time.time(), about, batch, bad.prefix))
@@ -186,11 +191,19 @@ class Evidence:
             rose = f"the loss rose from {bad.usual:.3g} to {bad.loss:.3g} at step {bad.step}"
             logger.log(logging.INFO, "mlflow_tfmon: %s. %s", rose, about["text"])
 
-    def _places(self, ring: Ring, inputs: Sequence[np.ndarray]) -> list[int]:
+    def _places(
+        self, ring: Ring, inputs: Sequence[np.ndarray], chosen: Sequence[int], odd: Sequence[int]
+    ) -> dict[int, int]:
+        """Where some examples are in the data of the fit: the oddest, since whoever trains may wait meanwhile."""
         data = self._data_of(ring)
         arrays = list(examples.inputs_of(examples.arrays_of((data,))).values()) if data is not None else []
-        found = examples.places(inputs, arrays) if arrays else []
-        return found if any(one >= 0 for one in found) else []
+        if not arrays:
+            return {}
+        most = max(1, min(_LOOKED_UP, _LOOKED_AT // max(1, len(arrays[0]))))
+        at = {example: place for place, example in enumerate(chosen)}
+        some = [one for one in odd if one in at][:most]
+        found = examples.places([one[[at[e] for e in some]] for one in inputs], arrays) if some else []
+        return {example: place for example, place in zip(some, found, strict=False) if place >= 0}
 
 
 def data_of(arguments: Any) -> Any:
@@ -203,12 +216,13 @@ def data_of(arguments: Any) -> Any:
 
 
 def _text(bad: _Bad, odd: examples.Odd, places: dict[int, int], folder: str) -> str:
-    """What is said of a kept batch, in a sentence or two."""
+    """What is said of a batch, in a sentence or two."""
+    kept = f"; kept in {folder}" if folder else "; too large to be kept"
     if not odd.examples or not odd.why:
-        return f"No example of the batch of step {bad.step} stands out by its values; kept in {folder}."
+        return f"No example of the batch of step {bad.step} stands out by its values{kept}."
     first = odd.examples[0]
     at = f", x[{places[first]}]" if places.get(first, -1) >= 0 else ""
-    return f"Example {first} of the batch of step {bad.step}{at}: {odd.why}; kept in {folder}."
+    return f"Example {first} of the batch of step {bad.step}{at}: {odd.why}{kept}."
 
 
 def _losses(values: Sequence[Any], count: int, loss: float) -> np.ndarray | None:

@@ -223,6 +223,9 @@ def test_progress_is_the_last_row_of_each_stream_in_a_line(tmp_path: Path) -> No
     rows = values(100, seconds=0.5)
     assert line(layout(1000), *blocks(rows)).startswith("step 100 of 1000, ")
     assert translation.progress.text().endswith(" a step, 8 min left")  # 900 steps of half a second
+    later = values(50, first=101, seconds=0.01)
+    later[:, 1] += 3600.0  # a further fit, an hour later
+    assert line(layout(1150), *blocks(later, 25)).endswith(" a step, 10 s left")
     state = State(json.loads(json.dumps(translation.progress.state())), "progress")
     restored = Progress()
     restored.restore(state)

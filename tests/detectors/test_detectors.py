@@ -45,6 +45,7 @@ def _broken_at(step: int) -> np.ndarray:
 
 
 _RARE = Sample.of((np.arange(400) % 20 == 0).astype(int))
+_FEW = Sample.of(np.arange(20) % 2)
 _RARE_CLASS = dataclasses.replace(
     _with_layer(2, units=1, activation="sigmoid"),
     loss="binary_crossentropy",
@@ -306,6 +307,9 @@ HEALTHY = {
     ),
     "a rare class that is found": history(known=_RARE_CLASS, accuracy=(0.95, 0.95)),
     "two optimizers in balance": _turning(0.7 + 0.001 * _T, 1.2 + 0 * _T),
+    "an actor whose critic learns, both with losses above 0": _turning(
+        0.02 + 0.02 * _T, 0.6 * np.exp(-_T / 40)
+    ),
     "an actor whose critic learns": _turning(-0.5 + 0.001 * _T, 1.4 * np.exp(-_T / 40)),
     "a short wait for input": history(
         columns={"time": 100 + 0.002 * _T, "input_wait": np.full(STEPS, 0.0015)}
@@ -477,6 +481,10 @@ def test_the_class_that_is_always_named_is_told_with_the_weights_that_help() -> 
     # an accuracy that changes at all, or is no class's share, is not that
     for accuracies in ((0.9, 0.9), (0.951, 0.951)):
         assert "one_class_predicted" not in _kinds(history(0.2, known=_RARE_CLASS, accuracy=accuracies))
+    few = dataclasses.replace(
+        _RARE_CLASS, targets=_FEW, val_targets=_FEW
+    )  # half of which may be right by chance
+    assert "one_class_predicted" not in _kinds(history(CHANCE, known=few, accuracy=(0.5, 0.5)))
 
 
 def test_the_output_that_learns_nothing_is_named() -> None:

@@ -33,6 +33,10 @@ def test_examples_are_found_in_the_data_after_a_shuffle() -> None:
     assert examples.places([pictures[[4, 29]], X[[4, 29]]], [pictures, X[:30]]) == [4, 29]
     flat = np.arange(20.0)
     assert examples.places([flat[[3, 11]]], [flat]) == [3, 11]
+    assert examples.places([flat[:0]], [flat]) == []
+    sparse = np.zeros((5000, 300), np.uint8)  # hardly any two differ in a few columns
+    sparse[np.arange(5000), np.arange(5000) % 300] = np.arange(5000) // 300 + 1
+    assert examples.places([sparse[[7, 4321]]], [sparse]) == [7, 4321]
 
 
 @pytest.mark.parametrize(

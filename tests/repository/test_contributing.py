@@ -69,7 +69,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
         ),
         ("signals/__init__.py", "import checksum,", "import spread, checksum,"),
         ("signals/__init__.py", "_FAMILIES = (", "_FAMILIES = (spread, "),
-        ("probes/hooks/keras3.py", "import compiled, ", "import compiled, seeds, "),
+        ("probes/hooks/keras3.py", "import batches, ", "import batches, seeds, "),
         ("probes/hooks/keras3.py", HOOKS_BEGIN, f"{HOOKS_BEGIN}        {HOOK_LINE}\n"),
         ("sinks/sinks.py", "_OURS = {\n", '_OURS = {\n    "csv": "mlflow_tfmon.sinks.csv:Csv",\n'),
     ):

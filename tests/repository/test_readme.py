@@ -74,7 +74,7 @@ def examples(
     )
     assert done.returncode == 0, done.stderr
     made = json.loads((folder / "made.json").read_text())
-    assert [len(runs) for runs in made] == [1, 1, 1, 0, 1], made
+    assert [len(runs) for runs in made] == [1, 1, 1, 0, 0, 1], made
     return [client.get_run(runs[0]) for runs in made if runs], done.stdout, client
 
 
