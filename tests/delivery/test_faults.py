@@ -213,6 +213,9 @@ def everything(store: str, like: dict[str, Any] | None = None) -> dict[str, Any]
     models = client.search_logged_models(["0"])
     by_id = {model.model_id: model.name for model in models}
     outputs = run.outputs.model_outputs if run.outputs else []
+    described = run.data.tags.get(NOTE, "")
+    for model_id, name in by_id.items():
+        described = described.replace(model_id, str(name))
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     parquet = {path.relative_to(artifacts).as_posix(): hashlib.sha256(path.read_bytes()).digest()
                for path in artifacts.rglob("*.parquet")}  # fmt: skip
@@ -224,7 +227,7 @@ def everything(store: str, like: dict[str, Any] | None = None) -> dict[str, Any]
         "params": run.data.params,
         "tags": {key: by_id.get(value, value) for key, value in run.data.tags.items()
                  if key not in ("tfmon.recording", "mlflow.user", "mlflow.source.name", "mlflow.source.type", NOTE)},
-        "description": sorted(run.data.tags.get(NOTE, "").splitlines()),  # of its parts any may come first
+        "description": sorted(described.splitlines()),  # of its parts any may come first
         "points": sorted(points),
         "inputs": [(one.dataset.name, one.tags[0].value) for one in run.inputs.dataset_inputs],
         "models": sorted((model.name, model.status.value, model.tags["tfmon.epoch"]) for model in models),

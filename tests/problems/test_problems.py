@@ -50,6 +50,7 @@ def detectors() -> set[str]:
         "table",
         "thresholds",
         "updates",
+        "witnesses",
     }
     return {path.stem for path in Path(mlflow_tfmon.__file__).parent.glob("detectors/*.py")} - about
 
