@@ -351,6 +351,8 @@ def test_the_chart_view_opens_with_what_people_look_at_first(
     page.goto(f"{server}/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
     links = page.locator("a", has_text="Charts of this experiment's runs")
     links.first.wait_for(timeout=_SECONDS * 1000)
-    links.first.click()
-    page.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
+    with page.expect_popup(timeout=_SECONDS * 1000) as opened:  # MLflow opens links of a description so
+        links.first.click()
+    opened.value.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
+    opened.value.close()
     page.close()
