@@ -73,7 +73,7 @@ def test_monitored_training(run_demo: RunDemo, at_store: Callable[..., None]) ->
     page = Path(
         mlflow.artifacts.download_artifacts(run_id=demo.parent.info.run_id, artifact_path="tfmon/report.html")
     ).read_text("utf-8")
-    for panel in ("Loss", "Accuracy", "Learning rate", "Gradient norm", "Overfitting gap", "Stability"):
+    for panel in ("Loss", "Accuracy", "Learning rate", "Gradient norm", "Overfitting gap"):
         assert f'"{panel}' in page, panel
     # epoch_metrics' validation loss, by scikit-learn, of the best model as it was kept
     x, y = unseen_digits()
