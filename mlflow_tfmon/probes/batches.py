@@ -26,6 +26,10 @@ _MOST, _MOST_BYTES = (
     32 * 2**20,
 )  # batches that are held of one kind, and their bytes, unless one has more
 _GUESS = 256  # rows of a batch that has not been seen yet
+_AT_FIRST = 64  # batches that are held before it is known how many steps there are between two looks
+_IDLE_BYTES = (
+    4 * 2**20
+)  # that are held on when a training ends: a further one would fill them again, an op a batch
 _SPARE = 8  # batches that are held beyond those of the steps between two looks
 _OUTPUTS = 16  # losses of a batch that are held: a loop may use one batch for ever
 _TEXT_BYTES = 64  # of a text, about
@@ -92,6 +96,12 @@ class Held:
         newest = self.newest()
         most = _MOST if newest is None else _MOST_BYTES // max(1, _size(tf.nest.flatten(newest)))
         self.resize(min(_MOST, most, max(self.depth, 2 * steps + _SPARE)))
+
+    def rest(self) -> None:
+        """A training ends."""
+        newest = self.newest()
+        if newest is not None:
+            self.resize(min(self.depth, _IDLE_BYTES // max(1, _size(tf.nest.flatten(newest)))))
 
     def usual(self) -> None:
         """A training begins."""
@@ -258,9 +268,9 @@ def begin(ring: Ring) -> None:
 
 
 def end(ring: Ring) -> None:
-    """Nobody looks at a ring's steps from now on: one batch is held, if that."""
+    """Nobody looks at a ring's steps from now on: few bytes are held, or one batch."""
     for held in _all(ring):
-        held.resize(1)
+        held.rest()
     _taken.pop(ring.thread, None)
 
 
@@ -333,7 +343,7 @@ def find(ring: Ring, step: int, time: float) -> tuple[Any, list[Any]]:
 
 def _usual(tensors: Sequence[Any]) -> int:
     """How many batches are held until it is known how large they are, and how many steps there are between looks."""
-    return min(_MOST // 4, max(1, _MOST_BYTES // max(1, _size(tensors))))
+    return min(_AT_FIRST, max(1, _MOST_BYTES // max(1, _size(tensors))))
 
 
 def _size(tensors: Sequence[Any]) -> int:
