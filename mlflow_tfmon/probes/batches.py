@@ -66,7 +66,7 @@ class Held:
         give_back()
         free = _free.get(self._dtypes)
         self._name = free.pop() if free else f"mlflow_tfmon/{uuid.uuid4().hex}"
-        self.depth = 0
+        self.depth, self._bytes = 0, 0
         self._lock = threading.RLock()  # one who looks at a place that is gone would wait for ever
         self._usual = _usual(tensors)
         self.resize(self._usual if keeping else 1)
@@ -93,19 +93,25 @@ class Held:
 
     def follow(self, steps: int) -> None:
         """Holds as many as there are steps between two looks, within the bound."""
-        newest = self.newest()
-        most = _MOST if newest is None else _MOST_BYTES // max(1, _size(tf.nest.flatten(newest)))
+        size = self._largest()
+        most = _MOST_BYTES // size if size else _MOST
         self.resize(min(_MOST, most, max(self.depth, 2 * steps + _SPARE)))
 
     def rest(self) -> None:
         """A training ends."""
-        newest = self.newest()
-        if newest is not None:
-            self.resize(min(self.depth, _IDLE_BYTES // max(1, _size(tf.nest.flatten(newest)))))
+        if size := self._largest():
+            self.resize(min(self.depth, _IDLE_BYTES // size))
 
     def usual(self) -> None:
         """A training begins."""
         self.resize(max(self.depth, self._usual))
+
+    def _largest(self) -> int:
+        """Bytes of the largest batch that was seen at a look: an epoch's last one may have a single row."""
+        with self._lock:
+            last = [self._peek(at)[1] for at in range(max(0, self.depth - 2), self.depth)]
+        self._bytes = max([self._bytes, *(_size(tf.nest.flatten(one)) for one in last if one is not None)])
+        return self._bytes
 
     def newest(self) -> Any:
         """The last batch; None if there is none yet."""
@@ -298,7 +304,8 @@ def glance(ring: Ring, steps: int, follow: bool) -> None:
                 held.follow(steps)
             leaves = tf.nest.flatten(element)
             if taken and ring.batch is None and _dense(leaves):
-                bound = min(_MOST, max(1, _MOST_BYTES // max(1, _size(leaves))))
+                size = max(_size(tf.nest.flatten(one)) for _, one, _ in list(taken)[-2:])
+                bound = min(_MOST, max(1, _MOST_BYTES // max(1, size)))
                 wanted = min(bound, max(taken.maxlen or 1, 2 * steps + _SPARE))
                 if wanted != taken.maxlen:
                     _taken[ring.thread] = deque(taken, maxlen=wanted)

@@ -241,8 +241,11 @@ def test_references_are_bounded_in_bytes() -> None:
     assert held.find(29.0) is not None and held.find(22.0) is not None and held.find(21.0) is None
     held.follow(1000)
     assert held.depth == 8
+    held.put(tf.constant(30.0, tf.float64), (batch[:1],))  # an epoch's last batch is small
+    held.follow(1000)
+    assert held.depth == 8
     held.rest()
-    assert held.depth == 1 and held.newest() is not None and held.find(28.0) is None
+    assert held.depth == 1 and held.newest() is not None and held.find(29.0) is None
 
 
 def test_a_further_fit_of_small_batches_fills_nothing_again() -> None:
