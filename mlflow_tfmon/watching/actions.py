@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _SURE = 0.8  # the confidence from which on something is done
 _RESCUABLE = frozenset({"nan_or_inf", "exploding_gradient", "learning_rate_too_high"})
 _MOST_RESCUES = 3
+_LATEST = 3  # epochs whose weights are kept
 _SLOWER = 0.1  # of the learning rate is left, or less if the steps measured say so
 _ABOVE = 2.0  # times the usual gradient norm: to that gradients are clipped
 _CLIP = 1.0  # where it is unknown, or out of all bounds
@@ -68,8 +70,9 @@ class _State:
 class Actions:
     """Actions on the problems of one fit (or loop), on the training thread.
 
-    Weights are copied at the start, at the epochs that are the best so far and, for a rescue, at each epoch without a
-    problem, so this costs memory for three copies of them.
+    Weights are copied at the start and at the epoch that is the best so far. For a rescue those of the last three
+    epochs without a problem are kept as well, since a problem may be found only epochs after it began. So this costs
+    memory for two copies of them, or five.
 
     Args:
         monitor: that watches the fit.
@@ -85,7 +88,7 @@ class Actions:
         self._best = Best(monitor.settings)
         self._best_state: _State | None = None
         self._start = (_built(model, monitor) and _State.of(model)) or None
-        self._latest: _State | None = None
+        self._latest: deque[_State] = deque(maxlen=_LATEST)
         self._rescues: list[str] = []
 
     @classmethod
@@ -120,9 +123,9 @@ class Actions:
             now = self._monitor.last_epoch
             if best and (self._stops or good):
                 self._best_state = _State.of(self._model, self._monitor.steps, f"epoch {now}")
-                self._latest = None
+                self._latest.clear()
             elif not self._stops:
-                self._latest = _State.of(self._model, self._monitor.steps, f"epoch {now}")
+                self._latest.append(_State.of(self._model, self._monitor.steps, f"epoch {now}"))
         elif self._stops or len(self._rescues) >= _MOST_RESCUES:
             self._stop(problem)
         else:
@@ -141,13 +144,14 @@ class Actions:
 
     def _rescue(self, problem: Problem) -> None:
         # The best epoch had learned something; of another it counts that the cause came later.
-        latest = self._latest if self._latest and self._latest.step < problem.first_step else None
-        states = [one for one in (self._start, self._best_state, latest) if one is not None]
+        latest = [one for one in self._latest if one.step < problem.first_step]
+        states = [one for one in (self._start, self._best_state, *latest) if one is not None]
         optimizer = getattr(self._model.optimizer, "inner_optimizer", self._model.optimizer)
         if not states or optimizer is None:  # optimizers that only the model's own `train_step` knows
             self._stop(problem)
             return
-        state, self._latest = max(states, key=lambda one: one.step), None
+        state = max(states, key=lambda one: one.step)
+        self._latest.clear()
         state.restore(self._model)
         history = self._history()
         before = float(keras.ops.convert_to_numpy(optimizer.learning_rate))

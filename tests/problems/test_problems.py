@@ -31,6 +31,7 @@ from mlflow_tfmon.problems import alerts, plugins
 from mlflow_tfmon.problems.rediagnosis import diagnose
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.stream.records import RunEnded
+from mlflow_tfmon.watching import actions
 from tests.daily import thorough
 from tests.delivery.recordings import BEGUN, blocks, layout, started, values, write
 
@@ -213,8 +214,18 @@ def test_a_training_that_diverges_is_rescued() -> None:
 
 
 @pytest.mark.slow
-def test_a_rescue_begins_before_the_cause_and_its_rate_is_that_which_was_measured() -> None:
-    """The rate is a hundred thousand times too high from the fourth epoch on; until then little was learned."""
+@pytest.mark.parametrize("found_after", [4, 6])
+def test_a_rescue_begins_before_the_cause_and_its_rate_is_that_which_was_measured(
+    found_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate is a hundred thousand times too high from the fourth epoch on; until then little was learned.
+
+    The loss of such steps is chaotic: on some machines the problem is certain only epochs after it began.
+    """
+    sure = actions.sure
+    monkeypatch.setattr(
+        actions, "sure", lambda monitor: sure(monitor) if monitor.last_epoch >= found_after - 1 else []
+    )
 
     class Spoiled(keras.callbacks.Callback):
         weights: list[list[np.ndarray]] = []  # noqa: RUF012
@@ -229,7 +240,7 @@ def test_a_rescue_begins_before_the_cause_and_its_rate_is_that_which_was_measure
     mlflow_tfmon.autolog(log_models=False, log_datasets=False, on_problem="rescue", deep_every=4)
     with mlflow.start_run() as run:
         history = model.fit(x, y, epochs=12, verbose=0, callbacks=[spoiled]).history
-    (rescue,) = _tags(run.info.run_id)["tfmon.rescues"].split("; ")
+    rescue, *_ = _tags(run.info.run_id)["tfmon.rescues"].split("; ")
     found = re.search(
         r"back to epoch (\d+), learning rate 1e\+03 -> (\S+), gradients clipped to a norm of (\S+)$", rescue
     )
