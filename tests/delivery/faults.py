@@ -34,6 +34,7 @@ ELSEWHERE = {
     "delivery.main",
     "delivery.sync",
     "delivery.backlog",
+    "delivery.packing",
     "tracking.runs",
 }
 # What they use of others.
