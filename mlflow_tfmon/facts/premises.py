@@ -20,7 +20,7 @@ from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, norm_momentum, normalizes
 from mlflow_tfmon.probes.alone import alone
-from mlflow_tfmon.stream import records
+from mlflow_tfmon.stream import coding, records
 
 _KERAS = ("keras", "tf_keras")
 # How a loss is made one number, if that does not depend on how large a batch is.
@@ -236,7 +236,7 @@ class Telling:
             found = premises_of(self._model, **_data(self.arguments), drawn=drawn)
             found = dataclasses.replace(found, trained_before=found.trained_before and not recorded)
             self._found = found
-            return (records.Premises(dataclasses.asdict(found), prefix, recorded),)
+            return (records.Premises(coding.plain(found), prefix, recorded),)
         return ()
 
     def tell_more(self, prefix: str, recorded: int, **found: Any) -> records.Premises:
@@ -248,7 +248,7 @@ class Telling:
             **found: fields of `Premises`.
         """
         self._found = dataclasses.replace(self._found, **found)
-        return records.Premises(dataclasses.asdict(self._found), prefix, recorded)
+        return records.Premises(coding.plain(self._found), prefix, recorded)
 
     def again(self) -> None:
         """A fit begins: of which it may have been told already, when its monitor was started."""

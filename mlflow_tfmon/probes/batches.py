@@ -7,6 +7,7 @@ way: what is held is what the step itself works with.
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 import weakref
 from collections import deque
@@ -30,6 +31,7 @@ _AT_FIRST = 64  # batches that are held before it is known how many steps there 
 _IDLE_BYTES = (
     4 * 2**20
 )  # that are held on when a training ends: a further one would fill them again, an op a batch
+_MEASURE_S = 1.0  # s between two looks at the size of batches
 _SPARE = 8  # batches that are held beyond those of the steps between two looks
 _OUTPUTS = 16  # losses of a batch that are held: a loop may use one batch for ever
 _TEXT_BYTES = 64  # of a text, about
@@ -66,7 +68,7 @@ class Held:
         give_back()
         free = _free.get(self._dtypes)
         self._name = free.pop() if free else f"mlflow_tfmon/{uuid.uuid4().hex}"
-        self.depth, self._bytes = 0, 0
+        self.depth, self._bytes, self._measured = 0, 0, 0.0
         self._lock = threading.RLock()  # one who looks at a place that is gone would wait for ever
         self._usual = _usual(tensors)
         self.resize(self._usual if keeping else 1)
@@ -99,8 +101,8 @@ class Held:
 
     def rest(self) -> None:
         """A training ends."""
-        if size := self._largest():
-            self.resize(min(self.depth, _IDLE_BYTES // size))
+        if self._bytes:  # else none was looked at
+            self.resize(min(self.depth, _IDLE_BYTES // self._bytes))
 
     def usual(self) -> None:
         """A training begins."""
@@ -108,6 +110,9 @@ class Held:
 
     def _largest(self) -> int:
         """Bytes of the largest batch that was seen at a look: an epoch's last one may have a single row."""
+        if self._bytes and time.monotonic() < self._measured + _MEASURE_S:
+            return self._bytes
+        self._measured = time.monotonic()
         with self._lock:
             last = [self._peek(at)[1] for at in range(max(0, self.depth - 2), self.depth)]
         self._bytes = max([self._bytes, *(_size(tf.nest.flatten(one)) for one in last if one is not None)])
@@ -297,20 +302,20 @@ def glance(ring: Ring, steps: int, follow: bool) -> None:
     with contained("keeping a batch", "activations may not be recorded"):
         most, _ = kept(ring)
         taken = _taken.get(ring.thread)
-        last = taken[-1][1] if taken else None
-        element = last if ring.batch is None else ring.batch.newest()
         if follow:
             for held in _all(ring):
                 held.follow(steps)
-            leaves = tf.nest.flatten(element)
-            if taken and ring.batch is None and _dense(leaves):
+            if taken and ring.batch is None and _dense(tf.nest.flatten(taken[-1][1])):
                 size = max(_size(tf.nest.flatten(one)) for _, one, _ in list(taken)[-2:])
                 bound = min(_MOST, max(1, _MOST_BYTES // max(1, size)))
                 wanted = min(bound, max(taken.maxlen or 1, 2 * steps + _SPARE))
                 if wanted != taken.maxlen:
                     _taken[ring.thread] = deque(taken, maxlen=wanted)
-        inputs = _inputs(element)
-        if inputs is None or most == _ROWS:
+        if most == _ROWS:
+            return
+        last = taken[-1][1] if taken else None
+        inputs = _inputs(last if ring.batch is None else ring.batch.newest())
+        if inputs is None:
             return
         inputs = tf.nest.map_structure(lambda t: t[:_ROWS], inputs)
         rows = {int(t.shape[0]) for t in tf.nest.flatten(inputs)}

@@ -47,15 +47,15 @@ def encode(record: Record) -> tuple[str, dict[str, Any], bytes | None]:
         if isinstance(record, Histograms):  # mostly zeros
             body["kinds"], block = record.kinds, zlib.compress(block, 1)
         return type(record).__name__, body, block
-    fields = {name: _plain(value) for name, value in vars(record).items() if not isinstance(value, bytes)}
+    fields = {name: plain(value) for name, value in vars(record).items() if not isinstance(value, bytes)}
     return type(record).__name__, fields, record.batch if isinstance(record, Evidence) else None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value whose records are dictionaries; unlike `dataclasses.asdict` it copies nothing else, which takes long."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return tuple(_plain(one) for one in value) if isinstance(value, tuple) else value
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return tuple(plain(one) for one in value) if isinstance(value, tuple) else value
 
 
 def decode(kind: str, body: dict[str, Any], block: bytes | None) -> Record:

@@ -14,7 +14,7 @@ from mlflow_tfmon.errors import contained
 
 _FIRST_TRAININGS = 3  # trainings of a run that end with all there is, however short they are
 _PAUSE_S = 60.0  # s between two summaries of those after them
-_MAX_SHARE = 0.1  # of the time of the trainings, which the ends of those after them may take
+_MAX_SHARE = 0.05  # of the time of the trainings, which the ends of those after them may take
 
 
 class Thrift:

@@ -198,6 +198,10 @@ class Monitor:
             return self
         if self._checkpoint is not None:
             run: runs.Run | None = self._checkpoint.run(thread, stay_active)
+        elif on := pipelines.of_run(self._run_id or runs.active_id(thread)):
+            run = (
+                on.run
+            )  # of many short fits in one run each is the store's and MLflow's settings are asked once
         else:
             run = runs.of_id(self._run_id) if self._run_id else runs.active(thread)
         with contained("starting the monitor", "this training is not recorded"):
