@@ -136,7 +136,7 @@ ENDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_trainer_that_is_ended_leaves_a_failed_run_with_all_its_rows(store: str, home: Path) -> None:
     processes = {name: trainer(store, name, end) for name, (end, _) in ENDS.items()}
     said = {name: told(process) for name, process in processes.items()}

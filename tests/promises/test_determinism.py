@@ -45,7 +45,7 @@ assert run.layers.update_ratio.notna().any() and "step_time_ms" not in run.steps
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", thorough(["fit", "graph", "eager"], ["fit", "eager"]))
 def test_a_deterministic_training_is_watched_to_the_same_weights(how, store, home, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)

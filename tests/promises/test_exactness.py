@@ -244,7 +244,7 @@ REGROUPED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_watching_keeps_products_as_they_are(store: str, home: Any) -> None:
     """Bit for bit, though TensorFlow's rounding depends on who reads what."""
 

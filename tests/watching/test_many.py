@@ -119,7 +119,7 @@ def test_fits_of_one_step_over_and_over(
     assert [metric.step for metric in last.metrics] == [count - 1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_model_after_the_other(fresh: None, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As k-fold, or a search, has them: a run each."""
     x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")

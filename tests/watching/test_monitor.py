@@ -166,7 +166,7 @@ def test_the_callback_beside_autolog_records_all_once() -> None:
     assert list(mlflow_tfmon.load_run(alone.info.run_id).steps.index) == list(range(1, 21))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_validation_is_no_step_time_and_input_wait_is_measured() -> None:
     """A dataset that holds each batch back, and a validation that takes long."""
     hold, pause = 0.05, 3.0
@@ -360,7 +360,7 @@ with mlflow_tfmon.Monitor() as monitor:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_step_can_be_read_in_mlflow_while_training_goes_on(store: str) -> None:
     """Within 5 s; and when the trainer is killed, all that was recorded arrives and the run is failed."""
     trainer = subprocess.Popen([sys.executable, "-c", LIVE, store], stdout=subprocess.PIPE, text=True)

@@ -79,7 +79,7 @@ def test_it_measures_what_a_loop_by_hand_does_and_puts_all_back() -> None:
             assert test.steepest and 1e-3 < test.steepest < test.diverged
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_its_steps_are_no_part_of_the_training_and_its_rate_is_advised(store: str, home: Any) -> None:
     mlflow.set_tracking_uri(store)
     x, y = data()
