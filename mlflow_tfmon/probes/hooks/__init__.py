@@ -46,11 +46,6 @@ def put_in(hooks: Iterable[Hook]) -> None:
             _in.append((owner, name, original))
 
 
-def any_in() -> bool:
-    """Whether some are in."""
-    return bool(_in)
-
-
 def take_out() -> None:
     """Takes all of them out, the last first."""
     while _in:
