@@ -218,11 +218,10 @@ class Attempt:
                 batch = list(enumerate(self._rest, self._rest_at + 1))[self._seq - self._rest_at :]
         if batch:
             self._translate(batch)
-        elif trainer_gone and over:
+            return True
+        if trainer_gone and over:
             self._end_abandoned()
-        else:
-            return False
-        return True
+        return self._ended
 
     def _translate(self, batch: Sequence[tuple[int, Record | Exception]]) -> None:
         """Reads records and hands over their results; `_seq` follows once all of that is done."""
