@@ -202,6 +202,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.again and chosen.keep is None:
         parser.error("--again needs --keep DIR, the folder of the trainings to judge again")
+    if chosen.what == "zoo" and not (chosen.zoo / "cases.json").is_file():
+        parser.error(f"no published configurations are in {chosen.zoo}; seen, aside and loops need none")
     jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else loop_jobs(chosen.seeds)
     if chosen.what in ("seen", "aside"):
         jobs = own_jobs(chosen.what == "aside", chosen.seeds)

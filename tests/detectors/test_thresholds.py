@@ -77,7 +77,7 @@ def test_a_custom_detector_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) ->
     ("given", "told"),
     [
         ({"overfit": False}, "did you mean 'overfitting'"),
-        ({"my_kind": True}, "kinds: accumulation_not_zeroed, dead_relu"),
+        ({"my_kind": True}, f"kinds: {KINDS[0]}, {KINDS[1]}"),
         ({"dead_relu": {"share": 0.9}}, "its thresholds: min_share, min_share_if_little"),
         ({"dead_relu": {"min_share": "0.9"}}, "needs a number from 0 for min_share of dead_relu, not '0.9'"),
         ({"overfitting": {"min_epochs": -3}}, "needs a number from 0 for min_epochs of overfitting, not -3"),

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,8 @@ RECIPES = dict(
         r"^```python\n# (mlflow_tfmon/\S+)\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S
     )
 )
-HOOK_LINE = re.findall(r"`(Hook\(.*\),)`", (ROOT / "CONTRIBUTING.md").read_text())[0]
+HOOK_LINE, NOTE_LINE = re.findall(r"`(Hook\(.*\),)`", (ROOT / "CONTRIBUTING.md").read_text())
+(MEASURE,) = re.findall(r"`(_Of\(.*\),)`", (ROOT / "CONTRIBUTING.md").read_text())
 HOOKS_BEGIN = "    return [\n"
 TRAINING = """
 import json, sys
@@ -30,10 +32,12 @@ from mlflow_tfmon.signals import table
 
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="ones", name="head")], name="net")
 model.compile(keras.optimizers.SGD(0.0), "mse")
-mlflow_tfmon.autolog(deep_every=10, log_models=False, report=True, sinks="csv:.", delivery_wait=60)
+mlflow_tfmon.autolog(deep_every=10, report=True, sinks="csv:.", delivery_wait=60)
 keras.utils.set_random_seed(7)
-model.fit(np.ones((128, 4)), np.zeros((128, 3)), batch_size=1, verbose=0)
-run_id = mlflow.last_active_run().info.run_id
+with mlflow.start_run() as active:
+    model.fit(np.ones((128, 4)), np.zeros((128, 3)), batch_size=1, verbose=0)
+    model.save("mine.keras")
+run_id = active.info.run_id
 process.DeliveryProcess.finish(120)
 run = mlflow_tfmon.load_run(run_id)
 layers = run.layers[run.layers.step == 10].set_index("variable")
@@ -44,7 +48,8 @@ print(json.dumps({
     "deep": sorted(next(iter(replay.histories().values())).deep), "csv": open(f"{run_id}.csv").read().splitlines(),
     "report": mlflow.artifacts.load_text(f"runs:/{run_id}/tfmon/report.html").count("peak_to_rms"),
     "seeds": sys.modules["mlflow_tfmon.probes.seeds"].seeds, "table": table.of_variable(),
-    "losses": run.steps.loss.tolist(),
+    "losses": run.steps.loss.tolist(), "logs": run.steps.log_loss.tolist(),
+    "saved": [(one.step, one.value) for one in mlflow.MlflowClient().get_metric_history(run_id, "batch/saved")],
 }))
 """
 
@@ -71,6 +76,13 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
         ("signals/__init__.py", "_FAMILIES = (", "_FAMILIES = (spread, "),
         ("probes/hooks/keras3.py", "import batches, ", "import batches, seeds, "),
         ("probes/hooks/keras3.py", HOOKS_BEGIN, f"{HOOKS_BEGIN}        {HOOK_LINE}\n"),
+        ("signals/steps.py", "MEASURES = (\n", f"MEASURES = (\n    {MEASURE}\n"),
+        ("integration.py", "pipeline, resuming", "pipeline, resuming, saves"),
+        (
+            "integration.py",
+            "        [mlflow_hooks.run_ends(",
+            f"        [\n            {NOTE_LINE} mlflow_hooks.run_ends(",
+        ),
         ("sinks/sinks.py", "_OURS = {\n", '_OURS = {\n    "csv": "mlflow_tfmon.sinks.csv:Csv",\n'),
     ):
         text = (folder / "mlflow_tfmon" / path).read_text()
@@ -91,7 +103,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, store_template: Path) -> dic
 
 
 def test_all_recipes_are_followed() -> None:
-    assert {path.split("/")[1] for path in RECIPES} == {"detectors", "signals", "sinks", "probes"}
+    assert {path.split("/")[1] for path in RECIPES} == {"detectors", "signals", "sinks", "probes", "watching"}
 
 
 def test_the_detector_finds_what_it_is_for(found: dict[str, Any]) -> None:
@@ -109,6 +121,11 @@ def test_the_signals_are_wherever_the_others_are(found: dict[str, Any]) -> None:
     assert found["report"]
 
 
+def test_the_measure_is_made_of_each_step(found: dict[str, Any]) -> None:
+    assert "batch/log_loss" in found["metrics"]
+    np.testing.assert_allclose(found["logs"], np.log10(found["losses"]))
+
+
 def test_the_sink_has_every_step(found: dict[str, Any]) -> None:
     assert [line.split(",")[0] for line in found["csv"]] == [str(step) for step in range(1, 129)]
     assert [float(line.split(",")[1]) for line in found["csv"]] == found["losses"]
@@ -116,3 +133,7 @@ def test_the_sink_has_every_step(found: dict[str, Any]) -> None:
 
 def test_the_hook_is_called(found: dict[str, Any]) -> None:
     assert found["seeds"] == [7]
+
+
+def test_what_belongs_to_the_run_is_noted_in_it(found: dict[str, Any]) -> None:
+    assert found["saved"] == [[128, 1.0]]  # not the models that we save

@@ -130,6 +130,16 @@ def test_the_site_builds_strictly(tmp_path):
         assert f'id="mlflow_tfmon.{name}"' in reference
 
 
+def test_contributing_names_files_and_lists_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    made = set(re.findall(r"^# (mlflow_tfmon/\S+)$", text, re.MULTILINE))  # by its recipes
+    named = set(re.findall(r"`((?:mlflow_tfmon|tests|docs|benchmarks)/[\w./]+)`", text)) - made
+    assert len(named) > 20 and not [one for one in named if not (ROOT / one).exists()]
+    code = "".join((ROOT / one).read_text() for one in named if one.endswith(".py"))
+    for name in re.findall(r"`(_?[A-Z]{3,})`", text):
+        assert re.search(rf"^{name}\b.*= [({{]", code, re.MULTILINE), name
+
+
 def test_shell_examples_name_files_that_make_can_build():
     """`make` targets that the documents name are there."""
     makefile = (ROOT / "Makefile").read_text()
