@@ -192,7 +192,9 @@ class Attempt:
 
     def _trim(self, translation: Translation) -> None:
         """Deletes delivered records from the journal, once there are many and they were counted in the store."""
-        if self.reader.bytes - self._trimmed < _TRIM_BYTES or self.started is None or self.outbox.left:
+        if self.reader.bytes - self._trimmed < _TRIM_BYTES or self.started is None:
+            return
+        if self.outbox.left or not self.outbox.empty:  # what waits is taken for told in what is saved
             return
         self._trimmed = self.reader.bytes
         self.outbox.count()

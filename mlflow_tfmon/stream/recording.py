@@ -50,10 +50,18 @@ class Recording:
         self._absent: dict[str, None] = {}  # in the order of appearance
         self._seams: dict[str, None] = dict.fromkeys(past.seams)
         self._lock = threading.RLock()
+        self._waiting: dict[Ring, tuple[str, str, int | None, bool]] = {}  # those that may make no step
 
     # -- streams ---------------------------------------------------------------------------------------------------
     def open_stream(
-        self, ring: Ring, name: str, model: str, total_steps: int | None, compiled: bool = False
+        self,
+        ring: Ring,
+        name: str,
+        model: str,
+        total_steps: int | None,
+        *,
+        compiled: bool = False,
+        waits: bool = False,
     ) -> None:
         """Makes a ring's steps part of the recording.
 
@@ -66,11 +74,16 @@ class Recording:
             model: name of the model.
             total_steps: how many steps are expected, or None.
             compiled: whether the optimizer is the one that the model is compiled with.
+            waits: whether a new stream is opened at the ring's first step alone. A ring that was there before the
+                training may be of another optimizer: there would be a stream without steps.
         """
         with self._lock:
             variables = mark(variable.name for variable in ring.layout.variables)
             self.bind(ring.layout.keys, variables)
             stream = self._of(ring) or next((s for s in self._streams if s.is_of(ring)), None)
+            if stream is None and waits:
+                self._waiting[ring] = (name, model, total_steps, compiled)
+                return
             if stream is None:  # of several, that which was there last
                 stream = next((s for s in self._streams[::-1] if s.goes_on_with(ring, compiled)), None)
             if stream is not None:
@@ -105,6 +118,8 @@ class Recording:
     def close_rings(self, rings: Sequence[Ring]) -> None:
         """Lets go of rings, of which nothing is to come."""
         with self._lock:
+            for ring in rings:
+                self._waiting.pop(ring, None)
             for stream in self._streams:
                 gone = [one for one in stream.rings if any(one is ring for ring in rings)]
                 if gone:
@@ -195,6 +210,11 @@ class Recording:
     def take(self, reading: Reading) -> None:
         """Records what was read of rows."""
         with self._lock:
+            if reading.ring in self._waiting:
+                # All that have made steps: what trains together gets its names together.
+                for ring in [one for one in self._waiting if one.written() > one.taken]:
+                    name, model, total_steps, compiled = self._waiting.pop(ring)
+                    self.open_stream(ring, name, model, total_steps, compiled=compiled)
             stream = self._of(reading.ring)
             if stream is not None:
                 self._take(stream, reading)

@@ -234,7 +234,7 @@ class Monitor:
             for ring in probes.rings_of(self._keys()):
                 if not pipelines.DRAIN.has(ring):
                     ring.taken = ring.written()  # its earlier steps belong to another training, or to none
-                    self.attach(ring)
+                    self.attach(ring, waits=self._checkpoint is None)
         if self._pipeline is None:
             probes.remove(self)
         return self
@@ -554,8 +554,8 @@ class Monitor:
             return ring.thread == self._thread and not pipelines.DRAIN.has(ring)
         return bool(ring.layout.keys & self._keys())
 
-    def attach(self, ring: Ring) -> None:
-        """Records the steps of a ring."""
+    def attach(self, ring: Ring, waits: bool = False) -> None:
+        """Records the steps of a ring; one that waits has no stream before its first step."""
         if self._pipeline is not None and not any(known is ring for known in self._rings):
             self._rings.append(ring)
             self._trained |= ring.layout.keys
@@ -563,8 +563,10 @@ class Monitor:
             model = name if self.model is None else str(self.model.name)
             optimizer = ring.optimizer()
             compiled = optimizer is not None and getattr(self.model, "optimizer", None) is optimizer
-            self._pipeline.attach(ring, name, model, self.total_steps, self.settings.deep_every, compiled,
-                                  lambda: self.arguments)  # fmt: skip
+            self._pipeline.attach(
+                ring, name, model, self.total_steps, self.settings.deep_every,
+                compiled=compiled, waits=waits, arguments=lambda: self.arguments,
+            )  # fmt: skip
             self._rings = [one for one in self._rings if one is ring or pipelines.DRAIN.has(one)]
             self.tell_premises()
             with contained("examining the loss", "one problem may not be found"):

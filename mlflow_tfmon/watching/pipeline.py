@@ -155,7 +155,9 @@ class Pipeline:
         model: str,
         total_steps: int | None,
         deep_every: int,
+        *,
         compiled: bool = False,
+        waits: bool = False,
         arguments: Callable[[], Any] = lambda: None,
     ) -> None:
         """Records a ring's steps from the first on that was not taken yet; `arguments` gives those of its fit."""
@@ -164,7 +166,7 @@ class Pipeline:
         gone = [one for one in self._rings if one.optimizer() is None and one.graph() is None]
         if gone:
             self.release(gone)
-        self.recording.open_stream(ring, name, model, total_steps, compiled)
+        self.recording.open_stream(ring, name, model, total_steps, compiled=compiled, waits=waits)
         ring.begin(deep_every, self.recording.carried(ring))
         ring.seen = max(ring.seen, ring.taken)
         self._rings.append(ring)

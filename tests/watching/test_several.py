@@ -58,6 +58,28 @@ def test_a_fit_within_a_fit() -> None:
         assert [m.step for m in history] == list(range(1, 11))
 
 
+def test_a_loop_over_a_model_that_was_fitted_before() -> None:
+    """The optimizer of the fit lives on, and makes no step more: the loop's is the only one of its run."""
+    mlflow_tfmon.autolog(log_models=False, report=False)
+    net, x, y = compiled(), *trainings.data()
+    fit(net)
+    mlflow.end_run()
+    optimizer = keras.optimizers.SGD(0.1)
+    with mlflow_tfmon.Monitor(net, report=False, monitor="loss") as monitor:
+        for epoch in range(2):
+            for a, b in trainings.batches(x, y, 1):
+                with tf.GradientTape() as tape:
+                    loss = trainings.loss()(b, net(a))
+                optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+            monitor.log_epoch(epoch, {"loss": 1.0 - epoch})
+        assert monitor.steps == 20
+        run_id = str(monitor.run_id)
+    run = mlflow_tfmon.load_run(run_id)
+    assert list(run.steps.index) == list(range(1, 21)) and list(run.epoch_ends.step) == [10, 20]
+    names = mlflow.get_run(run_id).data.metrics
+    assert {"batch/loss", "loss"} <= names.keys() and not [one for one in names if one.startswith("model")]
+
+
 @pytest.mark.slow
 def test_two_monitors_within_each_other() -> None:
     outer, inner = trainings.model(name="outer"), trainings.model(name="inner")
