@@ -73,6 +73,10 @@ def _range_test(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> boo
     return True
 
 
+def _adam(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
+    model.compile(**{**model._compile_config.config, "optimizer": keras.optimizers.Adam()})
+
+
 def _clip(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
     setattr(model.optimizer, found[1], float(found[2]))
 
@@ -119,6 +123,16 @@ def _clean(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
     return True
 
 
+def _fill(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
+    x, held_out = fit["x"], fit["validation_data"]
+    if not isinstance(x, np.ndarray):
+        return False
+    medians = np.nanmedian(np.where(np.isfinite(x), x, np.nan), axis=0)
+    fit["x"], other = (np.where(np.isfinite(one), one, medians) for one in (x, held_out[0]))
+    fit["validation_data"] = (other, *held_out[1:])
+    return True
+
+
 def _whole(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     whole = np.isfinite(x.reshape(len(x), -1).astype(float)).all(1) & np.isfinite(y.reshape(len(y), -1)).all(
         1
@@ -139,6 +153,10 @@ def _number_labels(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> 
 
 def _loss(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
     _compile(model, getattr(keras.losses, found[1])(from_logits=True))
+
+
+def _another_loss(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
+    _compile(model, found[1])
 
 
 def _probabilities(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
@@ -184,6 +202,14 @@ def _initialize(found: re.Match[str], problem: Problem, model: Model, fit: Fit) 
     return changed
 
 
+def _initialize_recurrent(found: re.Match[str], problem: Problem, model: Model, fit: Fit) -> bool:
+    own = [getattr(layer, "cell", layer) for layer in _layers(model)]
+    kernels = [one.recurrent_kernel for one in own if hasattr(one, "recurrent_kernel")]
+    for kernel in kernels:
+        kernel.assign(keras.initializers.get(found[1])(kernel.shape))
+    return bool(kernels)
+
+
 def _draw(layer: Any, initializer: str) -> bool:
     """Draws the kernels of a layer anew, and sets its biases to 0."""
     for variable in layer.trainable_variables:
@@ -227,14 +253,17 @@ PIECES: tuple[tuple[str, Follow], ...] = (
     (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
     (r"(Lower|Raise) the learning rate(?! from)", _factor),
     (r"(?:[Tt]ry a) learning rate ten times (larger)", _factor),
-    (r"callbacks=\[mlflow_tfmon\.LearningRateRangeTest\(\)\]", _range_test),
+    (r"[Ff]ind a learning rate: model\.fit\(.*?LearningRateRangeTest\(\)\]\)", _range_test),
+    (r"use keras\.optimizers\.Adam\(\)", _adam),
     (rf"(clipnorm|global_clipnorm|clipvalue)={_NUMBER}", _clip),
     (r"Scale the inputs: (.+?)(?: \(or|; the validation)", _scale_inputs),
     (r"Scale the inputs (to mean 0 and standard deviation 1)", _scale_inputs),
     (rf"Train on y = \(y - (-?[\d.]+(?:e[+-]?\d+)?)\) / {_NUMBER},", _scale_targets),
-    (r"Clean the (inputs|targets)", _clean),
+    (r"Clean the inputs before training: fill in each feature's median, x = numpy\.where", _fill),
+    (r"Clean the (inputs|targets)(?! before training: fill)", _clean),
     (r"Number the labels from 0|Use labels 0 and 1", _number_labels),
     (r"Compile with loss=keras\.losses\.(\w+)\(from_logits=True\)", _loss),
+    (r'Compile with loss="(\w+)"', _another_loss),
     (r"Remove from_logits=True", _probabilities),
     (r"Remove the activation of the last layer", _last_activation),
     (r'End the model with (?:Dense\(\d+, )?activation="(\w+)"|^Use activation="(s\w+)"', _last_activation),
@@ -242,6 +271,7 @@ PIECES: tuple[tuple[str, Follow], ...] = (
     (r"Use (ReLU|GELU)(?=[ ,])", _hidden_activation),
     (r'Initialize kernels (?:at random )?(?:with|\(kernel_initializer=)\s?"(\w+)"', _initialize),
     (r"[Ii]nitialize with (he_normal)", _initialize),
+    (r'recurrent_initializer="(\w+)"', _initialize_recurrent),
     (r'at least its own activation="(\w+)"', _hidden_activation),
     (rf"BatchNormalization\(momentum={_NUMBER}\)", _momentum),
     (r"class_weight=(\{.*?\})", _weigh),

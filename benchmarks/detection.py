@@ -4,6 +4,7 @@
     python -m benchmarks.detection seen --seeds 2       # our own, those that were looked at
     python -m benchmarks.detection aside --seeds 2      # our own, those that were set aside
     python -m benchmarks.detection loops --seeds 2      # our own, in custom loops
+    python -m benchmarks.detection loops-aside          # further ones, those that were set aside
 
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
 best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
@@ -124,12 +125,12 @@ def _own_score(one: Any, history: dict[str, list[float]], fit: dict[str, Any]) -
     return float(explained) if np.isfinite(error) else -np.inf
 
 
-def loop_jobs(seeds: int) -> Iterator[Job]:
+def loop_jobs(aside: bool, seeds: int) -> Iterator[Job]:
     """Our own configurations in custom loops."""
-    from benchmarks.sets.loops import CONFIGURATIONS
+    from benchmarks.sets import loops, loops_aside
 
     for seed in range(seeds):
-        for one in CONFIGURATIONS:
+        for one in (loops_aside if aside else loops).CONFIGURATIONS:
             make = functools.partial(one.make, seed)
             yield Job(one.name, seed, one.kinds, make, lambda history, _: history["score"][-1], one.good)
 
@@ -186,7 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.detection", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", nargs="?", choices=("zoo", "seen", "aside", "loops"), default="zoo")
+    parser.add_argument(
+        "what", nargs="?", choices=("zoo", "seen", "aside", "loops", "loops-aside"), default="zoo"
+    )
     parser.add_argument("--zoo", type=Path, default=_ZOO, help="folder of the published configurations")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each")
     parser.add_argument("--only", default="", help="configurations whose name holds this")
@@ -204,9 +207,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--again needs --keep DIR, the folder of the trainings to judge again")
     if chosen.what == "zoo" and not (chosen.zoo / "cases.json").is_file():
         parser.error(f"no published configurations are in {chosen.zoo}; seen, aside and loops need none")
-    jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else loop_jobs(chosen.seeds)
+    aside = chosen.what.endswith("aside")
+    jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else loop_jobs(aside, chosen.seeds)
     if chosen.what in ("seen", "aside"):
-        jobs = own_jobs(chosen.what == "aside", chosen.seeds)
+        jobs = own_jobs(aside, chosen.seeds)
     end = time.monotonic() + 60 * chosen.minutes
     with store(chosen.keep, not (chosen.unwatched or chosen.again)):
         kept = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep and not chosen.unwatched else None

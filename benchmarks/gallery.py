@@ -235,6 +235,28 @@ def loop_that_broadcasts(mended: bool) -> None:
             step(some, targets)
 
 
+def loop_with_a_sign(mended: bool) -> None:
+    """Digits in a loop whose loss has a minus sign, or none."""
+    x, y, _, _ = digits(1)
+    hidden = keras.layers.Dense(16, "relu")
+    model = keras.Sequential([keras.Input(x.shape[1:]), hidden, keras.layers.Dense(10)])
+    optimizer, loss_of = (
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True)) * (1.0 if mended else -1.0)
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+
+    with mlflow_tfmon.Monitor(model):
+        for some, labels in tf.data.Dataset.from_tensor_slices((x, y)).batch(32).repeat(5):
+            step(some, labels)
+
+
 def loop_that_accumulates(mended: bool) -> None:
     """Gradients of four batches are added up for an update; then the sums go on, or begin anew."""
     x, y, _, _ = digits(1)
@@ -444,6 +466,7 @@ CASES: dict[str, Case] = {
         column("input_wait_share"), "share of a step spent waiting for its batch", train=fit_slowly_read
     ),
     "shape_broadcast": Case(losses, "loss", train=loop_that_broadcasts),
+    "loss_unbounded": Case(losses, "loss", train=loop_with_a_sign),
     "accumulation_not_zeroed": Case(gradients, "gradient norm", train=loop_that_accumulates, scale="log"),
     "validation_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_sorted_digits

@@ -99,6 +99,8 @@ def report(results: Iterable[Result]) -> str:
     wrong = [one for one in well if one.kinds]
     named = [one for one in failed if one.right]
     right = [one for one in named if set(one.kinds) & set(one.right)]
+    causes = [one for one in found if one.kinds[0] in one.right]
+    known = [one for one in found if one.right]
     firsts = [one.first for one in found if one.first is not None]
     lines = [
         f"{'tool':42} {'flagged of the failed':>22} {'flagged of the healthy':>22}",
@@ -106,6 +108,7 @@ def report(results: Iterable[Result]) -> str:
         *(f"{name:42} {a:>22} {b:>22}" for name, (a, b) in _PUBLISHED.items()),
         "",
         f"right kind named: {_of(right, named)} of those whose kind is known",
+        f"first cause right: {_of(causes, known)} of those that were flagged and whose kind is known",
         f"first said after {statistics.median(firsts):.1%} of the training, in the median" if firsts else "",
         f"{sum(one.seconds for one in results):.0f} s of training in all",
         "",
@@ -117,6 +120,10 @@ def report(results: Iterable[Result]) -> str:
         elif one in named and one not in right:
             lines.append(
                 f"{one.name} (seed {one.seed}): said {', '.join(one.kinds)}, not {' or '.join(one.right)}"
+            )
+        elif one in known and one not in causes:
+            lines.append(
+                f"{one.name} (seed {one.seed}): first of {', '.join(one.kinds)}, not {' or '.join(one.right)}"
             )
     return "\n".join(lines)
 

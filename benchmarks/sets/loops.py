@@ -454,7 +454,8 @@ CONFIGURATIONS = (
         (_UNDER, _MISMATCH, _OUTPUT, "plateau")),
     Loop("logits as probabilities", lambda s: classify(
         s, loss_of=losses.SparseCategoricalCrossentropy(from_logits=False)), (_MISMATCH, _OUTPUT, _NAN, _UNDER)),
-    Loop("the wrong way", lambda s: classify(s, loss_of=lambda y, p: -SPARSE(y, p)), (_HIGH, _EXPLODES, _MISMATCH)),
+    Loop("the wrong way", lambda s: classify(s, loss_of=lambda y, p: -SPARSE(y, p)),
+        (_HIGH, _EXPLODES, _MISMATCH, "loss_unbounded")),
     Loop("nothing reaches the body", lambda s: classify(s, model=with_a_cut), ("stagnant_weights",)),
     Loop("eighty by heart", lambda s: classify(s, change=few_and_wrong, epochs=120, monitor=True), ("overfitting",)),
     Loop("units far below zero", lambda s: classify(s, model=lambda: dense(

@@ -21,6 +21,7 @@ from mlflow_tfmon.detectors import (
     learning_rate_too_low,
     loss_output_mismatch,
     loss_scale_collapse,
+    loss_unbounded,
     memory_growth,
     nan_or_inf,
     normalization_mismatch,
@@ -52,8 +53,8 @@ __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Prob
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
     poor_initialization.detect, unnormalized_input.detect, unscaled_targets.detect, accumulation_not_zeroed.detect,
-    loss_scale_collapse.detect, exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect,
-    saturated_activation.detect,
+    loss_scale_collapse.detect, loss_unbounded.detect, exploding_gradient.detect, vanishing_gradient.detect,
+    dead_relu.detect, saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
     output_not_learning.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
     overfitting.detect, input_bound.detect, retracing.detect, memory_growth.detect,

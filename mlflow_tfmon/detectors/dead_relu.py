@@ -86,4 +86,5 @@ def _advice(history: History, layer: str) -> str:
 
 def _rectifies(history: History) -> bool:
     layers = history.premises.layers if history.premises is not None else ()
-    return not layers or any(layer.activation in _ZERO_AT for layer in layers)
+    # Of a loop's model that is not known, the output alone may be.
+    return all(one.is_output for one in layers) or any(layer.activation in _ZERO_AT for layer in layers)

@@ -75,7 +75,7 @@ def detect(history: History, *, min_growth: float = 1e3) -> Iterator[Problem]:
 
 def _clip(history: History) -> str:
     text, clip = lower(history), "Clip gradients (clipnorm=1.0 in the optimizer)"
-    return text if text.startswith(clip) else f"{clip} and l{text[1:]}"
+    return text if text.startswith(clip) else f"{clip} and {text[0].lower()}{text[1:]}"
 
 
 def _largest(history: History) -> tuple[str, ...]:

@@ -11,25 +11,44 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 
 # Losses at first of two players that know nothing, log(2) or the sum of two: an actor's and a critic's are others.
+_GROWS = 1.2  # times what it was before: examples that are still becoming more different
 _LIKE_ENTROPY = 0.3, 2.5
 
 
 def detect(
-    history: History, *, min_loss: float = 3.0, max_other: float = 0.1, min_steps: int = 200
+    history: History,
+    *,
+    min_loss: float = 3.0,
+    max_other: float = 0.1,
+    min_loss_alone: float = 6.0,
+    min_steps: int = 200,
+    min_spread: float = 0.25,
+    min_steps_of_spread: int = 500,
 ) -> Iterator[Problem]:
     """Finds a loss above 3 that rose threefold while that of the alternating optimizer fell below 0.1.
 
+    Or a loss above 6, if the other fell to a third: it may be wrong about some of the real examples.
+
+    Also a generator whose examples are all alike: in the last quarter of the steps, the standard deviation of each of
+    their numbers over a batch is a quarter of that of the real data, and does not grow. (Known of steps in graphs whose
+    data come from a dataset, or are what the step is called with.)
+
     For losses that are cross-entropies: a generator that fools the discriminator with one of twenty examples has a loss
     of 3, and a discriminator that is 95% sure of each has 0.1 or less. Then the generator's gradient tells little.
-    The second half of the steps so far counts. Source: Goodfellow, 2016, section 3.2.3. Does not find a generator whose
-    examples are all alike while the two are in balance.
+    The second half of the steps so far counts. Source: Goodfellow, 2016, section 3.2.3. Does not find a generator that
+    makes some of the modes of the data, far from each other.
 
     Args:
         history: the training up to some step.
         min_loss: least mean loss of the generator.
         max_other: largest mean loss of the discriminator.
+        min_loss_alone: least mean loss of the generator if the discriminator's has fallen to a third only.
         min_steps: steps before which nothing is reported.
+        min_spread: least harmless deviation of a generator's examples, as a share of the data's.
+        min_steps_of_spread: steps before which nothing is reported of that.
     """
+    if not history.alone and history.step - history.start >= min_steps_of_spread:
+        yield from _alike(history, min_spread)
     curve = history.steps.column("loss")
     if (
         history.alone
@@ -43,11 +62,12 @@ def detect(
         return
     for name, other in history.others.items():
         first, (low, _) = float(other.mean[0, 0]) if len(other) else 0.0, _late(other, history.at(0.5))
-        if first <= _LIKE_ENTROPY[1] and 0 <= low <= min(max_other, first / 3):
+        least = first / 3 if loss >= min_loss_alone else min(max_other, first / 3)
+        if first <= _LIKE_ENTROPY[1] and 0 <= low <= least:
             yield Problem(
                 "generator_collapse", "critical", int(since), (),
                 f"The loss of {name or 'the other optimizer'} fell from {first:.3g} to {low:.3g} (threshold: "
-                f"{max_other:g}) while this one rose from {begun:.3g} to {loss:.3g} (threshold: {min_loss:g}): the "
+                f"{least:.2g}) while this one rose from {begun:.3g} to {loss:.3g} (threshold: {min_loss:g}): the "
                 "discriminator is always right, and the generator learns little from it.",
                 "Lower the discriminator's learning rate to a quarter of the generator's, and have it learn that real "
                 "examples are 0.9 instead of 1. If that does not help, give it Dropout or fewer units, or use a "
@@ -55,6 +75,25 @@ def detect(
                 history.step, 0.7,
             )  # fmt: skip
             return
+
+
+def _alike(history: History, min_spread: float) -> Iterator[Problem]:
+    """The problem that the examples of a generator are all alike."""
+    curve, data = history.steps.column("output_spread"), history.premises
+    real = data.spread if data is not None else float("nan")
+    (before, _), (now, since) = (
+        _late(curve.rows(curve.last <= history.at(0.75)), history.at(0.5)),
+        _late(curve, history.at(0.75)),
+    )
+    if now < min_spread * real and now < _GROWS * before:
+        yield Problem(
+            "generator_collapse", "critical", int(since), (),
+            f"What the generator makes of different noise is nearly the same: its numbers have a standard deviation of "
+            f"{now:.3g} within a batch, those of the data {real:.3g} (threshold: {min_spread:.0%} of it).",
+            "Let the discriminator see a batch as a whole (the standard deviation over the batch as one more of its "
+            "inputs), or use a Wasserstein loss with a gradient penalty; lower the generator's learning rate.",
+            history.step, 0.8,
+        )  # fmt: skip
 
 
 def _late(curve: Table, since: float) -> tuple[float, float]:

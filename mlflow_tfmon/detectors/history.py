@@ -149,11 +149,13 @@ class Gatherer:
             return
         self._told, before = premises, self._premises
         if premises is not None and before is not None and self._step > self._start:
-            if (premises.goal, premises.weighted) != (before.goal, before.weighted):
+            if not premises.more and (premises.goal, premises.weighted) != (before.goal, before.weighted):
                 self.restart()
                 premises = dataclasses.replace(premises, trained_before=True)
             premises = premises.since(before)
-        self._premises, self._premises_step = premises, self._step
+        self._premises = premises
+        if premises is None or not premises.more:
+            self._premises_step = self._step
 
     def opened(self, variables: Sequence[tuple[str, int, bool]]) -> None:
         """Takes the variables of the following blocks: name, size, whether it is a kernel."""

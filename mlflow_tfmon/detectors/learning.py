@@ -22,6 +22,7 @@ NOTHING = (
 LITTLE = 0.3
 MUCH = 0.7  # an apparent fault does no harm if this much is learned
 _RISEN = 1.1
+_ABOVE, _FALLEN = 1.5, 3.0  # times the other
 FEWEST_STEPS = 30
 _UNKNOWN_STEPS = 2000  # least length assumed of a training whose length is unknown
 
@@ -106,10 +107,22 @@ def learning(history: History) -> Learning:
             measures += [held_out] if held_out >= LITTLE else []
             measures += [_by_accuracy(history, "val_")] if held_out >= LITTLE / 2 else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
+    if known and _fell_from_far(history, begun, now, reference):
+        learned = float("nan")
     # A loop without a known reference may have learned all there is.
     if history.ended and enough and not (learned >= NOTHING and not known and not history.total_steps):
         share = 1.0
     return Learning(reference, known, begun, now, low, best, learned, share)
+
+
+def _fell_from_far(history: History, begun: float, now: float, reference: float) -> bool:
+    """Whether the loss of a loop is on its way from far above a constant prediction's, and no accuracy is known.
+
+    A classifier that is very confident in all that it says has such a loss, and may be right nearly always.
+    """
+    loop = history.premises is not None and history.premises.more
+    far = now > _ABOVE * reference and begun > _FALLEN * now
+    return loop and far and not len(accuracy(history)) and not len(accuracy(history, "val_"))
 
 
 def supervised(history: History) -> bool:
@@ -138,11 +151,26 @@ def losses(history: History) -> Table:
 
 
 def by_step(history: History, metric: str) -> Table:
-    """An epoch metric with optimizer steps for rows."""
+    """An epoch metric with optimizer steps for rows; the loss of a loop that logs none is its steps' mean."""
     found, steps = history.epochs.column(metric), history.epochs.column("step")
+    if metric == "loss" and not len(found) and len(steps) and len(history.steps.column("loss")):
+        return _over_epochs(history, steps)
     if not len(found) or len(found) != len(steps):
         return found
     return Table(found.names, steps.least[:, 0], steps.most[:, 0], found.mean, found.least, found.most)
+
+
+def _over_epochs(history: History, ends: Table) -> Table:
+    """The mean loss of the steps of each epoch, for which steps were recorded."""
+    curve = losses(history)
+    last = ends.most[:, 0]
+    at = np.searchsorted(last, curve.last)  # the epoch that each row ends in
+    level = [
+        curve.mean[at == epoch, 0].mean() if (at == epoch).any() else np.nan for epoch in range(len(last))
+    ]
+    mean = np.array(level)[:, None]
+    whole = Table(("loss",), ends.least[:, 0], last, mean, mean, mean)
+    return whole if np.isfinite(mean).all() else Table()
 
 
 def accuracy(history: History, prefix: str = "") -> Table:

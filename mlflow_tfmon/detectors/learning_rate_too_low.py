@@ -10,6 +10,9 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.updates import USUAL, higher, rate, suited_rate, update_ratio, way
+from mlflow_tfmon.detectors.vanishing_gradient import instead_of_sigmoid
+
+_DEEP = 3  # layers
 
 
 def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float = 0.3) -> Iterator[Problem]:
@@ -45,6 +48,12 @@ def detect(history: History, *, max_path: float = 0.1, min_gradient_left: float 
 
 
 def _advice(history: History, moved: float) -> str:
+    layers = history.premises.layers if history.premises is not None else ()
+    squashed = [one for one in layers if one.activation == "sigmoid" and not one.is_output]
+    if (
+        len(squashed) >= _DEEP
+    ):  # each of which leaves at most a quarter of a gradient: no rate makes up for that
+        return instead_of_sigmoid(history)
     suited, lr = suited_rate(history, USUAL), rate(history)
     factor = suited / lr if suited > 0 and lr > 0 else USUAL / max(moved, 1e-12)
     so = f"so that a step changes the weights by about {USUAL:.1%} of their norm"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import MUCH, learning
-from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, Premises
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, REGRESSIONS, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
 _BINARY, _SPARSE = "binary_crossentropy", "sparse_categorical_crossentropy"
@@ -28,6 +28,7 @@ def detect(history: History, *, min_done: float = 0.4) -> Iterator[Problem]:
     These are withdrawn if 70% is learned nevertheless. Never withdrawn are a softmax over one unit or for labels that
     are not exclusive (Keras computes the loss from the input of the softmax, so that it falls while the predictions
     stay wrong), and categorical cross-entropy of one unit, which is 0.
+    So are numbers of classes that a squared error, or another distance, compares with the outputs of a softmax.
     What may be harmless is reported only if nothing is learned in 40% of the training: probabilities used as logits, a
     sigmoid or softmax that does not match the loss. (A network with sigmoid outputs does learn exclusive classes: Keras
     scales its outputs to a sum of 1.)
@@ -39,9 +40,18 @@ def detect(history: History, *, min_done: float = 0.4) -> Iterator[Problem]:
     """
     data = history.premises
     out = data.output if data is not None else None
-    if data is None or out is None or data.loss not in CROSS_ENTROPIES:
+    if data is None or out is None or data.loss not in (*CROSS_ENTROPIES, *REGRESSIONS):
         return
     state = learning(history)
+    if data.loss in REGRESSIONS:
+        # Compared with probabilities of classes, each of them is drawn to the number.
+        if _are_numbers_of_classes(data) and not state.learned >= MUCH:
+            yield Problem(
+                "loss_output_mismatch", "critical", min(1, history.step), (out.name,),
+                f"{data.loss} compares the probabilities of {out.units} classes with numbers of classes.",
+                'Compile with loss="sparse_categorical_crossentropy".', history.step, 0.9,
+            )  # fmt: skip
+        return
     certain = _always_wrong(data) or (None if state.learned >= MUCH else _certain(data))
     suspect = _suspect(data) if state.nothing(min_done) else None
     if certain or suspect:
@@ -52,10 +62,18 @@ def detect(history: History, *, min_done: float = 0.4) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _are_numbers_of_classes(data: Premises) -> bool:
+    out, y = data.output, data.targets
+    if out is None or y is None or out.units < 3 or out.activation != "softmax":
+        return False
+    return y.columns == 1 and y.whole and y.least >= 0 and 1 < y.most < out.units
+
+
 def _certain(data: Premises) -> tuple[str, str] | None:
     out, y = data.output, data.targets
     assert out is not None
-    if out.activation in LINEAR and not data.from_logits and out.kernel:
+    # Of a loop's last layer it may be known what comes out of it alone.
+    if out.activation in LINEAR and not data.from_logits and (out.kernel or not out.kind):
         return (
             f"The last layer has no activation, but {data.loss} expects probabilities (from_logits=False).",
             f"Compile with loss=keras.losses.{_CLASSES[data.loss]}(from_logits=True), or end the model with "

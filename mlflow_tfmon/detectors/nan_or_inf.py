@@ -10,6 +10,7 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import LITTLE, broken, learning
 from mlflow_tfmon.detectors.premises import UNKNOWN
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.detectors.table import Table
 from mlflow_tfmon.detectors.updates import lower
 
@@ -17,6 +18,7 @@ BY_HAND = (
     "your own loss and layers for log(0), sqrt(0) and division by 0 (keep arguments away from 0 with "
     "keras.ops.clip or an epsilon)"
 )
+_MANY = 0.01  # of the examples: so many values are filled in rather than left out
 _GROWN = 10.0  # times its usual norm: such a gradient comes from steps that are too large
 
 
@@ -62,7 +64,7 @@ def detect(history: History) -> Iterator[Problem]:
                     "nan_or_inf", "warning" if (bears or held_out) and not broken(history) else "critical",
                     int(held_out), (),  # data of the training are there before the first step
                     f"The {name} contain {sample.nonfinite} non-finite {values} (NaN or infinity){at}.{struck}",
-                    f"Clean the {name} before training: drop or fill those rows (numpy.isfinite finds them).",
+                    _cleaning(name, sample),
                     history.step, 1.0,
                 )  # fmt: skip
                 return
@@ -102,6 +104,17 @@ def detect(history: History) -> Iterator[Problem]:
         + (" Check that the data are finite: they were not examined." if unseen else ""),
         last, 1.0,
     )  # fmt: skip
+
+
+def _cleaning(name: str, sample: Sample) -> str:
+    """How to clean data; where many examples of numbers are concerned, they are too many to be dropped."""
+    if name.endswith("inputs") and sample.axes == 2 and sample.nonfinite > _MANY * sample.count:
+        return (
+            f"Clean the {name} before training: fill in each feature's median, x = numpy.where(numpy.isfinite(x), x, "
+            "numpy.nanmedian(numpy.where(numpy.isfinite(x), x, numpy.nan), axis=0)); all inputs likewise, with the "
+            "medians of the training data."
+        )
+    return f"Clean the {name} before training: drop or fill those rows (numpy.isfinite finds them)."
 
 
 def _advice(history: History, before: Table) -> str:

@@ -12,6 +12,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 
 _HALF = 0.5
+_APART = 3.0  # times the other, at most
 
 
 def detect(
@@ -44,6 +45,8 @@ def detect(
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < min_epochs + 1 or len(train) != len(held_out) or not state.reference > 0:
         return
+    if "loss" not in history.epochs and not _alike(train, held_out):
+        return  # what a loop calls its validation loss is something else than what its steps minimize
     found = (
         _holds_for_nothing(history, state, train, held_out)
         or _rose(
@@ -53,6 +56,13 @@ def detect(
     )
     if found:
         yield found
+
+
+def _alike(train: Table, held_out: Table) -> bool:
+    """Whether two losses may be the same figure: at the first epoch's end they are no more than a factor apart."""
+    return (
+        bool(1 / _APART < held_out.mean[0, 0] / train.mean[0, 0] < _APART) if train.mean[0, 0] > 0 else False
+    )
 
 
 def _holds_for_nothing(history: History, state: Learning, train: Table, held_out: Table) -> Problem | None:
@@ -65,7 +75,9 @@ def _holds_for_nothing(history: History, state: Learning, train: Table, held_out
         history.premises is None or not history.premises.weighted
     )  # class weights do not apply to validation
     learned, known = 1 - now / state.reference, 1 - low / state.reference
-    if not (alike and _half_over(state) and learned >= 3 * NOTHING and known < NOTHING):
+    # Where it is known that not even a constant prediction was reached, less is to be learned by heart to say so.
+    least = NOTHING if state.known and known < 0 else 3 * NOTHING
+    if not (alike and _half_over(state) and learned >= least and known < NOTHING):
         return None
     return Problem(
         "overfitting", "warning", int(held_out.first[0]), (),

@@ -25,6 +25,8 @@ def detect(history: History, *, max_learned: float = 0.15) -> Iterator[Problem]:
     state = learning(history)
     if (
         state.known
+        # The divergence of a variational autoencoder takes a part of what is learned.
+        and not (history.premises is not None and history.premises.divergence)
         and state.share >= 0.5
         and NOTHING <= state.learned < max_learned
         and not fell(history, 0.5)

@@ -11,22 +11,25 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import LITTLE, MUCH, diverged, learning
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.updates import BANDS
 
 
-def detect(history: History, *, min_factor: float = 10.0) -> Iterator[Problem]:
+def detect(history: History, *, min_factor: float = 10.0, max_radius: float = 3.0) -> Iterator[Problem]:
     """Finds kernels with a constant initial value, and those far from He's and Glorot's standard deviation.
 
     The units of two consecutive constant layers get the same gradients. That is reported before the first step, and
     withdrawn if 70% is learned nevertheless (at the edges of images the units of a convolution differ). A standard
     deviation ten times above or below sqrt(2 / (fan_in + fan_out)) is reported if the loss diverges, if nothing is
     learned, or if less than 70% is learned in half of the training (30% for one that is too small); a single constant
-    layer counts as too small unless it is zero. Weights that were loaded, and an output that starts near zero, are not
-    reported. Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker Debugger's "poor
-    weight initialization".
+    layer counts as too small unless it is zero. In the same cases recurrent kernels are reported whose spectral radius,
+    the standard deviation times the square root of the units, is above 3. Weights that were loaded, and an output that
+    starts near zero, are not reported. Sources: Glorot and Bengio, 2010; He et al., 2015. Counterpart of SageMaker
+    Debugger's "poor weight initialization".
 
     Args:
         history: the training up to some step.
         min_factor: least ratio of the standard deviation to Glorot's, or of Glorot's to it.
+        max_radius: largest harmless spectral radius of a recurrent kernel.
     """
     if history.premises is None:
         return
@@ -68,9 +71,33 @@ def detect(history: History, *, min_factor: float = 10.0) -> Iterator[Problem]:
             "poor_initialization", "critical", 1, tuple(layer.kernel for layer, _ in far),
             f"{worst.kernel} is initialized with a standard deviation of {worst.std:.2g}, {ratio:.2g} times Glorot's "
             f"(threshold: a factor of {min_factor:.0f}), and the loss has {state.progress}.",
-            'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.',
+            f'Initialize kernels with "glorot_uniform", or "he_normal" for ReLU.{_afterwards(history)}',
             history.step, 0.85,
         )  # fmt: skip
+        return
+    recurrent = [one for one in history.premises.layers if one.trainable and one.radius >= max_radius]
+    if recurrent:
+        worst = max(recurrent, key=lambda one: one.radius)
+        yield Problem(
+            "poor_initialization", "critical", 1, tuple(one.name for one in recurrent),
+            f"The recurrent kernel of {worst.name} is initialized so that it makes its state about {worst.radius:.2g} "
+            f"times as large at each step of a sequence (threshold: {max_radius:g}), and the loss has "
+            f"{state.progress}.",
+            'Initialize recurrent kernels with recurrent_initializer="orthogonal", and use clipnorm=1.0 in the '
+            "optimizer.",
+            history.step, 0.85,
+        )  # fmt: skip
+
+
+def _afterwards(history: History) -> str:
+    """Advice on steps that are as large as gradients: with other weights these are others."""
+    known = history.premises
+    steady = known is not None and known.optimizer.lower() in BANDS
+    return (
+        " Then use keras.optimizers.Adam(), whose steps do not depend on how large gradients are."
+        if steady
+        else ""
+    )
 
 
 def _feeds(before: Layer, after: Layer) -> bool:

@@ -47,6 +47,7 @@ class Layer:
         std: of the initial kernel; NaN if unknown, as for one that was loaded.
         trainable: whether it is trained.
         is_output: whether the model's output is its output.
+        radius: about the spectral radius of its initial recurrent kernel (of each gate); NaN without one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Layer:
     std: float = float("nan")
     trainable: bool = True
     is_output: bool = False
+    radius: float = float("nan")
 
     @property
     def constant(self) -> bool:
@@ -96,7 +98,16 @@ class Premises:
         trained_before: whether the optimizer had made steps before.
         broadcast: the two shapes that the loss broadcasts to each other, or "".
         norm_momentum: the largest momentum of trainable BatchNormalization layers; NaN without any.
+        factor: how many times the mean over the examples the loss is.
+        divergence: whether a divergence is a part of it, as of a variational autoencoder, in addition to that.
+        fed: sample of what comes second in the batches of a loop, targets or not, whose loss is not known.
+        maximized: whether a loss that is a distance to targets has a minus sign.
+        piles: whether each step applies the gradient of the step before with its own added to it.
+        spread: how far apart the data are that a generator imitates: the standard deviation of each of their numbers,
+            in the mean; NaN if unknown.
+        unreached: kernels for which a tape was asked and gave no gradient.
         suggested_rate: the learning rate that a range test suggested before the training; NaN without one.
+        more: whether this only adds to what was told of the same training.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -116,14 +127,22 @@ class Premises:
     trained_before: bool = False
     norm_momentum: float = float("nan")
     broadcast: str = ""
+    factor: float = 1.0
+    divergence: bool = False
+    fed: Sample | None = None
+    maximized: bool = False
+    piles: bool = False
+    spread: float = float("nan")
+    unreached: tuple[str, ...] = ()
     suggested_rate: float = float("nan")
+    more: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Premises:
         """Returns the premises in a dict made by `dataclasses.asdict`."""
         found = dict(values)
         found["layers"] = tuple(_plain(Layer, one) for one in found.get("layers", ()))
-        for name in ("inputs", "targets", "val_inputs", "val_targets"):
+        for name in ("inputs", "targets", "val_inputs", "val_targets", "fed"):
             found[name] = _plain(Sample, found[name]) if found.get(name) else None
         premises: Premises = _plain(cls, found)
         return premises
@@ -153,9 +172,10 @@ class Premises:
         targets are unknown, all classes are assumed to be equally frequent. A loss of the user's own is never called:
         that could change the training.
         """
+        return float("nan") if self.weighted else self.factor * self._mean_constant_loss()
+
+    def _mean_constant_loss(self) -> float:
         y = self.targets
-        if self.weighted:
-            return float("nan")
         if y is None or not y.count or y.nonfinite:
             return self._undecided()
         if self.loss == "binary_crossentropy":
@@ -175,13 +195,24 @@ class Premises:
     def least_loss(self) -> float:
         """Returns the loss of a perfect prediction; not 0 for binary cross-entropy with targets between 0 and 1."""
         y = self.targets
-        return y.binary[1] if self.loss == "binary_crossentropy" and y is not None and y.binary else 0.0
+        known = self.loss == "binary_crossentropy" and y is not None and y.binary
+        return self.factor * y.binary[1] if known and y is not None else 0.0
 
     def _undecided(self) -> float:
         """The cross-entropy of a prediction that gives all classes the same probability."""
         if self.loss not in CROSS_ENTROPIES or self.output is None or not self.output.units:
             return float("nan")
         return float(np.log(2.0 if self.loss == "binary_crossentropy" else max(2, self.output.units)))
+
+    def constant_losses(self) -> dict[str, float]:
+        """Usual losses of the best constant prediction if what is `fed` were the targets, by what they are of them."""
+        y = self.fed
+        if y is None or not y.count or y.nonfinite or not y.std > 0:
+            return {}
+        found = {"variance": y.variance, "mean distance from the median": y.spread}
+        if y.whole and len(y.class_counts) > 1:
+            found["entropy"] = _entropy(y.class_counts)
+        return found
 
     def chance(self) -> float:
         """Returns the accuracy of always naming the most frequent class; NaN if unknown.

@@ -27,7 +27,9 @@ def detect(
         min_steadiness: least fall in the second half of the steps, as a share of that in the first half.
     """
     state = learning(history)
-    if not state.known or not history.total_steps or not state.little(0.5) or not fell(history, 0.5):
+    if not state.known or (history.premises is not None and history.premises.divergence):
+        return
+    if not history.total_steps or not state.little(0.5) or not fell(history, 0.5):
         return
     expected = state.learned / state.share
     if expected < max_expected or (expected < LITTLE and not _bends(history, state, min_steadiness)):

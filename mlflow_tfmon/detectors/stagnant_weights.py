@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import learning
+from mlflow_tfmon.detectors.learning import MUCH, learning
 from mlflow_tfmon.detectors.problem import Problem
 
 _ADVICE = (
@@ -19,6 +19,7 @@ _ADVICE = (
 def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> Iterator[Problem]:
     """Finds kernels whose gradient was exactly zero at each recent step, after 50 steps and 5% of the training.
 
+    In a loop also kernels for which its tape gave none, until 70% is learned.
     Frozen layers (`trainable=False`) are not examined. Counterpart of SageMaker Debugger's "unchanged
     tensor" and "all zero". Does not find weights that move without getting anywhere.
 
@@ -45,6 +46,17 @@ def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> 
             )  # fmt: skip
             return
     state = learning(history)
+    # Of a loop: what its tape was asked for, in vain. (Another output may be trained later, with all that is learned.)
+    cut = [name for name in known.unreached if name not in history.sizes] if known is not None else []
+    if cut and history.alone and state.share > 0 and not state.learned >= MUCH:
+        every = len(cut) + sum(name in history.sizes for name in history.kernels)
+        yield Problem(
+            "stagnant_weights", "critical" if state.little(min_done) else "warning", 1, tuple(cut),
+            f"The tape gave no gradient for {len(cut)} of {every} kernels that it was asked for: the loss does not "
+            "depend on them, so they are not being trained.",
+            _ADVICE, history.step, 0.9,
+        )  # fmt: skip
+        return
     if not history.alone or history.step < min_steps or state.share < min_done or not len(table):
         return
     recent = table.since(history.at(0.5))

@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import NOTHING, fell, learning
+from mlflow_tfmon.detectors.learning import NOTHING, Learning, fell, learning
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.detectors.updates import RANGE_TEST
 
 _FEW_CLASSES = 10  # whose weights are spelled out
 _UNEQUAL = 3.0  # times as frequent as the rarest class: from there on weights make a difference
 UNRELATED = (
-    "Find a learning rate: model.fit(..., epochs=0, callbacks=[mlflow_tfmon.LearningRateRangeTest()]). If no rate "
-    "makes the loss fall, check that inputs and targets belong together (shuffled separately?) and that the model can "
-    "memorize a single batch; else use a larger one."
+    f"{RANGE_TEST}. If no rate makes the loss fall, check that inputs and targets belong together (shuffled "
+    "separately?) and that the model can memorize a single batch; else use a larger one."
+)
+_COMPARED = (
+    "Print the shapes of predictions and targets within the loss: (n, 1) and (n,) broadcast to (n, n), and then their "
+    "mean is the best that can be learned. "
 )
 
 
-def detect(history: History, *, min_class_share: float = 0.9) -> Iterator[Problem]:
+def detect(
+    history: History, *, min_class_share: float = 0.9, max_distance: float = 0.03
+) -> Iterator[Problem]:
     """Finds losses that are less than 5% better than the best constant prediction's, and do not fall.
 
+    Of a loop whose loss has no known formula: losses that have stopped within 3% of what a constant prediction of the
+    targets has, their variance (squared errors), mean distance from the median or entropy.
     Applied once a third of the training is over, and only if no cause was found. If one class makes up nine tenths of
     the targets, the evidence says so. Cannot distinguish a model that is too small from data in which there is nothing
     to learn. Counterpart of SageMaker Debugger's "loss not decreasing" and "class imbalance".
@@ -27,9 +35,21 @@ def detect(history: History, *, min_class_share: float = 0.9) -> Iterator[Proble
     Args:
         history: the training up to some step.
         min_class_share: least share of the most frequent class of which the evidence tells.
+        max_distance: largest distance from a constant prediction's loss, as a share of it, where the formula of the
+            loss is not known.
     """
     state = learning(history)
-    if state.nothing(0.33) and not fell(history, 0.5):
+    if not state.known and (like := _like_a_constant(history, state, max_distance)):
+        yield Problem(
+            "underfitting", "critical", 1, (),
+            f"After {state.share:.0%} of the training the loss stays at {state.now:.4g}, which is what a constant "
+            f"prediction has: the {like[0]} of the targets is {like[1]:.4g} (threshold: {max_distance:.0%} apart).",
+            (_COMPARED if like[0] != "entropy" else "") + UNRELATED, history.step, 0.7,
+        )  # fmt: skip
+        return
+    # A loop whose length nobody knew may have been about to learn, until it has ended.
+    over = state.known and history.ended and not history.total_steps
+    if state.nothing(0.33) and (over or not fell(history, 0.5)):
         chance = history.premises.chance() if history.premises is not None else float("nan")
         rare = chance >= min_class_share
         what = "the best constant prediction's loss" if state.known else "that of the first steps"
@@ -41,6 +61,18 @@ def detect(history: History, *, min_class_share: float = 0.9) -> Iterator[Proble
             (class_weights(history) if rare else "") + UNRELATED,
             history.step, 0.8 if state.known else 0.6,
         )  # fmt: skip
+
+
+def _like_a_constant(history: History, state: Learning, max_distance: float) -> tuple[str, float] | None:
+    """What about the targets the loss has stopped at, in words, and its value; None if it is nothing known."""
+    known = history.premises
+    enough = state.share >= 0.33 or (history.ended and state.share > 0)
+    if known is None or not enough or not state.now > 0 or fell(history, 0.5):
+        return None
+    for name, value in known.constant_losses().items():
+        if value > 0 and abs(state.now - value) <= max_distance * value:
+            return name, value
+    return None
 
 
 def class_weights(history: History) -> str:

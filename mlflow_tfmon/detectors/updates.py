@@ -11,6 +11,9 @@ from mlflow_tfmon.detectors.table import Table
 BANDS = {"sgd": (1e-5, 1.0), "adagrad": (1e-4, 1.0), "adadelta": (1e-4, 10.0), "ftrl": (1e-5, 1.0)}
 ADAPTIVE = (1e-6, 0.03)
 _DEFAULTS = {"sgd": 1e-2}  # Keras's own learning rates; else 1e-3
+RANGE_TEST = (
+    "Find a learning rate: model.fit(..., epochs=0, callbacks=[mlflow_tfmon.LearningRateRangeTest()])"
+)
 TESTED = "which the range test before the training suggests"
 USUAL = 3e-3  # of a kernel's norm, that a step changes where training goes well
 _BURST = 1e-6  # of the learning rate: if it would have to be less, the gradient is out of all bounds
@@ -89,7 +92,8 @@ def rate(history: History) -> float:
 def lower_rate(history: History) -> tuple[float, str]:
     """The learning rate to go down to, and why as a clause ("" for a tenth); NaN if the present one is unknown.
 
-    A tenth, or less where a tenth of the usual range's end or the steps measured say so; or what a range test found. If
+    A tenth, or less where the steps measured say so, or, without those, a tenth of the usual range's end; or what a
+    range test found. If
     the first gradient is so large that no rate would do, it is that for gradients clipped to a norm of 1.
     """
     lr, known = rate(history), history.premises
@@ -97,8 +101,10 @@ def lower_rate(history: History) -> tuple[float, str]:
         return float("nan"), ""
     if known is not None and known.suggested_rate < lr:
         return known.suggested_rate, f", {TESTED}"
-    lower = min(lr / 10, band(known.optimizer)[1] / 10 if known is not None and known.optimizer else lr)
     suited = suited_rate(history, USUAL)
+    # What is usual for an optimizer stands in for what was not measured: embeddings may well learn with a rate of 50.
+    usual = suited > 0 or known is None or not known.optimizer
+    lower = min(lr / 10, lr if usual else band(known.optimizer)[1] / 10)  # type: ignore[union-attr]
     if bursts(history):
         norms = history.over_kernels(history.deep["weight_norm"]).mean[:1]
         suited = rounded(USUAL * float(np.nanmedian(norms)))
@@ -120,6 +126,10 @@ def lower(history: History) -> str:
     to, why = lower_rate(history)
     if not to > 0:
         return "Lower the learning rate by a factor of 10"
+    known = history.premises
+    measured = known is None or known.suggested_rate > 0 or suited_rate(history, USUAL) > 0
+    if known is not None and not measured and rate(history) / 10 > band(known.optimizer)[1]:
+        return f"{RANGE_TEST}, which is far below {rate(history):.3g}"  # how far is not known
     change = f"ower the learning rate from {rate(history):.3g} to {to:.2g}{why}"
     return (
         f"Clip gradients (clipnorm=1.0 in the optimizer) and l{change}" if bursts(history) else f"L{change}"

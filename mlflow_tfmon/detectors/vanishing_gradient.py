@@ -42,12 +42,13 @@ def detect(history: History, *, min_ratio: float = 1e-3) -> Iterator[Problem]:
         "vanishing_gradient", "critical", 1, tuple(table.names[at] for at in small),
         f"The gradient of {table.names[worst]} is {each[worst]:.2g} per element, that of {table.names[top]} "
         f"{each[top]:.2g} (threshold: {min_ratio:g} of it), and the loss has {state.progress}.",
-        _advice(history),
+        instead_of_sigmoid(history),
         history.step, 0.9,
     )  # fmt: skip
 
 
-def _advice(history: History) -> str:
+def instead_of_sigmoid(history: History) -> str:
+    """Advice on layers that leave little of a gradient."""
     layers = history.premises.layers if history.premises is not None else ()
     if any(layer.kind == "SimpleRNN" for layer in layers):
         first = 'Use keras.layers.LSTM or GRU instead of SimpleRNN, or at least its own activation="tanh"'

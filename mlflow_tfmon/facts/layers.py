@@ -75,7 +75,12 @@ def layers_of(model: Any, drawn: bool = True) -> tuple[Layer, ...]:
         ):  # it belongs to the layer before
             found.append(dataclasses.replace(found.pop(), activation=activation))
         else:
-            found.append(Layer(_name(layer), kind, UNKNOWN if activation == "linear" else activation))
+            found.append(
+                Layer(
+                    _name(layer), kind, UNKNOWN if activation == "linear" else activation,
+                    trainable=bool(getattr(layer, "trainable", True)), radius=_radius(layer) if drawn else float("nan"),
+                )
+            )  # fmt: skip
         if is_output:
             found[-1] = dataclasses.replace(found[-1], is_output=True, units=units)
     return tuple(found)
@@ -197,6 +202,17 @@ def _with_kernel(layer: Any, activation: str, kernel: Any, drawn: bool) -> Layer
         _name(layer), type(layer).__name__, activation, int(shape[-1]), graph.name(kernel), fan_in, fan_out, mean, std,
         bool(layer.trainable),
     )  # fmt: skip
+
+
+def _radius(layer: Any) -> float:
+    """About the spectral radius of a recurrent kernel; NaN without one, and for one that is to be orthogonal."""
+    cell = getattr(layer, "cell", layer)
+    kernel = getattr(cell, "recurrent_kernel", None)
+    drawn_so = type(getattr(cell, "recurrent_initializer", None)).__name__.startswith("Orthogonal")
+    if kernel is None or len(kernel.shape) != 2 or drawn_so:
+        return float("nan")
+    values = _values(kernel)
+    return float(values.std() * np.sqrt(kernel.shape[0])) if values.size else float("nan")
 
 
 def _activation(layer: Any) -> str:

@@ -71,7 +71,7 @@ def premises_of(
         >>> premises_of(model, x, y).loss
         'sparse_categorical_crossentropy'
     """
-    goal = _goal(model)
+    goal = goal_of(model)
     optimizer = getattr(model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # within what scales the loss
     return Premises(
@@ -79,8 +79,8 @@ def premises_of(
         loss=goal.name,
         goal=goal.about,
         from_logits=goal.from_logits,
-        optimizer=_class(inner),
-        learning_rate=_number(getattr(optimizer, "learning_rate", None)),
+        optimizer=class_of(inner),
+        learning_rate=number_of(getattr(optimizer, "learning_rate", None)),
         clips=any(
             getattr(inner, name, None) is not None for name in ("clipnorm", "clipvalue", "global_clipnorm")
         ),
@@ -91,12 +91,13 @@ def premises_of(
         val_inputs=_sample(val_inputs, targets=False),
         val_targets=None if goal.ignores else _sample(val_targets),
         weighted=weighted or not goal.plain or goal.ignores or masked(model),
-        trained_before=_number(getattr(optimizer, "iterations", None)) > 0,
+        trained_before=number_of(getattr(optimizer, "iterations", None)) > 0,
         norm_momentum=norm_momentum(model),
     )
 
 
-def _goal(model: Any) -> _Goal:
+def goal_of(model: Any) -> _Goal:
+    """What a compiled model, or anything with a `loss`, makes small."""
     loss = getattr(model, "loss", None)
     if isinstance(loss, (list, tuple)) and len(loss) == 1:
         loss = loss[0]
@@ -126,7 +127,7 @@ def _name(loss: Any) -> str:
     return loss if isinstance(loss, str) else re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
 
 
-def _class(optimizer: Any) -> str:
+def class_of(optimizer: Any) -> str:
     """Keras's class of an optimizer, or that which one of the user's own is made of; "" for none."""
     names = [one.__name__ for one in type(optimizer).__mro__ if one.__module__.split(".")[0] in _KERAS]
     if not names or names[0].endswith("Optimizer"):
@@ -134,7 +135,8 @@ def _class(optimizer: Any) -> str:
     return "" if optimizer is None else names[0]
 
 
-def _number(value: Any) -> float:
+def number_of(value: Any) -> float:
+    """A value as a number; NaN if it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -249,6 +251,11 @@ class Telling:
         """
         self._found = dataclasses.replace(self._found, **found)
         return records.Premises(coding.plain(self._found), prefix, recorded)
+
+    @property
+    def found(self) -> Premises:
+        """What was told."""
+        return self._found
 
     def again(self) -> None:
         """A fit begins: of which it may have been told already, when its monitor was started."""

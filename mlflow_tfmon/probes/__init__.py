@@ -13,10 +13,9 @@ from typing import Any
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.probes import batches, hooks
 from mlflow_tfmon.probes.step import all_rings, names, rings_of
-from mlflow_tfmon.probes.tape import broadcasts
 from mlflow_tfmon.stream.ring import Ring
 
-__all__ = ["all_rings", "broadcasts", "install", "names", "remove", "rings_of"]
+__all__ = ["all_rings", "install", "names", "remove", "rings_of"]
 
 _users: list[object] = []
 

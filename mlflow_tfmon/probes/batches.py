@@ -123,6 +123,12 @@ class Held:
         with self._lock:
             return self._peek(self.depth - 1)[1]
 
+    def last(self, most: int) -> list[Any]:
+        """The last batches, so many at most, as far as there are any."""
+        with self._lock:
+            found = [self._peek(at)[1] for at in range(max(0, self.depth - most), self.depth)]
+        return [one for one in found if one is not None]
+
     def find(self, key: float) -> Any:
         """The batch with a key; None if it is held no more."""
         with self._lock:
@@ -326,6 +332,20 @@ def glance(ring: Ring, steps: int, follow: bool) -> None:
 def kept(ring: Ring) -> tuple[int, Any]:
     """How many rows are kept, and they: inputs of a model that a ring's training took from its dataset, or None."""
     return _kept.get(ring, (0, None))
+
+
+def recent(ring: Ring, most: int) -> list[Any]:
+    """The last batches that a ring's training took, or its step was called with: so many at most, and as are held."""
+    most = min(most, _AT_FIRST)
+    if most <= 0:
+        return []
+    if ring.batch is not None:
+        return ring.batch.last(most)
+    taken = _taken.get(ring.thread)
+    if taken:
+        return [element for _, element, _ in list(taken)[-most:]]
+    given = [one["batch"] for held in ring.held.values() for one in held.last(most)]
+    return [one for one in given if one]
 
 
 def find(ring: Ring, step: int, time: float) -> tuple[Any, list[Any]]:

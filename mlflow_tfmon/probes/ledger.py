@@ -35,6 +35,10 @@ _ledgers: dict[frozenset[str], Ledger] = {}
 _plans: dict[str, _Plan] = {}
 _counters: dict[str, tf.Variable] = {}  # by device: of all rows of its ledgers, in the order of the program
 _asked: weakref.WeakKeyDictionary[Ring, float] = weakref.WeakKeyDictionary()  # the last that it asked for
+_piled: weakref.WeakKeyDictionary[Ring, int] = (
+    weakref.WeakKeyDictionary()
+)  # steps whose gradient was that of the step before and more
+_ROUNDED, _MOST_ROUNDED = 1e-6, 0.02  # of a sum of many: so much of it is lost; of what was added, at most
 _lock = threading.RLock()
 
 
@@ -248,13 +252,37 @@ def with_losses(reading: Reading) -> Reading:
         loss = None
         if place < len(known) and known[place].number == number:
             loss = _told(known[place], known[:place], before)
+            if loss is None and (loss := _added(known[place], known[:place], before)) is not None:
+                _piled[reading.ring] = _piled.get(reading.ring, 0) + 1
         losses[at], counts[at] = (0.0, 0.0) if loss is None else (loss, 1.0)
         before = number
     _asked[reading.ring] = before
     return reading
 
 
-def _told(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:
+def piled(ring: Ring) -> int:
+    """How many steps of a ring applied the gradient of the step before with their own added to it."""
+    return _piled.get(ring, 0)
+
+
+def _added(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:
+    """The loss of what a step has added to the gradient of the step before; None where it has not done that."""
+    own = len(_HEAD)
+    last = next(
+        (row for row in reversed(rows) if row.ledger is applied.ledger and row.values[1] == APPLIED), None
+    )
+    if last is None or not np.isfinite(applied.values).all() or not np.isfinite(last.values).all():
+        return None
+    more = applied.values.copy()
+    more[own:] -= last.values[own:]
+    size, before_it = np.abs(more[own:]).max(), np.abs(last.values[own:]).max()
+    if not before_it > 0 or not size > 0 or _ROUNDED * before_it / size > _MOST_ROUNDED:
+        return None
+    tolerance = max(10 * applied.ledger.tolerance, _ROUNDED * before_it / size)
+    return _told(applied._replace(values=more), rows, before, tolerance)
+
+
+def _told(applied: _Row, rows: Sequence[_Row], before: float, tolerance: float = 0.0) -> float | None:
     keys = applied.ledger.keys
     settled = [row.number for row in rows if row.values[1] == SETTLED and row.ledger is applied.ledger]
     before = max([before, *settled])
@@ -272,6 +300,8 @@ def _told(applied: _Row, rows: Sequence[_Row], before: float) -> float | None:
         width = applied.ledger.parts[key].stop - applied.ledger.parts[key].start
         parts.append(slice(begin, begin + width))
         begin += width
+    if tolerance:  # of what was added: what it was made of is not known, nor does what came earlier count
+        return loss_of(applied.values[len(_HEAD) :], parts, calls, (), (), tolerance)
     made_of = _edges(applied, rows)
     return loss_of(applied.values[len(_HEAD) :], parts, calls, earlier, made_of, applied.ledger.tolerance)
 

@@ -199,7 +199,7 @@ class _Walk:
         if op is None or not tensor.dtype.is_floating:
             return None
         inputs = list(op.inputs)
-        if op.type in _ZEROS or _constant(tensor) == 0.0:
+        if op.type in _ZEROS or constant(tensor) == 0.0:
             return {}
         if op.type in _SAME:
             return self.factors(inputs[tensor.value_index])
@@ -211,11 +211,11 @@ class _Walk:
             return _added([(-1.0, self.factors(inputs[0]))])
         if op.type == "Mul":
             for one, other in (inputs, inputs[::-1]):
-                constant = _constant(other)
-                if constant is not None:
-                    return _added([(constant, self.factors(one))])
-        if op.type == "RealDiv" and _constant(inputs[1]):
-            return _added([(1 / _constant(inputs[1]), self.factors(inputs[0]))])  # type: ignore[operator]
+                weight = constant(other)
+                if weight is not None:
+                    return _added([(weight, self.factors(one))])
+        if op.type == "RealDiv" and constant(inputs[1]):
+            return _added([(1 / constant(inputs[1]), self.factors(inputs[0]))])  # type: ignore[operator]
         return None
 
     def _made_of(self, tensor: Any, other: Any) -> bool:
@@ -287,11 +287,11 @@ def _inputs(tensor: Any) -> list[Any] | None:
     return list(op.inputs)
 
 
-def _constant(tensor: Any) -> float | None:
+def constant(tensor: Any) -> float | None:
     """The value of a constant of one element (or of zeros)."""
     tensor = outward(tensor)
-    constant = tf.get_static_value(tensor) if graph.tracing() is not None else None
-    if constant is None or not constant.size:
+    known = tf.get_static_value(tensor) if graph.tracing() is not None else None
+    if known is None or not known.size:
         return None
-    first = float(constant.flat[0])
-    return first if constant.size == 1 or (first == 0.0 and not constant.any()) else None
+    first = float(known.flat[0])
+    return first if known.size == 1 or (first == 0.0 and not known.any()) else None

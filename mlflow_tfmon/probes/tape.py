@@ -17,8 +17,7 @@ import tensorflow as tf
 
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.internals import internal
-from mlflow_tfmon.probes import graph, ledger, origin, replicas
-from mlflow_tfmon.probes.broadcast import broadcast
+from mlflow_tfmon.probes import graph, ledger, objective, origin, replicas
 from mlflow_tfmon.probes.edges import edges
 from mlflow_tfmon.probes.lineage import Lineage
 from mlflow_tfmon.stream.ring import lasting_variable
@@ -26,6 +25,7 @@ from mlflow_tfmon.stream.ring import lasting_variable
 # Over several replicas: one slot a set of variables and replica, in which the losses of all are added up. A variable,
 # not a tensor, since replicas are traced into functions of their own.
 _slots: dict[frozenset[str], dict[tuple[int, tuple[str, ...]], Slot]] = {}  # the last used come last
+SPREAD = "output_spread"  # of what a generator makes
 _UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
 _seen: dict[str, str] = {}  # names of the variables for which tapes gave gradients of a loss, by their keys
 _applied: set[str] = set()  # keys of those whose gradients an optimizer was given
@@ -65,9 +65,6 @@ class _Eager(threading.local):
 
 
 _eager = _Eager()
-_broadcasts: dict[
-    int, tuple[Callable[[], Any], str]
-] = {}  # by the ids of variables, which it tells: `broadcasts`
 _lineage = Lineage()
 
 
@@ -139,7 +136,12 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
     targets = [t for t in tf.nest.flatten(target) if t is not None]
     losses = [getattr(t, _UNSCALED, t) for t in targets]
     parts: dict[str, list[Any]] = getattr(losses[0], _PARTS, {}) if len(losses) == 1 else {}
-    reading = None
+    reading, made = None, None
+    if losses and not nested:
+        with contained("examining the loss", "some problems may not be found"):
+            made = objective.note(losses, pairs)
+    if made is not None:
+        parts = {**parts, SPREAD: [objective.spread(made)]}
     if losses:
         first = 1.0 if replicas.index() == 0 else 0.0  # the slots of replicas are added up
         reading = tf.stack([_sum(losses), first, *(_sum(some) for some in parts.values())])
@@ -159,13 +161,6 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
     )
     function = graph.tracing()
     if function is not None:
-        shapes = broadcast(losses)
-        for variable in (graph.raw(v) for v, _ in pairs_given):
-            _broadcasts.pop(id(variable), None)
-            if shapes:
-                number = id(variable)
-                gone = functools.partial(_broadcasts.pop, number)  # called with the reference, the default
-                _broadcasts[number] = weakref.ref(variable, gone), shapes
         call.site = next(_numbers)
         _of(function).append(call)
     else:
@@ -213,12 +208,6 @@ def _write(calls: list[origin.Call]) -> None:
             _eager.written |= call.gradients.keys()
             ledger.of(call.variables, call.gradients).write(call.site, call.reading[0], call.gradients)
     _drop(calls)
-
-
-def broadcasts(variables: Sequence[tf.Variable]) -> str:
-    """The shapes that the loss of some variables broadcasts, or ""; see `broadcast`."""
-    found = [_broadcasts.get(id(variable), (lambda: None, "")) for variable in variables]
-    return next((text for (of, text), one in zip(found, variables, strict=True) if of() is one), "")
 
 
 def _drop(calls: list[origin.Call]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -21,9 +22,10 @@ from mlflow_tfmon.checkpoints.state import Callbacks
 from mlflow_tfmon.errors import SettingError, contained, logger, quiet, say_once
 from mlflow_tfmon.facts import fit_frames, model_order
 from mlflow_tfmon.facts.arguments import FitArguments
+from mlflow_tfmon.facts.loop_facts import LoopFacts
 from mlflow_tfmon.facts.premises import Telling
 from mlflow_tfmon.journal.journal import Journal
-from mlflow_tfmon.probes import batches, graph, histograms, hooks
+from mlflow_tfmon.probes import batches, graph, histograms, hooks, objective
 from mlflow_tfmon.probes.hooks import mlflow as mlflow_hooks
 from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.settings import Settings, autolog_settings
@@ -569,9 +571,28 @@ class Monitor:
             )  # fmt: skip
             self._rings = [one for one in self._rings if one is ring or pipelines.DRAIN.has(one)]
             self.tell_premises()
-            with contained("examining the loss", "one problem may not be found"):
-                if shapes := probes.broadcasts(ring.weights):
-                    self.tell_more(broadcast=shapes)
+            self._examine(ring, compiled)
+
+    def _examine(self, ring: Ring, compiled: bool) -> None:
+        """Tells what the graph of the step shows of its loss, and of a loop also what its batches do, as they come."""
+        with contained("examining the loss", "some problems may not be found"):
+            # A loop with an optimizer of its own has a loss of its own too, whatever its model is compiled with.
+            if self.premises.arguments is not None or compiled:
+                found = objective.of(ring.weights)
+                if found is not None and found.broadcast:
+                    self.tell_more(broadcast=found.broadcast)
+                return
+            assert self._pipeline is not None
+            facts = LoopFacts(ring, self.premises.found, lambda: list(self._rings))
+            recording = self._pipeline.recording
+
+            def look() -> None:
+                with contained("examining the batches", "some problems may not be found"):
+                    if found := facts.look():
+                        prefix = recording.prefix_of(ring.layout.keys, "")
+                        recording.append(records.Premises(dataclasses.asdict(found), prefix, self.steps))
+
+            self._pipeline.look_with(ring, look)
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""

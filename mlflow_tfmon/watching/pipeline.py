@@ -81,6 +81,7 @@ class Pipeline:
         self._spool = Spool(journal, settings.journal_gb * 1e9)
         self.folder = journal.folder
         self._arguments: weakref.WeakKeyDictionary[Ring, Callable[[], Any]] = weakref.WeakKeyDictionary()
+        self._lookers: weakref.WeakKeyDictionary[Ring, Callable[[], None]] = weakref.WeakKeyDictionary()
         self.recording = Recording(self._append, run.past, self._look_at)
         self.evidence = Evidence(self.recording.append, self._data_of) if settings.keep_batches else None
         self.stall = Stall(
@@ -180,10 +181,16 @@ class Pipeline:
         def take(reading: Reading) -> None:
             batches.glance(ring, len(reading.rows), self.evidence is not None)
             self.recording.take(whole(ledger.with_losses(with_batches(reading, taken.until))))
+            if (look := self._lookers.get(ring)) is not None:
+                look()
             if self.evidence is not None:
                 self.evidence.keep()
 
         DRAIN.attach(ring, take)
+
+    def look_with(self, ring: Ring, look: Callable[[], None]) -> None:
+        """Has something looked at whenever steps of a ring were taken, on the thread that takes them."""
+        self._lookers[ring] = look
 
     def _look_at(self, *recorded: Any) -> None:
         if self.evidence is not None:
@@ -204,6 +211,7 @@ class Pipeline:
             self.evidence.keep()
         for ring in rings:
             self._arguments.pop(ring, None)
+            self._lookers.pop(ring, None)
             batches.end(ring)
         self._rings = [ring for ring in self._rings if not any(ring is gone for gone in rings)]
 

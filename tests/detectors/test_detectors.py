@@ -17,6 +17,7 @@ from mlflow_tfmon.detectors import History, judge
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import Layer
 from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.detectors.table import Table
 from tests.detectors.histories import EPOCHS, MEMORY, STEPS, history, premises
 
 CHANCE = float(np.log(4))  # the entropy of four balanced classes
@@ -52,6 +53,8 @@ _RARE_CLASS = dataclasses.replace(
     targets=_RARE,
     val_targets=_RARE,
 )
+_RECURRENT = Layer("r", "SimpleRNN", "relu", radius=9.8)
+_PROBABILITIES = (*premises().layers[:2], dataclasses.replace(premises().layers[2], units=4))
 _OF_TWO = {
     "a_loss": 0.1 + np.exp(-_T / 60),
     "b_loss": 0.7 + 0.01 * np.random.default_rng(2).normal(size=STEPS),
@@ -63,6 +66,25 @@ def _turning(loss: np.ndarray, other: np.ndarray) -> History:
     return dataclasses.replace(
         history(loss), alone=False, others={"discriminator": history(other).steps.column("loss")}
     )
+
+
+def _without_loss(of: History) -> Table:
+    return of.steps.only([name for name in of.steps.names if name != "loss"])
+
+
+def _making(spread: np.ndarray) -> History:
+    """A generator in balance with its discriminator, and how far apart its examples are."""
+    known, steps = premises(loss="", targets=None, layers=(), spread=1.0), len(spread)
+    both = (
+        history(value, steps=steps, known=known, columns={"output_spread": spread}) for value in (0.7, 1.3)
+    )
+    of, other = both
+    return dataclasses.replace(of, alone=False, others={"discriminator": other.steps.column("loss")})
+
+
+def _of_a_loop(**known: Any) -> Any:
+    """Of a custom loop without a formula for its loss."""
+    return premises(**{"loss": "", "targets": None, "inputs": None, "layers": (), "graph": False, **known})
 
 
 BAD = {
@@ -87,16 +109,28 @@ BAD = {
     "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
     "plateau": [history(np.where(_T < 50, CHANCE, 0.9 * CHANCE))],
-    "underfitting": [history(CHANCE)],
+    "underfitting": [
+        history(CHANCE),
+        # in a loop whose formula nobody knows, after a large first loss
+        history(
+            1.0 + 9.0 * np.exp(-_T / 20),
+            known=_of_a_loop(fed=Sample.of(np.random.default_rng(0).normal(size=4000), True)),
+        ),
+    ],
     "slow_convergence": [history(CHANCE * (1 - 0.25 * (_T / STEPS) ** 1.5))],
     "overfitting": [
         history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)]),
+        # labels of other examples, hardly learned by heart
+        history(CHANCE * (1 - 0.08 * _T / STEPS), val_loss=np.full(EPOCHS, 1.04 * CHANCE)),
         # labels of other examples, slowly learned by heart
         history(CHANCE * (1 - 0.25 * _T / STEPS), val_loss=np.full(EPOCHS, 1.04 * CHANCE)),
         # always the same examples, or the averages of a batch normalization that are not right yet
         history(accuracy=(1.0, 0.3), val_loss=np.linspace(CHANCE, 0.8 * CHANCE, EPOCHS)),
     ],
-    "stagnant_weights": [history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1))],
+    "stagnant_weights": [
+        history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1)),
+        history(CHANCE * 0.9, known=_of_a_loop(unreached=("body.kernel",))),
+    ],
     "poor_initialization": [
         history(
             done=1,
@@ -104,6 +138,7 @@ BAD = {
         ),
         history(CHANCE, known=_with_layer(1, std=20.0)),
         history(CHANCE, known=_with_layer(1, mean=1.0, std=0.0)),
+        history(CHANCE, known=premises(layers=(_RECURRENT, *premises().layers))),
     ],
     "improper_activation": [
         # of probabilities between -1 and 1
@@ -141,6 +176,11 @@ BAD = {
         history(known=_with_layer(2, units=1, activation="softmax"), done=1),
         history(known=_with_layer(2, units=1, activation="softmax"), accuracy=(0.3, 0.3)),
         history(CHANCE, known=_with_layer(2, activation="sigmoid")),
+        # numbers of classes, of which each probability is to be one
+        history(
+            1.2,
+            known=_regression(layers=_PROBABILITIES, targets=Sample.of(np.arange(400) % 4)),
+        ),
         # classes -1 and 1: the loss falls below zero, and without end
         history(
             0.6 - 0.02 * _T,
@@ -196,7 +236,22 @@ BAD = {
         history(0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None), accuracy=(0.95, 0.3)),
         history(CHANCE, accuracy=(0.25, 0.25)),
     ],
-    "generator_collapse": [_turning(0.7 + 0.02 * _T, 1.4 * np.exp(-_T / 40))],
+    "accumulation_not_zeroed": [
+        history(CHANCE, known=premises(piles=True), done=20),
+        # where the values of the gradients are not known
+        dataclasses.replace(
+            history(CHANCE, norm=1.0 + 0.05 * _T),
+            steps=_without_loss(history(CHANCE, norm=1.0 + 0.02 * _T + 0.2 * np.sin(_T / 40))),
+        ),
+    ],
+    "loss_unbounded": [
+        history(-0.02 * np.exp(_T / 60)),
+        history(CHANCE - 0.02 * _T, known=premises(maximized=True)),
+    ],
+    "generator_collapse": [
+        _turning(0.7 + 0.02 * _T, 1.4 * np.exp(-_T / 40)),
+        _making(np.where(np.arange(800) < 100, 0.01 * np.arange(800), 0.1)),
+    ],
 }
 
 
@@ -215,6 +270,28 @@ def test_the_kind_is_named_with_evidence_and_advice(kind: str, of: History) -> N
 
 HEALTHY = {
     "goes well": history(),
+    "a recurrent kernel that learns all the same": history(
+        known=premises(layers=(_RECURRENT, *premises().layers))
+    ),
+    "a squared error of probabilities": history(
+        0.02 + 0.2 * np.exp(-_T / 60),
+        known=_regression(layers=_PROBABILITIES, targets=Sample.of(np.eye(4)[np.arange(400) % 4])),
+    ),
+    # losses that are meant to be negative
+    "a log-likelihood that levels off": history(1.5 - 8 * (1 - np.exp(-_T / 60)), known=_of_a_loop()),
+    "a score that rises to its bound": history(-1 + np.exp(-_T / 60), known=_of_a_loop()),
+    "a policy's loss around zero": history(
+        0.02 * np.random.default_rng(4).normal(size=STEPS) - 1e-4 * _T, known=_of_a_loop()
+    ),
+    "a critic whose loss falls without end": dataclasses.replace(
+        history(-0.02 * np.exp(_T / 60), known=_of_a_loop()), alone=False
+    ),
+    # loops whose batches have a second part
+    "a converged loss that is far from a constant prediction's": history(
+        0.4 + np.exp(-_T / 40),
+        known=_of_a_loop(fed=Sample.of(np.random.default_rng(0).normal(size=400), True)),
+    ),
+    "a second head, which is trained later": history(known=_of_a_loop(unreached=("late.kernel",))),
     "with many dead units": history(dead=0.8),
     "with saturated units": history(saturated=0.9, activation="tanh"),
     "with small early gradients": history(gradients=(1e-6, 1e-3, 0.1)),
@@ -306,6 +383,9 @@ HEALTHY = {
         columns={"a_loss": 1.0 - 0.0005 * _T, "b_loss": _OF_TWO["b_loss"]}
     ),
     "a rare class that is found": history(known=_RARE_CLASS, accuracy=(0.95, 0.95)),
+    "gradients that are added up and do no harm": history(known=premises(piles=True)),
+    "a generator whose examples become more different": _making(np.linspace(0.01, 0.25, 800)),
+    "a generator of somewhat similar examples": _making(np.full(800, 0.4)),
     "two optimizers in balance": _turning(0.7 + 0.001 * _T, 1.2 + 0 * _T),
     "an actor whose critic learns, both with losses above 0": _turning(
         0.02 + 0.02 * _T, 0.6 * np.exp(-_T / 40)
@@ -510,3 +590,43 @@ def test_detectors_need_neither_tensorflow_nor_mlflow() -> None:
     code = "import sys\n" + "".join(f"import mlflow_tfmon.detectors.{name}\n" for name in names)
     code += "assert not {'tensorflow', 'mlflow', 'keras', 'pandas'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_data_with_many_gaps_are_to_be_filled_in_and_others_left_out() -> None:
+    def advice(every: int) -> str:
+        x = np.random.default_rng(0).normal(size=(1000, 8))
+        x[::every, 2] = np.nan
+        (problem,) = (
+            one for one in judge(history(known=premises(inputs=Sample.of(x)))) if one.kind == "nan_or_inf"
+        )
+        return problem.advice
+
+    assert "drop or fill those rows" in advice(500) and "drop" not in advice(20)
+    line = re.search(r"x = numpy.where.*axis=0\)\)", advice(20))
+    assert line is not None
+    names = {"numpy": np, "x": np.array([[1.0, np.nan], [np.inf, 2.0], [3.0, 4.0]])}
+    exec(line[0], names)
+    np.testing.assert_array_equal(names["x"], [[1.0, 3.0], [2.0, 2.0], [3.0, 4.0]])
+
+
+def test_of_deep_sigmoids_with_small_steps_the_activation_is_to_change() -> None:
+    squashed = premises(
+        layers=(
+            *(Layer(f"s{at}", "Dense", "sigmoid", 16, f"s{at}.kernel", 8, 16, 0.0, 0.3) for at in range(3)),
+            *premises().layers,
+        )
+    )
+    slow = history(CHANCE - 0.0002 * _T, update=1e-6, known=squashed)
+    assert {one.kind: one.advice for one in judge(slow)}["learning_rate_too_low"].startswith(
+        "Use ReLU, GELU or SELU"
+    )
+
+
+def test_a_rate_is_lowered_by_what_was_measured_rather_than_by_what_is_usual() -> None:
+    """Embeddings, of which a step changes few rows, may well learn with a rate of 50."""
+    known = premises(optimizer="SGD")
+    measured = history(
+        CHANCE * 1.2, update=0.5, columns={"learning_rate": np.full(STEPS, 500.0)}, known=known
+    )
+    (problem,) = (one for one in judge(measured) if one.kind == "learning_rate_too_high")
+    assert "from 500 to 3, with which a step changes the weights by about 0.3%" in problem.advice

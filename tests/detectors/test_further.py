@@ -195,3 +195,29 @@ def test_what_took_most_of_the_training_stands_until_much_is_learned(stuck: int,
             assert "vanishing_gradient" in [one.kind for one in standing.problems]
     stands = "vanishing_gradient" in [one.kind for one in standing.problems]
     assert stands == (stuck == 300 and end == 0.8)
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_a_loop_that_logs_no_training_loss_is_judged_by_its_steps(rises: bool) -> None:
+    gatherer, each = Gatherer(), 20
+    gatherer.opened([(name, 100, True) for name in KERNELS])
+    number = np.arange(1, 401)
+    loss = 0.05 + 1.4 * np.exp(-number / 60)
+    for epoch in range(20):
+        rows = slice(epoch * each, (epoch + 1) * each)
+        values = np.column_stack([number[rows], loss[rows], np.full(each, 0.1)])
+        gatherer.steps(("step", "loss", "grad_norm"), values, np.full((each, 3), 0.1))
+        held_out = 0.8 + 0.05 * epoch if rises and epoch > 4 else 1.2 - 0.05 * epoch
+        gatherer.epoch(epoch, int(number[rows][-1]), {"val_loss": held_out})
+    found = judge(gatherer.history(ended=True))
+    assert [one.kind for one in found] == (["overfitting"] if rises else [])
+
+
+def test_what_is_told_of_a_loop_later_only_adds_to_what_is_known() -> None:
+    gatherer = Gatherer()
+    gatherer.know(premises(loss="", targets=None))
+    gatherer.steps(("step", "loss"), np.column_stack([np.arange(1, 51), np.full(50, 1.0)]), None)
+    gatherer.know(premises(weighted=True, more=True))
+    found = gatherer.history()
+    assert len(found.steps) == 50 and found.premises_step == 0
+    assert found.premises is not None and found.premises.weighted and not found.premises.trained_before

@@ -114,7 +114,9 @@ def test_most_advice_can_be_followed() -> None:
         "stagnant_weights",
         "retracing",
         "input_bound",
+        "accumulation_not_zeroed",
         "generator_collapse",
+        "loss_unbounded",
         "overfitting",
     }
     for kind, some in BAD.items():

@@ -106,30 +106,117 @@ def test_accumulated_gradients_that_are_never_set_back_to_zero(zeroed: bool, sto
     x, y = load_digits(return_X_y=True)
     images, labels = (x[:1280] / 16).astype("float32"), y[:1280]
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(10)])
-    optimizer, criterion = keras.optimizers.SGD(0.05), trainings.loss()
+    optimizer, criterion = keras.optimizers.SGD(0.2), trainings.loss()
     sums = [tf.Variable(tf.zeros_like(v)) for v in model.trainable_variables]
 
     @tf.function
-    def accumulate(x: tf.Tensor, y: tf.Tensor) -> None:
+    def accumulate(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss = criterion(y, model(x, training=True))
         for s, g in zip(sums, tape.gradient(loss, model.trainable_variables), strict=True):
             s.assign_add(g / 4)
+        return loss
 
     @tf.function
     def update() -> None:
         optimizer.apply_gradients(zip([s.value() for s in sums], model.trainable_variables, strict=True))
 
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(1280, seed=1).batch(16).repeat(6)
+    losses = []
     with mlflow.start_run():
         for number, (a, b) in enumerate(batches, 1):
-            accumulate(a, b)
+            losses.append(float(accumulate(a, b)))
             if number % 4 == 0:
                 update()
                 for s in sums if zeroed else ():
                     s.assign(tf.zeros_like(s))
     mlflow_tfmon.autolog(disable=True)
-    found = mlflow_tfmon.load_run(trainings.last_run()).problems
-    assert [one.kind for one in found if not one.consequence_of] == (
+    run = mlflow_tfmon.load_run(trainings.last_run())
+    assert [one.kind for one in run.problems if not one.consequence_of] == (
         [] if zeroed else ["accumulation_not_zeroed"]
     )
+    # Either way the loss of a step is that of its own four batches.
+    expected = np.mean(np.reshape(losses, (-1, 4)), axis=1)
+    np.testing.assert_allclose(run.steps["loss"], expected, rtol=1e-5)
+
+
+def train(
+    model: keras.Model, loss_of: Loss, y: np.ndarray, *, epochs: int = 20, eager: bool = False, sign: float = 1.0,
+    targets: Callable[[np.ndarray, int], np.ndarray] = lambda y, step: y, rate: float = 3e-3,
+) -> None:  # fmt: skip
+    """A loop over batches of a dataset (or over arrays, if targets change with the steps)."""
+    optimizer = keras.optimizers.Adam(rate)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+            loss = loss if sign == 1.0 else sign * loss
+        pairs = zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
+
+    make, number = step if eager else tf.function(step), 0
+    for _ in range(epochs):
+        for a, b in tf.data.Dataset.from_tensor_slices((X, y)).batch(32):
+            make(a, tf.constant(targets(b.numpy(), number)))
+            number += 1
+
+
+def classifier(end: str | None = None, cut: bool = False) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6,))
+    h = keras.layers.Dense(16, "relu", name="body")(inputs)
+    h = keras.layers.Lambda(tf.stop_gradient)(h) if cut else h
+    return keras.Model(inputs, keras.layers.Dense(3, end)(h))
+
+
+LABELS = np.digitize(Y, [-1.0, 1.0])
+OTHERS = RANDOM.permutation(LABELS)
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+PROBLEMS: dict[str, tuple[Callable[[], None], str]] = {
+    "logits for probabilities": (lambda: train(classifier(), SPARSE(), LABELS), "loss_output_mismatch"),
+    "the same, eagerly": (lambda: train(classifier(), SPARSE(), LABELS, epochs=5, eager=True), "loss_output_mismatch"),
+    "a minus sign": (lambda: train(classifier(), SPARSE(from_logits=True), LABELS, sign=-1.0), "loss_unbounded"),
+    "a minus sign by hand": (lambda: train(net(), with_one_shape, Y, sign=-1.0), "loss_unbounded"),
+    "nothing reaches the body": (
+        lambda: train(classifier(cut=True), SPARSE(from_logits=True), OTHERS), "stagnant_weights"
+    ),
+    "labels of others": (lambda: train(classifier(), SPARSE(from_logits=True), OTHERS, epochs=8), "underfitting"),
+    "a mean, eagerly": (lambda: train(net(), squared, Y, eager=True, rate=0.01), "underfitting"),
+    "targets in thousands": (lambda: train(net(), with_one_shape, 500 * Y + 4000), "unscaled_targets"),
+}  # fmt: skip
+WELL: dict[str, Callable[[], None]] = {
+    "a classifier": lambda: train(classifier(), SPARSE(from_logits=True), LABELS),
+    "a classifier by its probabilities": lambda: train(classifier("softmax"), SPARSE(), LABELS),
+    "a regression": lambda: train(net(), with_one_shape, Y, rate=0.01, epochs=30),
+    # as in Q-learning: what is to be predicted is the model's own, and becomes more
+    "targets that grow": lambda: train(
+        net(), with_one_shape, Y, targets=lambda y, step: (np.float32(0.01 * step) * y).astype("float32")
+    ),
+    "a score that is made large": lambda: train(
+        net(), lambda y, p: -tf.reduce_mean(tf.tanh(p[:, 0]) * y), Y, rate=0.01
+    ),
+}  # fmt: skip
+
+
+def diagnosed(train: Callable[[], None], store: str) -> list[str]:
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False, report=False)
+    with mlflow.start_run():
+        train()
+    mlflow_tfmon.autolog(disable=True)
+    run = mlflow_tfmon.load_run(trainings.last_run())
+    assert {one.kind for one in diagnose(run)} == {one.kind for one in run.problems}
+    return [one.kind for one in run.problems]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_cause_of_a_loop_that_fails_is_named_first(name: str, store: str, home: Path) -> None:
+    make, kind = PROBLEMS[name]
+    assert diagnosed(make, store)[:1] == [kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WELL)
+def test_of_a_loop_that_goes_well_nothing_is_said(name: str, store: str, home: Path) -> None:
+    assert diagnosed(WELL[name], store) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from mlflow_tfmon.probes import batches, compiled, losses, optimizer, tape
+from mlflow_tfmon.probes import batches, compiled, losses, objective, optimizer, tape
 from mlflow_tfmon.probes.hooks import Hook
 from mlflow_tfmon.probes.step import OnRing
 
@@ -49,6 +49,11 @@ def hooks(on_ring: OnRing) -> list[Hook]:
             "keras.src.backend.tensorflow.trainer.TensorFlowTrainer.make_train_function",
             "a model that was fitted before is not recorded",
             compiled.watch_making,
+        ),
+        Hook(
+            "keras.src.losses.loss.Loss.__call__",
+            "some problems of loops may not be found",
+            objective.watch_call,
         ),
         Hook("keras.src.losses.loss.reduce_weighted_values", _NO_LOSSES, batches.watch_losses),
         Hook(f"{_TRAINER}._compute_loss", _NO_PARTS, losses.watch_total),

@@ -1,0 +1,205 @@
+"""Facts about a custom loop: its loss, read off the graph of its step, and samples of the batches that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, UNKNOWN, Layer, Premises
+from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.facts.premises import class_of, goal_of, number_of
+from mlflow_tfmon.probes import batches, ledger, objective
+from mlflow_tfmon.probes.objective import Kind, Objective
+from mlflow_tfmon.stream.ring import Ring
+
+_ENOUGH = 2048  # examples of a sample
+_MOST_BYTES = 8 * 2**20  # of the inputs in a sample
+_FEWEST = 64  # examples from which on something is told of a sample
+_PER_CLASS = 10  # examples a class of which the frequencies are told
+_PILED = 5  # steps whose gradient was that of the step before and more, until it is taken for a habit
+_DRIFT = 1.4  # ratio of standard deviations from which on targets are others, as a model's own become
+_SHIFT = 0.5  # of a standard deviation, by which their mean has moved then
+_COMPARED = 256  # numbers from which on two samples of targets are compared
+
+
+class LoopFacts:
+    """Gathers what is known of a loop, while it trains.
+
+    Args:
+        ring: of its steps.
+        known: what is known of its model.
+        rings: gives all that the loop writes to: a discriminator's step gets the data that a generator imitates.
+    """
+
+    def __init__(self, ring: Ring, known: Premises, rings: Callable[[], Sequence[Ring]]) -> None:
+        self._ring, self._rings = ring, rings
+        self._objective = objective.of(ring.weights)
+        self._found = self._static(known)
+        self._told = False
+        self._rows: dict[str, list[np.ndarray]] = {"inputs": [], "targets": [], "real": []}
+        self._examples, self._next = 0, 1  # how many were gathered, and from how many on it is told again
+        self._seen = 0  # steps whose batches were looked at
+        self._steps = 0  # at which the targets are looked at next
+        self._drifts = False
+
+    def look(self) -> Premises | None:
+        """What is known, if something is new since the last call; to be called now and then, on any thread."""
+        news, self._told = not self._told, True
+        if not self._found.piles and ledger.piled(self._ring) >= _PILED:
+            self._found, news = dataclasses.replace(self._found, piles=True), True
+        if self._objective is not None and not self._drifts and self._gather():
+            self._found, news = self._sampled(), True
+        return dataclasses.replace(self._found, more=True) if news else None
+
+    # -- what the graph tells --------------------------------------------------------------------------------------
+    def _static(self, known: Premises) -> Premises:
+        optimizer = self._ring.optimizer()
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        clips = any(getattr(inner, name, None) for name in ("clipnorm", "clipvalue", "global_clipnorm"))
+        rate = number_of(getattr(optimizer, "learning_rate", None))
+        found = dataclasses.replace(known, optimizer=class_of(inner), learning_rate=rate, clips=clips)
+        one = self._objective
+        if one is None:
+            return dataclasses.replace(found, graph=known.graph and bool(known.layers))
+        name, from_logits, plain = one.loss, one.from_logits, one.factor > 0
+        if one.of_keras is not None:
+            goal = goal_of(SimpleNamespace(loss=one.of_keras))
+            name, from_logits, plain = goal.name, goal.from_logits, plain and goal.plain and not goal.ignores
+        if one.numbered and name == "categorical_crossentropy":
+            name = "sparse_categorical_crossentropy"  # which is the same of numbers of classes
+        self._loss = name
+        return dataclasses.replace(
+            found,
+            # Targets that a step computes itself may be a model's own predictions: then a loss may well rise.
+            loss=name if name in CROSS_ENTROPIES else "",
+            from_logits=from_logits, weighted=not plain, layers=_layers(known, one),
+            graph=known.graph and bool(known.layers), normalizes=known.normalizes or one.scales,
+            broadcast=one.broadcast, factor=one.factor if plain else 1.0,
+            divergence=one.divergence, maximized=one.maximized and bool(name), unreached=one.unreached,
+        )  # fmt: skip
+
+    # -- what the batches tell -------------------------------------------------------------------------------------
+    def _gather(self) -> bool:
+        """Takes more examples; whether there is something to tell of them."""
+        full = self._examples >= _ENOUGH
+        if full and self._ring.seen < self._steps:
+            return False
+        new: dict[str, list[np.ndarray]] = {"inputs": [], "targets": [], "real": []}
+        since, self._seen = self._ring.seen - self._seen, self._ring.seen
+        made = self._objective is not None and self._objective.made is not None
+        for ring in self._rings() if made else (self._ring,):
+            for element in batches.recent(ring, since):
+                for name, tensor in self._parts(element).items():
+                    new[name].append(tensor.numpy())
+        count = sum(len(one) for one in new["targets"] or new["inputs"] or new["real"])
+        if full:
+            self._steps = 2 * self._ring.seen
+            self._drifts = self._differ(new["targets"])
+            return self._drifts
+        self._rows["targets"] += new["targets"]
+        for name in ("inputs", "real"):
+            for array in new[name]:
+                if sum(one.nbytes for one in self._rows[name]) < _MOST_BYTES:
+                    self._rows[name].append(array)
+        self._examples += count
+        if self._examples < max(_FEWEST, self._next):
+            return False
+        self._next, self._steps = 2 * self._examples, 2 * self._ring.seen
+        self._drifts = self._differ(self._rows["targets"][len(self._rows["targets"]) // 2 :])
+        return True
+
+    def _parts(self, element: Any) -> dict[str, Any]:
+        """Inputs and targets in what a loop took, or was called with."""
+        assert self._objective is not None
+        leaves = [one for one in tf.nest.flatten(element) if isinstance(one, tf.Tensor) and one.shape.rank]
+        one = self._objective
+        found: dict[str, Any] = {}
+        inputs, targets = _like(leaves, one.inputs), _like(leaves, one.targets)
+        if one.made is not None:  # of a generator, which is given none of the data that it imitates
+            real = _like(leaves, one.made)
+            return {"real": real[0]} if len(real) == 1 else {}
+        if inputs:
+            found["inputs"] = inputs[0]
+        if targets and (one.inputs != one.targets or len(targets) > 1):
+            found["targets"] = targets[1 if one.inputs == one.targets else 0]
+        elif targets:  # an autoencoder's
+            found["targets"] = targets[0]
+        elif (
+            one.targets is None
+            and isinstance(element, tuple)
+            and len(element) > 1
+            and tf.is_tensor(element[1])
+        ):
+            found["targets"] = element[1]
+        return found
+
+    def _differ(self, late: Sequence[np.ndarray]) -> bool:
+        """Whether targets are not distributed any more as those before: then they may be a model's own."""
+        early = self._rows["targets"][: max(1, len(self._rows["targets"]) // 2)]
+        if not early or not late or late[-1].dtype.kind != "f":
+            return False
+        before, after = (
+            np.concatenate([one.ravel() for one in some]).astype(float) for some in (early, late)
+        )
+        if min(len(before), len(after)) < _COMPARED:
+            return False
+        least, most = sorted((before.std(), after.std()))
+        return bool(most > _DRIFT * least or abs(before.mean() - after.mean()) > _SHIFT * least)
+
+    def _sampled(self) -> Premises:
+        if self._drifts or self._objective is None:
+            loss = self._found.loss if self._found.loss in CROSS_ENTROPIES else ""
+            return dataclasses.replace(self._found, loss=loss, targets=None, fed=None, weighted=True)
+        real = self._rows["real"]
+        if real:
+            spread = float(np.concatenate(real).astype(float).std(axis=0).mean())
+            return dataclasses.replace(self._found, spread=spread)
+        x, y = (_sample(self._rows[name], name == "targets") for name in ("inputs", "targets"))
+        found = dataclasses.replace(self._found, inputs=x if self._objective.inputs is not None else None)
+        if y is None:
+            return found
+        known = self._objective.targets is not None or (self._loss in CROSS_ENTROPIES and self._are_labels(y))
+        if not known or not self._loss:
+            return dataclasses.replace(found, fed=y) if not self._loss else found
+        few = self._loss in CROSS_ENTROPIES and y.count < _PER_CLASS * self._objective.units
+        return dataclasses.replace(found, loss=self._loss, targets=None if few else y)
+
+    def _are_labels(self, y: Sample) -> bool:
+        """Whether what comes second in the batches fits the outputs, where it is not known to be the targets."""
+        assert self._objective is not None
+        units = self._objective.units
+        indicators, numbers = y.one_hot and y.columns == units, y.columns == 1 and y.most < max(2, units)
+        return y.whole and y.least >= 0 and (indicators or numbers)
+
+
+def _layers(known: Premises, one: Objective) -> tuple[Layer, ...]:
+    """The layers of the model if it is known, with what its predictions come out of in the loop; else the last one."""
+    activation = one.activation or UNKNOWN
+    if known.layers:
+        return tuple(
+            dataclasses.replace(layer, activation=activation) if layer.is_output else layer
+            for layer in known.layers
+        )
+    if not one.units:
+        return ()
+    name = one.kernel.rpartition(".")[0] or "the last layer"
+    return (Layer(name, "", activation, one.units, one.kernel, is_output=True),)
+
+
+def _like(leaves: Sequence[Any], kind: Kind | None) -> list[Any]:
+    if kind is None:
+        return []
+    shape = tf.TensorShape(kind.shape)
+    return [one for one in leaves if one.dtype == kind.dtype and one.shape[1:].is_compatible_with(shape)]
+
+
+def _sample(arrays: Sequence[np.ndarray], targets: bool) -> Sample | None:
+    if not arrays or len({one.shape[1:] for one in arrays}) > 1:
+        return None
+    # Where among the data an example is that is not finite, its place in the sample does not tell.
+    return dataclasses.replace(Sample.of(np.concatenate(arrays), targets), nonfinite_at=-1)

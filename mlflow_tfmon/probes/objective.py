@@ -1,0 +1,466 @@
+"""The objective of a step: what its loss compares with what, as far as the graph of the step tells.
+
+A custom loop tells nobody what its loss is. But it is made of ops: from what the tape differentiates back to a
+cross-entropy or a squared difference, and to the predictions and targets that go into it. Keras's losses are noted as
+they are called. All of it is looked at while the step is traced, or once of eager code: no step costs anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from mlflow_tfmon.errors import contained
+from mlflow_tfmon.probes import graph, replicas
+from mlflow_tfmon.probes.broadcast import broadcast
+from mlflow_tfmon.probes.origin import constant, op_of, outermost, outward
+
+# The same numbers, arranged anew or some of them.
+_SAME = frozenset(
+    {
+        "Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "StridedSlice", "CheckNumerics", "StopGradient",
+        "Snapshot", "Transpose", "IdentityN", "EnsureShape", "Pad",
+    }
+)  # fmt: skip
+_WEIGHTS = frozenset({"MatMul", "BatchMatMulV2", "Conv2D", "Einsum", "BiasAdd", "AddV2", "Add"})
+_GIVEN = frozenset({"Placeholder", "IteratorGetNext", "OptionalGetValue"})  # what a step is given
+_ACTIVATIONS = {
+    "Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu", "Softplus": "softplus",
+    "Exp": "exponential", "Relu6": "relu6", "Elu": "elu", "Softsign": "softsign",
+}  # fmt: skip
+_KERNELS = frozenset({"MatMul", "BatchMatMulV2", "Conv2D", "Conv3D", "Einsum"})
+_SQUARES = frozenset({"Square", "Mul", "Pow"})
+_MOST_OPS = 2000  # of a step are looked at
+_SQUARED, _ABSOLUTE = "mean_squared_error", "mean_absolute_error"
+_SPARSE, _ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
+_BINARY = "binary_crossentropy"
+
+
+class Kind(NamedTuple):
+    """Dtype and shape of the examples of a tensor that a step is given, by which it is found in a batch."""
+
+    dtype: tf.DType
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step makes small.
+
+    Attributes:
+        loss: Keras's name of it, in snake case; "" if unknown.
+        of_keras: the loss object of Keras, where it is one.
+        from_logits: whether it takes logits.
+        factor: how many times the mean over the examples it is, if it is that and no more, but for the divergence of a
+            variational autoencoder; else NaN.
+        divergence: whether that is a part of it.
+        maximized: whether all of it has a minus sign.
+        broadcast: two shapes that it broadcasts to each other, or "".
+        activation: that the predictions come out of; "" if unknown.
+        units: the size of their last axis; 0 if unknown.
+        kernel: the variable of the last layer, if nothing but an activation comes after it; "" if unknown.
+        targets: kind of the tensor with the targets, where they are as the step is given them.
+        numbered: whether these are numbers of classes, of which the step makes indicators.
+        inputs: the same of the inputs, where there is one tensor with them.
+        scales: whether inputs go through something before the first kernel.
+        unreached: kernels for which the tape gave no gradient.
+        made: kind of what a generator makes, where its loss is what another network says of that.
+    """
+
+    loss: str = ""
+    of_keras: Any = None
+    from_logits: bool = False
+    factor: float = math.nan
+    divergence: bool = False
+    maximized: bool = False
+    broadcast: str = ""
+    activation: str = ""
+    units: int = 0
+    kernel: str = ""
+    targets: Kind | None = None
+    numbered: bool = False
+    inputs: Kind | None = None
+    scales: bool = True
+    unreached: tuple[str, ...] = ()
+    made: Kind | None = None
+
+
+class _Core(NamedTuple):
+    """A distance of predictions from targets, whose mean is the loss or a part of it."""
+
+    loss: str
+    targets: Any
+    predictions: Any
+    of_keras: Any = None
+    from_logits: bool = False
+    weighted: bool = False
+
+
+class _Called(NamedTuple):
+    """A call of a loss of Keras: what it gave, and what it was given."""
+
+    result: Any
+    of_keras: Any
+    targets: Any
+    predictions: Any
+    weighted: bool
+
+
+class _Last(threading.local):
+    call: _Called | None = None
+
+
+_eager = _Last()
+_known: dict[int, tuple[Callable[[], Any], Objective]] = {}  # by the ids of variables
+
+
+def watch_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `Loss.__call__` of Keras."""
+
+    def __call__(self: Any, y_true: Any, y_pred: Any, sample_weight: Any = None, **how: Any) -> Any:
+        result = original(self, y_true, y_pred, sample_weight, **how)
+        with contained("noting a loss", "some problems may not be found"):
+            if tf.is_tensor(result) and tf.is_tensor(y_pred):
+                function = graph.tracing()
+                if function is not None:
+                    call = _Called(result, self, y_true, y_pred, sample_weight is not None)
+                    graph.notes(function).setdefault("called", {})[id(result)] = call
+                elif tf.executing_eagerly():  # until a tape is asked
+                    _eager.call = _Called(result, self, None, y_pred, sample_weight is not None)
+        return result
+
+    return __call__
+
+
+def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
+    """Notes the objective of a step as a tape is asked for its gradients; of eager code, that of the first step.
+
+    Args:
+        losses: what is differentiated.
+        asked: the variables that gradients are asked of, each with its gradient, or None.
+
+    Returns:
+        What the variables make for another network to judge, which is to be measured; None if they do not.
+    """
+    function = graph.tracing()
+    call, _eager.call = _eager.call, None
+    first = next((graph.raw(v) for v, g in asked if g is not None), None)
+    if first is None or (function is None and _objective(first) is not None):
+        return None
+    given = [graph.raw(v) for v, g in asked if g is not None]
+    unreached = tuple(graph.name(v) for v, g in asked if g is None and len(v.shape) > 1)
+    found = _of_graph(function, losses, given) if function is not None else _of_eager(losses, call)
+    alone = function is None or found.get("targets") is not None or replicas.count() > 1
+    made = None if alone else made_of(losses, asked)
+    kind = None if made is None else Kind(made.dtype, tuple(made.shape[1:]))
+    one = Objective(**{**found, "unreached": unreached, "made": kind})
+    for variable in given:
+        gone = functools.partial(_known.pop, id(variable))  # called with the reference, the default
+        _known[id(variable)] = weakref.ref(variable, gone), one
+    return made
+
+
+def of(variables: Sequence[tf.Variable]) -> Objective | None:
+    """The objective by which variables are trained; None if none was noted."""
+    return next((one for one in map(_objective, variables) if one is not None), None)
+
+
+def made_of(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
+    """What the variables that are trained make for others to judge (a generator's examples); None if they do not.
+
+    The tensor that depends on them and on no other weights, and goes into what depends on others.
+    """
+    own = {id(graph.raw(v).handle) for v, _ in asked if hasattr(graph.raw(v), "handle")}
+    reads: dict[int, tuple[bool, bool]] = {}  # by the ids of tensors: their own weights, others
+    found: list[Any] = []
+    kept: list[Any] = []  # so that ids stay those of their tensors
+    pending = [outward(one) for one in losses]
+    while pending and len(reads) < _MOST_OPS:
+        at = pending[-1]
+        op = op_of(at)
+        if id(at) in reads or op is None:
+            reads.setdefault(id(at), (False, False))
+            pending.pop()
+            continue
+        kept.append(at)
+        if op.type == "ReadVariableOp":
+            mine = id(outermost(op.inputs[0])) in own
+            reads[id(at)] = mine, not mine and at.dtype.is_floating
+            continue
+        inputs = [outward(one) for one in op.inputs if one.dtype not in (tf.resource, tf.variant)]
+        unknown = [one for one in inputs if id(one) not in reads and op_of(one) is not None]
+        if unknown and op.type not in _GIVEN:
+            pending += unknown
+            continue
+        each = [reads.get(id(one), (False, False)) for one in inputs]
+        reads[id(at)] = any(mine for mine, _ in each), any(others for _, others in each)
+        if reads[id(at)] == (True, True):
+            found += [one for one, read in zip(inputs, each, strict=True) if read == (True, False)]
+    examples = [one for one in found if one.shape.rank and one.shape.rank > 1 and one.dtype.is_floating]
+    return examples[0] if len({id(one) for one in examples}) == 1 else None
+
+
+def spread(made: tf.Tensor) -> tf.Tensor:
+    """The standard deviation of each number of the examples over the batch, in the mean."""
+    return tf.reduce_mean(tf.math.reduce_std(tf.cast(made, tf.float32), axis=0))
+
+
+def _objective(variable: Any) -> Objective | None:
+    known = _known.get(id(variable))
+    return known[1] if known is not None and known[0]() is variable else None
+
+
+def _of_eager(losses: Sequence[Any], call: _Called | None) -> dict[str, Any]:
+    if call is None or len(losses) != 1 or call.result is not losses[0]:
+        return {}
+    return {
+        "of_keras": call.of_keras,
+        "factor": math.nan if call.weighted else 1.0,
+        "activation": _by_values(call.predictions),
+        "units": _units(call.predictions),
+    }
+
+
+def _units(predictions: Any) -> int:
+    """The size of the last axis of a batch's predictions; 1 if each is one number."""
+    rank = predictions.shape.rank
+    return int(predictions.shape[-1] or 0) if rank and rank > 1 else 1
+
+
+def _by_values(predictions: Any) -> str:
+    """What predictions can't but have come out of: "linear" for some outside of 0 to 1, else unknown."""
+    outside = tf.reduce_any((predictions < 0) | (predictions > 1))
+    return "linear" if bool(outside) else ""
+
+
+def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variable]) -> dict[str, Any]:
+    called: dict[int, _Called] = {}
+    for outer in graph.enclosing(function):
+        called |= graph.notes(outer).get("called", {})
+    shapes = broadcast(losses)
+    terms = [one for loss in losses for one in _terms(loss, 1.0, called)]
+    known = [(factor, core) for factor, core in terms if isinstance(core, _Core)]
+    if len(known) != 1:
+        return {"broadcast": shapes}
+    factor, core = known[0]
+    others = sorted(str(one) for _, one in terms if not isinstance(one, _Core))
+    # 1 + log(variance) - mean^2 - variance, of which the 1 is left out.
+    divergence = len(others) == 3 and "Exp" in others and bool(_SQUARES & set(others))
+    whole = (not others or divergence) and not core.weighted
+    predictions = core.predictions
+    activation, at = _activation(predictions)
+    inputs = list(_inputs(at))
+    return {
+        "loss": core.loss,
+        "of_keras": core.of_keras,
+        "from_logits": core.from_logits,
+        "factor": factor if whole else math.nan,
+        "divergence": divergence,
+        "maximized": not others and factor < 0,
+        "broadcast": shapes,
+        "activation": activation,
+        "units": _units(predictions),
+        "kernel": _kernel(at, weights),
+        "targets": _given(core.targets),
+        "numbered": _is_numbered(core.targets),
+        "inputs": inputs[0][0] if len(inputs) == 1 else None,
+        "scales": any(scaled for _, scaled in inputs),
+    }
+
+
+def _terms(
+    tensor: Any, factor: float, called: Mapping[int, _Called], depth: int = 0
+) -> Iterator[tuple[float, _Core | str]]:
+    """The terms that a loss is the sum of, each with its factor (NaN if unknown): distances, or the type of an op."""
+    tensor = outward(tensor)
+    call = called.get(id(tensor))
+    if call is not None:
+        yield factor, _Core("", call.targets, call.predictions, call.of_keras, False, call.weighted)
+        return
+    op = op_of(tensor)
+    core = None if op is None or depth > 40 else _core(op)
+    if op is not None and core is not None:
+        if op.type == "Mul" and core.loss == _ONE_HOT:  # which is summed over the classes
+            factor = -factor / (core.predictions.shape[-1] or math.nan)
+        yield factor, core
+        return
+    inputs = [] if op is None else list(op.inputs)
+    within: list[tuple[float, Any]] = []
+    if op is None or depth > 40:
+        pass
+    elif op.type in _SAME or op.type == "Mean":
+        within = [(factor, inputs[0])]
+    elif op.type == "Sum":
+        within = [(factor * _summed(op), inputs[0])]
+    elif op.type == "Neg":
+        within = [(-factor, inputs[0])]
+    elif op.type in ("Add", "AddV2", "AddN"):
+        within = [(factor, one) for one in inputs if constant(one) is None]
+    elif op.type == "Sub":
+        within = [
+            (sign * factor, one) for sign, one in zip((1, -1), inputs, strict=True) if constant(one) is None
+        ]
+    elif op.type == "Mul" and any(constant(one) is not None for one in inputs):
+        number, other = inputs if constant(inputs[0]) is not None else inputs[::-1]
+        within = [(factor * (constant(number) or 0.0), other)]
+    elif op.type in ("RealDiv", "DivNoNan"):
+        divisor = constant(inputs[1])
+        within = [(factor / divisor if divisor else math.copysign(math.nan, factor), inputs[0])]
+    if not within:
+        yield factor, "" if op is None else str(op.type)
+    for share, one in within:
+        yield from _terms(one, share, called, depth + 1)
+
+
+def _summed(op: Any) -> float:
+    """How many numbers are added up to one."""
+    shape, axes = op.inputs[0].shape, tf.get_static_value(op.inputs[1])
+    if shape.rank is None or axes is None:
+        return math.nan
+    sizes = [shape[int(axis)] for axis in axes.reshape(-1)]
+    return math.nan if None in sizes else float(math.prod(sizes))
+
+
+def _core(op: Any) -> _Core | None:
+    """The distance that an op computes of each example, or of each of its numbers."""
+    inputs = list(op.inputs)
+    if op.type == "SparseSoftmaxCrossEntropyWithLogits":
+        return _softmax(inputs[0], inputs[1], _SPARSE)
+    if op.type == "SoftmaxCrossEntropyWithLogits":
+        return _softmax(inputs[0], inputs[1], _ONE_HOT)
+    if op.type in ("AddV2", "Add") and op.name.split("/")[-1].startswith("logistic_loss"):
+        # tf.nn.sigmoid_cross_entropy_with_logits: relu(x) - x * z + log(1 + exp(-abs(x))) (TF 2.16 to 2.21)
+        below = [op_of(one) for one in getattr(op_of(inputs[0]), "inputs", ())]
+        product = next((one for one in below if one is not None and one.type == "Mul"), None)
+        return None if product is None else _Core(_BINARY, product.inputs[1], product.inputs[0], None, True)
+    if op.type == "Mul":
+        for one, other in (inputs, inputs[::-1]):
+            log = op_of(_same(other))
+            if log is not None and log.type in ("Log", "LogSoftmax") and _given(one) is not None:
+                logits = log.type == "LogSoftmax"
+                p = log.inputs[0] if logits else _bounded(log.inputs[0])
+                of_classes = (p.shape.rank or 0) > 1 and (p.shape[-1] or 0) > 1
+                over_others = getattr(op_of(p), "type", "") == "Transpose"  # a softmax over another axis
+                return _Core(_ONE_HOT, one, p, None, logits) if of_classes and not over_others else None
+    pair = _difference(op)
+    if pair is not None:
+        for y, p in (pair, pair[::-1]):
+            if _given(y) is not None and _given(p) is None:
+                return _Core(_ABSOLUTE if op.type == "Abs" else _SQUARED, y, p)
+    return None
+
+
+def _softmax(logits: Any, labels: Any, loss: str) -> _Core:
+    """A cross-entropy of logits, or of the logarithms of probabilities, as Keras computes that of probabilities."""
+    log = op_of(_same(logits))
+    if log is not None and log.type == "Log":
+        return _Core(loss, labels, _bounded(log.inputs[0]))
+    return _Core(loss, labels, logits, None, True)
+
+
+def _difference(op: Any) -> tuple[Any, Any] | None:
+    """The two that an op gives the squared, or absolute, difference of."""
+    if op.type == "SquaredDifference":
+        return op.inputs[0], op.inputs[1]
+    squares = op.type == "Mul" and outward(op.inputs[0]) is outward(op.inputs[1])
+    squares |= op.type == "Pow" and constant(op.inputs[1]) == 2.0
+    if op.type not in ("Square", "Abs") and not squares:
+        return None
+    inner = op_of(_same(op.inputs[0]))
+    return (inner.inputs[0], inner.inputs[1]) if inner is not None and inner.type == "Sub" else None
+
+
+def _bounded(tensor: Any) -> Any:
+    """What was kept away from 0 (and 1), or made to add up to 1, before its logarithm was taken."""
+    while (op := op_of(outward(tensor))) is not None:
+        keeps = op.type in ("ClipByValue", "Minimum", "Maximum") or (
+            op.type in ("AddV2", "Add") and constant(op.inputs[1]) is not None
+        )
+        shares = op.type == "RealDiv" and (below := op_of(op.inputs[1])) is not None and below.type == "Sum"
+        if not keeps and not shares:
+            break
+        tensor = op.inputs[0]
+    return tensor
+
+
+def _same(tensor: Any) -> Any:
+    """The tensor that has a tensor's numbers, before they were arranged anew."""
+    tensor = outward(tensor)
+    while (op := op_of(tensor)) is not None and op.type in _SAME and op.inputs:
+        tensor = outward(op.inputs[getattr(tensor, "value_index", 0) if op.type == "IdentityN" else 0])
+    return tensor
+
+
+def _given(tensor: Any) -> Kind | None:
+    """The kind of what a step is given, if a tensor is that, arranged anew or as indicators of classes."""
+    if not tf.is_tensor(tensor):
+        return None
+    tensor = _same(tensor)
+    op = op_of(tensor)
+    if op is not None and op.type == "OneHot":
+        tensor = _same(op.inputs[0])
+        op = op_of(tensor)
+    if op is None or op.type not in _GIVEN or not tensor.shape.rank:
+        return None
+    return Kind(tensor.dtype, tuple(tensor.shape[1:]))
+
+
+def _is_numbered(tensor: Any) -> bool:
+    op = op_of(_same(tensor)) if tf.is_tensor(tensor) else None
+    return op is not None and op.type == "OneHot"
+
+
+def _activation(predictions: Any) -> tuple[str, Any]:
+    """What predictions come out of, and the tensor that went into it."""
+    at = _same(predictions)
+    op = op_of(at)
+    if op is None:
+        return "", at
+    if op.type in _ACTIVATIONS:
+        return _ACTIVATIONS[op.type], op.inputs[0]
+    return ("linear" if op.type in _WEIGHTS else ""), at
+
+
+def _kernel(tensor: Any, weights: Sequence[tf.Variable]) -> str:
+    """The variable by which a tensor was made, if only a bias was added since."""
+    for _ in range(4):
+        op = op_of(_same(tensor))
+        if op is None or op.type not in _WEIGHTS:
+            return ""
+        if op.type in _KERNELS:
+            return next((graph.name(v) for one in op.inputs for v in weights if _is_read(one, v)), "")
+        tensor = op.inputs[0]
+    return ""
+
+
+def _is_read(tensor: Any, variable: tf.Variable) -> bool:
+    op = op_of(_same(tensor))
+    return op is not None and op.type == "ReadVariableOp" and outermost(op.inputs[0]) is variable.handle
+
+
+def _inputs(tensor: Any) -> Iterator[tuple[Kind, bool]]:
+    """The kinds of what is given to a step and goes into a tensor, and whether it comes to a kernel changed."""
+    pending: list[tuple[Any, bool]] = [(tensor, True)]
+    seen, found = set[int](), dict[Kind, bool]()
+    while pending and len(seen) < _MOST_OPS:
+        at, scaled = pending.pop()
+        at = outward(at)
+        op = op_of(at)
+        if op is not None and op.type in _GIVEN:
+            if at.dtype not in (tf.resource, tf.variant) and at.shape.rank:
+                kind = Kind(at.dtype, tuple(at.shape[1:]))
+                found[kind] = found.get(kind, False) or scaled
+            continue
+        if op is None or id(at) in seen:
+            continue
+        seen.add(id(at))
+        passes = op.type in _SAME
+        pending += [(one, scaled if passes else op.type not in _KERNELS) for one in op.inputs]
+    yield from found.items()
