@@ -96,6 +96,11 @@ def premises_of(
     )
 
 
+def loss_name(model: Any) -> str:
+    """The name of the loss that a model is compiled with, in snake case; "" for one of the user's own, or several."""
+    return _goal(model).name
+
+
 def _goal(model: Any) -> _Goal:
     loss = getattr(model, "loss", None)
     if isinstance(loss, (list, tuple)) and len(loss) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -13,9 +14,10 @@ import mlflow
 import numpy as np
 import pytest
 
+from mlflow_tfmon.facts.examples import picture
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare
-from mlflow_tfmon.stream.records import Facts
+from mlflow_tfmon.stream.records import Facts, Text
 from tests.report import recordings
 from tests.servers import Server
 
@@ -330,6 +332,53 @@ def test_contents_lead_to_each_section(opened: tuple[Any, str], width: int) -> N
     box = page.locator("h2", has_text="Layers").bounding_box()
     assert 0 <= box["y"] < 200
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_slider_shows_what_was_predicted_after_each_epoch(
+    browser: Any, store: str, home: Path, tmp_path: Path, width: int
+) -> None:
+    from mlflow_tfmon.report.making import make
+
+    random = np.random.default_rng(0)
+    pixels = random.uniform(size=(5, 3, 12, 12))  # of epoch and example
+    texts = [["0 (40%)", "1 (90%)", "<i>7 (70%)"], ["3 (60%)"] * 3, ["0 (99%)", "1 (51%)", "2 (80%)"]]
+    fixed = Text("tfmon/predictions/examples-0123456789abcdef.json", json.dumps(
+        [{"input": picture(random.uniform(size=(12, 12))), "target": str(at)} for at in range(3)]))  # fmt: skip
+    told = [
+        Text(f"tfmon/predictions/epoch-{epoch:05d}.json", json.dumps({
+            "epoch": epoch, "step": 80 * (epoch + 1), "examples": "0123456789abcdef",
+            "cells": [{"prediction": text, "drawn": picture(pixels[epoch, at])} for at, text in enumerate(texts[epoch])],
+            "right": [text.startswith(str(at)) for at, text in enumerate(texts[epoch])],
+        }))
+        for epoch in range(3)
+    ]  # fmt: skip
+    run_id = recordings.delivered(store, home, *recordings.training(400), fixed, *told)
+    path = tmp_path / "report.html"
+    path.write_text(make(run_id), "utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    part = page.locator("[data-slides]")
+    for epoch in (2, 0, 1, 2):
+        part.locator("input").fill(str(epoch))
+        cells = part.locator("td[data-name=prediction]").all_text_contents()
+        assert [one.strip() for one in cells] == texts[epoch]
+        right = [text.startswith(str(at)) for at, text in enumerate(texts[epoch])]
+        classes = part.locator("tbody tr").evaluate_all("(rows) => rows.map((one) => one.className)")
+        assert classes == ["right" if one else "wrong" for one in right]
+        after = f"after epoch {epoch + 1} (step {80 * (epoch + 1)}): {sum(right)} of 3 right"
+        assert part.locator("output").text_content() == after
+        drawn = part.locator("td[data-name=drawn] img").evaluate_all("(all) => all.map((one) => one.src)")
+        assert drawn == [picture(one) for one in pixels[epoch]]
+        part.locator("td[data-name=drawn] img").first.evaluate("(one) => one.decode()")
+    wide = part.locator("img").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().width)")
+    assert min(wide) >= 96 and page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not said
+    page.close()
 
 
 @pytest.mark.thorough
