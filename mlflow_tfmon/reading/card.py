@@ -19,6 +19,7 @@ def card(
     facts: Sequence[str] = (),
     curves: Mapping[str, np.ndarray] | None = None,
     tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = (),
+    links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """A card as HTML; all text in it is shown as it is.
 
@@ -28,6 +29,7 @@ def card(
         facts: short lines.
         curves: values by name, each drawn.
         tables: heads and rows.
+        links: words and where they lead.
 
     Example:
         >>> "<b>" in card("a run", "<b>")
@@ -45,6 +47,11 @@ def card(
     for head, rows in tables:
         lines = [_row("th", head), *(_row("td", row) for row in rows)]
         parts.append(f'<div style="overflow-x:auto"><table>{"".join(lines)}</table></div>')
+    led = [
+        f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(words)}</a>'
+        for words, address in links
+    ]
+    parts += [f"<div>{' · '.join(led)}</div>"] if led else []
     return f'<div style="{_CARD}">{"".join(parts)}</div>'
 
 

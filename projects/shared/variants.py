@@ -45,6 +45,7 @@ def train_variants(
             keras.utils.clear_session()  # layers and optimizers begin to be counted anew: the same names in each run
             keras.utils.set_random_seed(seed)
             name = variant if seeds == 1 else f"{variant}, seed {seed}"
+            print(f"training {len(rows) + 1} of {len(variants) * seeds}: {name}", flush=True)
             with mlflow.start_run(run_name=name, nested=True) as run:
                 mlflow.log_params({"variant": variant, "seed": seed})
                 numbers = train(variant)

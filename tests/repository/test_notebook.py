@@ -68,7 +68,7 @@ def test_the_bar_of_a_loop_is_one_output_that_is_replaced(tmp_path, store, home)
         one.text for one in cell.outputs if one.output_type == "stream" and one.name == "stdout"
     )
     assert printed == "epoch 0 is over\nepoch 1 is over\nepoch 2 is over\n"
-    (bar,) = (one for one in cell.outputs if one.output_type == "display_data")
+    bar, card = (one for one in cell.outputs if one.output_type == "display_data")
     assert bar.data.keys() == {"text/plain"}
     assert re.fullmatch(
         r"step 60  loss [\d.e-]+  lr 0.01  grad norm [\d.e-]+  [\d,]+ examples/s .*",
@@ -79,4 +79,8 @@ def test_the_bar_of_a_loop_is_one_output_that_is_replaced(tmp_path, store, home)
     assert len(set(steps)) >= 3 and steps == sorted(steps) and steps[-1] == 60
     assert len({one["content"]["transient"]["display_id"] for one in drawn}) == 1
     said = "".join(one.text for one in cell.outputs if one.output_type == "stream" and one.name == "stderr")
-    assert "examples/s" not in said and "recorded  60 steps" in said
+    assert "examples/s" not in said and "recorded" not in said  # the summary is said once: by a card
+    assert "recorded  60 steps" in card.data["text/plain"]
+    shown = card.data["text/html"]
+    assert "recorded 60 steps" in shown and "mlflow ui --backend-store-uri" in shown
+    assert shown.count("<polyline") == 2 and "loss of the step: " in shown and "<script" not in shown
