@@ -97,9 +97,8 @@ def main() -> None:
                 results = {"loss": mean, "val_loss": val_loss, "val_accuracy": val_accuracy}
                 monitor.log_epoch(epoch, {**results, "train_examples_per_second": rate})
                 history.append(results)
-                print(
-                    f"epoch {epoch + 1} of {args.epochs}: val_accuracy {val_accuracy:.3f}, {rate:,.0f} examples per second"
-                )
+                done = f"epoch {epoch + 1} of {args.epochs}"
+                print(f"{done}: val_accuracy {val_accuracy:.3f}, {rate:,.0f} examples per second")
 
         figure, (losses, accuracies) = panels(2)
         for name in ("loss", "val_loss"):

@@ -250,11 +250,8 @@ class _Tools:
         kept = of_step(found, step)
         (shown,) = examples([kept])
         names = ("value", "its own", "batch's median")
-        return {
-            **_told(kept),
-            "example": shown.title,
-            "values": [dict(zip(names, row, strict=False)) for row in shown.rows],
-        }
+        values = [dict(zip(names, row, strict=False)) for row in shown.rows]
+        return {**_told(kept), "example": shown.title, "values": values}
 
     def _client(self) -> Any:
         import mlflow

@@ -18,7 +18,6 @@ from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.sources import parse, variable
 
-
 _WRITTEN = {"Mapping": "JSON", "int": "INTEGER", "float": "NUMBER"}  # what a value of a type is called
 
 
@@ -41,7 +40,7 @@ def _options() -> list[click.Option]:
 
 
 def _meanings() -> dict[str, str]:
-    """What each setting means, as the docstring of `autolog` says it; its module is not imported, since Keras would be."""
+    """What each setting means, as the docstring of `autolog` says it, whose module would import Keras."""
     source = Path(inspect.getfile(Settings)).with_name("integration.py").read_text("utf-8")
     functions = [one for one in ast.parse(source).body if isinstance(one, ast.FunctionDef)]
     text = next(ast.get_docstring(one) or "" for one in functions if one.name == "autolog")

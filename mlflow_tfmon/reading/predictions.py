@@ -41,7 +41,7 @@ class Predicted:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A dictionary for each example."""
-        for at, (cells, right) in enumerate(zip(self.cells, self.right, strict=True)):
+        for at, (cells, right) in enumerate(zip(self.cells, self.right, strict=False)):
             fixed = self.examples[at] if at < len(self.examples) else {}
             yield {
                 "epoch": self.epoch, "step": self.step, "example": at, **fixed, **cells, "right": right
@@ -89,10 +89,9 @@ def load_predictions(client: Any, run_id: str, most: int | None = None) -> list[
             file, content = read(path)
             with files.named(file):
                 cells = [_cells(one) for one in content["cells"]]
-                right = [None if one is None else bool(one) for one in content["right"]]
-                predicted.append(Predicted(
-                    epoch, int(content["step"]), prefix, fixed(str(content["examples"]), prefix), cells, right[: len(cells)]
-                ))  # fmt: skip
+                right = [None if one is None else bool(one) for one in content["right"]][: len(cells)]
+                examples = fixed(str(content["examples"]), prefix)
+                predicted.append(Predicted(epoch, int(content["step"]), prefix, examples, cells, right))
     return predicted
 
 

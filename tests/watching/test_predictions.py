@@ -36,8 +36,8 @@ def reader() -> keras.Model:
     keras.utils.set_random_seed(1)
     layers = keras.layers
     model = keras.Sequential(
-        [keras.Input((9, 8, 1)), layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization(), layers.Dropout(0.3),
-         layers.Flatten(), layers.Dense(trainings.CLASSES)]
+        [keras.Input((9, 8, 1)), layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization(),
+         layers.Dropout(0.3), layers.Flatten(), layers.Dense(trainings.CLASSES)]
     )  # fmt: skip
     model.compile(keras.optimizers.SGD(0.1), trainings.loss(), metrics=["accuracy"])
     return model
