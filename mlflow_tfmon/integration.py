@@ -204,7 +204,8 @@ def autolog(
         predictions: of how many of the first validation examples the report shows what the model predicts at each
             epoch's end (at most 32); or the examples themselves, as (inputs, targets); or a function of the model that
             returns what is to be shown: text, a picture (an array or a matplotlib figure), a number, a dictionary of
-            these by name, or a list of such. They are kept in the run (`tfmon/predictions`).
+            these by name (`right`, true or false, marks it), or a list of such. They are kept in the run, in
+            `tfmon/predictions`.
         detectors: detectors to turn off, and thresholds, by kind of problem:
             `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return

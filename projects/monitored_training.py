@@ -76,7 +76,12 @@ def main() -> None:
 
     with parent_run("monitored_training") as run:
         with mlflow_tfmon.Monitor(
-            model, epoch_metrics=validate, monitor="val_loss", mode="min", deep_every=20
+            model,
+            epoch_metrics=validate,
+            monitor="val_loss",
+            mode="min",
+            deep_every=20,
+            predictions=(digits.x_val[:12], digits.y_val[:12]),
         ) as monitor:
             for epoch in range(args.epochs):
                 for x, y in training:

@@ -62,31 +62,31 @@ def load_predictions(client: Any, run_id: str, most: int | None = None) -> list[
     parent = PREDICTIONS.rpartition("/")[0]
     if not any(item.path == PREDICTIONS for item in client.list_artifacts(run_id, parent)):
         return []
-    paths = [item.path for item in client.list_artifacts(run_id, PREDICTIONS)]
-    named = [(_EPOCH.fullmatch(path.rpartition("/")[2]), path) for path in paths]
-    found = sorted((int(name[2]), name[1], path) for name, path in named if name)
+    names = [item.path.rpartition("/")[2] for item in client.list_artifacts(run_id, PREDICTIONS)]
+    epochs = [found for name in names if (found := _EPOCH.fullmatch(name))]
+    found = sorted((int(one[2]), one[1], one[0]) for one in epochs)
     if most is not None and len(found) > most:
         found = [found[at] for at in np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))]
     known: dict[str, Sequence[Cells]] = {"": ()}
     with temporary.Folder() as folder:
 
-        def read(path: str) -> tuple[Path, Any]:
-            file = Path(client.download_artifacts(run_id, path, folder))
+        def read(name: str) -> tuple[Path, Any]:
+            file = Path(client.download_artifacts(run_id, f"{PREDICTIONS}/{name}", folder))
             return file, files.read_json(file)
 
         def fixed(digest: str, prefix: str) -> Sequence[Cells]:
-            path = f"{PREDICTIONS}/{prefix}examples-{digest}.json"
+            name = f"{prefix}examples-{digest}.json"
             if digest not in known:
                 known[digest] = ()
-                if _DIGEST.fullmatch(digest) and path in paths:
-                    file, content = read(path)
+                if _DIGEST.fullmatch(digest) and name in names:
+                    file, content = read(name)
                     with files.named(file):
                         known[digest] = [_cells(one) for one in content]
             return known[digest]
 
         predicted = []
-        for epoch, prefix, path in found:
-            file, content = read(path)
+        for epoch, prefix, name in found:
+            file, content = read(name)
             with files.named(file):
                 cells = [_cells(one) for one in content["cells"]]
                 right = [None if one is None else bool(one) for one in content["right"]][: len(cells)]

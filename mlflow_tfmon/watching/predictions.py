@@ -132,7 +132,7 @@ class Predictions:
             named = [
                 one if isinstance(one, Mapping) else {"prediction": one} for one in rows[:MOST_PREDICTIONS]
             ]
-            return [({str(name): _cell(value) for name, value in one.items()}, None) for one in named]
+            return [_row(one) for one in named]
         except Exception as error:  # the user's, not ours: never raised, not even in tests
             say_once(
                 f"predictions {self._wanted!r}",
@@ -140,6 +140,12 @@ class Predictions:
                 f"{' '.join(str(error).split())[:300]}); fix it: the report lacks what it shows; training continues.",
             )
             return []
+
+
+def _row(found: Mapping[Any, Any]) -> tuple[Cells, bool | None]:
+    """What a function shows of one example; `right`, if it is told, marks it as right or wrong."""
+    cells = {str(name): _cell(value) for name, value in found.items() if name != "right"}
+    return cells, bool(found["right"]) if "right" in found else None
 
 
 def _arrays(values: Any) -> Any:

@@ -110,7 +110,10 @@ def test_in_a_loop_of_given_examples_and_by_a_function() -> None:
     assert last.input.iloc[0] == ", ".join(f"{value:.4g}" for value in UNSEEN[0].tolist())
 
     def shows(model: Any) -> Any:
-        return [{"source": "zwei", "translation": "two"}, {"source": "drei", "translation": "<b>three"}]
+        return [
+            {"source": "zwei", "translation": "two", "right": True},
+            {"source": "drei", "translation": "<b>three"},
+        ]
 
     with mlflow_tfmon.Monitor(model, predictions=shows, checkpoint=False) as monitor:
         monitor.log_epoch(0)
@@ -118,7 +121,7 @@ def test_in_a_loop_of_given_examples_and_by_a_function() -> None:
         for x, y in trainings.batches(X, Y, 1):
             step(x, y)
     table = mlflow_tfmon.load_run(run_id).predictions
-    assert list(table.translation) == ["two", "<b>three"] and set(table.right) == {None}
+    assert list(table.translation) == ["two", "<b>three"] and list(table.right) == [True, None]
     assert "&lt;b&gt;three" in make(run_id)
 
 
