@@ -115,7 +115,7 @@ class Settings:
             raise self._error("epoch_metrics", "must be a function of the model that returns numbers by name")
         wanted = self.predictions
         pair = isinstance(wanted, tuple) and len(wanted) == 2
-        if not (callable(wanted) or pair or (_is_whole(wanted, 0) and wanted <= MOST_PREDICTIONS)):
+        if not (callable(wanted) or pair or (_is_whole(wanted, 0) and wanted in range(MOST_PREDICTIONS + 1))):
             what = f"a number of validation examples (0 to {MOST_PREDICTIONS}), examples as (inputs, targets)"
             raise self._error("predictions", f"must be {what}, or a function of the model")
         url = self.alert_url

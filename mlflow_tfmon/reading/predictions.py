@@ -62,32 +62,30 @@ def load_predictions(client: Any, run_id: str, most: int | None = None) -> list[
     parent = PREDICTIONS.rpartition("/")[0]
     if not any(item.path == PREDICTIONS for item in client.list_artifacts(run_id, parent)):
         return []
-    names = [item.path.rpartition("/")[2] for item in client.list_artifacts(run_id, PREDICTIONS)]
-    epochs = [found for name in names if (found := _EPOCH.fullmatch(name))]
-    found = sorted((int(one[2]), one[1], one[0]) for one in epochs)
-    if most is not None and len(found) > most:
-        found = [found[at] for at in np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))]
     known: dict[str, Sequence[Cells]] = {"": ()}
-    with temporary.Folder() as folder:
-
-        def read(name: str) -> tuple[Path, Any]:
-            file = Path(client.download_artifacts(run_id, f"{PREDICTIONS}/{name}", folder))
-            return file, files.read_json(file)
+    with temporary.Folder() as place:
+        folder = Path(client.download_artifacts(run_id, PREDICTIONS, place))
+        named = [(_EPOCH.fullmatch(path.name), path) for path in folder.iterdir()]
+        epochs = sorted((int(name[2]), name[1], path) for name, path in named if name)
+        if most is not None and len(epochs) > most:
+            epochs = [
+                epochs[at] for at in np.unique(np.linspace(0, len(epochs) - 1, most).round().astype(int))
+            ]
 
         def fixed(digest: str, prefix: str) -> Sequence[Cells]:
-            name = f"{prefix}examples-{digest}.json"
+            path = folder / f"{prefix}examples-{digest}.json"
             if digest not in known:
                 known[digest] = ()
-                if _DIGEST.fullmatch(digest) and name in names:
-                    file, content = read(name)
-                    with files.named(file):
+                if _DIGEST.fullmatch(digest) and path.is_file():
+                    content = files.read_json(path)
+                    with files.named(path):
                         known[digest] = [_cells(one) for one in content]
             return known[digest]
 
         predicted = []
-        for epoch, prefix, name in found:
-            file, content = read(name)
-            with files.named(file):
+        for epoch, prefix, path in epochs:
+            content = files.read_json(path)
+            with files.named(path):
                 cells = [_cells(one) for one in content["cells"]]
                 right = [None if one is None else bool(one) for one in content["right"]][: len(cells)]
                 examples = fixed(str(content["examples"]), prefix)

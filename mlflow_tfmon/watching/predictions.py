@@ -105,10 +105,8 @@ class Predictions:
                 self._wanted if isinstance(self._wanted, tuple) else first_examples(arguments, self._wanted)
             )
             self._given = inputs, targets = _arrays(given[0]), _arrays(given[1])
-            columns = {**_cells("input", inputs), **_cells("target", targets)}
-            self._examples = [
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)
-            ]
+            fixed = {**_cells("input", inputs), **_cells("target", targets)}
+            self._examples = _rows(fixed)
         inputs, targets = self._given
         tensors = tf.nest.map_structure(tf.convert_to_tensor, inputs)
         layers = tuple(map(id, getattr(model, "layers", None) or ()))
@@ -117,12 +115,12 @@ class Predictions:
         outputs = self._forward[1](tensors)
         binary = loss_name(model).startswith("binary_")
         pairs = _paired(outputs, targets)
-        columns, right = {}, [None] * len(self._examples)
+        columns: dict[str, list[str]] = {}
+        right: list[bool | None] = [None] * len(self._examples)
         for name, output, target in pairs:
             columns[name], judged = _read(output, target, binary)
             right = judged if len(pairs) == 1 else right
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
-        return list(zip(rows, right, strict=False))
+        return list(zip(_rows(columns), right, strict=False))
 
     def _shown_by_user(self, model: Any) -> list[tuple[Cells, bool | None]]:
         try:
@@ -140,6 +138,11 @@ class Predictions:
                 f"{' '.join(str(error).split())[:300]}); fix it: the report lacks what it shows; training continues.",
             )
             return []
+
+
+def _rows(columns: Mapping[str, Sequence[str]]) -> list[Cells]:
+    """The cells of each example; columns may be of different lengths where the data are."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
 
 
 def _row(found: Mapping[Any, Any]) -> tuple[Cells, bool | None]:
@@ -204,12 +207,12 @@ def _read(output: np.ndarray, target: np.ndarray | None, binary: bool) -> tuple[
             shares = _shares(output)
             most = shares.argmax(axis=1)
             texts = [f"{at} ({shares[row, at]:.0%})" for row, at in enumerate(most)]
-            return texts, [bool(one) for one in most == classes]
+            return texts, (most == classes).tolist()
     if binary and output.size == len(output):
         chance = output.reshape(-1)
         if chance.min() < 0 or chance.max() > 1:
             chance = 1 / (1 + np.exp(-chance.astype(np.float64)))
-        right = unknown if flat is None else [bool(one) for one in (chance > 0.5) == (flat > 0.5)]
+        right = unknown if flat is None else ((chance > 0.5) == (flat > 0.5)).tolist()
         return [f"{one:.3g}" for one in chance], right
     if output.ndim == 4 and output.shape[3] > 4:  # a class for each pixel
         return [_cell(one / max(1, output.shape[3] - 1)) for one in output.argmax(axis=3)], unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import mlflow
@@ -39,7 +40,7 @@ def train_variants(
         ...     results = train_variants(train, ["none", "dropout"], seeds=3)
         ...     conclude(results)
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in variants:
         for seed in range(1, seeds + 1):
             keras.utils.clear_session()  # layers and optimizers begin to be counted anew: the same names in each run
