@@ -1,4 +1,4 @@
-"""What a run's model predicted for a few fixed examples at epochs' ends, as the run keeps it."""
+"""Predictions of a run: what its model gave for a few fixed examples at epochs' ends, as the run keeps it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model predicts for a few examples, epoch by epoch, as the page shows it."""
+"""Predictions on the page: what the model gives for a few examples, epoch by epoch."""
 
 from __future__ import annotations
 

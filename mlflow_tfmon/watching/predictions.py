@@ -1,4 +1,4 @@
-"""What a model predicts for a few fixed examples at epochs' ends, or what a function of the user's shows of it.
+"""Predictions of a model for a few fixed examples at epochs' ends, or whatever a function of the user's shows of it.
 
 The examples are a text artifact of the run, named after what is in it, and so is each epoch's.
 """
