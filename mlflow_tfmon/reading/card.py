@@ -25,7 +25,7 @@ def card(
 
     Args:
         title: of what it shows.
-        verdict: one sentence.
+        verdict: a line, or several.
         facts: short lines.
         curves: values by name, each drawn.
         tables: heads and rows.
@@ -35,7 +35,7 @@ def card(
         >>> "<b>" in card("a run", "<b>")
         True
     """
-    parts = [f"<b>{escape(title)}</b>", f"<div>{escape(verdict)}</div>"]
+    parts = [f"<b>{escape(title)}</b>", *(f"<div>{escape(line)}</div>" for line in verdict.splitlines())]
     parts += [f'<div style="opacity:.7">{escape(fact)}</div>' for fact in facts]
     drawn = [
         f'<span style="display:inline-block;margin:8px 24px 0 0">{_drawn(values)}<br>'
@@ -58,7 +58,7 @@ def card(
 def verdict_of(problems: Sequence[Problem], complete: bool) -> str:
     """What a card says of problems, the first of which is the cause of others."""
     if problems:
-        return "; ".join(f"{one.severity}: {one.line()}" for one in problems[:3])
+        return "\n".join(f"{one.severity}: {one.line()}" for one in problems[:3])
     return "No problem was found." if complete else "No problem was found so far."
 
 

@@ -318,6 +318,7 @@ class Pipeline:
                 0 if delivered else max(1, self._spool.last - found.delivered),
                 found.error,
                 self._spool.not_kept,
+                self.run.name,
                 self._curves(),
             )
             if summary != self._said and (summary.steps or summary.epochs or summary.waiting):

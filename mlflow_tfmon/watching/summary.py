@@ -33,6 +33,7 @@ class Summary:
         waiting: how many records wait for delivery.
         why: they wait, or None.
         not_kept: what was measured and not kept, and why, or "".
+        name: of the run.
         curves: losses and gradient norms by name, coarse.
     """
 
@@ -46,6 +47,7 @@ class Summary:
     waiting: int = 0
     why: str | None = None
     not_kept: str = ""
+    name: str | None = None
     curves: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def say(self) -> None:
@@ -89,7 +91,7 @@ class Summary:
         facts += [f"{name}: {text}" for name, text in self._not_there]
         links = [("the run", page), ("the charts of all runs", charts(self.tracking_uri, self.experiment_id))]
         return card(
-            f"run {self.run_id or '(not made yet)'}",
+            f"{self.name or 'run'} ({self.run_id or 'not made yet'})",
             verdict_of(self.problems, complete=True),
             facts,
             self.curves,
