@@ -40,4 +40,4 @@ def _undisplayed() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     from IPython.utils.capture import capture_output
 
-    return capture_output(stdout=False, stderr=False)  # type: ignore[no-any-return]
+    return capture_output(stdout=False, stderr=False)

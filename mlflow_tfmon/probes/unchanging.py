@@ -52,9 +52,9 @@ def unchanging(run: Callable[..., Any], inputs: Sequence[Any]) -> Callable[..., 
         if culprit:
             raise NotPossibleError(f"the model's call has an effect besides its output ({culprit})")
         # Called by itself, what `prune` gives tries another signature first, in vain: 0.5 ms a call (TF 2.21).
-        found: Callable[..., list[tf.Tensor]] = tf.function(lambda *tensors: pruned(*tensors)).get_concrete_function(
-            *specs
-        )
+        found: Callable[..., list[tf.Tensor]] = tf.function(
+            lambda *tensors: pruned(*tensors)
+        ).get_concrete_function(*specs)
     return found
 
 
