@@ -18,6 +18,7 @@ from mlflow_tfmon.facts.examples import picture
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.stream.records import Facts, Text
+from mlflow_tfmon.tracking.links import charts
 from tests.report import recordings
 from tests.servers import Server
 
@@ -404,4 +405,20 @@ def test_the_chart_view_opens_with_what_people_look_at_first(
         links.first.click()
     opened.value.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
     opened.value.close()
+    page.close()
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_the_chart_view_shows_the_curves_of_runs_below_others(
+    browser: Any, server: str, store: str, home: Path
+) -> None:
+    mlflow.set_tracking_uri(store)
+    parent = mlflow.MlflowClient().create_run("0", run_name="comparison").info.run_id
+    for seed, name in enumerate(("one", "other")):
+        recordings.delivered(store, home, *recordings.training(400, seed=seed), name=name, parent=parent)
+    page = browser.new_page(viewport={"width": 1600, "height": 1400})
+    page.goto(charts(server, "0"))
+    page.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
+    assert all(name in page.inner_text("body") for name in ("one (loss)", "other (loss)"))
     page.close()
