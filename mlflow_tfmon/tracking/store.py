@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_tfmon import locks
 from mlflow_tfmon.internals import internal
@@ -259,6 +258,8 @@ class RunStore:
 
     def show_charts(self) -> None:
         """Gives the run's experiment the chart view that is linked; one that is there stays as its users have it."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
         with store_errors():
             run = self._run()
             experiment = self.client.get_experiment(run.info.experiment_id)
