@@ -32,8 +32,8 @@ _SECTIONS: dict[str, list[tuple[str, ...]]] = {
     "Model metrics": [],
     "System metrics": [],
 }
-# In the order of time, MLflow's page (3.17) folds runs into those that they are below, and draws only these. Of the runs
-# of one user, this order is that of time too.
+# In the order of time, MLflow's page (3.17) folds runs into those that they are below, and draws only these. Of one
+# user's runs, this order is that of time too.
 _UNFOLDED = {
     "orderByKey": "tags.`mlflow.user`", "orderByAsc": False, "searchFilter": "", "startTime": "ALL",
     "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
