@@ -142,7 +142,7 @@ def _finding(problem: Any, keys: set[str]) -> Finding:
     panel = next((key for key in wanted if key in keys), "")
     return Finding(
         problem.kind, problem.severity, " · ".join(where), problem.evidence, problem.remedy(), panel,
-        (problem.first_step, last),
+        (problem.first_step, last), bool(getattr(problem, "consequence_of", "")),
     )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ class Finding:
         severity: "warning" or "critical".
         where: steps and variables.
         evidence: what was seen.
-        advice: what to do.
+        advice: what to do; of a consequence of another problem, that it is one.
+        follows: whether it is one.
         panel: key of the panel that shows it.
         steps: from which step to which.
     """
@@ -45,6 +46,7 @@ class Finding:
     advice: str
     panel: str
     steps: tuple[int, int]
+    follows: bool = False
 
 
 @dataclass(frozen=True)
