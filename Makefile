@@ -18,7 +18,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
 	@echo
-	@echo "Both runs are in mlflow.db. To see them:  make ui   then open http://127.0.0.1:5000/#/experiments/0/runs?workflowType=machine_learning"
+	@echo "Both runs are in mlflow.db. To see them:  make ui   then open http://127.0.0.1:5000/#/experiments/0/runs?viewStateShareKey=tfmon&compareRunsMode=CHART&workflowType=machine_learning"
 
 test: $(VENV)/test.stamp  ## Lint, types, and the tests of daily work.
 	$(VENV)/bin/ruff check .

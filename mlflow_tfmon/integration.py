@@ -138,6 +138,7 @@ def autolog(
     tensorboard: bool = False,
     sinks: str | None = None,
     keep_batches: bool = True,
+    predictions: int | tuple[Any, Any] | Callable[[Any], Any] = 0,
     detectors: Mapping[str, Any] | None = None,
     on_problem: str | Callable[[Problem], Any] = "warn",
     alert_url: str | None = None,
@@ -200,6 +201,11 @@ def autolog(
             sink of an installed package; separate several with commas.
         keep_batches: whether the batch of the first step that is not finite, and of the worst spikes of the loss, is
             kept in the run (`tfmon/evidence`): at most 8, of 8 MB each. They are training data: `False` keeps none.
+        predictions: of how many of the first validation examples the report shows what the model predicts at each
+            epoch's end (at most 32); or the examples themselves, as (inputs, targets); or a function of the model that
+            returns what is to be shown: text, a picture (an array or a matplotlib figure), a number, a dictionary of
+            these by name (`right`, true or false, marks it), or a list of such. They are kept in the run, in
+            `tfmon/predictions`.
         detectors: detectors to turn off, and thresholds, by kind of problem:
             `{"overfitting": False, "dead_relu": {"min_share": 0.9}}`. Default: all, with their own thresholds.
         on_problem: action on a problem: "warn" (report it), "stop" (end `fit` with its best weights), "rescue" (return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.detectors.problem import Problem
 
 
+MOST_PREDICTIONS = 32  # examples of which is shown what the model predicts
 # Parts of metric names for which higher, or lower, values are better.
 _MORE = ("acc", "auc", "precision", "recall", "f1", "iou", "r2")
 _LESS = ("loss", "err", "mae", "mse", "mape", "msle", "perplexity", "entropy", "nll")
@@ -61,6 +62,11 @@ class Settings:
     sinks: str | None = None
     silent: bool = False
     keep_batches: bool = True
+    predictions: int | tuple[Any, Any] | Callable[[Any], Any] = dataclasses.field(
+        default=0,
+        repr=False,
+        compare=False,  # it may be arrays
+    )
     detectors: Mapping[str, Any] | None = None
     on_problem: str | Callable[[Problem], Any] = "warn"
     alert_url: str | None = dataclasses.field(
@@ -107,6 +113,11 @@ class Settings:
             raise self._error("on_problem", 'must be "warn", "stop", "rescue" or a function of a Problem')
         if self.epoch_metrics is not None and not callable(self.epoch_metrics):
             raise self._error("epoch_metrics", "must be a function of the model that returns numbers by name")
+        wanted = self.predictions
+        pair = isinstance(wanted, tuple) and len(wanted) == 2
+        if not (callable(wanted) or pair or (_is_whole(wanted, 0) and wanted in range(MOST_PREDICTIONS + 1))):
+            what = f"a number of validation examples (0 to {MOST_PREDICTIONS}), examples as (inputs, targets)"
+            raise self._error("predictions", f"must be {what}, or a function of the model")
         url = self.alert_url
         if url is not None and not (isinstance(url, str) and url.startswith(("http://", "https://"))):
             raise self._error("alert_url", "must be an address that begins with http:// or https://")

@@ -6,9 +6,9 @@ PREFIX = "tfmon."
 # -- of a run: its delivery -------------------------------------------------------------------------------------------
 DELIVERY_TAG = "tfmon.delivery"  # "streaming", "complete" or "incomplete"
 RECORDING_TAG = "tfmon.recording"  # the recording for which delivery made the run
-REACHED_TAG = (
-    "tfmon.reached"  # how far the recordings have come, for the one that goes on (`stream.continuation.Past`)
-)
+# How far the recordings have come, for the one that goes on (`stream.continuation.Past`). MLflow's page does not show
+# people the tags of this prefix.
+REACHED_TAG = "mlflow.tfmon.reached"
 PROGRESS_TAG = "tfmon.progress"  # the same in words
 REFUSED_TAG = "tfmon.refused"  # what could not be delivered, and why
 LOST_TAGS = "tfmon.lost_"  # what was overwritten before it was read: "steps", "deep_steps", "histograms"

@@ -16,7 +16,6 @@ import tensorflow as tf
 import mlflow_tfmon
 from mlflow_tfmon import load_run
 from projects.shared.data import IMAGES, images
-from projects.shared.models import classifier
 from projects.shared.parameters import Parameters, count
 from projects.shared.pictures import draw_epochs, log, panels
 from projects.shared.variants import conclude, parent_run, train_variants
@@ -59,11 +58,26 @@ def schedules(steps: int) -> dict[str, keras.optimizers.schedules.LearningRateSc
     }
 
 
+def build(shape: tuple[int, ...]) -> keras.Model:
+    """Returns a small convolutional classifier of ten digits, which gives logits."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Conv2D(16, 3, activation="relu", name="conv1"),
+            keras.layers.Conv2D(32, 3, activation="relu", name="conv2"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu", name="hidden"),
+            keras.layers.Dense(10, name="logits"),
+        ],
+        name="digits",
+    )
+
+
 def compiled(
     schedule: keras.optimizers.schedules.LearningRateSchedule, shape: tuple[int, ...]
 ) -> keras.Model:
     """Returns the classifier, trained by SGD at the schedule's rates."""
-    model = classifier(shape)
+    model = build(shape)
     model.compile(
         keras.optimizers.SGD(schedule, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -24,8 +24,8 @@ def build(shape: tuple[int, ...]) -> keras.Model:
     return keras.Sequential([keras.Input(shape), keras.layers.Flatten(), *hidden, logits], name="digits")
 
 
-def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
-    """Logs the six panels as a picture; the report has them to zoom into."""
+def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
+    """Draws the six panels as a picture; the report has them to zoom into."""
     figure = Figure(figsize=(11, 6), dpi=80, layout="constrained")
     loss, accuracy, rate, norm, gap, stability = figure.subplots(2, 3).flat
     epochs[["loss", "val_loss"]].plot(ax=loss, title="loss", logy=True)
@@ -35,7 +35,7 @@ def draw(steps: pd.DataFrame, epochs: pd.DataFrame) -> None:
     (epochs.val_loss - epochs.loss).plot(ax=gap, title="overfitting gap")
     steps.loss.plot(ax=stability, alpha=0.3, title="stability", logy=True)
     steps.loss.ewm(halflife=len(steps) / 50).mean().plot(ax=stability)
-    log(figure, "monitored_training")
+    return figure
 
 
 def main() -> None:
@@ -76,7 +76,12 @@ def main() -> None:
 
     with parent_run("monitored_training") as run:
         with mlflow_tfmon.Monitor(
-            model, epoch_metrics=validate, monitor="val_loss", mode="min", deep_every=20
+            model,
+            epoch_metrics=validate,
+            monitor="val_loss",
+            mode="min",
+            deep_every=20,
+            predictions=(digits.x_val[:12], digits.y_val[:12]),
         ) as monitor:
             for epoch in range(args.epochs):
                 for x, y in training:
@@ -87,10 +92,10 @@ def main() -> None:
                 mean_loss.reset_state()
                 accuracy.reset_state()
         recorded = mlflow_tfmon.load_run(run.info.run_id)
-        draw(recorded.steps, recorded.epochs)
+        log(draw(recorded.steps, recorded.epochs), "monitored_training")
         best = recorded.epochs.val_loss.idxmin()
         mlflow.log_metric("final_gap", recorded.epochs.val_loss.iloc[-1] - recorded.epochs.loss.iloc[-1])
-        print(f"\nbest epoch {best}: validation loss {recorded.epochs.val_loss[best]:.3f}; last:")
+        print(f"\nbest epoch {best + 1}: validation loss {recorded.epochs.val_loss[best]:.3f}; last:")
         print(recorded.epochs.tail(1).to_string())
     for problem in mlflow_tfmon.load_run(run.info.run_id).problems:  # now that the run has ended
         print(f"{problem.kind}: {problem.evidence} {problem.advice}")

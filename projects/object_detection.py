@@ -171,7 +171,7 @@ def main() -> None:
         best = int(np.argmax(history["val_map"]))
         mlflow.log_metric("best_map50", history["val_map50"][best])
         average, at_half = history["val_map"][best], history["val_map50"][best]
-        print(f"best epoch {best}: mAP {average:.3f}, at an overlap of 0.5 {at_half:.3f}")
+        print(f"best epoch {best + 1}: mAP {average:.3f}, at an overlap of 0.5 {at_half:.3f}")
 
 
 if __name__ == "__main__":

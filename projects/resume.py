@@ -110,7 +110,7 @@ def main() -> None:
             raise SystemExit("error: the training that was to be killed failed; see above")
         found = mlflow.search_runs([ids[1]], f"tags.mlflow.parentRunId = '{ids[0]}'", output_format="list")
         runs = {run.info.run_name: run.info.run_id for run in found}
-        print(f"killed in epoch {half} (exit code {exit_code}); resuming")
+        print(f"killed in epoch {half + 1} (exit code {exit_code}); resuming")
         if in_a_process("", *ids, args.epochs, None, runs["killed and resumed"]):
             raise SystemExit("error: the resumed training failed; see above")
 

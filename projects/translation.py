@@ -4,6 +4,8 @@
 Keras has no BLEU: `epoch_metrics` measures it, and the best checkpoint is chosen by it.
 """
 
+from typing import Any
+
 import keras
 import mlflow
 import numpy as np
@@ -119,9 +121,18 @@ def main() -> None:
         exact = np.mean([one == other for one, other in zip(found, german[val], strict=True)])
         return {"val_bleu": sacrebleu.corpus_bleu(found, [german[val]]).score, "val_exact": float(exact)}
 
+    def some(model: keras.Model) -> list[dict[str, Any]]:
+        """What the report shows, with a slider over the epochs."""
+        found = target_words.decode(translate(model, source[val][:8]))
+        rows = zip(english[val], german[val], found, strict=False)
+        return [
+            {"english": one, "german": two, "translated": three, "right": two == three}
+            for one, two, three in rows
+        ]
+
     model = build(len(source_words.known), len(target_words.known))
     model.compile(keras.optimizers.Adam(2e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    mlflow_tfmon.autolog(epoch_metrics=bleu, monitor="val_bleu", mode="max")
+    mlflow_tfmon.autolog(epoch_metrics=bleu, monitor="val_bleu", mode="max", predictions=some)
     with parent_run("translation") as run:
         # What the decoder is given is its own answer, a word late; padding counts for nothing.
         history = model.fit(

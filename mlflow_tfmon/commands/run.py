@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import inspect
 import os
 import re
@@ -16,21 +18,42 @@ from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.settings import Settings
 from mlflow_tfmon.sources import parse, variable
 
+_WRITTEN = {"Mapping": "JSON", "int": "INTEGER", "float": "NUMBER"}  # what a value of a type is called
+
 
 def _options() -> list[click.Option]:
-    """Returns an option for each setting, with its description from the docstring."""
-    of = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", inspect.getdoc(Settings) or "", re.MULTILINE)
-    helps = {name: " ".join(text.split()) for name, text in of}
+    """Returns an option for each setting, with its meaning, type and default."""
+    helps = _meanings()
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     return [
         click.Option(
             [f"--{flag}/--no-{flag}" if kind == "bool" else f"--{flag}"],
             default=None,
-            help=helps.get(name, "")[:1].upper() + helps.get(name, "")[1:],
-            metavar="JSON" if "Mapping" in kind else None,
+            help=f"{helps[name][:1].upper()}{helps[name][1:]}{_default(defaults[name], flag)}",
+            metavar=next((written for part, written in _WRITTEN.items() if kind.startswith(part)), "TEXT")
+            if kind != "bool"
+            else None,
         )
         for name, kind in Settings.written().items()
         for flag in [name.replace("_", "-")]
     ]
+
+
+def _meanings() -> dict[str, str]:
+    """What each setting means, as the docstring of `autolog` says it, whose module would import Keras."""
+    source = Path(inspect.getfile(Settings)).with_name("integration.py").read_text("utf-8")
+    functions = [one for one in ast.parse(source).body if isinstance(one, ast.FunctionDef)]
+    text = next(ast.get_docstring(one) or "" for one in functions if one.name == "autolog")
+    found = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(meaning.replace("`", "").split()) for name, meaning in found}
+
+
+def _default(value: Any, flag: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        value = f"--{flag}" if value else f"--no-{flag}"
+    return f" [default: {value}]"
 
 
 def _as_flag(error: SettingError) -> str:

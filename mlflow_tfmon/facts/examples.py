@@ -5,6 +5,7 @@ Nothing in here knows TensorFlow or MLflow.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+PNG = "data:image/png;base64,"  # what the address of a picture begins with
 INPUTS, TARGETS, WEIGHTS = "inputs", "targets", "sample_weight"
 _PARTS = (INPUTS, TARGETS, WEIGHTS)
 _OUTLIER = 8.0  # times as far from the batch's median as the next example
@@ -20,6 +22,7 @@ T = TypeVar("T")
 _NUMBERS = 2**21  # of a batch, about, that are compared
 _FIRST = 3  # values of an example that are named
 _BLOCK = 64  # rows that are compared at a time
+_LEAST, _LARGEST = 8, 1024  # pixels of a picture's side
 _CANDIDATES, _COLUMNS = 64, 8  # columns that are looked at, and those by which rows are told apart at first
 
 
@@ -246,3 +249,40 @@ def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+def picture(example: np.ndarray, most: int = _LARGEST) -> str:
+    """An example as the `data:` address of a PNG; "" if it is no picture.
+
+    Bytes and shares from 0 to 1 are shown as they are, all else from its least value to its largest.
+
+    Args:
+        example: of the shape (height, width), with 1, 3 or 4 colours after it or none.
+        most: pixels of its longer side; one that is larger is made smaller.
+    """
+    shape, grey = example.shape, example.ndim == 2 or example.shape[2:] == (1,)
+    colours = example.ndim == 3 and shape[2] in (3, 4)
+    sides = min(shape[:2], default=0) >= _LEAST and max(shape[:2], default=0) <= _LARGEST
+    if not (grey or colours) or not sides or example.dtype.kind not in "biuf":
+        return ""
+    from PIL import Image  # of matplotlib, which MLflow needs
+
+    values = example.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    if example.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    elif low >= 0 and 0.25 < high <= 1:
+        low, high = 0.0, 1.0
+    scaled = np.nan_to_num((values - low) / (high - low or 1.0), nan=0.0, posinf=1.0, neginf=0.0)
+    pixels = (255 * scaled.clip(0, 1)).astype(np.uint8)
+    drawn = Image.fromarray(pixels.reshape(shape[:2]) if grey else pixels)
+    drawn.thumbnail((most, most))
+    file = io.BytesIO()
+    drawn.save(file, "PNG")
+    return png(file.getvalue())
+
+
+def png(content: bytes) -> str:
+    """The `data:` address of a PNG."""
+    return f"{PNG}{base64.b64encode(content).decode()}"

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon.probes.unchanging import effect
+
 # Kinds of steps after which an element still is the batch that `batch` made.
 _KEEPS_BATCHES = frozenset(
     ("Prefetch", "Cache", "Map", "ParallelMap", "Filter", "Shuffle", "Repeat", "Take", "TakeWhile", "Skip", "Shard",
@@ -19,6 +21,8 @@ _REPEATABLE = frozenset(
     ("TensorSlice", "Tensor", "Range", "Batch", "ParallelBatch", "Prefetch", "Take", "Skip", "Shard", "Options", "Zip",
      "Concatenate")
 )  # fmt: skip
+# The same where what they call has no effect, or where they keep what they have read in memory.
+_MAPS = frozenset(("Map", "ParallelMap"))
 # Kinds that give each element that they get, as it is.
 _GIVES_ALL = frozenset(
     ("TensorSlice", "Batch", "ParallelBatch", "Shuffle", "Prefetch", "Cache", "Repeat", "Options")
@@ -62,6 +66,22 @@ def batch_size(dataset: tf.data.Dataset) -> int | None:
 def is_repeatable(dataset: tf.data.Dataset) -> bool:
     """Whether a pipeline may be run without any effect on later runs of it."""
     return all(kind(step) in _REPEATABLE for step in steps(dataset))
+
+
+def is_readable(dataset: tf.data.Dataset) -> bool:
+    """Whether a pipeline's first elements may be read without any effect on later runs of it.
+
+    Unlike `is_repeatable` this takes pipelines that call the user's TensorFlow code, as long as it has no state and
+    draws no random number, and those that keep what they have read in memory.
+    """
+    return all(kind(step) in _REPEATABLE or _is_pure(step) for step in steps(dataset))
+
+
+def _is_pure(step: tf.data.Dataset) -> bool:
+    if kind(step) == "Cache":  # TF 2.16 to 2.21
+        return bool(tf.equal(getattr(step, "_filename", "a file"), ""))
+    function = getattr(getattr(step, "_map_func", None), "function", None)  # TF 2.16 to 2.21
+    return kind(step) in _MAPS and function is not None and not effect(function.graph, random=True)
 
 
 def tensors(dataset: tf.data.Dataset) -> list[Any]:

@@ -96,6 +96,11 @@ def premises_of(
     )
 
 
+def loss_name(model: Any) -> str:
+    """The name of the loss that a model is compiled with, in snake case; "" for one of the user's own, or several."""
+    return goal_of(model).name
+
+
 def goal_of(model: Any) -> _Goal:
     """What a compiled model, or anything with a `loss`, makes small."""
     loss = getattr(model, "loss", None)

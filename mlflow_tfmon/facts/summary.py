@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 from mlflow_tfmon.stream.records import Text
@@ -26,5 +28,16 @@ def model_summary(model: Any) -> Text:
         'model_summary.txt'
     """
     lines: list[str] = []
-    model.summary(print_fn=lambda line, *_, **__: lines.append(line))
+    with _undisplayed():
+        model.summary(print_fn=lambda line, *_, **__: lines.append(line))
     return Text("model_summary.txt", "\n".join(lines))
+
+
+def _undisplayed() -> contextlib.AbstractContextManager[Any]:
+    """Keeps an empty output out of a notebook's cell, which rich, by which Keras draws the table, would leave there."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return contextlib.nullcontext()
+    from IPython.utils.capture import capture_output
+
+    return capture_output(stdout=False, stderr=False)

@@ -1,24 +1,17 @@
-"""The outputs of a model's layers for a batch: traced once from the model's own call, without any change of state.
-
-Only what the figures are computed from is kept of the traced call, so no counter, no batch normalization's average and
-no random generator moves, whatever the model's `call` does. A model of which that can't be said is not looked at.
-"""
+"""The outputs of a model's layers for a batch: traced once from the model's own call, without any change of state."""
 
 from __future__ import annotations
 
 import functools
 import threading
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.internals import internal
 from mlflow_tfmon.probes import graph
-from mlflow_tfmon.probes.alone import alone
-from mlflow_tfmon.random_state import same_random_numbers
+from mlflow_tfmon.probes.unchanging import called, unchanging
 from mlflow_tfmon.stream.records import LayerActivations
 
 # Share of the elements where less than 5% of an activation's largest slope is left.
@@ -37,19 +30,6 @@ _OPS = {
 _SAME = frozenset(
     {"Identity", "Reshape", "Transpose", "ExpandDims", "Squeeze"}
 )  # the same values, arranged anew
-# Stateful by their definition, but they change nothing that a training could tell.
-_HARMLESS = frozenset(
-    {
-        "VarHandleOp", "ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VarIsInitializedOp", "Placeholder",
-        "PartitionedCall", "StatefulPartitionedCall", "If", "While", "Case", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3",
-        "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal", "Multinomial",
-        "HashTableV2", "MutableHashTableV2", "LookupTableFindV2", "LookupTableSizeV2", "Assert",
-    }
-)  # fmt: skip
-
-
-class NotPossibleError(Exception):
-    """The activations of a model can't be had; the message says why."""
 
 
 class ActivationProbe:
@@ -79,19 +59,11 @@ class ActivationProbe:
                 rows.append(_figures_of(name)(values))
             return tf.stack(rows) if rows else tf.zeros([0, 5])
 
-        specs = [tf.TensorSpec(t.shape, t.dtype) for t in leaves]
-        with same_random_numbers(), alone():
-            traced = tf.compat.v1.wrap_function(run, specs)
-            pruned = traced.prune(traced.inputs[: len(leaves)], traced.outputs[0])
-            culprit = _changes(pruned.graph)
-            if culprit:
-                raise NotPossibleError(f"the model's call has an effect besides its output ({culprit})")
-            # Called by itself, what `prune` gives tries another signature first, in vain: 0.5 ms a call (TF 2.21).
-            self._run = tf.function(lambda *tensors: pruned(*tensors)).get_concrete_function(*specs)
+        self._run = unchanging(run, leaves)
 
     def look(self, inputs: Any) -> tuple[LayerActivations, ...]:
         """The figures of each layer, in the order of the calls."""
-        found = self._run(*tf.nest.flatten(inputs)).numpy().astype(float)
+        found = self._run(*tf.nest.flatten(inputs))[0].numpy().astype(float)
         about = zip(_unique([name for name, *_ in self._about]), self._about, found.tolist(), strict=True)
         return tuple(
             LayerActivations(layer, activation, units, output, *figures)
@@ -124,15 +96,9 @@ def _calls_of(model: Any, inputs: Any) -> tuple[list[tuple[Any, tf.Tensor]], lis
 
     owner.__call__ = __call__
     try:
-        outputs = model(inputs, training=False)
-    except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise NotPossibleError(
-            f"the model can't be called with what its dataset gives first ({type(error).__name__}: {why})"
-        ) from error
+        outputs = called(model, inputs)
     finally:
         owner.__call__ = original
-        model._clear_losses()  # those that its layers added belong to this call
     return found, [t for t in tf.nest.flatten(outputs) if tf.is_tensor(t)]
 
 
@@ -209,20 +175,3 @@ def _unique(names: list[str]) -> list[str]:
         name if name not in names[:at] else f"{name}_{names[:at].count(name) + 1}"
         for at, name in enumerate(names)
     ]
-
-
-def _changes(pruned: Any) -> str:
-    """The first op of a function, or of those it calls, that may change some state, or ""."""
-    known_op = internal(
-        "tensorflow.python.framework.op_def_registry.get", None, "what layers give is not looked at"
-    )
-    if known_op is None:
-        return "which can't be told"
-    definition = pruned.as_graph_def()
-    called = attrgetter("library.function")(definition)
-    nodes = [*definition.node, *(node for function in called for node in function.node_def)]
-    for node in nodes:
-        known = known_op(node.op)
-        if known is not None and known.is_stateful and node.op not in _HARMLESS:
-            return str(node.op)
-    return ""

@@ -57,6 +57,11 @@ class Watch:
         """What is the matter now, by the prefix of a stream and the kind."""
         return self._standing.found
 
+    @property
+    def histories(self) -> dict[str, History]:
+        """The trainings as they were judged last, by the prefix of the stream."""
+        return self._standing.histories
+
     def go_on(self, replay: Replay, standing: Standing) -> None:
         """Goes on from what was recorded, and found, of the training before it was interrupted."""
         with self._judging, self._lock:

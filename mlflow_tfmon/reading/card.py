@@ -19,21 +19,23 @@ def card(
     facts: Sequence[str] = (),
     curves: Mapping[str, np.ndarray] | None = None,
     tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]] = (),
+    links: Sequence[tuple[str, str]] = (),
 ) -> str:
     """A card as HTML; all text in it is shown as it is.
 
     Args:
         title: of what it shows.
-        verdict: one sentence.
+        verdict: a line, or several.
         facts: short lines.
         curves: values by name, each drawn.
         tables: heads and rows.
+        links: words and where they lead.
 
     Example:
         >>> "<b>" in card("a run", "<b>")
         True
     """
-    parts = [f"<b>{escape(title)}</b>", f"<div>{escape(verdict)}</div>"]
+    parts = [f"<b>{escape(title)}</b>", *(f"<div>{escape(line)}</div>" for line in verdict.splitlines())]
     parts += [f'<div style="opacity:.7">{escape(fact)}</div>' for fact in facts]
     drawn = [
         f'<span style="display:inline-block;margin:8px 24px 0 0">{_drawn(values)}<br>'
@@ -45,13 +47,18 @@ def card(
     for head, rows in tables:
         lines = [_row("th", head), *(_row("td", row) for row in rows)]
         parts.append(f'<div style="overflow-x:auto"><table>{"".join(lines)}</table></div>')
+    led = [
+        f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(words)}</a>'
+        for words, address in links
+    ]
+    parts += [f"<div>{' · '.join(led)}</div>"] if led else []
     return f'<div style="{_CARD}">{"".join(parts)}</div>'
 
 
 def verdict_of(problems: Sequence[Problem], complete: bool) -> str:
     """What a card says of problems, the first of which is the cause of others."""
     if problems:
-        return "; ".join(f"{one.severity}: {one.line()}" for one in problems[:3])
+        return "\n".join(f"{one.severity}: {one.line()}" for one in problems[:3])
     return "No problem was found." if complete else "No problem was found so far."
 
 

@@ -19,6 +19,7 @@ from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
 from mlflow_tfmon.reading.batches import KeptBatch, load_batches
 from mlflow_tfmon.reading.card import card, verdict_of
+from mlflow_tfmon.reading.predictions import Predicted, load_predictions
 from mlflow_tfmon.tags import DELIVERY_TAG, SEAMS_TAG
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.findings import FILE as PROBLEMS
@@ -49,6 +50,7 @@ class RecordedRun:
         run_id: the run.
         complete: whether everything recorded has arrived in MLflow.
         seams: where one training of the run ends and the next begins, in the order of the steps.
+        predicted: gives the predictions of so many epochs (None: all), which `predictions` has as a table.
         ended: whether the run is complete and MLflow marks it as finished: neither running, failed nor killed.
     """
 
@@ -63,6 +65,7 @@ class RecordedRun:
         self.ended = ended
         self._folder = folder
         self._fetch_batches: Callable[[], list[KeptBatch]] = list
+        self.predicted: Callable[[int | None], list[Predicted]] = lambda most: []
         self._fetch_histograms = lambda: folder.parent / "histograms"  # large: downloaded only on request
 
     def __repr__(self) -> str:
@@ -202,6 +205,18 @@ class RecordedRun:
         return self._fetch_batches()
 
     @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row per epoch and example of the setting `predictions`: what the model predicted at the epoch's end.
+
+        Columns: epoch, step, example, what is shown of it ("input", "target", "prediction"; texts, pictures as the
+            `data:` address of a PNG), and right (whether the prediction is; None where that can't be told).
+        """
+        rows = [row for one in self.predicted(None) for row in one.rows()]
+        return pd.DataFrame(
+            rows, columns=None if rows else ["epoch", "step", "example", "prediction", "right"]
+        )
+
+    @cached_property
     def norm_histograms(self) -> pd.DataFrame:
         """The distribution of the norms of all variables: a row per deep step and kind of norm.
 
@@ -301,6 +316,7 @@ def read_run(client: MlflowClient, run_id: str) -> RecordedRun:
 
     recorded._fetch_histograms = histograms
     recorded._fetch_batches = lambda: load_batches(client, run_id)
+    recorded.predicted = lambda most: load_predictions(client, run_id, most)
     return recorded
 
 

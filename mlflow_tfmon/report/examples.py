@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
 from mlflow_tfmon.errors import contained
-from mlflow_tfmon.facts.examples import INPUTS
+from mlflow_tfmon.facts.examples import INPUTS, picture
 from mlflow_tfmon.reading.batches import KeptBatch
 from mlflow_tfmon.report.page import Example
 
 _MOST = 4  # batches that are shown: that of the first step that is not finite, and the highest spikes
 _ROWS = 20  # values of an example
-_LEAST, _LARGEST = 8, 1024  # pixels of a side
 
 
 def examples(batches: Sequence[KeptBatch]) -> list[Example]:
@@ -35,30 +32,11 @@ def _example(batch: KeptBatch) -> Example:
         return Example(step, batch.text)
     row = next((batch.kept.index(one) for one in batch.odd if one in batch.kept), 0)
     title = f"{step}: example {batch.kept[row]} of {batch.examples}"
-    if INPUTS in arrays and (picture := _picture(arrays[INPUTS][row])):
+    if INPUTS in arrays and (shown := picture(arrays[INPUTS][row])):
         rows = [line for name in arrays if name != INPUTS for line in _values(name, arrays[name], row)]
-        return Example(title, batch.text, picture, rows[:_ROWS])
+        return Example(title, batch.text, shown, rows[:_ROWS])
     lines = [line for name, array in arrays.items() for line in _values(name, array, row)]
     return Example(title, batch.text, "", lines[:_ROWS])
-
-
-def _picture(example: np.ndarray) -> str:
-    """An example as a PNG, from its least value to its largest; "" if it is no picture."""
-    shape, grey = example.shape, example.ndim == 2 or example.shape[2:] == (1,)
-    colours = example.ndim == 3 and shape[2] in (3, 4)
-    sides = min(shape[:2], default=0) >= _LEAST and max(shape[:2], default=0) <= _LARGEST
-    if not (grey or colours) or not sides or example.dtype.kind not in "biuf":
-        return ""
-    from PIL import Image  # of matplotlib, which MLflow needs
-
-    values = example.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    scaled = np.nan_to_num((values - low) / (high - low or 1.0), nan=0.0, posinf=1.0, neginf=0.0)
-    pixels = (255 * scaled.clip(0, 1)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels.reshape(shape[:2]) if grey else pixels).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _values(name: str, array: np.ndarray, row: int) -> list[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ from mlflow_tfmon.reading.recorded import RecordedRun, load_run, read_run
 from mlflow_tfmon.report.examples import examples
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
+from mlflow_tfmon.report.predictions import slides
 from mlflow_tfmon.report.training import training
 from mlflow_tfmon.tags import (
     ABSENT_TAG,
@@ -94,6 +95,7 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
         tables=_tables(run),
         code=_code(run),
         examples=examples(recorded.batches),
+        slides=slides(recorded.predicted),
     )
 
 
@@ -140,7 +142,7 @@ def _finding(problem: Any, keys: set[str]) -> Finding:
     panel = next((key for key in wanted if key in keys), "")
     return Finding(
         problem.kind, problem.severity, " · ".join(where), problem.evidence, problem.remedy(), panel,
-        (problem.first_step, last),
+        (problem.first_step, last), bool(getattr(problem, "consequence_of", "")),
     )  # fmt: skip
 
 

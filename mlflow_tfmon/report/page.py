@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mlflow_tfmon.facts.examples import PNG
 from mlflow_tfmon.report.panels import Panel, Section
 
 _HERE = Path(__file__).parent
@@ -32,7 +33,8 @@ class Finding:
         severity: "warning" or "critical".
         where: steps and variables.
         evidence: what was seen.
-        advice: what to do.
+        advice: what to do; of a consequence of another problem, that it is one.
+        follows: whether it is one.
         panel: key of the panel that shows it.
         steps: from which step to which.
     """
@@ -44,6 +46,7 @@ class Finding:
     advice: str
     panel: str
     steps: tuple[int, int]
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,31 @@ class Example:
     text: str
     picture: str = ""
     rows: Sequence[Sequence[str]] = ()
+
+
+@dataclass(frozen=True)
+class Slides:
+    """What the model gives for a few examples at the ends of epochs, of which the page shows one at a time.
+
+    Attributes:
+        title: of the part.
+        fixed: names of what an example has, such as "input" and "target".
+        changing: names of what the model gives for it.
+        examples: of each example the texts (or `data:` addresses of pictures) by the names in `fixed`.
+        labels: of each epoch.
+        cells: of each epoch, of each example, by the names in `changing`.
+        right: of each epoch, of each example; None where that can't be told.
+        pictures: whether any of it is a picture.
+    """
+
+    title: str
+    fixed: Sequence[str]
+    changing: Sequence[str]
+    examples: Sequence[Sequence[str]]
+    labels: Sequence[str]
+    cells: Sequence[Sequence[Sequence[str]]]
+    right: Sequence[Sequence[bool | None]]
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,7 @@ class Page:
         code: how to go on, lines of Python with what they do before each.
         runs: names of the runs, where there are several.
         examples: of the batches of bad steps.
+        slides: what the model predicts.
     """
 
     title: str
@@ -105,6 +134,7 @@ class Page:
     code: Sequence[tuple[str, str]] = ()
     runs: Sequence[str] = ()
     examples: Sequence[Example] = ()
+    slides: Sequence[Slides] = ()
 
 
 def render(page: Page) -> str:
@@ -119,6 +149,7 @@ def render(page: Page) -> str:
         "clocks": list(page.clocks),
         "seams": list(page.seams),
         "runs": list(page.runs),
+        "slides": [{"labels": one.labels, "cells": one.cells, "right": one.right} for one in page.slides],
         "panels": {key: _data(panel) for key, panel in panels.items()},
     }
     loader = jinja2.FileSystemLoader(_HERE / "page")
@@ -126,6 +157,7 @@ def render(page: Page) -> str:
     library, script = _raw("vendor/echarts.min.js"), _raw("page/report.js")
     return environment.get_template("report.html").render(
         page=page,
+        png=PNG,
         policy=_policy(library, script),
         seams=", ".join(seams),
         panels=panels,

@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_tfmon.sinks.sink import Sink, Target
 from mlflow_tfmon.stream.block import Block
 from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Problems, StreamOpened
-from mlflow_tfmon.uris import in_a_line
+from mlflow_tfmon.uris import apart, in_a_line
 
 GROUP = "mlflow_tfmon.sinks"
 _OURS = {
@@ -66,6 +66,11 @@ def parsed(setting: str) -> list[tuple[str, str]]:
         form, written = _ADDRESSES.get(name, (None, ""))
         if form is not None and not form.fullmatch(path):
             raise ValueError(f"must be {written}, not {path!r} after {name}")
+        if name in _ADDRESSES and apart(path)[1]:
+            raise ValueError(
+                "must have no user name and password, which are not kept: put them into OTEL_EXPORTER_OTLP_HEADERS, as "
+                '"Authorization=Basic ..."'
+            )
         module, called = _NEEDS.get(name, ("", ""))
         if module and not _is_there(module):
             raise ValueError(f"needs {called}: pip install 'mlflow-tfmon[{name}]'")

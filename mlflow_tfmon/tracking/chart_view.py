@@ -32,10 +32,20 @@ _SECTIONS: dict[str, list[tuple[str, ...]]] = {
     "Model metrics": [],
     "System metrics": [],
 }
+# In the order of time, MLflow's page (3.17) folds runs into those that they are below, and draws only these. Of one
+# user's runs, this order is that of time too.
+_UNFOLDED = {
+    "orderByKey": "tags.`mlflow.user`", "orderByAsc": False, "searchFilter": "", "startTime": "ALL",
+    "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
+}  # fmt: skip
 
 
-def value() -> str:
-    """The tag's value."""
+def value(unfolded: bool = False) -> str:
+    """The tag's value.
+
+    Args:
+        unfolded: whether runs that are below others are shown at once.
+    """
     charts = [
         _chart(f"{_KEY}-{metrics[0]}", f"{_KEY}-{section}", metrics)
         for section, found in _SECTIONS.items()
@@ -50,6 +60,7 @@ def value() -> str:
     state = {
         "compareRunCharts": charts, "compareRunSections": sections, "isAccordionReordered": True,
         "hideEmptyCharts": True, "selectedColumns": columns,
+        **(_UNFOLDED if unfolded else {}),
     }  # fmt: skip
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 TELEMETRY, HISTOGRAMS = "tfmon/telemetry", "tfmon/histograms"  # folders of the run's artifacts
 REPORT = "tfmon/report.html"  # artifact of the run
 EVIDENCE = "tfmon/evidence"  # folder of the folders of bad steps, with these files
+PREDICTIONS = "tfmon/predictions"  # folder of what the model predicts at epochs' ends
 ABOUT, BATCH = "about.json", "batch.npz"
 STACKS = "tfmon/stacks.txt"  # of a training that has stalled: where each thread is
 # With `tensorboard`: the model's layers, the training's graph, and the folder of the event files.
@@ -52,7 +53,21 @@ def evidence_folder(prefix: str, step: int) -> str:
         >>> evidence_folder("generator.", 151)
         'tfmon/evidence/generator.step-151'
     """
-    return f"{EVIDENCE}/{re.sub(r'[^A-Za-z0-9_.-]', '_', prefix)}step-{step}"
+    return f"{EVIDENCE}/{_of_stream(prefix)}step-{step}"
+
+
+def predictions_file(prefix: str, what: str) -> str:
+    """A file of predictions, among a run's artifacts.
+
+    Example:
+        >>> predictions_file("", "epoch-00004")
+        'tfmon/predictions/epoch-00004.json'
+    """
+    return f"{PREDICTIONS}/{_of_stream(prefix)}{what}.json"
+
+
+def _of_stream(prefix: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", prefix)
 
 
 def clean(name: str) -> str:

@@ -258,10 +258,14 @@ class RunStore:
 
     def show_charts(self) -> None:
         """Gives the run's experiment the chart view that is linked; one that is there stays as its users have it."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
         with store_errors():
-            experiment = self.client.get_experiment(self._run().info.experiment_id)
+            run = self._run()
+            experiment = self.client.get_experiment(run.info.experiment_id)
             if chart_view.TAG not in experiment.tags:
-                self.client.set_experiment_tag(experiment.experiment_id, chart_view.TAG, chart_view.value())
+                view = chart_view.value(unfolded=MLFLOW_PARENT_RUN_ID in run.data.tags)
+                self.client.set_experiment_tag(experiment.experiment_id, chart_view.TAG, view)
 
     def text(self, path: str, text: str) -> None:
         """Writes a text artifact."""

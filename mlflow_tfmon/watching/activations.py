@@ -51,7 +51,8 @@ class ActivationWatch:
         return ()
 
     def _probe_for(self, inputs: Any) -> Any:
-        from mlflow_tfmon.probes.activations import ActivationProbe, NotPossibleError
+        from mlflow_tfmon.probes.activations import ActivationProbe
+        from mlflow_tfmon.probes.unchanging import NotPossibleError
 
         spec = [(tuple(t.shape), t.dtype) for t in tf.nest.flatten(inputs)]
         if self._probe is None or self._probe.spec != spec:

@@ -40,6 +40,7 @@ from mlflow_tfmon.watching.actions import Actions
 from mlflow_tfmon.watching.epoch_metrics import measured
 from mlflow_tfmon.watching.pauses import Pauses
 from mlflow_tfmon.watching.pipeline import DRAIN, Pipeline
+from mlflow_tfmon.watching.predictions import Predictions
 from mlflow_tfmon.watching.user_messages import plain_epoch, plain_numbers, say_what_is_missing
 
 _NOT_CHIEF = "this is worker {}; the training is recorded in the chief's run."
@@ -118,6 +119,7 @@ class Monitor:
         self.arguments: FitArguments | None = None  # of the monitored fit
         self.datasets: dict[str, tuple[str, str]] = {}  # of the monitored fit, as in `ModelSaved`
         self._pauses = Pauses()
+        self._predictions = Predictions(settings.predictions)
         self._actions: Actions | None = None  # of a loop
         self.last_epoch = 0
         self.last_metrics: dict[str, float] = {}
@@ -406,6 +408,8 @@ class Monitor:
             histograms.epoch_ended(recording, self._rings, number, DRAIN.before_next_rows)
             activations = self._pipeline.activations_of(self.model)
             recording.append(*activations.look(number, steps, self.prefix, self._rings))
+            shown = self._predictions.look(self.model, self.arguments, number, steps, self.prefix)
+            recording.append(*shown)
             recording.append(self._pauses.end())
             # Last, since the writing thread competes for the interpreter from here on.
             self._consider(number, numbers)

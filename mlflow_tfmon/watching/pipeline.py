@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import multiprocessing
 import os
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import util
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import cluster
@@ -21,7 +21,7 @@ from mlflow_tfmon.checkpoints.keeper import Keeper
 from mlflow_tfmon.delivery import ending
 from mlflow_tfmon.delivery.backlog import say_what_waits
 from mlflow_tfmon.delivery.process import DeliveryProcess
-from mlflow_tfmon.errors import contained, logger, say_once
+from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.facts.environment import command, environment
 from mlflow_tfmon.journal import here, life
 from mlflow_tfmon.journal.journal import Journal
@@ -52,6 +52,7 @@ from mlflow_tfmon.watching.user_messages import say_what_is_not_matched
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
 _NEVER = 2**62  # the steps between two deep ones, where nobody wants any
+_DRAWN = 2  # streams, in a notebook's card
 _LOOK = 1.0  # s between two looks at the delivery process
 
 
@@ -327,10 +328,24 @@ class Pipeline:
                 0 if delivered else max(1, self._spool.last - found.delivered),
                 found.error,
                 self._spool.not_kept,
+                self.run.name,
+                self._curves(),
             )
             if summary != self._said and (summary.steps or summary.epochs or summary.waiting):
                 self._said = summary
-                logger.log(logging.INFO if summary.calm else logging.WARNING, summary.text())
+                summary.say()
+
+    def _curves(self) -> dict[str, np.ndarray]:
+        """What a notebook's card draws, of the first streams."""
+        found = {}
+        for prefix, history in list(self.watch.histories.items())[:_DRAWN]:
+            for table, column, name in (
+                (history.steps, "loss", "loss of the step"),
+                (history.epochs, "val_loss", "val_loss"),
+                (history.steps, "grad_norm", "gradient norm"),
+            ):
+                found[prefix + name] = table.column(column).mean[:, 0]
+        return found
 
     def watch_delivery(self) -> None:
         """Starts delivery anew if it died, and says once what it could not do."""

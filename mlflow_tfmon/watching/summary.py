@@ -1,12 +1,19 @@
-"""Summary at the end of a training, on one screen."""
+"""Summary at the end of a training, on one screen: as text, and in a notebook as a card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from mlflow_tfmon.detectors.problem import Problem
+from mlflow_tfmon.errors import logger
+from mlflow_tfmon.reading.card import card, verdict_of
 from mlflow_tfmon.tracking.links import charts, where
+from mlflow_tfmon.uris import visible, without_secrets
+from mlflow_tfmon.watching.terminal import in_notebook
 
 _MOST_PROBLEMS = 6
 
@@ -26,6 +33,8 @@ class Summary:
         waiting: how many records wait for delivery.
         why: they wait, or None.
         not_kept: what was measured and not kept, and why, or "".
+        name: of the run.
+        curves: losses and gradient norms by name, coarse.
     """
 
     run_id: str | None
@@ -38,6 +47,20 @@ class Summary:
     waiting: int = 0
     why: str | None = None
     not_kept: str = ""
+    name: str | None = None
+    curves: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def say(self) -> None:
+        """Shows it: in a notebook below its cell, else in the log; nowhere if the log is silent."""
+        level = logging.INFO if self.calm else logging.WARNING
+        if logger.isEnabledFor(level) and in_notebook():
+            from IPython.display import display
+
+            # The log's own filter does the same to what is logged.
+            texts = {"text/html": self.card(), "text/plain": self.text()}
+            display({kind: visible(without_secrets(text)) for kind, text in texts.items()}, raw=True)
+        else:
+            logger.log(level, self.text())
 
     @property
     def calm(self) -> bool:
@@ -46,8 +69,7 @@ class Summary:
 
     def text(self) -> str:
         """As some lines for a terminal."""
-        epochs = f", {_count(self.epochs, 'epoch')}" if self.epochs else ""  # a plain loop tells of none
-        rows = [("recorded", _count(self.steps, "step") + epochs)]
+        rows = [("recorded", self._recorded)]
         rows += [("best", one) for one in self.best]
         rows.append(("look at", where(self.tracking_uri, self.experiment_id, self.run_id)))
         rows.append(("charts", charts(self.tracking_uri, self.experiment_id)))
@@ -56,20 +78,41 @@ class Summary:
             rows.append(("", f"and {len(self.problems) - _MOST_PROBLEMS} more, in tfmon/problems.json"))
         if not self.problems:
             rows.append(("problems", "none"))
-        if self.not_kept:
-            rows.append(("not kept", self.not_kept))
-        if self.waiting:
-            why = f" ({self.why})" if self.why else ""
-            what = _count(self.waiting, "record")
-            rows.append(
-                (
-                    "waiting",
-                    f"{what} {'is' if self.waiting == 1 else 'are'} still being uploaded{why} (continues up to 1 min "
-                    "after exit; then run `mlflow-tfmon sync`).",
-                )
-            )
+        rows += self._not_there
         lines = [f"  {name:<9} {text}" for name, text in rows]
         return "\n".join([f"mlflow_tfmon: run {self.run_id or '(not made yet)'}", *lines])
+
+    def card(self) -> str:
+        """As a piece of HTML for a notebook."""
+        page = where(self.tracking_uri, self.experiment_id, self.run_id)
+        linked = page.startswith(("http://", "https://"))
+        facts = [f"recorded {self._recorded}", *(f"best {one}" for one in self.best)]
+        facts += [] if linked else [f"look at it: {page}"]
+        facts += [f"{name}: {text}" for name, text in self._not_there]
+        links = [("the run", page), ("the charts of all runs", charts(self.tracking_uri, self.experiment_id))]
+        return card(
+            f"{self.name or 'run'} ({self.run_id or 'not made yet'})",
+            verdict_of(self.problems, complete=True),
+            facts,
+            self.curves,
+            links=links if linked else (),
+        )
+
+    @property
+    def _recorded(self) -> str:
+        epochs = f", {_count(self.epochs, 'epoch')}" if self.epochs else ""  # a plain loop tells of none
+        return _count(self.steps, "step") + epochs
+
+    @property
+    def _not_there(self) -> list[tuple[str, str]]:
+        """What was measured and MLflow lacks."""
+        rows = [("not kept", self.not_kept)] if self.not_kept else []
+        if self.waiting:
+            why = f" ({self.why})" if self.why else ""
+            what = f"{_count(self.waiting, 'record')} {'is' if self.waiting == 1 else 'are'}"
+            after = "(continues up to 1 min after exit; then run `mlflow-tfmon sync`)."
+            rows.append(("waiting", f"{what} still being uploaded{why} {after}"))
+        return rows
 
 
 def _count(number: int, what: str) -> str:

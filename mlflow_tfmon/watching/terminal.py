@@ -153,6 +153,13 @@ class Bar:
         self._screen.draw()
 
 
+def in_notebook() -> bool:
+    """Whether what is shown goes to a notebook's cell."""
+    from rich.console import Console
+
+    return Console().is_jupyter
+
+
 def bar() -> Bar | None:
     """A bar where it can be seen: in a notebook, or on stderr if that is a terminal; else None."""
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Shared code of the demos: parameters, data sets, a parent run with its variants, plots."""
+"""What is not being shown by the demos: their parameters, data sets, a parent run with its variants, plots."""
 
 import os
 

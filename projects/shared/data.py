@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -29,12 +28,6 @@ class Split:
     def validation(self) -> tuple[np.ndarray, np.ndarray]:
         """What `fit` takes as `validation_data`."""
         return self.x_val, self.y_val
-
-    def batches(self, size: int) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        """The same as datasets for a custom loop: shuffled batches to train on, and those to validate with."""
-        training = tf.data.Dataset.from_tensor_slices((self.x, self.y)).shuffle(len(self.x)).batch(size)
-        validation = tf.data.Dataset.from_tensor_slices(self.validation).batch(512)
-        return training.prefetch(tf.data.AUTOTUNE), validation
 
 
 def images(name: str = "digits") -> Split:

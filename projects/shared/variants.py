@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import mlflow
@@ -39,12 +40,13 @@ def train_variants(
         ...     results = train_variants(train, ["none", "dropout"], seeds=3)
         ...     conclude(results)
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in variants:
         for seed in range(1, seeds + 1):
             keras.utils.clear_session()  # layers and optimizers begin to be counted anew: the same names in each run
             keras.utils.set_random_seed(seed)
             name = variant if seeds == 1 else f"{variant}, seed {seed}"
+            print(f"training {len(rows) + 1} of {len(variants) * seeds}: {name}", flush=True)
             with mlflow.start_run(run_name=name, nested=True) as run:
                 mlflow.log_params({"variant": variant, "seed": seed})
                 numbers = train(variant)

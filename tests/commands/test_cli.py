@@ -30,6 +30,20 @@ def test_help_names_every_command(capsys):
     assert all(f"  {name} " in shown for name in cli.group.list_commands(None))
 
 
+def test_help_of_run_says_what_each_setting_means_its_type_and_its_default(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--deep-every INTEGER Interval in optimizer steps between measurements" in shown
+    assert "step 1 is always measured. [default: 50]" in shown and "[default: --report]" in shown
+    assert (
+        "--checkpoint-save-freq TEXT" in shown
+        and "--detectors JSON" in shown
+        and "--exit-wait NUMBER" in shown
+    )
+    for option in cli.group.get_command(None, "run").params:
+        assert option.param_type_name == "argument" or option.help, option.name
+
+
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["--no-such-option"]])
 def test_wrong_usage_ends_with_2_and_one_line_that_says_where_help_is(arguments, capsys):
     assert cli.main(arguments) == 2

@@ -93,7 +93,10 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
             await call("read_series", run=BAD, names=["batch/los"]),
             await call("check_run", run=BAD, metrics=["val_loss"]),
             await call("compare_runs", runs=[BAD]),
+            await call("read_batches", run=BAD, step=1),
         ]
+        found["batches"] = (await call("read_batches", run=BAD))["batches"]
+        found["batch"] = await call("read_batches", run=BAD, step=found["batches"][0]["step"])
 
     ask(question)
     assert found["verdict"]["verdict"] == "failed"
@@ -130,6 +133,19 @@ def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(
     assert parting["step"] == RAISED or parting["step"] == RAISED + 1
     assert [one["id"] for one in found["compared"]["runs"]] == [good, bad]
     assert all(isinstance(one, str) and "\n" not in one for one in found["wrong"]), found["wrong"]
+    kept = mlflow_tfmon.load_run(bad).batches
+    assert [one["step"] for one in found["batches"]] == [one.step for one in kept] and kept
+    assert [one["text"] for one in found["batches"]] == [one.text for one in kept]
+    first, batch = kept[0], found["batch"]
+    assert [one["example"] for one in batch["odd"]] == list(first.odd[:10])
+    assert [one["index"] for one in batch["odd"]] == [
+        first.indices[first.kept.index(one)] for one in first.odd[:10]
+    ]
+    row = first.kept.index(first.odd[0]) if first.odd else 0
+    shown = {one["value"]: float(one["its own"]) for one in batch["values"]}
+    np.testing.assert_allclose(
+        [shown[f"inputs[{at}]"] for at in range(4)], first.arrays()["inputs"][row], rtol=1e-5
+    )
     assert "no run 'no-such-run'" in found["wrong"][0] and "batch/loss" in found["wrong"][1]
 
 

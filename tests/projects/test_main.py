@@ -37,6 +37,7 @@ def client(project_store: str) -> MlflowClient:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
+    assert "oneDNN" not in done.stderr and "cudart" not in done.stderr
     return MlflowClient(project_store)
 
 

@@ -57,6 +57,18 @@ def test_values(read, good, bad):
             read(text)
 
 
+def test_what_a_demo_shows_is_in_its_own_file():
+    """To be copied: no model, loss, optimizer, callback or step comes from a shared module."""
+    for path in (ROOT / "projects" / "shared").glob("*.py"):
+        assert not re.search(
+            r"keras\.(layers|losses|optimizers|callbacks|Model|Sequential)|GradientTape", path.read_text()
+        )
+    for path in (ROOT / "projects").rglob("*.py"):
+        others = re.findall(r"^from projects\.(\S+) import", path.read_text(), re.MULTILINE)
+        inside = ("shared.", "main.") if path.parent.name == "main" else ("shared.",)
+        assert all(one.startswith(inside) for one in others), path
+
+
 def test_quick_changes_what_is_left_at_its_default():
     parameters = Parameters("demo")
     parameters.add("epochs", count, 60, quick=4)

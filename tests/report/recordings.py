@@ -78,11 +78,14 @@ def training(steps: int, seed: int = 0, epochs: int = 5, nan_at: int | None = No
     return records
 
 
-def delivered(store: str, home: Path, *records: Record, name: str = "a run", report: bool = False) -> str:
+def delivered(
+    store: str, home: Path, *records: Record, name: str = "a run", report: bool = False, parent: str = ""
+) -> str:
     """Has a recording delivered into a new run; returns its id."""
     mlflow.set_tracking_uri(store)
     client = mlflow.MlflowClient()
-    run_id = client.create_run("0", run_name=name).info.run_id
+    tags = {"mlflow.parentRunId": parent} if parent else None
+    run_id = client.create_run("0", run_name=name, tags=tags).info.run_id
     started = recordings.started(store, run_id, owned=False, report=report)
     params = Facts(params={"opt_name": "adam"}, tags={"team": "<b>ours</b>"}, time=time.time())
     ended = RunEnded(recordings.BEGUN + 1000, "FINISHED", True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -13,9 +14,11 @@ import mlflow
 import numpy as np
 import pytest
 
+from mlflow_tfmon.facts.examples import picture
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare
-from mlflow_tfmon.stream.records import Facts
+from mlflow_tfmon.stream.records import Facts, Text
+from mlflow_tfmon.tracking.links import charts
 from tests.report import recordings
 from tests.servers import Server
 
@@ -333,6 +336,53 @@ def test_contents_lead_to_each_section(opened: tuple[Any, str], width: int) -> N
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_slider_shows_what_was_predicted_after_each_epoch(
+    browser: Any, store: str, home: Path, tmp_path: Path, width: int
+) -> None:
+    from mlflow_tfmon.report.making import make
+
+    random = np.random.default_rng(0)
+    pixels = random.uniform(size=(5, 3, 12, 12))  # of epoch and example
+    texts = [["0 (40%)", "1 (90%)", "<i>7 (70%)"], ["3 (60%)"] * 3, ["0 (99%)", "1 (51%)", "2 (80%)"]]
+    fixed = Text("tfmon/predictions/examples-0123456789abcdef.json", json.dumps(
+        [{"input": picture(random.uniform(size=(12, 12))), "target": str(at)} for at in range(3)]))  # fmt: skip
+    told = [
+        Text(f"tfmon/predictions/epoch-{epoch:05d}.json", json.dumps({
+            "epoch": epoch, "step": 80 * (epoch + 1), "examples": "0123456789abcdef",
+            "cells": [{"prediction": texts[epoch][at], "drawn": picture(pixels[epoch, at])} for at in range(3)],
+            "right": [text.startswith(str(at)) for at, text in enumerate(texts[epoch])],
+        }))
+        for epoch in range(3)
+    ]  # fmt: skip
+    run_id = recordings.delivered(store, home, *recordings.training(400), fixed, *told)
+    path = tmp_path / "report.html"
+    path.write_text(make(run_id), "utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    part = page.locator("[data-slides]")
+    for epoch in (2, 0, 1, 2):
+        part.locator("input").fill(str(epoch))
+        cells = part.locator("td[data-name=prediction]").all_text_contents()
+        assert [one.strip() for one in cells] == texts[epoch]
+        right = [text.startswith(str(at)) for at, text in enumerate(texts[epoch])]
+        classes = part.locator("tbody tr").evaluate_all("(rows) => rows.map((one) => one.className)")
+        assert classes == ["right" if one else "wrong" for one in right]
+        after = f"after epoch {epoch + 1} (step {80 * (epoch + 1)}): {sum(right)} of 3 right"
+        assert part.locator("output").text_content() == after
+        drawn = part.locator("td[data-name=drawn] img").evaluate_all("(all) => all.map((one) => one.src)")
+        assert drawn == [picture(one) for one in pixels[epoch]]
+        part.locator("td[data-name=drawn] img").first.evaluate("(one) => one.decode()")
+    wide = part.locator("img").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().width)")
+    assert min(wide) >= 96 and page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not said
+    page.close()
+
+
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_the_chart_view_opens_with_what_people_look_at_first(
     browser: Any, server: str, store: str, home: Path
@@ -355,4 +405,20 @@ def test_the_chart_view_opens_with_what_people_look_at_first(
         links.first.click()
     opened.value.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
     opened.value.close()
+    page.close()
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_the_chart_view_shows_the_curves_of_runs_below_others(
+    browser: Any, server: str, store: str, home: Path
+) -> None:
+    mlflow.set_tracking_uri(store)
+    parent = mlflow.MlflowClient().create_run("0", run_name="comparison").info.run_id
+    for seed, name in enumerate(("one", "other")):
+        recordings.delivered(store, home, *recordings.training(400, seed=seed), name=name, parent=parent)
+    page = browser.new_page(viewport={"width": 1600, "height": 1400})
+    page.goto(charts(server, "0"))
+    page.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
+    assert all(name in page.inner_text("body") for name in ("one (loss)", "other (loss)"))
     page.close()

@@ -1,6 +1,7 @@
 """Tests of the notebook: it runs from start to end, and finds what its text says."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +17,16 @@ def test_a_model_is_trained_broken_diagnosed_and_mended(tmp_path, store, home):
     from mlflow import MlflowClient
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)  # what is checked in has no outputs
+    kept = outputs(notebook)  # what is checked in shows what somebody will see
+    assert "/tmp" not in kept and "/home" not in kept and "Traceback" not in kept
     execute(notebook, tmp_path, MLFLOW_TRACKING_URI=store)
-    text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert "poor_initialization (critical)" in text
+    for text in (kept, outputs(notebook)):
+        assert "poor_initialization (critical)" in text and text.count("No problem was found.") == 2
+        assert text.count("loss of the step: ") == 3  # a card for each training
+    empty = [
+        one for cell in notebook.cells for one in cell.get("outputs", []) if "></pre>" in str(one.get("data"))
+    ]
+    assert not empty
     mlflow = MlflowClient(store)
     experiment = mlflow.get_experiment_by_name("digits in a notebook")
     runs = {run.info.run_name: run for run in mlflow.search_runs([experiment.experiment_id])}
@@ -27,10 +34,18 @@ def test_a_model_is_trained_broken_diagnosed_and_mended(tmp_path, store, home):
     assert all(run.info.status == "FINISHED" for run in runs.values())
     assert runs["good"].data.tags["tfmon.problems"] == runs["mended"].data.tags["tfmon.problems"] == "none"
     assert "poor_initialization" in runs["broken"].data.tags["tfmon.problems"]
+    table = mlflow.download_artifacts(runs["good"].info.run_id, "model_summary.txt", str(tmp_path))
+    assert "hidden (Dense)" in Path(table).read_text()
     accuracy = {name: run.data.metrics["val_accuracy"] for name, run in runs.items()}
     assert min(accuracy["good"], accuracy["mended"]) > 0.8 > 0.2 > accuracy["broken"]
     hidden = load_run(runs["broken"].info.run_id, store).layers
     assert (hidden[hidden["variable"].str.endswith("hidden.kernel")]["grad_norm"] == 0).all()
+
+
+def outputs(notebook) -> str:
+    """All that the cells of a notebook show."""
+    shown = [one for cell in notebook.cells for one in cell.get("outputs", [])]
+    return "".join(one.get("text", "") + one.get("data", {}).get("text/html", "") for one in shown)
 
 
 LOOP = """
@@ -68,7 +83,7 @@ def test_the_bar_of_a_loop_is_one_output_that_is_replaced(tmp_path, store, home)
         one.text for one in cell.outputs if one.output_type == "stream" and one.name == "stdout"
     )
     assert printed == "epoch 0 is over\nepoch 1 is over\nepoch 2 is over\n"
-    (bar,) = (one for one in cell.outputs if one.output_type == "display_data")
+    bar, card = (one for one in cell.outputs if one.output_type == "display_data")
     assert bar.data.keys() == {"text/plain"}
     assert re.fullmatch(
         r"step 60  loss [\d.e-]+  lr 0.01  grad norm [\d.e-]+  [\d,]+ examples/s .*",
@@ -79,4 +94,8 @@ def test_the_bar_of_a_loop_is_one_output_that_is_replaced(tmp_path, store, home)
     assert len(set(steps)) >= 3 and steps == sorted(steps) and steps[-1] == 60
     assert len({one["content"]["transient"]["display_id"] for one in drawn}) == 1
     said = "".join(one.text for one in cell.outputs if one.output_type == "stream" and one.name == "stderr")
-    assert "examples/s" not in said and "recorded  60 steps" in said
+    assert "examples/s" not in said and "recorded" not in said  # the summary is said once: by a card
+    assert "recorded  60 steps" in card.data["text/plain"]
+    shown = card.data["text/html"]
+    assert "recorded 60 steps" in shown and "mlflow ui --backend-store-uri" in shown
+    assert shown.count("<polyline") == 2 and "loss of the step: " in shown and "<script" not in shown

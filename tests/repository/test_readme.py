@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_tfmon import load_run
+from mlflow_tfmon.sources import tomllib
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/use.md", "docs/settings.md")
@@ -42,6 +43,17 @@ def blocks() -> list[str]:
     """The examples that train or read: of those that are there twice the first, and not the one line of `autolog`."""
     found = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     return [block for block in dict.fromkeys(found) if len(block.splitlines()) > 3]
+
+
+def test_on_pypi_no_link_leads_nowhere() -> None:
+    """There, what is relative to this repository is none; its words stay."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shown = text = (ROOT / "README.md").read_text()
+    for rule in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        shown = re.sub(rule["pattern"], rule["replacement"], shown)
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", shown))
+    words = re.findall(r"(?<!!)\[([^\]]+)\]\([^)]+\)", text)
+    assert len(words) > 20 and all(one in shown for one in words)
 
 
 @pytest.fixture(scope="module")

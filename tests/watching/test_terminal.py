@@ -155,6 +155,41 @@ def test_the_summary():
     )
 
 
+def test_the_card_of_a_notebook_says_the_same():
+    problem = Problem("overfitting", "warning", 900, (), "It <rose>.", "Stop early.", 1350, 0.9)
+    curves = {"loss of the step": np.array([2.0, 1.0, 0.5]), "val_loss": np.array([3.0])}
+    best = ("val_loss 0.1 at epoch 7",)
+    shown = Summary(
+        "8f3a",
+        "3",
+        "https://me:secret@example.org/m/",
+        1350,
+        10,
+        best,
+        [problem],
+        0,
+        None,
+        "3 steps",
+        "digits",
+        curves,
+    ).card()
+    assert (
+        "<b>digits (8f3a)</b>" in shown
+        and "recorded 1,350 steps, 10 epochs" in shown
+        and "best val_loss 0.1 at epoch 7" in shown
+    )
+    assert "warning: overfitting since step 900: It &lt;rose&gt;. Stop early." in shown
+    assert "not kept: 3 steps" in shown and "secret" not in shown
+    assert shown.count("<polyline") == 1 and "loss of the step: 0.5" in shown  # one point is no curve
+    links = re.findall(r'href="([^"]+)"', shown)
+    assert links[0] == "https://example.org/m/#/experiments/3/runs/8f3a?workflowType=machine_learning"
+    assert len(links) == 2 and "compareRunsMode=CHART" in links[1]
+    local = Summary("8f3a", "3", "sqlite:////a/b.db", 1, 0).card()
+    assert (
+        "<a " not in local and "mlflow ui --backend-store-uri" in local and "No problem was found." in local
+    )
+
+
 def test_where_to_look():
     assert where("sqlite:////a/b.db", "0", "r").endswith(
         "/b.db`, then http://127.0.0.1:5000/#/experiments/0/runs/r?workflowType=machine_learning"

@@ -400,6 +400,26 @@
       redraw();
     };
   });
+  const PNG = "data:image/png;base64,";
+  document.querySelectorAll("[data-slides]").forEach((part) => {
+    const { labels, cells, right } = data.slides[Number(part.dataset.slides)];
+    part.querySelector("input").oninput = ({ target }) => {
+      const at = Number(target.value);
+      part.querySelector("output").textContent = labels[at];
+      part.querySelectorAll("tbody tr").forEach((row, example) => {
+        row.className = right[at][example] === null ? "" : right[at][example] ? "right" : "wrong";
+        row.querySelectorAll(".changes").forEach((cell, column) => {
+          const text = cells[at][example][column];
+          if (!text.startsWith(PNG)) { cell.textContent = text; return; }
+          const picture = new Image();
+          picture.className = "picture";
+          picture.src = text;
+          picture.alt = cell.dataset.name;
+          cell.replaceChildren(picture);
+        });
+      });
+    };
+  });
   // By hand: within MLflow's page the address of a part of this one would be an address of that one.
   document.querySelectorAll(".contents a").forEach((link) => {
     link.onclick = (event) => {
