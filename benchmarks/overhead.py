@@ -26,6 +26,7 @@ CASES = {
     "mlp, fit, mixed_bfloat16": Case("mlp", "fit", "bfloat16"),
     "mlp, fit, MirroredStrategy": Case("mlp", "fit", "mirrored"),
     "mlp, loop, MirroredStrategy": Case("mlp", "loop", "mirrored"),
+    "mlp, loop, two workers": Case("mlp", "loop", "workers", steps=200),
     "cnn, fit": Case("cnn", "fit", steps=100),
     "resnet20, fit": Case("resnet20", "fit", steps=30, epochs=4),
     "transformer, fit": Case("transformer", "fit", steps=60),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ class Case:
     Attributes:
         task: model, a key of `benchmarks.models.TASKS`.
         way: "fit" or "loop" (a step under `tf.function`).
-        mode: "plain", "xla", "float16", "bfloat16" or "mirrored" (two logical CPUs).
+        mode: "plain", "xla", "float16", "bfloat16", "mirrored" (two logical CPUs) or "workers" (two processes).
         watcher: key of `benchmarks.watchers.WATCHERS`.
         steps: of an epoch.
         epochs: the first one, in which everything is traced, is not timed.
@@ -51,11 +53,12 @@ def measure(case: Case) -> dict[str, float]:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     if case.mode in ("float16", "bfloat16"):
         keras.mixed_precision.set_dtype_policy(f"mixed_{case.mode}")
-    strategy = (
-        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        if case.mode == "mirrored"
-        else tf.distribute.get_strategy()
-    )
+    if case.mode == "mirrored":
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    elif case.mode == "workers":
+        strategy = _workers(case)
+    else:
+        strategy = tf.distribute.get_strategy()
     task = TASKS[case.task]
     dataset = tf.data.Dataset.from_tensor_slices(data(task, case.steps)).batch(task.batch).cache()
     callbacks = WATCHERS[case.watcher]()
@@ -80,6 +83,26 @@ def measure(case: Case) -> dict[str, float]:
         "first_step_s": first - begun,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def _workers(case: Case) -> Any:
+    """The strategy of two workers, of which this process, the chief, starts the other: the same training."""
+    import tensorflow as tf
+
+    if "TF_CONFIG" not in os.environ:
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            places = [f"127.0.0.1:{free.getsockname()[1]}" for free in (one, other)]
+        config = [
+            json.dumps({"cluster": {"worker": places}, "task": {"type": "worker", "index": at}})
+            for at in range(2)
+        ]
+        command = [sys.executable, "-m", "benchmarks.training", json.dumps(asdict(case))]
+        subprocess.Popen(
+            command, env={**os.environ, "TF_CONFIG": config[1]}, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.environ["TF_CONFIG"] = config[0]
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 class _Epochs:

@@ -7,6 +7,10 @@ costs 4 ms a step (two workers on one machine), and would wait forever for a wor
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
+import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +19,7 @@ import tensorflow as tf
 from mlflow_tfmon.internals import internal
 
 _KEY = "mlflow_tfmon/"
+_TASK = r"/job:(\w+)/replica:\d+/task:(\d+)"
 _WORKERS = "tensorflow.python.distribute.multi_worker_util"
 _ALONE = "each worker of a MultiWorkerMirroredStrategy is recorded as if it trained alone"
 
@@ -40,6 +45,28 @@ def place() -> Place | None:
         return None
     task = (server.cluster, server.job_name, server.task_index)
     return Place(workers.id_in_cluster(*task), workers.worker_count(*task[:2]))
+
+
+def gone(error: str) -> list[int]:
+    """The workers that have died, as far as the error tells with which TensorFlow ends the others (2.21)."""
+    context, workers = _context(), internal(_WORKERS, None, _ALONE)
+    server = getattr(context, "_collective_ops_server_def", None)
+    told = re.search(rf"(?:stopped sending heartbeats\):|remote target)((?:\s*{_TASK})+)", error)
+    if told is None or workers is None or server is None:
+        return []
+    return [workers.id_in_cluster(server.cluster, job, int(at)) for job, at in re.findall(_TASK, told[1])]
+
+
+def follows() -> bool:
+    """Whether this process is a worker that is not the chief: if no strategy was created yet, by `TF_CONFIG`."""
+    known = place()
+    if known is not None:
+        return known.index > 0
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        config = json.loads(os.environ.get("TF_CONFIG", "{}"))
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        return bool(kind == "worker" and ("chief" in config["cluster"] or index > 0))
+    return False
 
 
 def _context() -> Any:

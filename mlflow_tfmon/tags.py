@@ -20,7 +20,6 @@ RESUMED_TAG = "tfmon.resumed"  # where it was resumed
 ENVIRONMENT_TAG = "tfmon.environment"
 COMMAND_TAG = "tfmon.command"  # by which the script was started
 STALLED_TAG = "tfmon.stalled"  # "since …" while no step comes, "no longer: …" afterwards
-DESYNC_TAG = "tfmon.desync"  # workers whose gradients were not those of the chief, and at which step first
 PROBLEMS_TAG = "tfmon.problems"  # the kinds of the problems that stand
 STOPPED_TAG = "tfmon.stopped"  # the problem that ended it
 RANGE_TEST_TAG = "tfmon.range_test"  # the learning rate that a range test before it suggests, and why

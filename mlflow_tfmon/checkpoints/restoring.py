@@ -40,12 +40,14 @@ class Checkpoint:
         state: of the training.
         folder: of the model's files.
         kept: the checkpoints of the run that MLflow has, oldest first.
+        model_id: of the logged model that it is.
     """
 
     run_id: str
     state: State = field(repr=False)
     folder: Path
     kept: tuple[Before, ...] = ()
+    model_id: str = ""
 
     @property
     def first_epoch(self) -> int:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from mlflow_tfmon.detectors import (
     accumulation_not_zeroed,
     dead_relu,
+    desync,
     exploding_gradient,
     generator_collapse,
     improper_activation,
@@ -36,11 +37,13 @@ from mlflow_tfmon.detectors import (
     shape_broadcast,
     slow_convergence,
     stagnant_weights,
+    straggler,
     underfitting,
     unnormalized_input,
     unscaled_targets,
     validation_mismatch,
     vanishing_gradient,
+    worker_stopped,
 )
 from mlflow_tfmon.detectors.history import Gatherer, History
 from mlflow_tfmon.detectors.problem import Problem
@@ -57,7 +60,8 @@ CAUSES: tuple[Detect, ...] = (
     dead_relu.detect, saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
     output_not_learning.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
-    overfitting.detect, input_bound.detect, retracing.detect, memory_growth.detect,
+    overfitting.detect, input_bound.detect, retracing.detect, memory_growth.detect, desync.detect, straggler.detect,
+    worker_stopped.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (
     one_class_predicted.detect,
@@ -66,7 +70,8 @@ OUTCOMES: tuple[Detect, ...] = (
     slow_convergence.detect,
 )
 KINDS = tuple(sorted(kind_of(detect) for detect in (*CAUSES, *OUTCOMES)))
-_BESIDE = {"input_bound", "memory_growth", "retracing"}  # these cost time, but do not explain what is learned
+# These do not explain what is learned.
+_BESIDE = {"desync", "input_bound", "memory_growth", "retracing", "straggler", "worker_stopped"}
 
 
 def judge(

@@ -34,6 +34,7 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "learning_rate_too_low": _OF_LOSS | {"stagnant_weights"},
     "stagnant_weights": _OF_LOSS | {"output_not_learning"},
     "one_class_predicted": _OF_LOSS,
+    "input_bound": frozenset({"straggler"}),
 }
 _OF_DATA = _OF_DIVERGENCE | {"learning_rate_too_high"}  # by values that are not finite in the data
 _EARLIER_STEPS, _EARLIER_SHARE = (

@@ -33,6 +33,27 @@ class NonFinite:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """How often a worker had something else than the chief, of what all of them must have alike.
+
+    Attributes:
+        before: the last step before the first such one at which it was the same; 0 if none was.
+        first: the first such step; 0 if there is none.
+        last: the last such step.
+        count: how many such steps.
+        part: of gradients, by which part of the chief's norm the worker's was another at most.
+        variable: of weights, the first one that differed, at the first such step.
+    """
+
+    before: int = 0
+    first: int = 0
+    last: int = 0
+    count: int = 0
+    part: float = 0.0
+    variable: str = ""
+
+
+@dataclass(frozen=True)
 class Witness:
     """The batch of a bad step: the step, why it was kept ("not_finite" or "spike"), and what is seen in it."""
 
@@ -67,6 +88,8 @@ class History:
         ended: whether the training has ended by itself; False if it was interrupted.
         system: what the training took of the machine, by name without "system/".
         witnesses: the batches of bad steps, in the order of the steps.
+        stopped: seconds for which workers, by name, had stopped when they were asked; none once steps come again.
+        apart: of several workers, by the column that tells of it ("worker_1/weights_apart", "worker_1/gradient_apart").
     """
 
     step: int = 0
@@ -89,6 +112,8 @@ class History:
     system: Table = field(default_factory=Table)
     witnesses: tuple[Witness, ...] = ()
     others: Mapping[str, Table] = field(default_factory=dict)
+    apart: Mapping[str, Apart] = field(default_factory=dict)
+    stopped: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, share: float) -> float:
         """Returns the step at which a share of the steps so far had been made."""
@@ -139,6 +164,8 @@ class Gatherer:
         self._activation_names: dict[str, str] = {}
         self._nonfinite: dict[str, NonFinite] = {}
         self._witnesses: list[Witness] = []
+        self._apart: dict[str, Apart] = {}
+        self._stopped: dict[str, float] = {}
 
     def know(self, premises: Premises | None) -> None:
         """Takes the premises of the steps that follow.
@@ -178,6 +205,7 @@ class Gatherer:
             values[:, columns.index("skipped")] > 0 if "skipped" in columns else np.zeros(len(values), bool)
         )
         self._step = max(self._step, int(numbers[-1]))
+        self._stopped.clear()
         if "loss" in columns and len(self._first_losses) < _FIRST:
             early = values[: _FIRST - len(self._first_losses), columns.index("loss")]
             self._first_losses += early[np.isfinite(early)].tolist()
@@ -185,6 +213,9 @@ class Gatherer:
             if name in columns:
                 bad = np.isinf(values[:, columns.index(name)]) | np.isnan(values[:, columns.index(name)])
                 self._note(name, numbers[bad & ~skipped])
+        for name in columns:
+            if name.endswith("_apart"):
+                self._compare(name, numbers, values[:, columns.index(name)])
         if gradients is not None:
             bad = ~np.isfinite(gradients) & ~skipped[:, None]
             for at in np.flatnonzero(bad.any(axis=0)):
@@ -213,6 +244,9 @@ class Gatherer:
     def system(self, step: int, values: Mapping[str, float]) -> None:
         """Takes what the training took of the machine at a step."""
         names = [name.removeprefix("system/") for name in values]
+        for name, seconds in values.items():
+            if name.endswith("/stopped_s"):
+                self._stopped[name.split("/")[0].replace("_", " ")] = seconds
         self._system.add(np.array([float(step)]), names, np.array([list(values.values())], float))
 
     def activation(self, step: int, layers: Mapping[str, tuple[str, Mapping[str, float]]]) -> None:
@@ -249,7 +283,29 @@ class Gatherer:
             ended,
             self._system.table(),
             tuple(sorted(self._witnesses, key=lambda one: one.step)),
+            apart=dict(self._apart),
+            stopped=dict(self._stopped),
         )
+
+    def _compare(self, name: str, steps: np.ndarray, values: np.ndarray) -> None:
+        compared = ~np.isnan(values)
+        steps, values = steps[compared].astype(int), values[compared]
+        known = self._apart.get(name, Apart())
+        apart = np.flatnonzero(values)
+        same = steps[: apart[0]] if len(apart) else steps
+        if not known.count and len(same):
+            known = dataclasses.replace(known, before=int(same[-1]))
+        if len(apart):
+            of_weights = name.endswith("/weights_apart")
+            known = Apart(
+                known.before,
+                known.first or int(steps[apart[0]]),
+                int(steps[apart[-1]]),
+                known.count + len(apart),
+                0.0 if of_weights else max(known.part, float(values.max())),
+                known.variable or (self._now[int(values[apart[0]]) - 1] if of_weights else ""),
+            )
+        self._apart[name] = known
 
     def _note(self, name: str, steps: np.ndarray) -> None:
         if len(steps):

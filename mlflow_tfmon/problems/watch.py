@@ -73,7 +73,8 @@ class Watch:
             for record in out:
                 self._replay.take(record)
                 self._changed |= isinstance(
-                    record, (records.Steps, records.EpochEnded, records.Premises, records.Evidence)
+                    record,
+                    (records.Steps, records.EpochEnded, records.Premises, records.Evidence, records.System),
                 )
 
     def look(self, urgent: bool = False) -> None:

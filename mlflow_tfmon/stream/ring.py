@@ -392,6 +392,8 @@ class Ring:
     def begin(self, deep_every: int, done: int = 0) -> None:
         """A training begins with the first step that was not taken: it and every `deep_every`-th are deep.
 
+        Of several workers, these are counted from the ring's first step, of which alone each knows when it was.
+
         Args:
             deep_every: every how many steps.
             done: steps that it has made in an earlier process: then the same ones are deep as if it had gone on.
@@ -404,8 +406,8 @@ class Ring:
             tf.raw_ops.AssignVariableOp(resource=kept.handle, value=tf.zeros_like(kept))
         self.done, self.deep_every = done, deep_every
         self.begun += 1
-        begin = self.taken - done
-        first = begin + (done // deep_every + 1) * deep_every if done else begin + 1
+        begin = self.taken - done if self.layout.workers == 1 else 0
+        first = begin + ((self.taken - begin) // deep_every + 1) * deep_every if done else self.taken + 1
         self._begin.assign(begin)
         self._every.assign(deep_every)
         self._deep_next.assign(first - 1)

@@ -1,14 +1,14 @@
 """Several workers, one recording: each tells the chief its part of every step, and the chief records the whole.
 
-The gradient is the same on all workers once it has been summed. What differs by worker is the loss of its own examples,
-how many they were, and how long they took. Each worker sends these from its drain's thread; the training waits for
-nothing. The chief takes what the others say of a step only if they saw the same gradient norm at it.
+The gradient is the same on all workers once it has been summed, and so are the weights. What differs by worker is the
+loss of its own examples, how many they were, and how long they took. Each worker sends these from its drain's thread,
+at deep steps with the checksums of its weights; the training waits for nothing. The chief takes what the others say of
+a step only if they saw the same gradient norm at it, and records which of them did not, or have other weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import weakref
 from collections.abc import Callable
@@ -17,14 +17,20 @@ import numpy as np
 
 from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import say_once
+from mlflow_tfmon.signals import INGREDIENTS
+from mlflow_tfmon.signals.checksum import CHECKSUM
 from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.rows import column, steps
 
-_STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES = range(5)  # columns of a report
-_SAME, _APART = 1e-6, 1e-3  # relative: of one sum, however it is rounded; of what is no rounding any more
+_STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES, _INPUT_WAIT = range(6)  # columns of a report
+_WIDTH = 6
+_SAME = 1e-6  # relative: of one sum, however it is rounded
 _MAX_WAIT_S = 5.0  # s that the chief waits for a worker, once; a worker looks at its rings every 0.05 s
 _UNREAD = 1000  # messages after which a worker takes it that the chief does not listen
+# Steps between two at which a worker tells of its weights, counted from the first that its ring had. A power of two, as
+# the chief's own number is, which is a setting that other workers need not have: then both are deep at these.
+TELLS_EVERY = 16
 
 _numbers = itertools.count()
 _number_of: weakref.WeakKeyDictionary[Ring, int] = weakref.WeakKeyDictionary()
@@ -43,18 +49,23 @@ def reports(ring: Ring) -> bool:
     return ring.layout.workers > 1 and place is not None and place.index > 0
 
 
-def gathered(ring: Ring, differs: Callable[[str], None]) -> Callable[[Reading], Reading]:
-    """What makes a ring's blocks whole on the chief; where there is one worker, they are.
+def deep_every(ring: Ring, wanted: int) -> int:
+    """Every how many steps a ring that is recorded measures everything.
 
     Args:
         ring: the ring.
-        differs: is told of the workers whose gradients are not the chief's.
+        wanted: by the settings; of several workers it is at most that.
     """
+    return wanted if ring.layout.workers == 1 else min(TELLS_EVERY, 1 << (wanted.bit_length() - 1))
+
+
+def gathered(ring: Ring) -> Callable[[Reading], Reading]:
+    """What makes a ring's blocks whole on the chief; where there is one worker, they are."""
     if ring not in _number_of:
         return lambda reading: reading
     if ring not in _gatherers:
         _gatherers[ring] = Gatherer(ring)
-    return functools.partial(_gatherers[ring].whole, differs)
+    return _gatherers[ring].whole
 
 
 class _Reports:
@@ -64,10 +75,10 @@ class _Reports:
         self._step, self._time = 0, np.nan
 
     def of(self, reading: Reading) -> np.ndarray:
-        """Shape (steps, 5): step, half the squared norm of the gradient, own time in s, loss, examples.
+        """Shape (steps, 6): step, half the squared norm of the gradient, own time, loss, examples, wait for the batch.
 
-        A worker's own time of a step goes from the end of the step before to its gradients being ready for the sum;
-        the rest of the step is spent waiting for the other workers. NaN is what was not measured.
+        Times are in s. A worker's own time of a step goes from the end of the step before to its gradients being ready
+        for the sum; the rest of the step is spent waiting for the other workers. NaN is what was not measured.
         """
         numbers, times, counts = steps(reading), column(reading, "time"), column(reading, "losses")
         before = np.concatenate([[self._time], times[:-1]])
@@ -81,11 +92,19 @@ class _Reports:
                 column(reading, "ready") - before,
                 np.where(counts > 0, column(reading, "loss") / np.maximum(counts, 1), np.nan),
                 column(reading, "examples"),
+                column(reading, "input_time") - column(reading, "input_start"),
             ]
         )
         if len(numbers):
             self._step, self._time = int(numbers[-1]), float(times[-1])
         return out
+
+
+def _checksums(reading: Reading) -> np.ndarray:
+    """Shape (deep steps, 1 + variables): step, the checksum of each variable's weights after it."""
+    first = 1 + INGREDIENTS.index(CHECKSUM) * (count := len(reading.ring.layout.variables))
+    rows = reading.deep.rows
+    return np.column_stack([rows[:, 0], rows[:, first : first + count]])
 
 
 class Reporter:
@@ -103,7 +122,8 @@ class Reporter:
         if self._sent >= _UNREAD and cluster.receive(f"{self._name}/{self._sent - _UNREAD}", 0.001):
             self._heard = False
         if self._heard and len(report):
-            self._heard = cluster.send(f"{self._name}/{self._sent}", report.tobytes())
+            told = np.concatenate([[len(report)], report.ravel(), _checksums(reading).ravel()])
+            self._heard = cluster.send(f"{self._name}/{self._sent}", told.tobytes())
             self._sent += 1
 
 
@@ -114,88 +134,96 @@ class _Inbox:
         self._name, self._worker = f"{_number_of[ring]}/{worker}", worker
         self._received = 0
         self._awaited = True
-        self._rows = np.empty((0, 5))
+        # Kept for a block that comes again.
+        self._rows = np.empty((0, _WIDTH))
+        self._checksums = np.empty((0, 1 + len(ring.layout.variables)))
 
-    def rows(self, steps: np.ndarray) -> np.ndarray:
-        """What the worker told of steps (consecutive or not); NaN where it told nothing."""
-        rows = self._rows[self._rows[:, _STEP] >= steps[0]]
-        while self._awaited and (not len(rows) or rows[-1, _STEP] < steps[-1]):
+    def told(self, steps: np.ndarray, deep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the worker told of steps and of deep steps (consecutive or not); NaN where it told nothing."""
+        self._rows = self._rows[self._rows[:, _STEP] >= steps[0]]
+        self._checksums = self._checksums[self._checksums[:, 0] >= steps[0]]
+        while self._awaited and (not len(self._rows) or self._rows[-1, _STEP] < steps[-1]):
             key = f"{self._name}/{self._received}"
             data = cluster.receive(key, _MAX_WAIT_S)
             if data is None:
                 self._awaited = False
+                since = f" any more, from step {steps[0]:.0f} of it on" if self._received else ""
                 say_once(
                     f"worker {self._worker}",
-                    f"mlflow_tfmon: worker {self._worker} does not tell of its steps: the loss and the examples of the "
-                    "whole batch are not recorded. Call mlflow_tfmon.autolog() on every worker.",
+                    f"mlflow_tfmon: worker {self._worker} does not tell of its steps{since}: the loss and the examples "
+                    "of the whole batch are not recorded. Call mlflow_tfmon.autolog() on every worker.",
                 )
                 break
             cluster.forget(key)
             self._received += 1
-            rows = np.concatenate([rows, np.frombuffer(data).reshape(-1, 5)])
-        self._rows = rows  # kept for a block that comes again
-        out = np.full((len(steps), 5), np.nan)
-        _, at, of = np.intersect1d(steps, rows[:, _STEP], return_indices=True)
-        out[at] = rows[of]
-        return out
+            values = np.frombuffer(data)
+            rows, checksums = np.split(values[1:], [int(values[0]) * _WIDTH])
+            self._rows = np.concatenate([self._rows, rows.reshape(-1, _WIDTH)])
+            width = self._checksums.shape[1]
+            self._checksums = np.concatenate([self._checksums, checksums.reshape(-1, width)])
+        return _at(steps, self._rows), _at(deep, self._checksums)
+
+
+def _at(steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The rows of steps, by their first column; NaN where there is none."""
+    out = np.full((len(steps), rows.shape[1]), np.nan)
+    _, at, of = np.intersect1d(steps, rows[:, 0], return_indices=True)
+    out[at] = rows[of]
+    return out
 
 
 class Gatherer:
     """Adds to the chief's blocks what the other workers tell."""
 
     def __init__(self, ring: Ring) -> None:
-        self._differ: dict[int, str] = {}
         self._reports = _Reports()
         self._inboxes = [_Inbox(ring, worker) for worker in range(1, ring.layout.workers)]
+        self._known: set[str] = set()  # the further columns, once there was something in them
 
-    def whole(self, differs: Callable[[str], None], reading: Reading) -> Reading:
-        """The block with loss and examples of all workers, and the own step time of each of them.
+    def whole(self, reading: Reading) -> Reading:
+        """The block with loss and examples of all workers, the own times of each, and in what it is apart.
 
         Waits for the other workers; one that does not tell in time is waited for no more.
 
         Args:
-            differs: as for `gathered`.
             reading: the chief's.
         """
         if not len(reading.rows):
             return reading
-        own = self._reports.of(reading)
+        own, checksums = self._reports.of(reading), _checksums(reading)
         reading = dataclasses.replace(reading, rows=reading.rows.copy())
-        told = [inbox.rows(own[:, _STEP]) for inbox in self._inboxes]
-        for worker, theirs in enumerate(told, 1):
-            self._compare(worker, own, theirs, differs)
-            same = np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=_SAME, equal_nan=True)
-            theirs[~same | np.isnan(theirs[:, _STEP])] = np.nan
-        everyone = np.stack([own, *told])
-        known = ~np.isnan(everyone[:, :, _STEP]).any(axis=0)
-        column(reading, "loss")[:] = everyone[:, :, _LOSS].sum(axis=0)
+        everyone: list[np.ndarray] = [own]
+        more: dict[str, np.ndarray] = {}
+        for worker, inbox in enumerate(self._inboxes, 1):
+            theirs, their_checksums = inbox.told(own[:, _STEP], checksums[:, 0])
+            differs = _apart(own[:, _SQUARES], theirs[:, _SQUARES])
+            differs[np.isnan(theirs[:, _STEP])] = np.nan
+            more[f"worker_{worker}/gradient_apart"] = differs
+            compared = np.column_stack([checksums[:, 0], _first_apart(checksums, their_checksums)])
+            more[f"worker_{worker}/weights_apart"] = _at(own[:, _STEP], compared)[:, 1]
+            theirs[differs != 0] = np.nan
+            everyone.append(theirs)
+        figures = np.stack(everyone)
+        known = ~np.isnan(figures[:, :, _STEP]).any(axis=0)
+        column(reading, "loss")[:] = figures[:, :, _LOSS].sum(axis=0)
         column(reading, "losses")[:] = known & (column(reading, "losses") > 0)
-        column(reading, "examples")[:] = everyone[:, :, _EXAMPLES].sum(axis=0)
-        times = {
-            f"worker_{worker}/step_time_ms": 1e3 * figures[:, _OWN_TIME]
-            for worker, figures in enumerate(everyone)
-            if not np.isnan(figures[:, _OWN_TIME]).all()
-        }
-        return dataclasses.replace(reading, more=times)
+        column(reading, "examples")[:] = figures[:, :, _EXAMPLES].sum(axis=0)
+        for name, of in (("step_time_ms", _OWN_TIME), ("input_wait_ms", _INPUT_WAIT)):
+            more |= {f"worker_{worker}/{name}": 1e3 * one[:, of] for worker, one in enumerate(everyone)}
+        self._known |= {name for name, values in more.items() if not np.isnan(values).all()}
+        return dataclasses.replace(reading, more={name: more[name] for name in more if name in self._known})
 
-    def _compare(
-        self, worker: int, own: np.ndarray, theirs: np.ndarray, differs: Callable[[str], None]
-    ) -> None:
-        """Tells of a worker whose gradient, once it had been summed, was another than the chief's."""
-        apart = ~np.isclose(theirs[:, _SQUARES], own[:, _SQUARES], rtol=_APART, atol=0, equal_nan=True)
-        at = np.flatnonzero(apart & ~np.isnan(theirs[:, _STEP]))
-        if not len(at) or worker in self._differ:
-            return
-        step = int(own[at[0], _STEP])
-        mine, its = (np.sqrt(2 * figures[at[0], _SQUARES]) for figures in (own, theirs))
-        self._differ[worker] = (
-            f"worker {worker} at step {step} (gradient norm {its:.6g}; the chief's {mine:.6g})"
-        )
-        text = "; ".join(self._differ.values())
-        say_once(
-            f"differs {text}",
-            f"mlflow_tfmon: not all workers have the same gradient: {text}; the loss of such steps is not recorded. "
-            "Call mlflow_tfmon.autolog(), or start the Monitor, at the same place of the script on every worker; if "
-            "that is so, they do not train the same model any more.",
-        )
-        differs(text)
+
+def _apart(own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """By which part of the chief's gradient norm a worker's is another; 0 where it is the same sum."""
+    same = np.isclose(theirs, own, rtol=_SAME, atol=0, equal_nan=True)
+    with np.errstate(all="ignore"):
+        part = np.abs(np.sqrt(theirs / own) - 1)
+    return np.where(same, 0.0, np.where(np.isfinite(part), part, 1.0))
+
+
+def _first_apart(own: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Which variable, from 1, is the first whose weights are not the chief's: 0 if none, NaN where that is not told."""
+    differ = own[:, 1:] != theirs[:, 1:]
+    first = np.where(differ.any(axis=1), 1.0 + differ.argmax(axis=1), 0.0)
+    return np.where(np.isnan(theirs[:, 0]), np.nan, first)

@@ -137,7 +137,9 @@ class StreamSeries:
         self.measures = tuple(one.name for one in signals.measures(layout.columns))
         self._chosen = charted(layout.variables, most, patterns)
         self._scalars = [
-            name for name in layout.columns if name != "step" and _is_curve(signals.of_step(name))
+            name
+            for name in layout.columns
+            if name != "step" and not name.endswith("_apart") and _is_curve(signals.of_step(name))
         ]
         self._quantities = _curves(layout.variable_columns)
         self._deep = _curves(layout.deep_columns)

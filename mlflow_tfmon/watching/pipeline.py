@@ -36,22 +36,21 @@ from mlflow_tfmon.stream.drain import Drain, Reading
 from mlflow_tfmon.stream.recording import Recording
 from mlflow_tfmon.stream.ring import Ring, give_back
 from mlflow_tfmon.stream.rows import with_batches
-from mlflow_tfmon.tags import COMMAND_TAG, DESYNC_TAG, ENVIRONMENT_TAG
+from mlflow_tfmon.tags import COMMAND_TAG, ENVIRONMENT_TAG
 from mlflow_tfmon.tracking import runs
 from mlflow_tfmon.tracking.links import where
 from mlflow_tfmon.uris import without_secrets
-from mlflow_tfmon.watching import terminal
+from mlflow_tfmon.watching import stalls, terminal
 from mlflow_tfmon.watching.activations import ActivationWatch
 from mlflow_tfmon.watching.end_budget import Thrift
 from mlflow_tfmon.watching.evidence import Evidence, data_of
 from mlflow_tfmon.watching.meter import Meter
-from mlflow_tfmon.watching.stalls import Stall
+from mlflow_tfmon.watching.stalls import Answers, Stall
 from mlflow_tfmon.watching.summary import Summary
 from mlflow_tfmon.watching.user_messages import say_what_is_not_matched
 
 _open: dict[str, Pipeline] = {}
 _lock = threading.RLock()
-_NEVER = 2**62  # the steps between two deep ones, where nobody wants any
 _DRAWN = 2  # streams, in a notebook's card
 _LOOK = 1.0  # s between two looks at the delivery process
 
@@ -86,8 +85,9 @@ class Pipeline:
         self.recording = Recording(self._append, run.past, self._look_at)
         self.evidence = Evidence(self.recording.append, self._data_of) if settings.keep_batches else None
         self.stall = Stall(
-            lambda: self._rings, lambda: self.recording.steps, self.recording.append, self.folder
-        )
+            lambda: self._rings, lambda: self.recording.steps, self.recording.append, self.folder,
+            self.recording.system,
+        )  # fmt: skip
         self._meter = Meter(self.recording.system, bool(tf.config.list_physical_devices("GPU")))
         self.watch = Watch(self.recording.append, settings.detectors)
         link = where(run.tracking_uri, run.experiment_id, run.run_id)
@@ -169,7 +169,7 @@ class Pipeline:
         if gone:
             self.release(gone)
         self.recording.open_stream(ring, name, model, total_steps, compiled=compiled, waits=waits)
-        ring.begin(deep_every, self.recording.carried(ring))
+        ring.begin(workers.deep_every(ring, deep_every), self.recording.carried(ring))
         ring.seen = max(ring.seen, ring.taken)
         self._rings.append(ring)
         say_what_is_not_matched(self._started.variables, ring.layout.variables)
@@ -177,7 +177,7 @@ class Pipeline:
         self._arguments[ring] = arguments
         if self.evidence is not None:
             batches.begin(ring)
-        whole, taken = workers.gathered(ring, self._differ), inputs.Batches(ring.thread)
+        whole, taken = workers.gathered(ring), inputs.Batches(ring.thread)
 
         def take(reading: Reading) -> None:
             batches.glance(ring, len(reading.rows), self.evidence is not None)
@@ -199,9 +199,6 @@ class Pipeline:
 
     def _data_of(self, ring: Ring) -> Any:
         return data_of(self._arguments.get(ring, lambda: None)())
-
-    def _differ(self, text: str) -> None:
-        self.recording.append(records.Facts(tags={DESYNC_TAG: text}, time=time.time()))
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
@@ -279,6 +276,7 @@ class Pipeline:
         self.stall.ended(over=status == "FINISHED")
         self.stall.close()
         self.release(list(self._rings))
+        self.stall.failed(reason)
         self.hide()
         self.finish_checkpoints()
         with contained("leaving the run", "it stays the active one"):
@@ -390,8 +388,12 @@ def report(ring: Ring) -> None:
     place = cluster.place()
     if place is not None:
         reporter, batches = workers.Reporter(ring, place.index), inputs.Batches(ring.thread)
-        ring.begin(_NEVER)
+        ring.begin(workers.TELLS_EVERY)
         DRAIN.attach(ring, lambda reading: reporter.take(with_batches(reading, batches.until)))
+        global _answers
+        if _answers is None:
+            _answers = Answers(ring.thread, place.index)
+            _answers.watch()
 
 
 def of_run(run_id: str | None) -> Pipeline | None:
@@ -461,6 +463,7 @@ on_open: list[
 ] = []  # called with the run's id (None while MLflow is away) when a training begins
 on_exit: list[Callable[[], None]] = []  # called when the script is over
 DRAIN = Drain(on_idle=_look)
+_answers: Answers | None = None  # of a worker that is not the chief
 _exit_wait: float | None = None  # of the run that was begun last
 
 
@@ -484,6 +487,7 @@ def _close_all() -> None:
     with contained("sending the last steps to the chief", "their loss is not recorded"):
         DRAIN.flush()
     DRAIN.stop()
+    stalls.stop()
     with contained("waiting for delivery", "`mlflow-tfmon sync` delivers the rest"):
         ending.wait(_exit_wait, ending.of_script())
 

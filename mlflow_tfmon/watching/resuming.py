@@ -1,17 +1,23 @@
-"""Resuming of an interrupted training: from the last checkpoint of its run, in the same run."""
+"""Resuming of an interrupted training: from the last checkpoint of its run, in the same run.
+
+Of several workers the chief finds the checkpoint, and tells the others which it is: each looking by itself might find
+another, since the chief delivers what was left and goes on in the run meanwhile.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.tracking import fluent
 
-from mlflow_tfmon import probes, temporary
+from mlflow_tfmon import cluster, probes, temporary
 from mlflow_tfmon.checkpoints.names import BEST, LAST, RESUME, name_of
 from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.retention import Before
@@ -32,14 +38,18 @@ from mlflow_tfmon.uris import without_secrets
 from mlflow_tfmon.watching import claims, pipeline
 from mlflow_tfmon.watching.pipeline import Pipeline
 
-LATEST = "latest"
+LATEST, _NONE = "latest", "none"
 _MAX_WAIT_S = 120.0  # s to wait for what the interrupted training has left to be delivered
+_MAX_TELL_S = (
+    300.0  # s that another worker waits for the chief, which may be waiting for that, and reading it
+)
 _PAUSE_S = 0.2  # s
 _WHICH = (
     "checkpoints are kept for Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with "
     "Monitor(model); for one model per run"
 )
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
+_asked = itertools.count()  # as often on each of several workers, which run one script
 
 
 def prepare(resume: str | None) -> None:
@@ -51,7 +61,7 @@ def prepare(resume: str | None) -> None:
     Raises:
         SettingError: there is no such run, or no checkpoint to resume from, or it is still being trained.
     """
-    if resume is None:
+    if resume is None or cluster.follows():
         return
     _prepared.pop(resume, None)
     run_id = _latest() if resume == LATEST else resume
@@ -60,6 +70,34 @@ def prepare(resume: str | None) -> None:
 
 
 def take(resume: str | None, model: Any) -> Checkpoint | None:
+    """Returns the checkpoint that a beginning training of a model resumes, on each of its workers; None if none.
+
+    Raises:
+        SettingError: the chief does not tell the other workers which it is.
+    """
+    place = None if resume is None else cluster.place()
+    if place is None or place.count == 1:
+        return _take(resume, model)
+    key = f"resume/{next(_asked)}"
+    if place.index == 0:
+        checkpoint = _take(resume, model)
+        text = _NONE if checkpoint is None else f"{checkpoint.run_id} {checkpoint.model_id}"
+        for index in range(1, place.count):
+            cluster.send(f"{key}/{index}", text.encode())
+        return checkpoint
+    told = cluster.receive(f"{key}/{place.index}", _MAX_TELL_S)
+    if told is None:
+        raise SettingError(
+            f"resume={resume!r}: the chief does not tell which checkpoint it resumes from; start every worker with the "
+            "same script and settings."
+        )
+    if told == _NONE.encode():
+        return None
+    run_id, model_id = told.decode().split()
+    return _read(run_id, model_id)
+
+
+def _take(resume: str | None, model: Any) -> Checkpoint | None:
     """Returns the prepared checkpoint to the first model that asks for it.
 
     With "latest" a script was started again as it was: what it trains before the model that was interrupted is another.
@@ -132,17 +170,22 @@ def _find(run_id: str) -> Checkpoint:
         raise SettingError(
             f"resume={run_id!r}: the run has {why}; train from scratch without resume ({_WHICH})."
         )
-    holder = temporary.Folder()
+    return _read(run_id, next(iter(of)), experiment, tags)
+
+
+def _read(
+    run_id: str, model_id: str, experiment: str = "", tags: Mapping[str, str] = MappingProxyType({})
+) -> Checkpoint:
+    """The checkpoint that a logged model is, with those that the tags of its run name."""
+    client, holder = mlflow.MlflowClient(), temporary.Folder()
     try:
-        check_artifacts(client, client.get_logged_model(next(iter(of))).artifact_location)
+        check_artifacts(client, client.get_logged_model(model_id).artifact_location)
         folder = Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{next(iter(of))}", dst_path=holder.name
-            )
+            mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{model_id}", dst_path=holder.name)
         )
         state = State.read(folder)
         kept = _kept(client, experiment, run_id, tags, state.about["prefix"])
-        checkpoint = Checkpoint(run_id, state, folder, kept)
+        checkpoint = Checkpoint(run_id, state, folder, kept, model_id)
     except Exception as error:
         text = " ".join(without_secrets(str(error)).split())[:300]
         raise SettingError(
@@ -165,7 +208,7 @@ def _pointers(tags: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _kept(
-    client: mlflow.MlflowClient, experiment: str, run_id: str, tags: dict[str, str], prefix: str
+    client: mlflow.MlflowClient, experiment: str, run_id: str, tags: Mapping[str, str], prefix: str
 ) -> tuple[Before, ...]:
     """The checkpoints of one model of a run: those that its tags name, and others of the n best, oldest first."""
     kinds: dict[str, tuple[str, ...]] = {}

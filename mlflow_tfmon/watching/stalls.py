@@ -6,6 +6,8 @@ which a collective hangs. This one reads no device, only what the drain has seen
 A sign of life is a step, or processor time of the training thread: a loop's own validation computes, what hangs in a
 collective, a lock or a read waits. Time in which this thread itself did not run does not count: then the process was
 stopped, the machine slept, or something kept the interpreter's lock, of which delivery tells (`journal.pulse`).
+
+Of several workers the chief asks the others where they are: those that wait for another one are in TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import dis
 import faulthandler
 import functools
+import itertools
 import os
 import re
 import statistics
@@ -23,12 +26,13 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 
 import psutil
 
+from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import contained, logger
 from mlflow_tfmon.journal import pulse
 from mlflow_tfmon.stream import records
@@ -48,6 +52,8 @@ _INSTALLED = re.compile(
     rf"[\\/](?:site|dist)-packages[\\/]|^<frozen |^(?:{'|'.join(map(re.escape, _OTHERS))})[\\/]"
 )
 _KERAS = re.compile(r"[\\/](?:keras|tf_keras)[\\/]src[\\/]")
+_IN_TENSORFLOW = re.compile(r"[\\/]tensorflow[\\/]python[\\/]eager[\\/](?:execute|context)\.py$")
+_ANSWER = 5.0  # s in which another worker answers; it looks as often as this one
 _WORKS = 0.05  # s of processor time, in the second half of the time above, that are a sign of life
 
 
@@ -62,6 +68,7 @@ class Stall:
         step: gives the number of its last step.
         append: takes records (the recording's).
         folder: of the recording.
+        system: takes figures of the machine, by name (the recording's).
     """
 
     def __init__(
@@ -70,12 +77,14 @@ class Stall:
         step: Callable[[], int],
         append: Callable[..., None],
         folder: Path,
+        system: Callable[[Mapping[str, float]], None] = lambda _: None,
     ) -> None:
         self.paused = False
         self._rings = rings
         self._step = step
         self._append = append
         self._folder = folder
+        self._system = system
         self._lock = threading.Lock()
         self._closed = False
         self._seen: dict[int, int] = {}  # steps of each ring
@@ -87,6 +96,7 @@ class Stall:
         self._worked: float | None = None  # s of processor time by the middle of a silence
         self._loops: dict[int, tuple[CodeType, range]] = {}  # the outermost in which steps came, by thread
         self._since: float | None = None  # Unix time at which it stalled
+        self._asks = False  # whether the other workers are to be asked
 
     def watch(self) -> None:
         """Looks from now on, until `close`."""
@@ -100,6 +110,13 @@ class Stall:
         Args:
             seconds: since the last look, in which this process ran.
         """
+        self._look(seconds)
+        if self._asks:  # without the lock, for which the training may wait
+            self._asks = False
+            with contained("asking the other workers where they are", "it is not said who stopped"):
+                self._tell_who_stopped()
+
+    def _look(self, seconds: float) -> None:
         with self._lock:
             if self._closed:
                 return
@@ -137,6 +154,12 @@ class Stall:
             if not over:
                 self._since = None  # what was said of it stays
             self._lives("the training is over")
+
+    def failed(self, error: str) -> None:
+        """The training has ended with an error, which may be that of a worker that has died."""
+        with contained("looking for workers that have died", "the problems do not name them"):
+            if gone := cluster.gone(error):
+                self._system({f"worker_{worker}/stopped_s": self._without for worker in gone})
 
     def close(self) -> None:
         """Looks no more."""
@@ -185,16 +208,27 @@ class Stall:
         out: list[records.Record] = [records.Facts(tags={STALLED_TAG: text}, time=now)]
         with contained("reading the stacks of a stalled training", "they are not recorded"):
             threads = ", ".join(f"0x{ring.thread:016x}" for ring in self._rings())
-            out.append(records.Text(STACKS, f"{text}\nthread that trains: {threads}\n\n{self._stacks()}"))
+            out.append(
+                records.Text(STACKS, f"{text}\nthread that trains: {threads}\n\n{_stacks(self._folder)}")
+            )
         logger.warning("mlflow_tfmon: the training has stalled %s; its stacks are in %s.", text, STACKS)
         self._append(*out)
+        self._asks = True
 
-    def _stacks(self) -> str:
-        """Where each thread is: names of files and functions, and numbers of lines."""
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            return file.read().decode("utf-8", "replace")
+    def _tell_who_stopped(self) -> None:
+        """Records which workers do not wait for the others, and the stacks of all."""
+        since, rings, place = self._since, self._rings(), cluster.place()
+        if since is None or place is None or place.count == 1 or not rings:
+            return
+        answers = [f"{_where(rings[0].thread)}\n{_stacks(self._folder)}", *_answers(place.count)]
+        heads = [one.partition("\n")[0] for one in answers]
+        stopped = [worker for worker, head in enumerate(heads) if head != _WAITS]
+        told = ", ".join(f"worker {worker} {head}" for worker, head in enumerate(heads))
+        logger.warning("mlflow_tfmon: where the workers are: %s.", told)
+        text = "\n\n".join(f"worker {worker} {one}" for worker, one in enumerate(answers))
+        self._append(records.Text(STACKS, text))
+        if 0 < len(stopped) < place.count:
+            self._system({f"worker_{worker}/stopped_s": time.time() - since for worker in stopped})
 
     def _is_over(self) -> bool:
         """Whether no thread that trains is in a `fit`, or in the loop in which steps came last: nobody may tell."""
@@ -209,6 +243,67 @@ class Stall:
 
     def _threads(self) -> set[int]:
         return {ring.thread for ring in self._rings()}
+
+
+def _stacks(folder: Path | None = None) -> str:
+    """Where each thread is: names of files and functions, and numbers of lines."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")
+
+
+_WAITS = "waits in TensorFlow"
+
+
+def _where(thread: int) -> str:
+    """Where a thread that trains is, in a clause."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "has left the thread that trained"
+    if _IN_TENSORFLOW.search(frame.f_code.co_filename):
+        return _WAITS
+    return f"is in {frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+
+
+_questions = itertools.count()
+_calls = threading.Lock()  # of what calls TensorFlow
+
+
+def _answers(count: int) -> list[str]:
+    """Where the other workers are, each with its stacks after the first line."""
+    question, told = f"stalled/{next(_questions)}", []
+    until = time.monotonic() + _ANSWER
+    with _calls:
+        cluster.send(question, b"?")
+        for at in range(1, count):
+            told.append(cluster.receive(f"{question}/{at}", max(0.001, until - time.monotonic())))
+    return ["does not answer" if one is None else one.decode("utf-8", "replace") for one in told]
+
+
+class Answers:
+    """What tells the chief where this worker is, whenever it asks.
+
+    Args:
+        thread: that trains.
+        worker: the number of this worker.
+    """
+
+    def __init__(self, thread: int, worker: int) -> None:
+        self._thread, self._worker, self._next = thread, worker, 0
+
+    def watch(self) -> None:
+        """Answers from now on."""
+        _watched.add(self)
+        _keep_looking()
+
+    def look(self, seconds: float) -> None:
+        """Answers, if it was asked."""
+        question = f"stalled/{self._next}"
+        with _calls:
+            if cluster.receive(question, 0.001) is not None:
+                self._next += 1
+                cluster.send(f"{question}/{self._worker}", f"{_where(self._thread)}\n{_stacks()}".encode())
 
 
 def _is_in_fit(thread: int) -> bool:
@@ -249,7 +344,7 @@ def _processor_time(threads: set[int]) -> float | None:
     return None
 
 
-_watched: set[Stall] = set()
+_watched: set[Stall | Answers] = set()
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
 
@@ -280,11 +375,16 @@ def _run() -> None:
                 return
 
 
+def stop() -> None:
+    """Asks and answers no more: the interpreter must not go while a thread is inside TensorFlow."""
+    _calls.acquire(timeout=2 * _ANSWER)
+
+
 def _forked() -> None:
     """In a forked child: what its parent watches is none of its own."""
-    global _thread, _lock
+    global _thread, _lock, _calls
     _watched.clear()
-    _thread, _lock = None, threading.Lock()
+    _thread, _lock, _calls = None, threading.Lock(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -87,6 +87,12 @@ def _of_a_loop(**known: Any) -> Any:
     return premises(**{"loss": "", "targets": None, "inputs": None, "layers": (), "graph": False, **known})
 
 
+def _workers(slow: float, fast: float, wait: float) -> dict[str, np.ndarray]:
+    """Two workers, of which one is slow, by its own time and the wait for its batch, ms."""
+    own = {"worker_0/step_time_ms": fast, "worker_1/step_time_ms": slow, "worker_1/input_wait_ms": wait}
+    return {"time": 100 + 0.1 * _T, **{name: np.full(STEPS, value) for name, value in own.items()}}
+
+
 BAD = {
     "nan_or_inf": [
         history(_broken_at(100), norm=np.where(_T + 1 >= 100, np.nan, 1.0)),
@@ -216,6 +222,7 @@ BAD = {
     ],
     "input_bound": [
         history(columns={"time": 100 + 0.1 * _T, "input_wait": np.full(STEPS, 0.08)}),
+        history(columns={"input_wait": np.zeros(STEPS), **_workers(80.0, 10.0, wait=70.0)}),
     ],
     "retracing": [history(columns={"traces": np.floor(_T / 2)})],
     "memory_growth": [
@@ -252,6 +259,16 @@ BAD = {
         _turning(0.7 + 0.02 * _T, 1.4 * np.exp(-_T / 40)),
         _making(np.where(np.arange(800) < 100, 0.01 * np.arange(800), 0.1)),
     ],
+    "desync": [
+        history(columns={"worker_1/weights_apart": np.where(_T % 16 > 0, np.nan, _T > 100)}),
+        history(columns={"worker_2/gradient_apart": 0.5 * (_T > 100)}),
+        history(columns={"worker_2/gradient_apart": 1e-5 * (_T > 100)}),
+    ],
+    "straggler": [
+        history(columns=_workers(80.0, 10.0, wait=0.0)),
+        history(columns=_workers(80.0, 20.0, wait=70.0)),
+    ],
+    "worker_stopped": [dataclasses.replace(history(), stopped={"worker 1": 31.0})],
 }
 
 
@@ -293,6 +310,10 @@ HEALTHY = {
     ),
     "a second head, which is trained later": history(known=_of_a_loop(unreached=("late.kernel",))),
     "with many dead units": history(dead=0.8),
+    "workers that are alike": history(
+        columns={f"worker_1/{name}_apart": np.zeros(STEPS) for name in ("weights", "gradient")}
+    ),
+    "workers that are slow in turn": history(columns=_workers(80.0, 79.0, wait=0.0)),
     "with saturated units": history(saturated=0.9, activation="tanh"),
     "with small early gradients": history(gradients=(1e-6, 1e-3, 0.1)),
     "inputs of any scale": history(

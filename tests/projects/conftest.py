@@ -24,6 +24,7 @@ ILL = {
     "lr_schedules": {"range test"},
     "monitored_training": {"monitored_training"},
     "optimizers": {"digits Lion", "digits Nadam"},
+    "ray": {"learning rate 0.01"},
     "registry": {"4 units"},
     "regularization": {
         "batch normalization",

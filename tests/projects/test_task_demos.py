@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -303,6 +304,25 @@ def test_distributed(run_demo: RunDemo) -> None:
     assert (recorded["two workers"].steps.examples == 64).all()  # of both workers
     for worker in (0, 1):
         assert recorded["two workers"].steps[f"worker_{worker}/step_time_ms"].iloc[2:].gt(0).all()
+
+
+@demos
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'mlflow-tfmon[ray]'")
+def test_ray(run_demo: RunDemo) -> None:
+    demo = run_demo("ray")
+    trials = {f"learning rate {rate:g}": rate for rate in (0.01, 0.1, 1.0)}
+    assert demo.children.keys() == {"two workers", *trials}
+    workers = load_run(demo.children["two workers"].info.run_id, demo.client.tracking_uri).steps
+    assert len(workers) == 2 * (1437 // 64) and (workers.examples == 64).all()  # of both workers
+    for worker in (0, 1):
+        assert workers[f"worker_{worker}/step_time_ms"].iloc[2:].gt(0).all()
+    best = []
+    for name, rate in trials.items():
+        steps = load_run(demo.children[name].info.run_id, demo.client.tracking_uri).steps
+        assert steps.learning_rate.eq(np.float32(rate)).all()
+        best.append(max(demo.history(demo.children[name], "val_accuracy")))
+    assert demo.parent.data.metrics["best_val_accuracy"] == pytest.approx(max(best))
+    assert {"comparison.json", "ray.png"} <= demo.artifacts(demo.parent)
 
 
 @demos

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 import mlflow_tfmon
 from mlflow_tfmon import cluster
+from mlflow_tfmon.signals import INGREDIENTS
 from mlflow_tfmon.stream import workers
 from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.records import Variable
@@ -183,11 +184,12 @@ def _block(ring: _Ring, first: int, norms: np.ndarray) -> Reading:
     rows = np.ones((len(norms), len(ring.layout.columns)))
     rows[:, ring.layout.columns.index("grad_norm/0")] = norms**2 / 2
     empty = SeldomRows(np.empty((0, 1)), 0, 0)
-    return Reading(ring, rows, empty, empty, first, 0, 0.0)  # type: ignore[arg-type]
+    deep = SeldomRows(np.full((1, 1 + len(INGREDIENTS)), float(first)), 0, 0)
+    return Reading(ring, rows, deep, empty, first, 0, 0.0)  # type: ignore[arg-type]
 
 
-def test_a_worker_with_another_gradient_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of three workers, as they are sent; one is another's after 6 of 20 steps, and once rounded otherwise."""
+def test_a_worker_with_another_gradient_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three workers, as they are sent; one is another's after 6 of 20 steps, and one rounded otherwise."""
     ring = _Ring()
     monkeypatch.setitem(workers._number_of, ring, 0)  # type: ignore[arg-type]
     norms = np.linspace(3.0, 1.0, 20)
@@ -196,9 +198,8 @@ def test_a_worker_with_another_gradient_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cluster, "receive", lambda key, seconds: sent.pop(key, None))
     monkeypatch.setattr(cluster, "forget", lambda key: None)
     reporters = {index: workers.Reporter(ring, index) for index in (1, 2)}  # type: ignore[arg-type]
-    told: list[str] = []
-    whole = workers.gathered(ring, told.append)  # type: ignore[arg-type]
-    lost = []
+    whole = workers.gathered(ring)  # type: ignore[arg-type]
+    lost, apart = [], []
     for first in (1, 11):
         mine = norms[first - 1 : first + 9]
         theirs = {1: mine * (1 + 1e-5), 2: mine.copy()}
@@ -208,9 +209,12 @@ def test_a_worker_with_another_gradient_is_named(monkeypatch: pytest.MonkeyPatch
             reporter.take(_block(ring, first, theirs[index]))
         reading = whole(_block(ring, first, mine))
         lost += np.isnan(reading.rows[:, ring.layout.columns.index("loss")]).tolist()
-    expected = f"worker 2 at step 7 (gradient norm {1.5 * norms[6]:.6g}; the chief's {norms[6]:.6g})"
-    assert told == [expected]
-    assert lost == [True] * 20  # worker 1's are not taken for the same either
+        apart.append({name: values for name, values in reading.more.items() if name.endswith("_apart")})
+        assert [apart[-1][f"worker_{index}/weights_apart"][0] for index in (1, 2)] == [0, 0]
+    gradients = [np.concatenate([one[f"worker_{index}/gradient_apart"] for one in apart]) for index in (1, 2)]
+    np.testing.assert_allclose(gradients[0], 1e-5, rtol=1e-5)
+    np.testing.assert_allclose(gradients[1], [0.0] * 6 + [0.5] * 4 + [0.0] * 10, rtol=1e-5)
+    assert lost == [True] * 20  # what is rounded otherwise is not taken for the same
 
 
 FIT_OF_WORKERS = """
