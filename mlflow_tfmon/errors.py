@@ -31,6 +31,10 @@ class SettingError(ValueError):
         self.setting = setting
 
 
+class ApartError(SettingError):
+    """This worker would train otherwise than the others, which wait for it: the one error that is never contained."""
+
+
 def raises() -> bool:
     """Whether our errors are raised instead of contained (environment `MLFLOW_TFMON_RAISE_ERRORS=1`, for tests)."""
     return os.environ.get("MLFLOW_TFMON_RAISE_ERRORS") == "1"
@@ -60,7 +64,7 @@ def contained(part: str, consequence: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if raises():
+        if raises() or isinstance(error, ApartError):
             raise
         say_once(
             f"{part}: {consequence}",

@@ -23,7 +23,7 @@ from mlflow_tfmon.checkpoints.restoring import Checkpoint
 from mlflow_tfmon.checkpoints.retention import Before
 from mlflow_tfmon.checkpoints.state import State
 from mlflow_tfmon.delivery.sync import deliver, find_waiting
-from mlflow_tfmon.errors import SettingError, contained, logger, say_once
+from mlflow_tfmon.errors import ApartError, SettingError, contained, logger, say_once
 from mlflow_tfmon.facts import model_order
 from mlflow_tfmon.problems.rediagnosis import replayed
 from mlflow_tfmon.problems.watch import Watch
@@ -49,7 +49,10 @@ _WHICH = (
     "Monitor(model); for one model per run"
 )
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
-_asked = itertools.count()  # as often on each of several workers, which run one script
+# By the setting, until the workers of a training have agreed: which call of `prepare` it was, and whether the search is
+# left to the chief. One script runs on all of them, so that the calls are as many.
+_open: dict[str, tuple[int, bool]] = {}
+_calls = itertools.count()
 
 
 def prepare(resume: str | None) -> None:
@@ -61,49 +64,73 @@ def prepare(resume: str | None) -> None:
     Raises:
         SettingError: there is no such run, or no checkpoint to resume from, or it is still being trained.
     """
-    if resume is None or cluster.follows():
+    if resume is None:
         return
     _prepared.pop(resume, None)
+    follows = cluster.follows()
+    _open[resume] = next(_calls), follows
+    if not follows:
+        _search(resume)
+
+
+def _search(resume: str) -> None:
     run_id = _latest() if resume == LATEST else resume
     if run_id is not None:
         _prepared[resume] = _find(run_id)
 
 
-def take(resume: str | None, model: Any) -> Checkpoint | None:
-    """Returns the checkpoint that a beginning training of a model resumes, on each of its workers; None if none.
+def _agree(resume: str) -> None:
+    """Has each worker of a training go on from what the chief has found: a search of its own may find something else.
 
     Raises:
-        SettingError: the chief does not tell the other workers which it is.
+        ApartError: this worker does not get to know it, or cannot read it.
     """
-    place = None if resume is None else cluster.place()
+    number, left = _open.pop(resume, (0, None))
+    if left is None:
+        return
+    place = cluster.place()
     if place is None or place.count == 1:
-        return _take(resume, model)
-    key = f"resume/{next(_asked)}"
+        if left:  # TF_CONFIG is there, but no strategy of several workers
+            _search(resume)
+        return
+    key = f"resume/{number}"
     if place.index == 0:
-        checkpoint = _take(resume, model)
-        text = _NONE if checkpoint is None else f"{checkpoint.run_id} {checkpoint.model_id}"
+        found = _prepared.get(resume)
+        text = _NONE if found is None else f"{found.run_id} {found.model_id}"
         for index in range(1, place.count):
             cluster.send(f"{key}/{index}", text.encode())
-        return checkpoint
+        return
     told = cluster.receive(f"{key}/{place.index}", _MAX_TELL_S)
+    _prepared.pop(resume, None)
     if told is None:
-        raise SettingError(
+        raise ApartError(
             f"resume={resume!r}: the chief does not tell which checkpoint it resumes from; start every worker with the "
             "same script and settings."
         )
-    if told == _NONE.encode():
-        return None
-    run_id, model_id = told.decode().split()
-    return _read(run_id, model_id)
+    if told != _NONE.encode():
+        run_id, model_id = told.decode().split()
+        try:
+            _prepared[resume] = _read(run_id, model_id)
+        except Exception as error:
+            raise ApartError(
+                f"resume={resume!r}: this worker cannot read the checkpoint that the chief resumes from "
+                f"({type(error).__name__}: {error}); give it access to the same MLflow store."
+            ) from None  # whose text may have a password
 
 
-def _take(resume: str | None, model: Any) -> Checkpoint | None:
+def take(resume: str | None, model: Any) -> Checkpoint | None:
     """Returns the prepared checkpoint to the first model that asks for it.
 
     With "latest" a script was started again as it was: what it trains before the model that was interrupted is another.
+
+    Raises:
+        ApartError: this worker cannot resume as the chief does.
     """
-    checkpoint = None if resume is None else _prepared.get(resume)
-    if resume is None or checkpoint is None:
+    if resume is None:
+        return None
+    _agree(resume)
+    checkpoint = _prepared.get(resume)
+    if checkpoint is None:
         return None
     if not checkpoint.is_placed(model):
         goes_on = resume != LATEST
@@ -120,7 +147,10 @@ def _take(resume: str | None, model: Any) -> Checkpoint | None:
 
 def is_done(model: Any, resume: str | None) -> bool:
     """Whether a beginning fit was finished before the interruption, so that a later one of its model resumes."""
-    checkpoint = None if resume is None else _prepared.get(resume)
+    if resume is None:
+        return False
+    _agree(resume)
+    checkpoint = _prepared.get(resume)
     if checkpoint is None or model_order.fits(model) >= checkpoint.fits:
         return False
     if not checkpoint.is_of(model) or not checkpoint.is_placed(model):
