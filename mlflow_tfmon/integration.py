@@ -182,7 +182,7 @@ def autolog(
             and returns a dictionary of numbers: epoch metrics like any other. It must not change the model.
         checkpoint_keep: number of best models to keep.
         deep_every: interval in optimizer steps between measurements of weight norms, update ratios and fractions of
-            zero gradients; step 1 is always measured.
+            zero gradients; step 1 is always measured. With several workers it is at most 16.
         max_points: largest number of points per series in MLflow; the Parquet files have every step.
         max_variables: largest number of variables with their own series in MLflow: the largest ones.
         variables: patterns of the names of the variables that have their own series in MLflow, such as
@@ -201,8 +201,8 @@ def autolog(
             sink of an installed package; separate several with commas.
         keep_batches: whether the batch of the first step that is not finite, and of the worst spikes of the loss, is
             kept in the run (`tfmon/evidence`): at most 8, of 8 MB each. They are training data: `False` keeps none.
-        predictions: of how many of the first validation examples the report shows what the model predicts at each
-            epoch's end (at most 32); or the examples themselves, as (inputs, targets); or a function of the model that
+        predictions: number of validation examples (the first, at most 32) whose predictions the report shows for each
+            epoch; or the examples themselves, as (inputs, targets); or a function of the model that
             returns what is to be shown: text, a picture (an array or a matplotlib figure), a number, a dictionary of
             these by name (`right`, true or false, marks it), or a list of such. They are kept in the run, in
             `tfmon/predictions`.

@@ -249,7 +249,9 @@ class _Tools:
         if step is None:
             return {"batches": [_told(one) for one in found]}
         kept = of_step(found, step)
-        (shown,) = examples([kept])
+        if not (of_it := examples([kept])):
+            raise ValueError(f"the kept batch of step {step} is damaged: its examples cannot be shown")
+        shown = of_it[0]
         names = ("value", "its own", "batch's median")
         values = [dict(zip(names, row, strict=False)) for row in shown.rows]
         return {**_told(kept), "example": shown.title, "values": values}

@@ -29,8 +29,10 @@ def detect(history: History, *, max_part: float = 1e-3) -> Iterator[Problem]:
     first = min(found, key=lambda one: one.first)
     evidence = []
     if weights:
-        told = ", ".join(f"{worker} at step {one.first} ({_weights(one)})" for worker, one in weights.items())
-        evidence.append(f"Weights are not those of the chief: {told}.")
+        told = ", ".join(
+            f"{worker} from step {one.first} on{_weights(one)}" for worker, one in weights.items()
+        )
+        evidence.append(f"Weights differ from the chief's: {told}.")
     if gradients:
         told = ", ".join(
             f"{worker} at {one.count} steps from step {one.first} on (the norm by up to {one.part:.2g} of it)"
@@ -42,7 +44,7 @@ def detect(history: History, *, max_part: float = 1e-3) -> Iterator[Problem]:
     serious = bool(weights) or any(one.part > max_part for one in gradients.values())
     yield Problem(
         "desync", "critical" if serious else "warning", first.first,
-        tuple(dict.fromkeys(one.variable for one in weights.values())), " ".join(evidence),
+        tuple(dict.fromkeys(one.variable for one in weights.values() if one.variable)), " ".join(evidence),
         (f"Go on from a checkpoint of step {first.before} or before. " if first.before else "")
         + "Look for what one worker does alone: weights that it loads or assigns, a layer or an optimizer made "
         "outside strategy.scope(), a step more or less than the others, other versions or another processor; "
@@ -52,4 +54,6 @@ def detect(history: History, *, max_part: float = 1e-3) -> Iterator[Problem]:
 
 
 def _weights(one: Apart) -> str:
-    return f"{one.variable} first; the same at step {one.before}" if one.before else f"{one.variable} first"
+    told = [f"{one.variable} first"] if one.variable else []
+    told += [f"the same at step {one.before}"] if one.before else []
+    return f" ({'; '.join(told)})" if told else ""

@@ -303,9 +303,13 @@ class Gatherer:
                 int(steps[apart[-1]]),
                 known.count + len(apart),
                 0.0 if of_weights else max(known.part, float(values.max())),
-                known.variable or (self._now[int(values[apart[0]]) - 1] if of_weights else ""),
+                known.variable or (self._named(float(values[apart[0]])) if of_weights else ""),
             )
         self._apart[name] = known
+
+    def _named(self, number: float) -> str:
+        """The variable of this number, from 1; "" if there is none: whoever may write to the store may change it."""
+        return self._now[int(number) - 1] if 1 <= number < len(self._now) + 1 else ""
 
     def _note(self, name: str, steps: np.ndarray) -> None:
         if len(steps):

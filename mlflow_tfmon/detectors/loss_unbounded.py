@@ -41,7 +41,8 @@ def detect(history: History, *, min_depth: float = 10.0) -> Iterator[Problem]:
         return
     below = curve.first[level < 0]
     what = (
-        "what is minimized is a distance to the targets with a minus sign, so it is made as large as possible"
+        "the loss is a distance to the targets with a minus sign, so training makes that distance as large as "
+        "possible"
         if maximized
         else f"it is {abs(now) / scale:.3g} times as far from zero (threshold: {min_depth:g}), and falls ever faster"
     )

@@ -48,8 +48,8 @@ def detect(
     name, other = (names[one].removesuffix(_TIME).replace("_", " ") for one in (at, next_at))
     yield Problem(
         "straggler", "warning", int(times.first[0]), (),
-        f"All wait for {name}: of a step of {step * 1e3:.3g} ms it needs {own[at] * 1e3:.3g} ms until its gradients "
-        f"are there, {batch * 1e3:.3g} ms of it for its batch; the next slowest, {other}, needs "
+        f"Every step waits for {name}: its gradients take {own[at] * 1e3:.3g} of {step * 1e3:.3g} ms, "
+        f"{batch * 1e3:.3g} ms of that waiting for a batch; the next slowest, {other}, needs "
         f"{own[next_at] * 1e3:.3g} ms. That is {wait / step:.0%} of the time (threshold: {min_share:.0%}), "
         f"{wait * history.step:.0f} s so far.",
         "Speed up its input: see where it reads its files, and prefetch()." if batch > 0.5 * wait else

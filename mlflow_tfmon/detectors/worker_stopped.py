@@ -21,8 +21,8 @@ def detect(history: History) -> Iterator[Problem]:
         who, seconds = " and ".join(history.stopped), max(history.stopped.values())
         yield Problem(
             "worker_stopped", "critical", history.step, (),
-            f"There is no step after step {history.step}, since {who} did not go on; {seconds:.0f} s later the others "
-            "still waited.",
+            f"Training stopped after step {history.step}: {who} did not continue; the others have waited "
+            f"{seconds:.0f} s.",
             f"See where {who} is, in tfmon/stacks.txt, and in its log: a dataset of another length, an input that "
             "hangs, code that one worker runs alone, a process that was stopped or is gone. Then restart all workers, "
             'with resume="latest".',

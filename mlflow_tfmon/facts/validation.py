@@ -28,7 +28,7 @@ def first_examples(arguments: FitArguments | None, count: int) -> tuple[Any, Any
         NoExamplesError: there are none, or reading them would change something.
     """
     if arguments is None:
-        raise NoExamplesError("only a fit under autolog() tells its validation data")
+        raise NoExamplesError("validation data are known only in model.fit() under autolog()")
     data, first = arguments.validation_data, 0
     if data is None and arguments.validation_split:
         data = arguments.x, arguments.y
@@ -62,8 +62,8 @@ def _of_pipeline(dataset: tf.data.Dataset, count: int) -> tuple[Any, Any]:
         return _rows((*in_memory, None)[:2], 0, count)
     if not pipelines.is_readable(dataset):
         raise NoExamplesError(
-            "the validation data are a pipeline that can't be read once more without an effect (it shuffles, "
-            "draws random numbers, or calls Python)"
+            "the validation dataset shuffles, draws random numbers or calls Python, so reading it again could change "
+            "the training"
         )
     found: list[Any] = []
     for element in dataset:

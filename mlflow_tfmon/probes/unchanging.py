@@ -69,7 +69,7 @@ def called(model: Any, inputs: Any) -> Any:
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise NotPossibleError(
-            f"the model can't be called with what its dataset gives first ({type(error).__name__}: {why})"
+            f"calling the model on the examples failed ({type(error).__name__}: {why})"
         ) from error
     finally:
         model._clear_losses()  # those that its layers added belong to this call

@@ -102,6 +102,7 @@ def named(path: Path) -> Iterator[None]:
         OSError,
         ValueError,
         LookupError,
+        ArithmeticError,
         TypeError,
         AttributeError,
         RecursionError,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from mlflow_tfmon.reading import files
 from mlflow_tfmon.tracking.names import PREDICTIONS
 
 _EPOCH = re.compile(r"([A-Za-z0-9_.-]*?)epoch-(\d{1,12})\.json")
+_MOST = 256  # epochs that are read, of all models
+_MOST_BYTES = 512 * 2**20  # of all of them
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 Cells = Mapping[str, str]
 
@@ -54,7 +56,7 @@ def load_predictions(client: Any, run_id: str, most: int | None = None) -> list[
     Args:
         client: of the run's store.
         run_id: the run.
-        most: epochs, from the first to the last; default: all that are kept.
+        most: epochs of each model, from the first to the last; default: all that are kept, up to 256 in all.
 
     Raises:
         UnreadableError: a file is damaged.
@@ -62,35 +64,55 @@ def load_predictions(client: Any, run_id: str, most: int | None = None) -> list[
     parent = PREDICTIONS.rpartition("/")[0]
     if not any(item.path == PREDICTIONS for item in client.list_artifacts(run_id, parent)):
         return []
+    names = {item.path.rpartition("/")[2] for item in client.list_artifacts(run_id, PREDICTIONS)}
     known: dict[str, Sequence[Cells]] = {"": ()}
+    size = 0
     with temporary.Folder() as place:
-        folder = Path(client.download_artifacts(run_id, PREDICTIONS, place))
-        named = [(_EPOCH.fullmatch(path.name), path) for path in folder.iterdir()]
-        epochs = sorted((int(name[2]), name[1], path) for name, path in named if name)
-        if most is not None and len(epochs) > most:
-            epochs = [
-                epochs[at] for at in np.unique(np.linspace(0, len(epochs) - 1, most).round().astype(int))
-            ]
+
+        def read(name: str) -> tuple[Path, Any]:
+            nonlocal size
+            path = Path(client.download_artifacts(run_id, f"{PREDICTIONS}/{name}", place))
+            content = files.read_json(path)
+            with files.named(path):
+                size += path.stat().st_size
+                if size > _MOST_BYTES:
+                    raise ValueError(f"the predictions have more than {_MOST_BYTES:,} bytes in all")
+            return path, content
 
         def fixed(digest: str, prefix: str) -> Sequence[Cells]:
-            path = folder / f"{prefix}examples-{digest}.json"
             if digest not in known:
                 known[digest] = ()
-                if _DIGEST.fullmatch(digest) and path.is_file():
-                    content = files.read_json(path)
+                name = f"{prefix}examples-{digest}.json"
+                if _DIGEST.fullmatch(digest) and name in names:
+                    path, content = read(name)
                     with files.named(path):
                         known[digest] = [_cells(one) for one in content]
             return known[digest]
 
         predicted = []
-        for epoch, prefix, path in epochs:
-            content = files.read_json(path)
+        for epoch, prefix, name in _chosen(names, most):
+            path, content = read(name)
             with files.named(path):
                 cells = [_cells(one) for one in content["cells"]]
                 right = [None if one is None else bool(one) for one in content["right"]][: len(cells)]
                 examples = fixed(str(content["examples"]), prefix)
                 predicted.append(Predicted(epoch, int(content["step"]), prefix, examples, cells, right))
     return predicted
+
+
+def _chosen(names: Iterable[str], most: int | None) -> list[tuple[int, str, str]]:
+    """Epoch, prefix and name of the files that are read, in the order of the epochs."""
+    models: dict[str, list[tuple[int, str, str]]] = {}
+    for name in names:
+        if told := _EPOCH.fullmatch(name):
+            models.setdefault(told[1], []).append((int(told[2]), told[1], name))
+    each = max(2, _MOST // max(1, len(models)))
+    each = each if most is None else min(most, each)
+    chosen = []
+    for epochs in map(sorted, models.values()):
+        places = np.linspace(0, len(epochs) - 1, min(each, len(epochs))).round().astype(int)
+        chosen += [epochs[at] for at in np.unique(places)]
+    return sorted(chosen)[:_MOST]
 
 
 def _cells(found: Any) -> dict[str, str]:

@@ -29,9 +29,10 @@ def slides(load: Callable[[int | None], Sequence[Predicted]]) -> list[Slides]:
 
 
 def _of(found: list[Predicted]) -> Slides:
+    last = found[-1]
+    found = [one for one in found if one.examples == last.examples]  # others belong to other rows
     while len(found) > 2 and sum(map(_letters, found)) > _MOST_LETTERS:
         found = [one for at, one in enumerate(found) if not (len(found) - 1 - at) % 2]
-    last = found[-1]
     fixed = list(dict.fromkeys(name for cells in last.examples for name in cells))
     changing = list(dict.fromkeys(name for one in found for cells in one.cells for name in cells))
     count = max(len(one.cells) for one in found)

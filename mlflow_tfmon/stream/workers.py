@@ -147,10 +147,14 @@ class _Inbox:
             data = cluster.receive(key, _MAX_WAIT_S)
             if data is None:
                 self._awaited = False
-                since = f" any more, from step {steps[0]:.0f} of it on" if self._received else ""
+                what = (
+                    f"no longer reports its steps (from step {steps[0]:.0f} on)"
+                    if self._received
+                    else "does not report its steps"
+                )
                 say_once(
                     f"worker {self._worker}",
-                    f"mlflow_tfmon: worker {self._worker} does not tell of its steps{since}: the loss and the examples "
+                    f"mlflow_tfmon: worker {self._worker} {what}: the loss and the examples "
                     "of the whole batch are not recorded. Call mlflow_tfmon.autolog() on every worker.",
                 )
                 break

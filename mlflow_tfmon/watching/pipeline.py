@@ -394,6 +394,7 @@ def report(ring: Ring) -> None:
         if _answers is None:
             _answers = Answers(ring.thread, place.index)
             _answers.watch()
+        _answers.thread = ring.thread
 
 
 def of_run(run_id: str | None) -> Pipeline | None:

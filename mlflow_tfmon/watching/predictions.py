@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import contained, say_once
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.examples import picture, png
@@ -30,6 +32,7 @@ _SIDE = 192  # pixels of a picture's longer side
 _LETTERS, _NUMBERS = 400, 8  # of a cell
 _DPI = 60  # of a figure of the user's
 _REMEDY = "give the examples themselves, predictions=(inputs, targets), or a function of the model"
+_SEVERAL = "the model has several replicas"
 
 Cells = dict[str, str]
 
@@ -65,15 +68,21 @@ class Predictions:
             return ()
         with contained("looking at predictions", "the report lacks those of this epoch"):
             try:
+                if _has_replicas(model):  # the chief alone would wait for the other workers for ever
+                    raise NotPossibleError(_SEVERAL)
                 found = self._shown_by_user(model) if callable(self._wanted) else self._of(model, arguments)
             except (NoExamplesError, NotPossibleError) as reason:
                 self._off = True
                 what = f"predictions={self._wanted}" if isinstance(self._wanted, int) else "predictions"
                 say_once(
                     f"predictions {reason}",
-                    f"mlflow_tfmon: {what}: none are shown, since {reason}; {_REMEDY}.",
+                    f"mlflow_tfmon: {what}: none are shown, since {reason}; "
+                    f"{'predict with a checkpoint instead' if str(reason) == _SEVERAL else _REMEDY}.",
                 )
                 return ()
+            except Exception:
+                self._off = True  # else the model would be traced anew at each epoch
+                raise
             if found:
                 return self._files(found, epoch, step, prefix)
         return ()
@@ -97,9 +106,6 @@ class Predictions:
         """What the model gives for the examples, with whether that is right, where it can be told."""
         if model is None:
             raise NoExamplesError("the Monitor has no model")
-        strategy = getattr(model, "distribute_strategy", None)
-        if strategy is not None and strategy.num_replicas_in_sync > 1:
-            raise NotPossibleError("the model has several replicas")
         if self._given is None:
             given = (
                 self._wanted if isinstance(self._wanted, tuple) else first_examples(arguments, self._wanted)
@@ -138,6 +144,12 @@ class Predictions:
                 f"{' '.join(str(error).split())[:300]}); fix it: the report lacks what it shows; training continues.",
             )
             return []
+
+
+def _has_replicas(model: Any) -> bool:
+    """Whether a model is trained by several workers, or on several devices of this one."""
+    place, strategy = cluster.place(), getattr(model, "distribute_strategy", None)
+    return (place is not None and place.count > 1) or getattr(strategy, "num_replicas_in_sync", 1) > 1
 
 
 def _rows(columns: Mapping[str, Sequence[str]]) -> list[Cells]:
@@ -247,6 +259,9 @@ def _cell(value: Any) -> str:
     if hasattr(value, "savefig"):
         file = io.BytesIO()
         value.savefig(file, format="png", dpi=_DPI)
+        pyplot, figure = sys.modules.get("matplotlib.pyplot"), getattr(value, "figure", value)
+        if pyplot is not None and isinstance(figure, pyplot.Figure):
+            pyplot.close(figure)  # which would keep it, one more at each epoch
         return png(file.getvalue())
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")

@@ -53,6 +53,7 @@ _INSTALLED = re.compile(
 )
 _KERAS = re.compile(r"[\\/](?:keras|tf_keras)[\\/]src[\\/]")
 _IN_TENSORFLOW = re.compile(r"[\\/]tensorflow[\\/]python[\\/]eager[\\/](?:execute|context)\.py$")
+_STEPS_CAME = "steps came again"
 _ANSWER = 5.0  # s in which another worker answers; it looks as often as this one
 _WORKS = 0.05  # s of processor time, in the second half of the time above, that are a sign of life
 
@@ -136,7 +137,7 @@ class Stall:
             if other:  # of another training nothing is usual yet
                 self._steps = 0
             if made or other or self.paused or not rings:
-                self._lives("steps came again" if made else "the training went on")
+                self._lives(_STEPS_CAME if made else "the training went on")
             elif self._since is None and self._is_silent():
                 self._say()
             if self._steps >= _FEWEST and rings and not self.paused:
@@ -171,9 +172,11 @@ class Stall:
     def _lives(self, why: str) -> None:
         self._silent, self._worked = 0.0, None
         if self._since is not None:
-            text = f"no longer: {why}, after {time.time() - self._since:.0f} s"
+            seconds = time.time() - self._since
+            text = f"no longer: {why}, after {seconds:.0f} s"
             self._since = None
-            logger.info("mlflow_tfmon: the training is stalled %s.", text)
+            said = f"the training goes on: {why}" if why == _STEPS_CAME else why
+            logger.info("mlflow_tfmon: %s after %.0f s.", said, seconds)
             self._append(records.Facts(tags={STALLED_TAG: text}, time=time.time()))
 
     def _is_silent(self) -> bool:
@@ -282,7 +285,10 @@ def _answers(count: int) -> list[str]:
 
 
 class Answers:
-    """What tells the chief where this worker is, whenever it asks.
+    """What tells the chief where this worker is, whenever it asks: also after a training that ended here alone.
+
+    Attributes:
+        thread: that trains; of several trainings, the last one's.
 
     Args:
         thread: that trains.
@@ -290,7 +296,7 @@ class Answers:
     """
 
     def __init__(self, thread: int, worker: int) -> None:
-        self._thread, self._worker, self._next = thread, worker, 0
+        self.thread, self._worker, self._next = thread, worker, 0
 
     def watch(self) -> None:
         """Answers from now on."""
@@ -303,7 +309,7 @@ class Answers:
         with _calls:
             if cluster.receive(question, 0.001) is not None:
                 self._next += 1
-                cluster.send(f"{question}/{self._worker}", f"{_where(self._thread)}\n{_stacks()}".encode())
+                cluster.send(f"{question}/{self._worker}", f"{_where(self.thread)}\n{_stacks()}".encode())
 
 
 def _is_in_fit(thread: int) -> bool:

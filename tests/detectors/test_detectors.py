@@ -285,6 +285,15 @@ def test_the_kind_is_named_with_evidence_and_advice(kind: str, of: History) -> N
     assert 0 <= problem.first_step <= of.step
 
 
+@pytest.mark.parametrize("number", [1e9, np.inf, -np.inf, -3.0, 0.5, 3.5])
+def test_weights_apart_of_a_variable_that_there_is_not(number: float) -> None:
+    of = history(columns={"worker_1/weights_apart": number * (_T > 100) if np.isfinite(number) else
+                          np.where(_T > 100, number, 0.0)})  # fmt: skip
+    (problem,) = [one for one in judge(of) if one.kind == "desync"]
+    assert problem.variables == (("c.kernel",) if number == 3.5 else ())
+    assert "worker 1 from step 102 on" in problem.evidence
+
+
 HEALTHY = {
     "goes well": history(),
     "a recurrent kernel that learns all the same": history(

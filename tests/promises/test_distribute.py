@@ -171,7 +171,7 @@ def test_two_workers(processes: list[str], tmp_path: Path) -> None:
     assert "loss" not in steps and "examples_per_second" not in runs[2].data.metrics
     assert "worker_1/step_time_ms" not in steps and "worker_1/step_time_ms" not in runs[2].data.metrics
     assert steps["worker_0/step_time_ms"][1:].ge(0).all()
-    assert processes[0].count("worker 1 does not tell of its steps") == 1
+    assert processes[0].count("worker 1 does not report its steps") == 1
 
 
 class _Ring:

@@ -85,7 +85,7 @@ def test_a_worker_that_stops_is_named(store: str, home: Path, tmp_path: Path) ->
         for process in processes:
             process.kill()
     found = problems(run.info.run_id)["worker_stopped"]
-    assert found.first_step == STOPS and "worker 1 did not go on" in found.evidence
+    assert found.first_step == STOPS and "worker 1 did not continue" in found.evidence
     stacks = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/tfmon/stacks.txt")
     chief, other = stacks.split("\n\nworker 1 ")
     assert chief.startswith("worker 0 waits in TensorFlow") and "workers.py" in chief

@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -17,11 +19,16 @@ import tensorflow as tf
 from PIL import Image
 
 import mlflow_tfmon
+from mlflow_tfmon import cluster
 from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.facts.arguments import bind_fit
 from mlflow_tfmon.facts.validation import NoExamplesError, first_examples
+from mlflow_tfmon.reading.files import UnreadableError
+from mlflow_tfmon.reading.predictions import Predicted, load_predictions
 from mlflow_tfmon.report.making import make
+from mlflow_tfmon.report.predictions import slides
 from mlflow_tfmon.settings import Settings
+from mlflow_tfmon.tracking.names import PREDICTIONS
 from mlflow_tfmon.watching.predictions import Predictions, _cell, _read
 from tests import trainings
 
@@ -199,7 +206,7 @@ def test_what_would_change_something_is_not_read_and_says_what_to_do(said: Any) 
     )
     for data in (noisy, calls_python, shuffled, endless):
         arguments = bind_fit(keras.Model.fit, None, (X, Y), {"validation_data": data})
-        with pytest.raises(NoExamplesError, match="without an effect"):
+        with pytest.raises(NoExamplesError, match="could change the training"):
             first_examples(arguments, 6)
     model = trainings.model()
     without = bind_fit(keras.Model.fit, None, (X, Y), {})
@@ -223,6 +230,84 @@ def test_a_call_that_has_an_effect_is_not_made(said: Any) -> None:
     assert looked((UNSEEN[:2], LABELS[:2]), model) == [] and float(count) == before
     (line,) = said.messages
     assert "the model's call has an effect besides its output" in line
+
+
+def test_with_several_workers_nothing_is_called(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "place", lambda: cluster.Place(0, 2))
+    assert (
+        looked(lambda model: pytest.fail("called"))
+        == looked((UNSEEN[:2], LABELS[:2]), trainings.model())
+        == []
+    )
+    (line,) = said.messages
+    assert "since the model has several replicas; predict with a checkpoint instead" in line
+
+
+def test_after_an_error_it_is_off() -> None:
+    model = trainings.model()
+    shower = Predictions((np.zeros((2, 6)), np.zeros(2)))
+    shower._given = object()  # no pair: an error of ours
+    with pytest.raises(TypeError):
+        shower.look(model, None, 0, 1, "")
+    assert shower.look(model, None, 1, 2, "") == ()
+
+
+def test_figures_of_pyplot_are_closed() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    before = pyplot.get_fignums()
+    (cells,) = looked(lambda model: pyplot.figure(figsize=(2, 1)))
+    assert cells["prediction"].startswith("data:image/png") and pyplot.get_fignums() == before
+
+
+class Store:
+    """A client of a store that has these files of predictions, and tells which were downloaded."""
+
+    def __init__(self, folder: Path, **texts: Any) -> None:
+        self.folder, self.texts, self.asked = folder, texts, []
+
+    def list_artifacts(self, run_id: str, path: str) -> list[Any]:
+        inside = (
+            [f"{PREDICTIONS}/{name}.json" for name in self.texts] if path == PREDICTIONS else [PREDICTIONS]
+        )
+        return [SimpleNamespace(path=one) for one in inside]
+
+    def download_artifacts(self, run_id: str, path: str, place: str) -> str:
+        name = path.rpartition("/")[2]
+        self.asked.append(name)
+        file = Path(place) / name
+        file.write_text(json.dumps(self.texts[name.removesuffix(".json")]))
+        return str(file)
+
+
+def epoch_file(step: Any, examples: str = "") -> dict[str, Any]:
+    return {"step": step, "examples": examples, "cells": [{"prediction": "a"}], "right": [None]}
+
+
+def test_epochs_are_chosen_of_each_model_before_they_are_downloaded(tmp_path: Path) -> None:
+    files = {f"epoch-{at:05d}": epoch_file(at) for at in range(90)}
+    files |= {f"other.epoch-{at:05d}": epoch_file(at, "0" * 16) for at in (3, 5)}
+    store = Store(tmp_path, **files, **{"other.examples-" + "0" * 16: [{"input": "b"}]})
+    found = load_predictions(store, "run", 4)
+    assert [(one.prefix, one.epoch) for one in found] == [
+        ("", 0), ("other.", 3), ("other.", 5), ("", 30), ("", 59), ("", 89)
+    ]  # fmt: skip
+    assert len(store.asked) == 7 and found[1].examples == [{"input": "b"}]
+    many = Store(tmp_path, **{f"epoch-{at}": epoch_file(at) for at in range(999)})
+    assert len(load_predictions(many, "run")) == len(many.asked) == 256
+
+
+def test_a_step_that_is_no_number_is_told_with_its_file(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableError, match=r"epoch-00001\.json cannot be read \(OverflowError"):
+        load_predictions(Store(tmp_path, **{"epoch-00001": epoch_file(float("inf"))}), "run")
+
+
+def test_the_page_shows_the_epochs_of_the_last_examples() -> None:
+    def predicted(epoch: int, of: str) -> Predicted:
+        return Predicted(epoch, epoch, "", [{"input": of}], [{"prediction": str(epoch)}], [None])
+
+    (shown,) = slides(lambda most: [predicted(0, "old"), predicted(1, "new"), predicted(2, "new")])
+    assert shown.examples == [["new"]] and shown.cells == [[["1"]], [["2"]]]
 
 
 @pytest.mark.parametrize(
