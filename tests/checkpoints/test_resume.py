@@ -173,7 +173,7 @@ def adam() -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.05, 5, 0.8))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

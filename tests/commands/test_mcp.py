@@ -67,7 +67,7 @@ def ask(question: Callable[[Call], Awaitable[None]]) -> None:
     anyio.run(talk)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_agent_finds_out_why_a_training_failed_since_when_and_what_to_change(fresh: None) -> None:
     mlflow_tfmon.autolog(log_models=False, log_datasets=False, deep_every=8)
     good, bad = train(None), train(3e4)

@@ -494,8 +494,8 @@ ELSEWHERE = {
     *(f"journal.life.{name}" for name in ("claim_run", "disclaim_run", "_of_run")),
     *(f"tracking.credentials.{name}" for name in ("addresses", "same", "_configured", "_plain")),
     "locks.is_held", "stream.bins.due", "stream.continuation.Past.from_text", "tracking.names.run_name",
-    "tracking.names._script", "uris.absolute", "uris.address", "uris.without_secrets_in",
-    "delivery.tally.read_manifest",
+    "tracking.names._script", "tracking.names.predictions_file", "uris.absolute", "uris.address",
+    "uris.without_secrets_in", "delivery.tally.read_manifest",
     # What the process's loop asks of a `Deliverer`: plain values; what a trainer could not write is told by it, too.
     *(f"delivery.deliverer.Deliverer.{name}" for name in ("claimed", "progressed", "where", "rest")),
     # Of a fault itself, which comes before it; of a store with a user's name, or that is a server.

@@ -261,7 +261,7 @@ def test_a_trainer_that_died_while_it_made_its_journal_leaves_nothing(home: Path
     assert find_waiting() == [] and not folder.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_waits_is_told_when_the_next_training_begins(store: str, home: Path) -> None:
     assert left_behind() == 0
     folder = write(home, started(store, None), layout(), *blocks(values(10)))
