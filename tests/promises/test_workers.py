@@ -47,7 +47,7 @@ def test_a_bit_a_slow_worker_and_a_slow_input_are_found(store: str, home: Path, 
     found = problems(runs["planted"])["desync"]
     assert PLANTED < found.first_step <= PLANTED + 20
     assert found.severity == "critical" and found.variables == (VARIABLE,)
-    assert "worker 1" in found.evidence and f"at step {found.first_step}" in found.evidence
+    assert "worker 1" in found.evidence and f"from step {found.first_step} on" in found.evidence
     assert f"the same at step {found.first_step - 16}" in found.evidence
     assert len(re.findall(r"step \d+: desync \[net.hidden.kernel\]", output[0])) == 1
     apart = planted.steps["worker_1/weights_apart"].dropna()
