@@ -48,10 +48,8 @@ class LoopFacts:
         self._seen = 0  # steps whose batches were looked at
         self._steps = 0  # at which the targets are looked at next
         self._drifts = False
-        self._fruitless, self._waits = (
-            0,
-            0,
-        )  # looks that found nothing, and the step until which there is no other
+        self._fruitless = 0  # looks in a row that found nothing
+        self._waits = 0  # the step until which there is no other
 
     def look(self, known: Premises) -> Premises | None:
         """What is known, if something is new since the last call; to be called now and then, on any thread.
