@@ -92,7 +92,7 @@ def _alike(history: History, min_spread: float) -> Iterator[Problem]:
             f"{now:.3g} within a batch, those of the data {real:.3g} (threshold: {min_spread:.0%} of it).",
             "Let the discriminator see a batch as a whole (the standard deviation over the batch as one more of its "
             "inputs), or use a Wasserstein loss with a gradient penalty; lower the generator's learning rate.",
-            history.step, 0.8,
+            history.step, 0.7,
         )  # fmt: skip
 
 

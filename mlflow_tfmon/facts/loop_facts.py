@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,16 @@ import tensorflow as tf
 
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, UNKNOWN, Layer, Premises
 from mlflow_tfmon.detectors.sample import Sample
-from mlflow_tfmon.facts.premises import class_of, goal_of, number_of
+from mlflow_tfmon.facts.premises import class_of, rate_of
 from mlflow_tfmon.probes import batches, ledger, objective
 from mlflow_tfmon.probes.objective import Kind, Objective
 from mlflow_tfmon.stream.ring import Ring
 
 _ENOUGH = 2048  # examples of a sample
-_MOST_BYTES = 8 * 2**20  # of the inputs in a sample
+_MOST_BYTES = 8 * 2**20  # of each part of a sample
+_TEXT_BYTES = 64  # of a text, about
+_MOST_LOOKS = 20  # at batches in which nothing is found
+_GLANCE = 4  # batches that are looked at where none had anything before
 _FEWEST = 64  # examples from which on something is told of a sample
 _PER_CLASS = 10  # examples a class of which the frequencies are told
 _PILED = 5  # steps whose gradient was that of the step before and more, until it is taken for a habit
@@ -37,7 +39,7 @@ class LoopFacts:
     """
 
     def __init__(self, ring: Ring, known: Premises, rings: Callable[[], Sequence[Ring]]) -> None:
-        self._ring, self._rings = ring, rings
+        self._ring, self._rings, self._known = ring, rings, known
         self._objective = objective.of(ring.weights)
         self._found = self._static(known)
         self._told = False
@@ -46,29 +48,43 @@ class LoopFacts:
         self._seen = 0  # steps whose batches were looked at
         self._steps = 0  # at which the targets are looked at next
         self._drifts = False
+        self._fruitless = 0  # looks in a row that found nothing
+        self._waits = 0  # the step until which there is no other
 
-    def look(self) -> Premises | None:
-        """What is known, if something is new since the last call; to be called now and then, on any thread."""
+    def look(self, known: Premises) -> Premises | None:
+        """What is known, if something is new since the last call; to be called now and then, on any thread.
+
+        Args:
+            known: what else is known by now.
+        """
         news, self._told = not self._told, True
         if not self._found.piles and ledger.piled(self._ring) >= _PILED:
             self._found, news = dataclasses.replace(self._found, piles=True), True
         if self._objective is not None and not self._drifts and self._gather():
             self._found, news = self._sampled(), True
-        return dataclasses.replace(self._found, more=True) if news else None
+        if not news:
+            return None
+        own = {
+            name: value
+            for name, value in vars(self._found).items()
+            if value is not getattr(self._known, name)
+        }
+        return dataclasses.replace(known, **{**own, "more": True})
 
     # -- what the graph tells --------------------------------------------------------------------------------------
     def _static(self, known: Premises) -> Premises:
         optimizer = self._ring.optimizer()
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         clips = any(getattr(inner, name, None) for name in ("clipnorm", "clipvalue", "global_clipnorm"))
-        rate = number_of(getattr(optimizer, "learning_rate", None))
-        found = dataclasses.replace(known, optimizer=class_of(inner), learning_rate=rate, clips=clips)
+        found = dataclasses.replace(
+            known, optimizer=class_of(inner), learning_rate=rate_of(optimizer), clips=clips
+        )
         one = self._objective
         if one is None:
             return dataclasses.replace(found, graph=known.graph and bool(known.layers))
         name, from_logits, plain = one.loss, one.from_logits, one.factor > 0
-        if one.of_keras is not None:
-            goal = goal_of(SimpleNamespace(loss=one.of_keras))
+        goal = one.goal
+        if goal is not None:
             name, from_logits, plain = goal.name, goal.from_logits, plain and goal.plain and not goal.ignores
         if one.numbered and name == "categorical_crossentropy":
             name = "sparse_categorical_crossentropy"  # which is the same of numbers of classes
@@ -86,26 +102,32 @@ class LoopFacts:
     # -- what the batches tell -------------------------------------------------------------------------------------
     def _gather(self) -> bool:
         """Takes more examples; whether there is something to tell of them."""
-        full = self._examples >= _ENOUGH
-        if full and self._ring.seen < self._steps:
+        full, at = self._examples >= _ENOUGH, self._ring.seen
+        if at < (self._steps if full else self._waits) or self._fruitless >= _MOST_LOOKS:
             return False
-        new: dict[str, list[np.ndarray]] = {"inputs": [], "targets": [], "real": []}
-        since, self._seen = self._ring.seen - self._seen, self._ring.seen
+        new: dict[str, list[Any]] = {"inputs": [], "targets": [], "real": []}
+        since, self._seen = at - self._seen, at
+        if since <= 0:
+            return False
+        if self._fruitless:
+            since = min(since, _GLANCE)
         made = self._objective is not None and self._objective.made is not None
         for ring in self._rings() if made else (self._ring,):
             for element in batches.recent(ring, since):
                 for name, tensor in self._parts(element).items():
-                    new[name].append(tensor.numpy())
-        count = sum(len(one) for one in new["targets"] or new["inputs"] or new["real"])
+                    new[name].append(tensor)
+        count = sum(int(one.shape[0]) for one in new["targets"] or new["inputs"] or new["real"])
+        if not count:
+            self._fruitless += 1
+            self._waits = self._steps = at + 2**self._fruitless
+            return False
+        self._fruitless = 0
         if full:
-            self._steps = 2 * self._ring.seen
-            self._drifts = self._differ(new["targets"])
+            self._steps = 2 * at
+            self._drifts = self._differ(_arrays(new["targets"], _MOST_BYTES))
             return self._drifts
-        self._rows["targets"] += new["targets"]
-        for name in ("inputs", "real"):
-            for array in new[name]:
-                if sum(one.nbytes for one in self._rows[name]) < _MOST_BYTES:
-                    self._rows[name].append(array)
+        for name, kept in self._rows.items():
+            kept += _arrays(new[name], _MOST_BYTES - sum(one.nbytes for one in kept))
         self._examples += count
         if self._examples < max(_FEWEST, self._next):
             return False
@@ -123,17 +145,18 @@ class LoopFacts:
         if one.made is not None:  # of a generator, which is given none of the data that it imitates
             real = _like(leaves, one.made)
             return {"real": real[0]} if len(real) == 1 else {}
-        if inputs:
+        # Of two tensors of a kind it can't be told which is which.
+        same = one.inputs == one.targets  # an autoencoder's
+        if len(inputs) == 1 and (same or all(inputs[0] is not other for other in targets)):
             found["inputs"] = inputs[0]
-        if targets and (one.inputs != one.targets or len(targets) > 1):
-            found["targets"] = targets[1 if one.inputs == one.targets else 0]
-        elif targets:  # an autoencoder's
+        if len(targets) == 1 and (same or all(targets[0] is not other for other in inputs)):
             found["targets"] = targets[0]
         elif (
             one.targets is None
             and isinstance(element, tuple)
             and len(element) > 1
-            and tf.is_tensor(element[1])
+            and isinstance(element[1], tf.Tensor)
+            and element[1].shape.rank
         ):
             found["targets"] = element[1]
         return found
@@ -196,6 +219,20 @@ def _like(leaves: Sequence[Any], kind: Kind | None) -> list[Any]:
         return []
     shape = tf.TensorShape(kind.shape)
     return [one for one in leaves if one.dtype == kind.dtype and one.shape[1:].is_compatible_with(shape)]
+
+
+def _arrays(tensors: Sequence[Any], room: int) -> list[np.ndarray]:
+    """As many of the examples as have room, bytes: only these are copied."""
+    found: list[np.ndarray] = []
+    for tensor in tensors:
+        rows, numbers = int(tensor.shape[0]), int(tensor.shape.num_elements() or 1)
+        size = numbers * (_TEXT_BYTES if tensor.dtype == tf.string else tensor.dtype.size)
+        most = rows if size <= room else max(0, room) * rows // size
+        if most <= 0:
+            continue
+        found.append((tensor if most == rows else tensor[:most]).numpy())
+        room -= size
+    return found
 
 
 def _sample(arrays: Sequence[np.ndarray], targets: bool) -> Sample | None:

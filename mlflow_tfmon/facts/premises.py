@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from mlflow_tfmon import kerases
 from mlflow_tfmon.detectors.premises import Premises
 from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.errors import contained
@@ -20,30 +17,8 @@ from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, norm_momentum, normalizes
 from mlflow_tfmon.probes.alone import alone
+from mlflow_tfmon.probes.goal import KERAS, goal_of
 from mlflow_tfmon.stream import coding, records
-
-_KERAS = ("keras", "tf_keras")
-# How a loss is made one number, if that does not depend on how large a batch is.
-_MEANS = ("sum_over_batch_size", "mean", "auto")
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """What a training makes small.
-
-    Attributes:
-        name: the loss's name in snake case; "" for one of the user's own, or several.
-        about: what tells it from others.
-        from_logits: whether it takes logits.
-        plain: whether it is a mean over the examples, so that it can be compared with a constant prediction's.
-        ignores: whether a label stands for "none".
-    """
-
-    name: str
-    about: str
-    from_logits: bool
-    plain: bool
-    ignores: bool
 
 
 def premises_of(
@@ -80,7 +55,7 @@ def premises_of(
         goal=goal.about,
         from_logits=goal.from_logits,
         optimizer=class_of(inner),
-        learning_rate=number_of(getattr(optimizer, "learning_rate", None)),
+        learning_rate=rate_of(optimizer),
         clips=any(
             getattr(inner, name, None) is not None for name in ("clipnorm", "clipvalue", "global_clipnorm")
         ),
@@ -101,40 +76,9 @@ def loss_name(model: Any) -> str:
     return goal_of(model).name
 
 
-def goal_of(model: Any) -> _Goal:
-    """What a compiled model, or anything with a `loss`, makes small."""
-    loss = getattr(model, "loss", None)
-    if isinstance(loss, (list, tuple)) and len(loss) == 1:
-        loss = loss[0]
-    if isinstance(loss, str):
-        loss = kerases.of(model).losses.get(loss)  # of its many names the one that it has
-    weights = getattr(getattr(model, "_compile_config", None), "config", {}).get("loss_weights")
-    known = {"from_logits": getattr(loss, "from_logits", False), **getattr(loss, "_fn_kwargs", {})}
-    reduction = getattr(loss, "reduction", _MEANS[0])
-    values = sorted(
-        f"{name}={value}" for name, value in known.items() if isinstance(value, (str, int, float))
-    )
-    about = f"{_name(loss)} {values} {reduction} {weights}"
-    name = _name(loss) if getattr(loss, "__module__", "").split(".")[0] in _KERAS else ""
-    if name == "huber" and known.get("delta", 1.0) != 1.0:
-        name = ""  # the constant prediction's loss is another
-    plain = weights is None and reduction in _MEANS
-    return _Goal(name, about, bool(known["from_logits"]), plain, known.get("ignore_class") is not None)
-
-
-def _name(loss: Any) -> str:
-    """A loss's name in snake case."""
-    if isinstance(loss, (list, tuple, dict)):
-        each = loss.values() if isinstance(loss, dict) else loss
-        return "+".join(_name(one) for one in each)
-    if hasattr(loss, "__name__"):
-        return str(loss.__name__)
-    return loss if isinstance(loss, str) else re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
-
-
 def class_of(optimizer: Any) -> str:
     """Keras's class of an optimizer, or that which one of the user's own is made of; "" for none."""
-    names = [one.__name__ for one in type(optimizer).__mro__ if one.__module__.split(".")[0] in _KERAS]
+    names = [one.__name__ for one in type(optimizer).__mro__ if one.__module__.split(".")[0] in KERAS]
     if not names or names[0].endswith("Optimizer"):
         names = [type(optimizer).__name__]
     return "" if optimizer is None else names[0]
@@ -146,6 +90,17 @@ def number_of(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def rate_of(optimizer: Any) -> float:
+    """An optimizer's learning rate; NaN where only the user's own code would tell it, which may count its calls."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = getattr(inner, "_learning_rate", None)
+    if rate is None:  # of Keras 2's legacy optimizers
+        rate = getattr(inner, "_hyper", {}).get("learning_rate")
+    if callable(rate) and type(rate).__module__.split(".")[0] not in KERAS:
+        return float("nan")
+    return number_of(getattr(optimizer, "learning_rate", None))
 
 
 def _sample(values: Any, targets: bool = True) -> Sample | None:

@@ -43,10 +43,10 @@ class Rate:
 
 
 def _value(optimizer: Any) -> float | None:
-    """The rate, None where it is a schedule (which has a configuration; Keras 2 and 3 keep it in the same place)."""
+    """The rate, None where it is a schedule or another callable (Keras 2 and 3 keep it in the same place)."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     rate = getattr(inner, "_learning_rate", None)
-    if rate is None or hasattr(rate, "get_config"):
+    if rate is None or callable(rate):
         return None
     with alone():
         return float(rate.numpy())

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -20,6 +21,7 @@ import tensorflow as tf
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph, replicas
 from mlflow_tfmon.probes.broadcast import broadcast
+from mlflow_tfmon.probes.goal import Goal, goal_of
 from mlflow_tfmon.probes.origin import constant, op_of, outermost, outward
 
 # The same numbers, arranged anew or some of them.
@@ -31,6 +33,12 @@ _SAME = frozenset(
 )  # fmt: skip
 _WEIGHTS = frozenset({"MatMul", "BatchMatMulV2", "Conv2D", "Einsum", "BiasAdd", "AddV2", "Add"})
 _GIVEN = frozenset({"Placeholder", "IteratorGetNext", "OptionalGetValue"})  # what a step is given
+_RANDOM = frozenset(
+    {
+        "RandomStandardNormal", "RandomUniform", "TruncatedNormal", "StatelessRandomNormal", "StatelessRandomUniform",
+        "StatelessRandomNormalV2", "StatelessRandomUniformV2", "StatelessTruncatedNormal", "StatelessTruncatedNormalV2",
+    }
+)  # fmt: skip
 _ACTIVATIONS = {
     "Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu", "Softplus": "softplus",
     "Exp": "exponential", "Relu6": "relu6", "Elu": "elu", "Softsign": "softsign",
@@ -56,7 +64,7 @@ class Objective:
 
     Attributes:
         loss: Keras's name of it, in snake case; "" if unknown.
-        of_keras: the loss object of Keras, where it is one.
+        goal: what the loss of Keras is, where it is one.
         from_logits: whether it takes logits.
         factor: how many times the mean over the examples it is, if it is that and no more, but for the divergence of a
             variational autoencoder; else NaN.
@@ -75,7 +83,7 @@ class Objective:
     """
 
     loss: str = ""
-    of_keras: Any = None
+    goal: Goal | None = None
     from_logits: bool = False
     factor: float = math.nan
     divergence: bool = False
@@ -113,12 +121,25 @@ class _Called(NamedTuple):
     weighted: bool
 
 
+class _Reads(NamedTuple):
+    """What a tensor depends on: weights that are trained, others, data, and whether some of these also go past."""
+
+    mine: bool = False
+    others: bool = False
+    data: frozenset[int] = frozenset()
+    past: bool = False
+
+
 class _Last(threading.local):
-    call: _Called | None = None
+    """The last call in eager code: its result, and what is held of it as long as that lives."""
+
+    result: weakref.ref[Any] | None = None
+    held: Sequence[_Called] = ()
 
 
 _eager = _Last()
-_known: dict[int, tuple[Callable[[], Any], Objective]] = {}  # by the ids of variables
+# By the ids of variables; of eager code also the loss object of Keras.
+_known: dict[int, tuple[Callable[[], Any], Objective, Callable[[], Any] | None]] = {}
 
 
 def watch_call(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,11 +153,24 @@ def watch_call(original: Callable[..., Any]) -> Callable[..., Any]:
                 if function is not None:
                     call = _Called(result, self, y_true, y_pred, sample_weight is not None)
                     graph.notes(function).setdefault("called", {})[id(result)] = call
-                elif tf.executing_eagerly():  # until a tape is asked
-                    _eager.call = _Called(result, self, None, y_pred, sample_weight is not None)
+                elif tf.executing_eagerly():  # until a tape is asked, or nobody has the result any more
+                    held = [_Called(None, self, None, y_pred, sample_weight is not None)]
+                    _eager.result = weakref.ref(result, functools.partial(_let_go, held))
+                    _eager.held = held
         return result
 
     return __call__
+
+
+def _let_go(held: list[_Called], gone: Any) -> None:
+    held.clear()
+
+
+def _taken(losses: Sequence[Any]) -> _Called | None:
+    """The last call in eager code, if it gave what is differentiated."""
+    result, held = _eager.result, list(_eager.held)
+    _eager.result, _eager.held = None, ()
+    return held[0] if held and len(losses) == 1 and result is not None and result() is losses[0] else None
 
 
 def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
@@ -150,21 +184,43 @@ def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
         What the variables make for another network to judge, which is to be measured; None if they do not.
     """
     function = graph.tracing()
-    call, _eager.call = _eager.call, None
+    call = _taken(losses)
     first = next((graph.raw(v) for v, g in asked if g is not None), None)
-    if first is None or (function is None and _objective(first) is not None):
+    if first is None or (function is None and not _is_news(first, call)):
         return None
     given = [graph.raw(v) for v, g in asked if g is not None]
     unreached = tuple(graph.name(v) for v, g in asked if g is None and len(v.shape) > 1)
-    found = _of_graph(function, losses, given) if function is not None else _of_eager(losses, call)
+    found = _of_graph(function, losses, given) if function is not None else _of_eager(call)
     alone = function is None or found.get("targets") is not None or replicas.count() > 1
     made = None if alone else made_of(losses, asked)
     kind = None if made is None else Kind(made.dtype, tuple(made.shape[1:]))
     one = Objective(**{**found, "unreached": unreached, "made": kind})
+    loss = None if function is not None or call is None else _weakly(call.of_keras)
     for variable in given:
         gone = functools.partial(_known.pop, id(variable))  # called with the reference, the default
-        _known[id(variable)] = weakref.ref(variable, gone), one
+        _known[id(variable)] = weakref.ref(variable, gone), one, loss
     return made
+
+
+def _weakly(loss: Any) -> Callable[[], Any] | None:
+    try:
+        return weakref.ref(loss)
+    except TypeError:
+        return None
+
+
+def _is_news(variable: Any, call: _Called | None) -> bool:
+    """Whether eager code trains a variable with a loss of Keras that is not known of it."""
+    one = _objective(variable)
+    if one is None or call is None:
+        return one is None
+    _, _, loss = _known[id(variable)]
+    # A step may well make its loss anew each time.
+    return (loss is None or loss() is not call.of_keras) and one.goal != _goal(call.of_keras)
+
+
+def _goal(loss: Any) -> Goal:
+    return goal_of(SimpleNamespace(loss=loss))
 
 
 def of(variables: Sequence[tf.Variable]) -> Objective | None:
@@ -175,36 +231,59 @@ def of(variables: Sequence[tf.Variable]) -> Objective | None:
 def made_of(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
     """What the variables that are trained make for others to judge (a generator's examples); None if they do not.
 
-    The tensor that depends on them and on no other weights, and goes into what depends on others.
+    The tensor that depends on them and on no other weights, and goes into what depends on others. None where the other
+    network is given some of the same data: a teacher's, or a critic's, which is told the state that an actor acts in.
     """
     own = {id(graph.raw(v).handle) for v, _ in asked if hasattr(graph.raw(v), "handle")}
-    reads: dict[int, tuple[bool, bool]] = {}  # by the ids of tensors: their own weights, others
+    reads: dict[int, _Reads] = {}  # by the ids of tensors
     found: list[Any] = []
     kept: list[Any] = []  # so that ids stay those of their tensors
+    others: set[int] = set()  # what goes into other weights and into none of their own
     pending = [outward(one) for one in losses]
-    while pending and len(reads) < _MOST_OPS:
+    while pending:
+        if len(reads) >= _MOST_OPS:
+            return None
         at = pending[-1]
         op = op_of(at)
         if id(at) in reads or op is None:
-            reads.setdefault(id(at), (False, False))
+            reads.setdefault(id(at), _Reads())
             pending.pop()
             continue
         kept.append(at)
         if op.type == "ReadVariableOp":
             mine = id(outermost(op.inputs[0])) in own
-            reads[id(at)] = mine, not mine and at.dtype.is_floating
+            reads[id(at)] = _Reads(mine, not mine and at.dtype.is_floating)
+            continue
+        if op.type in _GIVEN or op.type in _RANDOM or op.type == "Shape":
+            reads[id(at)] = _Reads(data=frozenset() if op.type == "Shape" else frozenset({id(at)}))
             continue
         inputs = [outward(one) for one in op.inputs if one.dtype not in (tf.resource, tf.variant)]
         unknown = [one for one in inputs if id(one) not in reads and op_of(one) is not None]
-        if unknown and op.type not in _GIVEN:
+        if unknown:
             pending += unknown
             continue
-        each = [reads.get(id(one), (False, False)) for one in inputs]
-        reads[id(at)] = any(mine for mine, _ in each), any(others for _, others in each)
-        if reads[id(at)] == (True, True):
-            found += [one for one, read in zip(inputs, each, strict=True) if read == (True, False)]
+        each = [reads.get(id(one), _Reads()) for one in inputs]
+        makes = [one for one in each if one.mine and not one.others]
+        beside = frozenset[int]().union(*(one.data for one in each if not one.mine))
+        reads[id(at)] = _Reads(
+            any(one.mine for one in each),
+            any(one.others for one in each),
+            frozenset[int]().union(*(one.data for one in each)),
+            # Data that go past their own weights: the next network is given them too.
+            any(one.past for one in each) or any(one.data & beside for one in makes),
+        )
+        if reads[id(at)].others and not reads[id(at)].mine:
+            others |= reads[id(at)].data
+        if reads[id(at)].mine and reads[id(at)].others:
+            judged = [one for one, read in zip(inputs, each, strict=True) if read in makes and read.data]
+            if judged and any(one.data for one in each if one not in makes):
+                return None  # it is compared with what the others make of data
+            found += judged
     examples = [one for one in found if one.shape.rank and one.shape.rank > 1 and one.dtype.is_floating]
-    return examples[0] if len({id(one) for one in examples}) == 1 else None
+    if len({id(one) for one in examples}) != 1:
+        return None
+    made = reads[id(examples[0])]
+    return None if made.past or made.data & others else examples[0]
 
 
 def spread(made: tf.Tensor) -> tf.Tensor:
@@ -217,11 +296,11 @@ def _objective(variable: Any) -> Objective | None:
     return known[1] if known is not None and known[0]() is variable else None
 
 
-def _of_eager(losses: Sequence[Any], call: _Called | None) -> dict[str, Any]:
-    if call is None or len(losses) != 1 or call.result is not losses[0]:
+def _of_eager(call: _Called | None) -> dict[str, Any]:
+    if call is None:
         return {}
     return {
-        "of_keras": call.of_keras,
+        "goal": _goal(call.of_keras),
         "factor": math.nan if call.weighted else 1.0,
         "activation": _by_values(call.predictions),
         "units": _units(call.predictions),
@@ -245,9 +324,10 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
     for outer in graph.enclosing(function):
         called |= graph.notes(outer).get("called", {})
     shapes = broadcast(losses)
-    terms = [one for loss in losses for one in _terms(loss, 1.0, called)]
+    left = [_MOST_OPS]
+    terms = [one for loss in losses for one in _terms(loss, 1.0, called, left)]
     known = [(factor, core) for factor, core in terms if isinstance(core, _Core)]
-    if len(known) != 1:
+    if len(known) != 1 or left[0] <= 0:
         return {"broadcast": shapes}
     factor, core = known[0]
     others = sorted(str(one) for _, one in terms if not isinstance(one, _Core))
@@ -259,7 +339,7 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
     inputs = list(_inputs(at))
     return {
         "loss": core.loss,
-        "of_keras": core.of_keras,
+        "goal": None if core.of_keras is None else _goal(core.of_keras),
         "from_logits": core.from_logits,
         "factor": factor if whole else math.nan,
         "divergence": divergence,
@@ -276,9 +356,15 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
 
 
 def _terms(
-    tensor: Any, factor: float, called: Mapping[int, _Called], depth: int = 0
+    tensor: Any, factor: float, called: Mapping[int, _Called], left: list[int], depth: int = 0
 ) -> Iterator[tuple[float, _Core | str]]:
-    """The terms that a loss is the sum of, each with its factor (NaN if unknown): distances, or the type of an op."""
+    """The terms that a loss is the sum of, each with its factor (NaN if unknown): distances, or the type of an op.
+
+    Of a tensor that is used again and again the terms are many: `left` is how many ops may yet be looked at.
+    """
+    left[0] -= 1
+    if left[0] <= 0:
+        return
     tensor = outward(tensor)
     call = called.get(id(tensor))
     if call is not None:
@@ -316,7 +402,7 @@ def _terms(
     if not within:
         yield factor, "" if op is None else str(op.type)
     for share, one in within:
-        yield from _terms(one, share, called, depth + 1)
+        yield from _terms(one, share, called, left, depth + 1)
 
 
 def _summed(op: Any) -> float:
@@ -446,9 +532,9 @@ def _is_read(tensor: Any, variable: tf.Variable) -> bool:
 
 
 def _inputs(tensor: Any) -> Iterator[tuple[Kind, bool]]:
-    """The kinds of what is given to a step and goes into a tensor, and whether it comes to a kernel changed."""
+    """Of each tensor given to a step that goes into a tensor its kind, and whether it comes to a kernel changed."""
     pending: list[tuple[Any, bool]] = [(tensor, True)]
-    seen, found = set[int](), dict[Kind, bool]()
+    seen, found = set[int](), dict[int, tuple[Any, Kind, bool]]()  # by the ids of tensors, which are kept
     while pending and len(seen) < _MOST_OPS:
         at, scaled = pending.pop()
         at = outward(at)
@@ -456,11 +542,11 @@ def _inputs(tensor: Any) -> Iterator[tuple[Kind, bool]]:
         if op is not None and op.type in _GIVEN:
             if at.dtype not in (tf.resource, tf.variant) and at.shape.rank:
                 kind = Kind(at.dtype, tuple(at.shape[1:]))
-                found[kind] = found.get(kind, False) or scaled
+                found[id(at)] = at, kind, scaled or (id(at) in found and found[id(at)][2])
             continue
         if op is None or id(at) in seen:
             continue
         seen.add(id(at))
         passes = op.type in _SAME
         pending += [(one, scaled if passes else op.type not in _KERNELS) for one in op.inputs]
-    yield from found.items()
+    yield from ((kind, scaled) for _, kind, scaled in found.values())

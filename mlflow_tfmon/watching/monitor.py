@@ -592,7 +592,7 @@ class Monitor:
 
             def look() -> None:
                 with contained("examining the batches", "some problems may not be found"):
-                    if found := facts.look():
+                    if found := facts.look(self.premises.found):
                         prefix = recording.prefix_of(ring.layout.keys, "")
                         recording.append(records.Premises(dataclasses.asdict(found), prefix, self.steps))
 

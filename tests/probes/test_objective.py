@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from mlflow_tfmon import probes
-from mlflow_tfmon.facts.premises import goal_of
+from mlflow_tfmon.facts.premises import rate_of
 from mlflow_tfmon.probes import objective
 from mlflow_tfmon.probes.objective import Objective
 
@@ -51,10 +54,9 @@ def noted(
 
 def name_of(one: Objective) -> tuple[str, bool, float]:
     """Its loss, whether of logits, and how many times the mean over the examples it is; 0 if that is not known."""
-    if one.of_keras is None:
+    if one.goal is None:
         return one.loss, one.from_logits, np.nan_to_num(one.factor)
-    goal = goal_of(type("Any", (), {"loss": one.of_keras}))
-    return goal.name, goal.from_logits, np.nan_to_num(one.factor)
+    return one.goal.name, one.goal.from_logits, np.nan_to_num(one.factor)
 
 
 def by_hand(y: Any, p: Any) -> Any:
@@ -213,6 +215,124 @@ def test_what_a_generator_makes() -> None:
     assert float(spread) == pytest.approx(made.numpy().std(axis=0).mean(), rel=1e-5)
     of_maker = objective.of([v.value for v in maker.trainable_variables])
     assert of_maker is not None and of_maker.made == (tf.float32, (3,))
+
+
+def actor_and_critic() -> tuple[Any, keras.Model]:
+    actor = net(2)
+    critic = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
+    return lambda x: -critic(tf.concat([x, actor(x)], 1)), actor
+
+
+def actor_and_critic_of_two_inputs() -> tuple[Any, keras.Model]:
+    actor, of_state, of_action = net(2), keras.layers.Dense(4), keras.layers.Dense(4)
+    end = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    of_state.build((None, 6))
+    of_action.build((None, 2))
+    return lambda x: end(tf.nn.relu(of_action(actor(x)) + of_state(x))), actor
+
+
+def student_and_teacher() -> tuple[Any, keras.Model]:
+    student, teacher = net(3), net(3)
+    return lambda x: tf.square(student(x) - tf.stop_gradient(teacher(x))), student
+
+
+def student_and_teacher_of_other_data() -> tuple[Any, keras.Model]:
+    student, teacher = net(3), net(3)
+    return lambda x, other: tf.square(student(x) - tf.stop_gradient(teacher(other))), student
+
+
+def last_layer_of_a_frozen_body() -> tuple[Any, keras.Model]:
+    body, head = net(3, "relu"), keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, use_bias=False)])
+    return lambda x: head(body(x)), head
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        actor_and_critic,
+        actor_and_critic_of_two_inputs,
+        student_and_teacher,
+        student_and_teacher_of_other_data,
+        last_layer_of_a_frozen_body,
+    ],
+)
+def test_what_is_no_generator(make: Callable[[], tuple[Any, keras.Model]]) -> None:
+    loss_of, model = make()
+    seen: list[Any] = []
+
+    @tf.function
+    def step(*data: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(loss_of(*data))
+        weights = model.trainable_variables
+        seen.append(objective.made_of([loss], list(zip(weights, tape.gradient(loss, weights), strict=True))))
+
+    step(*[tf.constant(X)] * (2 if make is student_and_teacher_of_other_data else 1))
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_loss_that_refers_to_its_model_does_not_keep_it(eager: bool) -> None:
+    class Own(keras.losses.Loss):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def call(self, y_true: Any, y_pred: Any) -> Any:
+            return tf.square(y_true[:, None] - y_pred)
+
+    model = net(1)
+    own = Own(model)
+    variables = [v.value for v in model.trainable_variables]
+    noted(model, own, NUMBERS, eager=eager)
+    gone = weakref.ref(own)
+    del model, own
+    gc.collect()
+    assert gone() is None and objective.of(variables) is not None
+
+
+def test_of_eager_code_another_loss_of_keras() -> None:
+    model = net(1)
+    assert name_of(noted(model, losses.MeanSquaredError(), NUMBERS, eager=True))[0] == "mean_squared_error"
+    assert name_of(noted(model, losses.Huber(), NUMBERS, eager=True))[0] == "huber"
+
+
+def test_a_loss_that_is_added_to_itself_many_times() -> None:
+    model = net(1)
+
+    @tf.function
+    def step(x: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = losses.MeanSquaredError()(y, model(x))
+            for _ in range(30):
+                loss = loss + loss
+        tape.gradient(loss, model.trainable_variables)
+
+    step.get_concrete_function(tf.constant(X), tf.constant(NUMBERS))  # TensorFlow itself takes long to run it
+    found = objective.of([v.value for v in model.trainable_variables])
+    assert found is not None and name_of(found)[0] == ""
+
+
+def test_two_inputs_of_one_kind_are_not_taken_for_one() -> None:
+    model = net(1)
+
+    @tf.function
+    def step(x: Any, other: Any, y: Any) -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(y - (model(x) - model(other))[:, 0]))
+        tape.gradient(loss, model.trainable_variables)
+
+    step(tf.constant(X), tf.constant(X), tf.constant(NUMBERS))
+    found = objective.of([v.value for v in model.trainable_variables])
+    assert found is not None and found.targets is not None and found.inputs is None
+
+
+def test_a_rate_that_the_users_own_code_tells_is_not_asked_for() -> None:
+    rates = itertools.count(1)
+    assert np.isnan(rate_of(keras.optimizers.SGD(lambda: float(next(rates)))))
+    assert next(rates) == 1
+    assert rate_of(keras.optimizers.SGD(0.25)) == 0.25
+    assert rate_of(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9))) == 0.5
 
 
 def test_two_losses_are_none_that_is_known() -> None:
