@@ -1,4 +1,4 @@
-"""What a loss of Keras is, in plain fields: nothing of it, or of what it refers to, is held."""
+"""Plain fields of a Keras loss: neither it nor what it refers to is held."""
 
 from __future__ import annotations
 

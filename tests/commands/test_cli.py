@@ -34,7 +34,7 @@ def test_help_of_run_says_what_each_setting_means_its_type_and_its_default(capsy
     assert cli.main(["run", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--deep-every INTEGER Interval in optimizer steps between measurements" in shown
-    assert "step 1 is always measured. [default: 50]" in shown and "[default: --report]" in shown
+    assert "it is at most 16. [default: 50]" in shown and "[default: --report]" in shown
     assert (
         "--checkpoint-save-freq TEXT" in shown
         and "--detectors JSON" in shown
