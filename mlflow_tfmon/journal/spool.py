@@ -5,24 +5,21 @@ the bulkiest is left out first: histograms from half of it on, what else is meas
 quarters on, the steps and the user's own figures at the bound. What comes once an epoch or once a training is always
 written.
 
-Where the disk takes nothing (full, read-only, gone), rows stay in their ring, which loses the oldest when it is full;
-all else is held in memory until the disk takes it again, or the training is over: then `close` gives it back.
+Where the disk takes nothing (full, read-only, locked, gone), all is held in memory, as far as there is room, until the
+disk takes it again, or the training is over: then `close` counts the rows and gives back the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import inf
 
 from mlflow_tfmon.errors import say_once
 from mlflow_tfmon.journal.journal import Journal
-from mlflow_tfmon.stream.bins import KINDS
 from mlflow_tfmon.stream.counted import counted
-from mlflow_tfmon.stream.drain import NotNowError
 from mlflow_tfmon.stream.records import (
     DeepSteps,
     EpochEnded,
@@ -35,8 +32,10 @@ from mlflow_tfmon.stream.records import (
 )
 
 _UP_TO: dict[type, float] = {Histograms: 0.5, DeepSteps: 0.75, Steps: 1.0, Logged: 1.0}  # shares of the bound
-_IN_RING = (Steps, DeepSteps, Histograms)
-_HELD = 1000  # records
+_ROWS = (Steps, DeepSteps, Histograms)
+_HELD_BYTES = 64 * 2**20  # hours of ordinary steps; then there is room for 1,000 records of other kinds
+_RECORD_BYTES = 1024  # what a record of another kind counts
+_AT_ONCE = 20
 
 
 def fitting(records: Sequence[Record], share: float) -> tuple[list[Record], Counter[str]]:
@@ -77,8 +76,8 @@ class Spool:
         self._bound = bound
         self._lock = threading.RLock()
         self._held: list[Record] = []
+        self._held_bytes = 0
         self._unsaid: Counter[str] = Counter()  # of `left_out` what no record tells of yet
-        self._last = threading.local()
 
     @property
     def not_kept(self) -> str:
@@ -91,82 +90,82 @@ class Spool:
         return bool(self._held)
 
     def append(self, records: Sequence[Record]) -> None:
-        """Writes records, in order.
-
-        Raises:
-            NotNowError: the disk takes nothing, and these are rows that are still in their ring.
-        """
+        """Writes records, in order; holds them where the disk takes nothing."""
         with self._lock:
             try:
                 kept, left = fitting(records, self._journal.size() / self._bound)
                 unsaid = self._unsaid + left
                 why = f"the journal had reached its limit of {self._bound / 1e9:g} GB" if left else self.why
-                writes = bool(kept or self._held)
-                if writes:
+                self._write_held()
+                if kept:
                     told = [LeftOut(dict(unsaid), why)] if unsaid else []
-                    self.last = self._journal.append([*self._held, *told, *kept])
-                    self.written += _rows([*self._held, *kept])
-                    self._held.clear()
+                    self.last = self._journal.append([*told, *kept])
+                    self.written += _rows(kept)
+                    unsaid = Counter()
             except sqlite3.ProgrammingError:  # it is closed
                 raise
             except (sqlite3.Error, OSError) as error:
-                self._failed(
+                self._hold(
                     records, f"the journal could not be written ({' '.join(str(error).split())[:200]})"
                 )
             else:
                 self.left_out += left
                 self.why = why
-                self._unsaid = Counter() if writes else unsaid
-
-    @contextlib.contextmanager
-    def last_call(self) -> Iterator[None]:
-        """Rows that this thread brings meanwhile have nowhere to stay: those that cannot be written are counted."""
-        self._last.call = True
-        try:
-            yield
-        finally:
-            self._last.call = False
+                self._unsaid = unsaid
 
     def close(self) -> list[Record]:
         """Closes the journal; returns what it did not take."""
         with self._lock:
             if self._held:
                 self.append([])
+            for rows in [one for one in self._held if isinstance(one, _ROWS)]:
+                self._leave_out(rows)
+            self._held = [one for one in self._held if not isinstance(one, _ROWS)]
             told = [LeftOut(dict(self._unsaid), self.why)] if self._unsaid else []
             self._journal.close()
             return [*told, *self._held]
 
-    def _failed(self, records: Sequence[Record], why: str) -> None:
+    def _hold(self, records: Sequence[Record], why: str) -> None:
         say_once(
             f"spool {self._journal.folder}",
             f"mlflow_tfmon: {why}: {self._journal.folder}. Training continues, and measurements are kept in "
             "memory as far as there is room; free space on that disk, or make it writable.",
         )
-        if not getattr(self._last, "call", False) and any(_stays(record) for record in records):
-            raise NotNowError(why)
+        self.why = why
         for record in records:
-            if isinstance(record, (*_IN_RING, Lost)) or len(self._held) >= _HELD:
-                count = _count(record)
-                self.left_out += count
-                self._unsaid += count
-                self.why = why
+            if isinstance(record, _ROWS):
+                size, room = record.values.nbytes, _HELD_BYTES
+            else:
+                size, room = _RECORD_BYTES, _HELD_BYTES + 1000 * _RECORD_BYTES
+            if self._held_bytes + size > room:
+                self._leave_out(record)
             else:
                 self._held.append(record)
+                self._held_bytes += size
 
+    def _write_held(self) -> None:
+        """Writes what is held, some at a time: as long as the disk takes nothing, no more than these are packed."""
+        while self._held:
+            some = self._held[:_AT_ONCE]
+            self.last = self._journal.append(some)
+            self.written += _rows(some)
+            del self._held[: len(some)]
+        self._held_bytes = 0
 
-def _stays(record: Record) -> bool:
-    """Whether rows stay in their ring meanwhile; histograms of an epoch's end, of the weights alone, are in none."""
-    return isinstance(record, _IN_RING) and not (isinstance(record, Histograms) and record.kinds == KINDS[:1])
+    def _leave_out(self, record: Record) -> None:
+        count = _count(record)
+        self.left_out += count
+        self._unsaid += count
 
 
 def _rows(records: Sequence[Record]) -> Counter[str]:
     """The count of what is measured, and of nothing else."""
-    rows = (_count(record) for record in records if isinstance(record, (*_IN_RING, Logged, EpochEnded)))
+    rows = (_count(record) for record in records if isinstance(record, (*_ROWS, Logged, EpochEnded)))
     return sum(rows, Counter())
 
 
 def _count(record: Record) -> Counter[str]:
     if isinstance(record, Lost):
         return Counter({"Steps": record.last - record.first + 1})
-    rows = len(record.values) if isinstance(record, _IN_RING) else 1
+    rows = len(record.values) if isinstance(record, _ROWS) else 1
     return Counter({type(record).__name__: rows})

@@ -45,10 +45,6 @@ class Reading:
     more: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
 
-class NotNowError(Exception):
-    """Raised by a sink that cannot take a block now: its rows stay in the ring, as long as they have room there."""
-
-
 @dataclass
 class _Tap:
     ring: Ring
@@ -103,7 +99,7 @@ class Drain:
         """Takes all rows that have been written by now, on the caller's thread.
 
         Returns:
-            How full the fullest ring was, from 0 to 1; one whose rows cannot be taken now does not count.
+            How full the fullest ring was, from 0 to 1.
         """
         wanted = None if rings is None else list(rings)
         fullest = 0.0
@@ -124,10 +120,7 @@ class Drain:
             return 0.0
         rows, lost = ring.read(after, upto)
         deep, histograms = ring.deep.read(upto), ring.histograms.read(upto)
-        try:
-            tap.sink(Reading(ring, rows, deep, histograms, after + 1, lost, time.time()))
-        except NotNowError:
-            return 0.0  # to look again soon would be no use
+        tap.sink(Reading(ring, rows, deep, histograms, after + 1, lost, time.time()))
         # If the sink failed, the rows are read again as long as they are in the ring.
         ring.taken, ring.deep.taken, ring.histograms.taken = upto, deep.taken, histograms.taken
         return max(

@@ -202,8 +202,7 @@ class Pipeline:
 
     def release(self, rings: Sequence[Ring]) -> None:
         """Takes what is left in rings and lets go of them; the run may go on."""
-        with self._spool.last_call():
-            DRAIN.detach(rings)
+        DRAIN.detach(rings)
         self.recording.close_rings(rings)
         if self.evidence is not None:
             self.evidence.keep()

@@ -18,7 +18,6 @@ from mlflow_tfmon.journal.journal import DATABASE, Journal
 from mlflow_tfmon.journal.spool import Spool, fitting
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream.bins import KINDS, WIDTH
-from mlflow_tfmon.stream.drain import NotNowError
 from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Record, RunEnded, Text
 
 ROWS = 6000
@@ -162,20 +161,42 @@ def test_in_a_long_outage_the_disk_is_bounded_and_all_that_is_not_there_is_count
 
 
 def test_what_the_disk_does_not_take_goes_on_when_it_does(store: str, run_id: str, home: Path) -> None:
-    journal = Journal.create(home)
+    journal, rows = Journal.create(home), values(5000)
     spool = Spool(journal, 1e9)
     spool.append([started(store, run_id), layout()])
     away = journal.folder / "elsewhere"
     os.rename(journal.folder / DATABASE, away)
-    spool.append([EpochEnded(0, 1, BEGUN, {"loss": 0.5})])
+    for block in blocks(rows, 50):  # more than a ring holds
+        spool.append([block])
+    spool.append([EpochEnded(0, 1, BEGUN, {"loss": 0.5}), histograms(1)])
     assert spool.stuck
-    with pytest.raises(NotNowError):
-        spool.append([histograms(1)])  # which stay in their ring
-    at_the_end = Histograms(0, BEGUN, np.zeros((1, 1 + 3 * WIDTH)), KINDS[:1])  # of the epoch, in no ring
-    spool.append([at_the_end])
     os.rename(away, journal.folder / DATABASE)
     spool.append([EpochEnded(1, 2, BEGUN, {"loss": 0.25}), ENDED])
-    assert not spool.stuck and spool.close() == [] and spool.left_out == Counter({"Histograms": 1})
+    assert not spool.stuck and spool.close() == [] and not spool.left_out
     assert deliver(journal.folder).done
+    assert "tfmon.not_kept" not in mlflow.MlflowClient(store).get_run(run_id).data.tags
+    run = load_run(run_id, store)
+    np.testing.assert_array_equal(run.steps.loss, rows[:, 4])
+    assert run.epochs.loss.tolist() == [0.5, 0.25]
+
+
+def test_what_memory_does_not_hold_either_is_counted(
+    store: str, run_id: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, rows = Journal.create(home), values(5000)
+    monkeypatch.setattr("mlflow_tfmon.journal.spool._HELD_BYTES", rows[:2000].nbytes)
+    spool = Spool(journal, 1e9)
+    spool.append([started(store, run_id), layout()])
+    away = journal.folder / "elsewhere"
+    os.rename(journal.folder / DATABASE, away)
+    for block in blocks(rows, 50):
+        spool.append([block])
+    spool.append([EpochEnded(0, 1, BEGUN, {"loss": 0.5})])  # for which there is room
+    os.rename(away, journal.folder / DATABASE)
+    spool.append([ENDED])
+    assert spool.close() == [] and spool.left_out == Counter({"Steps": 3000})
+    assert deliver(journal.folder).done
+    run = load_run(run_id, store)
+    np.testing.assert_array_equal(run.steps.loss, rows[:2000, 4])
+    assert run.epochs.loss.tolist() == [0.5]
     assert mlflow.MlflowClient(store).get_run(run_id).data.tags["tfmon.not_kept"] == spool.not_kept
-    assert load_run(run_id, store).epochs.loss.tolist() == [0.5, 0.25]

@@ -177,9 +177,8 @@ def test_the_journals_disk_is_full_for_a_while(
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FINISHED" and run.data.tags["tfmon.delivery"] == "complete"
     recorded = mlflow_tfmon.load_run(run.info.run_id)
-    assert recorded.steps.index.tolist() == list(
-        range(1, 61)
-    )  # those of the time without room stayed in the ring
+    # Those of the time without room were held in memory.
+    assert recorded.steps.index.tolist() == list(range(1, 61))
     assert recorded.epochs.index.tolist() == list(range(6))
     assert "tfmon.not_kept" not in run.data.tags
     assert sum("could not be written" in line for line in said) == 1
