@@ -104,7 +104,14 @@ def deep() -> Any:
     return keras.Sequential([keras.Input((16,)), *hidden, layers.Dense(10, dtype="float32")])
 
 
+def wide() -> Any:
+    """6 variables, 3.2 million parameters."""
+    hidden = [layers.Dense(units, activation="relu") for units in (1600, 1200)]
+    return keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10, dtype="float32")])
+
+
 TASKS = {
+    "wide": Task(wide, (784,), 10, 32),
     "mlp": Task(mlp, (64,), 10, 64),
     "cnn": Task(cnn, (28, 28, 1), 10, 32),
     "resnet20": Task(resnet20, (32, 32, 3), 10, 16),

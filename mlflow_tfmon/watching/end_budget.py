@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 from mlflow_tfmon.errors import contained
 
-_FIRST_TRAININGS = 3  # trainings of a run that end with all there is, however short they are
+_FIRST_TRAININGS = 3  # trainings of a run that end with all there is, unless they are shorter than this:
+_SHORT_S = 0.5  # of those only the first ends so
 _PAUSE_S = 60.0  # s between two summaries of those after them
 _MAX_SHARE = 0.05  # of the time of the trainings, which the ends of those after them may take
 
@@ -37,7 +38,16 @@ class Thrift:
         """
         self._trainings += 1
         self._trained += seconds
-        return self._trainings <= _FIRST_TRAININGS or self._spent <= _MAX_SHARE * self._trained
+        first = self._trainings == 1 or (self._trainings <= _FIRST_TRAININGS and seconds >= _SHORT_S)
+        return first or self._spent <= _MAX_SHARE * self._trained
+
+    def may_look(self, seconds: float) -> bool:
+        """Whether the data of a further training of the same model may be looked at, which takes its time too.
+
+        Args:
+            seconds: that the training has taken by now.
+        """
+        return self._trainings < _FIRST_TRAININGS or self._spent <= _MAX_SHARE * (self._trained + seconds)
 
     def may_say(self) -> bool:
         """Whether the end of a training may be summed up in the log."""
