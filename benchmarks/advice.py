@@ -2,6 +2,7 @@
 
     python -m benchmarks.advice --keep DIR               # the configurations that were looked at
     python -m benchmarks.advice aside --keep DIR         # those that were set aside
+    python -m benchmarks.advice fresh --keep DIR         # fits by someone who knew neither detectors nor advice
     python -m benchmarks.advice --every 3 --minutes 15   # each third, for so long
 
 Each configuration is trained under `autolog()`, as `benchmarks.detection` does (with `--keep` in a store that both
@@ -381,7 +382,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.advice", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", nargs="?", choices=("seen", "aside"), default="seen")
+    parser.add_argument("what", nargs="?", choices=("seen", "aside", "fresh"), default="seen")
     parser.add_argument("--only", default="", help="configurations whose name holds this")
     parser.add_argument(
         "--every", type=int, default=1, help="only each so manieth of those that are made to fail"
@@ -394,9 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
     end = time.monotonic() + 60 * chosen.minutes
     results = []
     with store(chosen.keep):
-        jobs = [job for job in own_jobs(chosen.what == "aside", 1) if job.kinds and job.good < np.inf][
-            :: chosen.every
-        ]
+        jobs = [job for job in own_jobs(chosen.what, 1) if job.kinds and job.good < np.inf][:: chosen.every]
         trained = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep else None
         followed = chosen.keep / f"{chosen.what}-advice.jsonl" if chosen.keep else None
         known = {(one.name, one.seed): one for one in verdicts.read(trained)} if trained else {}
