@@ -229,8 +229,21 @@ def _momentum(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
     return bool(norms)
 
 
+def _lighten(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
+    penalties = [getattr(layer, "kernel_regularizer", None) for layer in _layers(model)]
+    for one in penalties:
+        for name in ("l1", "l2"):
+            if hasattr(one, name):
+                setattr(one, name, getattr(one, name) * float(found[1]))
+    return any(penalties)
+
+
 def _weigh(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
     fit["class_weight"] = {int(k): float(v) for k, v in re.findall(r"(\d+): ([\d.e+-]+)", found[1])}
+
+
+def _shuffle(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
+    fit["shuffle"] = True
 
 
 def _stop_early(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
@@ -252,6 +265,7 @@ _NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 # The pieces of advice that a program can follow. The first in the text is; a later one only if it cannot be.
 PIECES: tuple[tuple[str, Follow], ...] = (
     (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
+    (rf"Keep the learning rate at {_NUMBER}", _rate),
     (r"(Lower|Raise) the learning rate(?! from)", _factor),
     (r"(?:[Tt]ry a) learning rate ten times (larger)", _factor),
     (r"[Ff]ind a learning rate: model\.fit\(.*?LearningRateRangeTest\(\)\]\)", _range_test),
@@ -275,7 +289,9 @@ PIECES: tuple[tuple[str, Follow], ...] = (
     (r'recurrent_initializer="(\w+)"', _initialize_recurrent),
     (r'at least its own activation="(\w+)"', _hidden_activation),
     (rf"BatchNormalization\(momentum={_NUMBER}\)", _momentum),
+    (rf"Multiply the penalty of the weights \(kernel_regularizer\) by {_NUMBER}", _lighten),
     (r"class_weight=(\{.*?\})", _weigh),
+    (r"Shuffle the examples", _shuffle),
     (r"EarlyStopping\(restore_best_weights=True\)", _stop_early),
 )
 

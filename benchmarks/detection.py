@@ -155,7 +155,10 @@ def train(job: Job, watched: bool = True) -> Result:
 
 def judged(result: Result, run_id: str, again: bool = False) -> Result:
     """A result, with what was said of its run; or what would be said of it now."""
-    run = mlflow_tfmon.load_run(run_id)
+    try:
+        run = mlflow_tfmon.load_run(run_id)
+    except ValueError:  # nothing was recorded, as of a descent by hand: so nothing was said
+        return dataclasses.replace(result, run_id=run_id)
     problems = diagnose(run) if again else run.problems
     said = [problem.said_at for problem in problems]
     first = min(said) / max(1, len(run.steps)) if said else None

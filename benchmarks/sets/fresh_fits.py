@@ -203,7 +203,7 @@ def frozen_learned(seed: int) -> Recipe:
     return made(data, body, L.Dense(5), optimizer=opt.Adam(5e-3))
 
 
-class Code(L.Layer):
+class Code(keras.layers.Layer):
     """A random code around its mean, with the cost of what it tells."""
 
     def call(self, given: Any) -> Any:
@@ -261,7 +261,7 @@ def continued(seed: int) -> Recipe:
     return model, data
 
 
-class Turned(L.Layer):
+class Turned(keras.layers.Layer):
     """An augmentation that mirrors half of the pictures, though left and right are what is to be told."""
 
     def call(self, given: Any, training: bool = False) -> Any:
@@ -326,7 +326,6 @@ def weighted() -> dict[str, Any]:
 
 
 L2 = keras.regularizers.L2
-RECALL = {"judged_by": "val_recall", "good": 0.5}
 
 
 def recalled(data: Arrays, *parts: Any, **how: Any) -> Recipe:
@@ -378,7 +377,7 @@ CONFIGURATIONS = (
     Configuration("fit, eight sigmoids", lambda s: made(digits(s), *dense(*[32] * 8, act="sigmoid"), L.Dense(10),
         optimizer=opt.SGD(0.1)), ("vanishing_gradient", "saturated_activation"), epochs=15),
     Configuration("fit, rare class", lambda s: recalled(rare(s, 0.03), *dense(16), L.Dense(1, "sigmoid")),
-        ("one_class_predicted",), epochs=12, **RECALL),
+        ("one_class_predicted",), epochs=12, judged_by="val_recall", good=0.5),
     Configuration("fit, stack without activations", lambda s: two_sided(xor(s), *dense(32, 32, 32, act=None),
         L.Dense(1)), ("improper_activation",)),
     Configuration("fit, one head guesses", one_head_guesses, ("output_not_learning",),

@@ -84,12 +84,12 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
             if begin in edges:  # what was not measured has no column, as when it was recorded
                 there = measured[begin]
                 yield float(steps[begin]), 0, _only(layout, dict(zip(columns, there.tolist(), strict=True)))
-            kept = [
+            columns_there = [
                 one[begin:end]
                 for one, is_there in zip([*scalars, *of_variables], there, strict=True)
                 if is_there
             ]
-            yield float(steps[begin]), 2, records.Steps(layout.stream, 0.0, np.column_stack(kept))
+            yield float(steps[begin]), 2, records.Steps(layout.stream, 0.0, np.column_stack(columns_there))
     for path, about in run.parts("deep-*"):
         table = files.table(path)
         layout = _layout(table, about)

@@ -59,7 +59,7 @@ def measured(column: pa.ChunkedArray) -> np.ndarray:
     if not pa.types.is_list(column.type):
         return np.asarray(column.is_valid())
     elements = np.asarray(column.flatten().is_valid())
-    return elements.reshape(len(column), -1).any(axis=1)
+    return np.asarray(elements.reshape(len(column), -1).any(axis=1))
 
 
 def layers(kinds: Iterable[Parts]) -> pd.DataFrame:
