@@ -52,7 +52,7 @@ def main() -> None:
     chosen = parser.parse_args()
     failed, rescued, saved, alone, healthy = 0, 0, [], 0, 0
     with store(), contextlib.suppress(KeyboardInterrupt):
-        for job in own_jobs(False, chosen.seeds):
+        for job in own_jobs("seen", chosen.seeds):
             if job.name not in _TOO_HIGH + _HEALTHY:
                 continue
             went_well, epochs, weights, _ = train(job, "")

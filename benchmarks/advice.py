@@ -2,6 +2,7 @@
 
     python -m benchmarks.advice --keep DIR               # the configurations that were looked at
     python -m benchmarks.advice aside --keep DIR         # those that were set aside
+    python -m benchmarks.advice fresh --keep DIR         # fits by someone who knew neither detectors nor advice
     python -m benchmarks.advice --every 3 --minutes 15   # each third, for so long
 
 Each configuration is trained under `autolog()`, as `benchmarks.detection` does (with `--keep` in a store that both
@@ -228,8 +229,21 @@ def _momentum(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
     return bool(norms)
 
 
+def _lighten(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
+    penalties = [getattr(layer, "kernel_regularizer", None) for layer in _layers(model)]
+    for one in penalties:
+        for name in ("l1", "l2"):
+            if hasattr(one, name):
+                setattr(one, name, getattr(one, name) * float(found[1]))
+    return any(penalties)
+
+
 def _weigh(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
     fit["class_weight"] = {int(k): float(v) for k, v in re.findall(r"(\d+): ([\d.e+-]+)", found[1])}
+
+
+def _shuffle(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
+    fit["shuffle"] = True
 
 
 def _stop_early(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
@@ -251,6 +265,7 @@ _NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 # The pieces of advice that a program can follow. The first in the text is; a later one only if it cannot be.
 PIECES: tuple[tuple[str, Follow], ...] = (
     (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
+    (rf"Keep the learning rate at {_NUMBER}", _rate),
     (r"(Lower|Raise) the learning rate(?! from)", _factor),
     (r"(?:[Tt]ry a) learning rate ten times (larger)", _factor),
     (r"[Ff]ind a learning rate: model\.fit\(.*?LearningRateRangeTest\(\)\]\)", _range_test),
@@ -274,7 +289,9 @@ PIECES: tuple[tuple[str, Follow], ...] = (
     (r'recurrent_initializer="(\w+)"', _initialize_recurrent),
     (r'at least its own activation="(\w+)"', _hidden_activation),
     (rf"BatchNormalization\(momentum={_NUMBER}\)", _momentum),
+    (rf"Multiply the penalty of the weights \(kernel_regularizer\) by {_NUMBER}", _lighten),
     (r"class_weight=(\{.*?\})", _weigh),
+    (r"Shuffle the examples", _shuffle),
     (r"EarlyStopping\(restore_best_weights=True\)", _stop_early),
 )
 
@@ -381,7 +398,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.advice", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("what", nargs="?", choices=("seen", "aside"), default="seen")
+    parser.add_argument("what", nargs="?", choices=("seen", "aside", "fresh"), default="seen")
     parser.add_argument("--only", default="", help="configurations whose name holds this")
     parser.add_argument(
         "--every", type=int, default=1, help="only each so manieth of those that are made to fail"
@@ -394,9 +411,7 @@ def main(arguments: list[str] | None = None) -> None:
     end = time.monotonic() + 60 * chosen.minutes
     results = []
     with store(chosen.keep):
-        jobs = [job for job in own_jobs(chosen.what == "aside", 1) if job.kinds and job.good < np.inf][
-            :: chosen.every
-        ]
+        jobs = [job for job in own_jobs(chosen.what, 1) if job.kinds and job.good < np.inf][:: chosen.every]
         trained = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep else None
         followed = chosen.keep / f"{chosen.what}-advice.jsonl" if chosen.keep else None
         known = {(one.name, one.seed): one for one in verdicts.read(trained)} if trained else {}

@@ -5,6 +5,7 @@
     python -m benchmarks.detection aside --seeds 2      # our own, those that were set aside
     python -m benchmarks.detection loops --seeds 2      # our own, in custom loops
     python -m benchmarks.detection loops-aside          # further ones, those that were set aside
+    python -m benchmarks.detection fresh                # fits and loops, written by someone who knew no detector
 
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
 best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
@@ -90,10 +91,9 @@ def _late(history: dict[str, list[float]], name: str) -> float:
     return float(np.mean(history[name][-5:])) if np.isfinite(history["loss"]).all() else -np.inf
 
 
-def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
-    """Our own configurations."""
-    from benchmarks.sets import aside as set_aside
-    from benchmarks.sets import each_kind, sizes, tasks, ways
+def own_jobs(what: str, seeds: int) -> Iterator[Job]:
+    """Our own configurations: those "seen", those set "aside", or the "fresh" ones."""
+    from benchmarks.sets import aside, each_kind, fresh_fits, sizes, tasks, ways
     from benchmarks.sets.recipes import Configuration
 
     def make(one: Configuration, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -103,7 +103,7 @@ def own_jobs(aside: bool, seeds: int) -> Iterator[Job]:
             return model, {**given, "x": one.feed(x, y, one.batch_size)}
         return model, {**given, "x": x, "y": y, "batch_size": one.batch_size}
 
-    sets = (set_aside,) if aside else (each_kind, sizes, ways, tasks)
+    sets = {"seen": (each_kind, sizes, ways, tasks), "aside": (aside,), "fresh": (fresh_fits,)}[what]
     for seed in range(seeds):
         for one in itertools.chain.from_iterable(each.CONFIGURATIONS for each in sets):
             yield Job(
@@ -125,12 +125,13 @@ def _own_score(one: Any, history: dict[str, list[float]], fit: dict[str, Any]) -
     return float(explained) if np.isfinite(error) else -np.inf
 
 
-def loop_jobs(aside: bool, seeds: int) -> Iterator[Job]:
-    """Our own configurations in custom loops."""
-    from benchmarks.sets import loops, loops_aside
+def loop_jobs(what: str, seeds: int) -> Iterator[Job]:
+    """Our own configurations in custom loops: "loops", "loops-aside" or the "fresh" ones."""
+    from benchmarks.sets import fresh_loops, loops, loops_aside
 
+    chosen = {"loops": loops, "loops-aside": loops_aside, "fresh": fresh_loops}[what]
     for seed in range(seeds):
-        for one in (loops_aside if aside else loops).CONFIGURATIONS:
+        for one in chosen.CONFIGURATIONS:
             make = functools.partial(one.make, seed)
             yield Job(one.name, seed, one.kinds, make, lambda history, _: history["score"][-1], one.good)
 
@@ -154,7 +155,10 @@ def train(job: Job, watched: bool = True) -> Result:
 
 def judged(result: Result, run_id: str, again: bool = False) -> Result:
     """A result, with what was said of its run; or what would be said of it now."""
-    run = mlflow_tfmon.load_run(run_id)
+    try:
+        run = mlflow_tfmon.load_run(run_id)
+    except ValueError:  # nothing was recorded, as of a descent by hand: so nothing was said
+        return dataclasses.replace(result, run_id=run_id)
     problems = diagnose(run) if again else run.problems
     said = [problem.said_at for problem in problems]
     first = min(said) / max(1, len(run.steps)) if said else None
@@ -188,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.detection", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "what", nargs="?", choices=("zoo", "seen", "aside", "loops", "loops-aside"), default="zoo"
+        "what", nargs="?", choices=("zoo", "seen", "aside", "loops", "loops-aside", "fresh"), default="zoo"
     )
     parser.add_argument("--zoo", type=Path, default=_ZOO, help="folder of the published configurations")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each")
@@ -207,10 +211,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--again needs --keep DIR, the folder of the trainings to judge again")
     if chosen.what == "zoo" and not (chosen.zoo / "cases.json").is_file():
         parser.error(f"no published configurations are in {chosen.zoo}; seen, aside and loops need none")
-    aside = chosen.what.endswith("aside")
-    jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else loop_jobs(aside, chosen.seeds)
-    if chosen.what in ("seen", "aside"):
-        jobs = own_jobs(aside, chosen.seeds)
+    jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else iter(())
+    if "loops" in chosen.what or chosen.what == "fresh":
+        jobs = loop_jobs(chosen.what, chosen.seeds)
+    if chosen.what in ("seen", "aside", "fresh"):
+        jobs = itertools.chain(jobs, own_jobs(chosen.what, chosen.seeds))
     end = time.monotonic() + 60 * chosen.minutes
     with store(chosen.keep, not (chosen.unwatched or chosen.again)):
         kept = chosen.keep / f"{chosen.what}.jsonl" if chosen.keep and not chosen.unwatched else None

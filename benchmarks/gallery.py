@@ -311,6 +311,14 @@ def fit_of_sorted_digits(mended: bool) -> None:
     model.fit(x[order], y[order], 32, 12, validation_split=0.2, verbose=0)
 
 
+def fit_of_digits_in_order(mended: bool) -> None:
+    """Digits that are sorted by class, one class after the other in each epoch."""
+    model, (x, y, x_val, y_val) = mlp(1, hidden=(48,))
+    model.compile(keras.optimizers.SGD(0.2), model.loss, metrics=["accuracy"])
+    order = np.argsort(y, kind="stable")
+    model.fit(x[order], y[order], 32, 12, validation_data=(x_val, y_val), shuffle=mended, verbose=0)
+
+
 def fit_in_float16(mended: bool) -> None:
     """Large targets, and an error that is summed over an example: too large for float16, and not for bfloat16."""
     x, y, _, _ = friedman(1)
@@ -471,6 +479,7 @@ CASES: dict[str, Case] = {
     "validation_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_sorted_digits
     ),
+    "unshuffled_data": Case(column("loss"), "loss", train=fit_of_digits_in_order),
     "normalization_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"
     ),

@@ -94,7 +94,7 @@ def in_fit(rounds: int) -> str:
 
     lines = [f"{'':16} {'unwatched':>10} {'watched':>10} {'not judged':>10}"]
     with store():
-        for job in own_jobs(False, 1):
+        for job in own_jobs("seen", 1):
             if job.name not in ("mlp adam", "cnn", "lstm", "transformer"):
                 continue
             spent: dict[str, list[float]] = {"unwatched": [], "watched": [], "not judged": []}

@@ -158,12 +158,12 @@ class _Tools:
         for name, (axis, at, values) in zip(names, _curves(recorded, names), strict=True):
             within = (at >= first) & (at <= (np.inf if last is None else last))
             at, values = at[within], values[within]
-            absent = at[~np.isfinite(values)]
+            bad = at[~np.isfinite(values)]
             steps, shown = thin(at, values, most)
             found.append(
                 {
                     "name": name, "axis": axis, "recorded": len(at), axis: steps.tolist(), "values": shown.tolist(),
-                    "not_finite": {"count": len(absent), "first": int(absent[0]) if len(absent) else None},
+                    "not_finite": {"count": len(bad), "first": int(bad[0]) if len(bad) else None},
                 }
             )  # fmt: skip
         return {"complete": recorded.complete, "series": found}
@@ -310,6 +310,7 @@ def _curves(run: RecordedRun, names: Sequence[str]) -> Iterator[Curve]:
             yield "epoch", *_arrays(epochs[name])
         elif name in columns:
             column = run.steps[columns[name]]
+            column = column[column.index.isin(run.measured_at(columns[name]))]
             yield "step", column.index.to_numpy(), column.to_numpy(float)
         elif name in variables:
             yield "step", *_arrays(variables[name])

@@ -41,6 +41,7 @@ from mlflow_tfmon.detectors import (
     underfitting,
     unnormalized_input,
     unscaled_targets,
+    unshuffled_data,
     validation_mismatch,
     vanishing_gradient,
     worker_stopped,
@@ -56,6 +57,7 @@ __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Prob
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
     poor_initialization.detect, unnormalized_input.detect, unscaled_targets.detect, accumulation_not_zeroed.detect,
+    unshuffled_data.detect,
     loss_scale_collapse.detect, loss_unbounded.detect, exploding_gradient.detect, vanishing_gradient.detect,
     dead_relu.detect, saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,

@@ -21,6 +21,7 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "unnormalized_input": _OF_DIVERGENCE | {"learning_rate_too_high"},
     "unscaled_targets": _OF_DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
     "accumulation_not_zeroed": _OF_DIVERGENCE | {"learning_rate_too_high"},
+    "unshuffled_data": _OF_LOSS | {"learning_rate_too_high", "one_class_predicted", "overfitting"},
     "loss_unbounded": _OF_DIVERGENCE | {"learning_rate_too_high", "overfitting"},
     "validation_mismatch": frozenset({"normalization_mismatch", "overfitting"}),
     "normalization_mismatch": frozenset({"overfitting"}),

@@ -13,6 +13,11 @@ from mlflow_tfmon.detectors.table import Table
 # Losses at first of two players that know nothing, log(2) or the sum of two: an actor's and a critic's are others.
 _GROWS = 1.2  # times what it was before: examples that are still becoming more different
 _LIKE_ENTROPY = 0.3, 2.5
+_BALANCE = (
+    "Lower the discriminator's learning rate to a quarter of the generator's, and have it learn that real examples are "
+    "0.9 instead of 1; have the generator minimize -log(D(G(z))), not log(1 - D(G(z))). If that does not help, give "
+    "the discriminator Dropout or fewer units, or use a Wasserstein loss with a gradient penalty."
+)
 
 
 def detect(
@@ -28,6 +33,9 @@ def detect(
     """Finds a loss above 3 that rose threefold while that of the alternating optimizer fell below 0.1.
 
     Or a loss above 6, if the other fell to a third: it may be wrong about some of the real examples.
+
+    Or a discriminator whose cross-entropy is below 0.1, whatever the generator's loss does: a saturating one falls.
+    (Known of steps in graphs by which a network learns to be judged by the other, with a cross-entropy.)
 
     Also a generator whose examples are all alike: in the last quarter of the steps, the standard deviation of each of
     their numbers over a batch is a quarter of that of the real data, and does not grow. (Known of steps in graphs whose
@@ -58,6 +66,17 @@ def detect(
     ):
         return
     begun, (loss, since) = float(np.median(history.first_losses)), _late(curve, history.at(0.5))
+    if _judged(history):
+        for name, other in history.others.items():
+            low, _ = _late(other, history.at(0.5))
+            if 0 <= low <= max_other:
+                yield Problem(
+                    "generator_collapse", "critical", int(since), (),
+                    f"The cross-entropy of {name or 'the other optimizer'} is {low:.3g} (threshold: {max_other:g}): "
+                    "the discriminator is always right, and the generator learns little from it.",
+                    _BALANCE, history.step, 0.8,
+                )  # fmt: skip
+                return
     if not _LIKE_ENTROPY[0] <= begun <= _LIKE_ENTROPY[1] or not loss >= max(min_loss, 3 * begun):
         return
     for name, other in history.others.items():
@@ -69,12 +88,15 @@ def detect(
                 f"The loss of {name or 'the other optimizer'} fell from {first:.3g} to {low:.3g} (threshold: "
                 f"{least:.2g}) while this one rose from {begun:.3g} to {loss:.3g} (threshold: {min_loss:g}): the "
                 "discriminator is always right, and the generator learns little from it.",
-                "Lower the discriminator's learning rate to a quarter of the generator's, and have it learn that real "
-                "examples are 0.9 instead of 1. If that does not help, give it Dropout or fewer units, or use a "
-                "Wasserstein loss with a gradient penalty.",
-                history.step, 0.7,
+                _BALANCE, history.step, 0.7,
             )  # fmt: skip
             return
+
+
+def _judged(history: History) -> bool:
+    """Whether what is trained makes examples for another network that a cross-entropy judges."""
+    data = history.premises
+    return data is not None and data.loss == "binary_crossentropy" and bool(np.isfinite(data.spread))
 
 
 def _alike(history: History, min_spread: float) -> Iterator[Problem]:

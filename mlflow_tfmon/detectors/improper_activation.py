@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import MUCH, diverged, learning
-from mlflow_tfmon.detectors.premises import COSINE, CROSS_ENTROPIES, LINEAR, REGRESSIONS, Premises
+from mlflow_tfmon.detectors.premises import (
+    COSINE,
+    CROSS_ENTROPIES,
+    LINEAR,
+    OVER_EXAMPLES,
+    REGRESSIONS,
+    Premises,
+)
 from mlflow_tfmon.detectors.problem import Problem
 
 _RANGES = {
@@ -28,11 +35,13 @@ _MIXING = ("Dense", "Conv1D", "Conv2D", "Conv3D", "EinsumDense", "SeparableConv2
 def detect(history: History, *, max_outside: float = 0.01) -> Iterator[Problem]:
     """Finds outputs that cannot reach the targets, or are neither probabilities nor logits, and linear networks.
 
-    All are withdrawn if 70% is learned nevertheless. Targets of a regression are reported if more than a few lie
-    outside the output's range by a hundredth of the targets' standard deviation. Three or more kernels with only linear
-    activations are reported; two only if nothing is learned. Exponential or softmax in hidden layers is reported if the
-    loss diverges or nothing is learned. Does not see what a user's `call` computes between layers, nor an output that
-    is not made by an activation. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
+    A softmax over the examples of a batch instead of the classes (axis 0) is never withdrawn: Keras computes the loss
+    from its input, so that it falls while each prediction depends on the other examples. All others are withdrawn if
+    70% is learned nevertheless. Targets of a regression are reported if more than a few lie outside the output's range
+    by a hundredth of the targets' standard deviation. Three or more kernels with only linear activations are reported;
+    two only if nothing is learned. Exponential or softmax in hidden layers is reported if the loss diverges or nothing
+    is learned. Does not see what a user's `call` computes between layers, nor an output that is not made by an
+    activation. Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
 
     Args:
         history: the training up to some step.
@@ -40,6 +49,16 @@ def detect(history: History, *, max_outside: float = 0.01) -> Iterator[Problem]:
     """
     data = history.premises
     if data is None or not data.layers:
+        return
+    out = data.output
+    if out is not None and out.activation == OVER_EXAMPLES:
+        yield Problem(
+            "improper_activation", "critical", min(1, history.step), (out.name,),
+            f"The softmax of {out.name} runs over the examples of a batch (axis 0): each column of the predictions "
+            "adds up to 1 instead of each row, and an example alone has the same probability, 1, for each class.",
+            "Use the last axis: keras.layers.Softmax(), or tf.nn.softmax(x, axis=-1).",
+            history.step, 0.95,
+        )  # fmt: skip
         return
     state = learning(history)
     nothing = state.nothing(0.1) or diverged(history)

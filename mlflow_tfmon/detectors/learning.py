@@ -24,6 +24,7 @@ MUCH = 0.7  # an apparent fault does no harm if this much is learned
 _RISEN = 1.1
 _ABOVE, _FALLEN = 1.5, 3.0  # times the other
 FEWEST_STEPS = 30
+_BEHIND = 0.1  # of the accuracy, or of a constant prediction's loss
 _UNKNOWN_STEPS = 2000  # least length assumed of a training whose length is unknown
 
 
@@ -184,7 +185,12 @@ def accuracy(history: History, prefix: str = "") -> Table:
 def fell(history: History, after: float) -> bool:
     """Whether the loss has fallen since a share of the steps so far, by more than noise and 1% of the reference."""
     curve = losses(history)
-    level = curve.mean[int(len(curve) * after) :, 0]
+    return fell_by(history, curve.rows(slice(int(len(curve) * after), None)))
+
+
+def fell_by(history: History, curve: Table) -> bool:
+    """Whether a part of the loss fell within itself; as long as it is too short to say, that is supposed."""
+    level = curve.mean[:, 0]
     if len(level) < 8:
         return True
     early, late = np.array_split(level, 2)
@@ -207,6 +213,18 @@ def _late(curve: Table) -> float:
 def _trained_before(history: History) -> bool:
     """Whether the model had learned an unknown amount before the first losses."""
     return history.premises is not None and history.premises.trained_before
+
+
+def behind(history: History) -> bool | None:
+    """Whether the model is worse on the validation data than on the training data; None before it was validated."""
+    seen, other = accuracy(history), accuracy(history, "val_")
+    if len(seen) and len(other):
+        return bool(seen.mean[-1, 0] - other.mean[-1, 0] >= _BEHIND)
+    train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
+    reference = learning(history).reference
+    if not len(train) or not len(held_out):
+        return None
+    return bool(reference > 0 and held_out.mean[-1, 0] - train.mean[-1, 0] >= _BEHIND * reference)
 
 
 def broken(history: History) -> bool:

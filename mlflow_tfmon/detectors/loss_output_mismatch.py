@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import MUCH, learning
+from mlflow_tfmon.detectors.learning import MUCH, NOTHING, learning
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, LINEAR, REGRESSIONS, Premises
 from mlflow_tfmon.detectors.problem import Problem
 
@@ -29,9 +31,9 @@ def detect(history: History, *, min_done: float = 0.4) -> Iterator[Problem]:
     are not exclusive (Keras computes the loss from the input of the softmax, so that it falls while the predictions
     stay wrong), and categorical cross-entropy of one unit, which is 0.
     So are numbers of classes that a squared error, or another distance, compares with the outputs of a softmax.
-    What may be harmless is reported only if nothing is learned in 40% of the training: probabilities used as logits, a
-    sigmoid or softmax that does not match the loss. (A network with sigmoid outputs does learn exclusive classes: Keras
-    scales its outputs to a sum of 1.)
+    What may be harmless is reported only if nothing is learned in 40% of the training: a sigmoid or softmax that does
+    not match the loss. (A network with sigmoid outputs does learn exclusive classes: Keras scales its outputs to a sum
+    of 1.) Likewise probabilities used as logits, with which the loss cannot fall far: until 70% of that is learned.
     Sources: UMLAUT (CHI 2021), NeuraLint (TOSEM 2021).
 
     Args:
@@ -53,7 +55,8 @@ def detect(history: History, *, min_done: float = 0.4) -> Iterator[Problem]:
             )  # fmt: skip
         return
     certain = _always_wrong(data) or (None if state.learned >= MUCH else _certain(data))
-    suspect = _suspect(data) if state.nothing(min_done) else None
+    over = state.share >= min_done
+    suspect = _suspect(data) if over and state.learned < max(NOTHING, MUCH * _reachable(data)) else None
     if certain or suspect:
         evidence, advice = certain or suspect or ("", "")
         yield Problem(
@@ -113,6 +116,16 @@ def _several(data: Premises) -> bool:
     out, y = data.output, data.targets
     assert out is not None
     return out.activation == "softmax" and y is not None and y.columns > 1 and y.whole and not y.one_hot
+
+
+def _reachable(data: Premises) -> float:
+    """The largest share of what there is to learn that a loss shows which takes probabilities for logits; 0 else."""
+    out = data.output
+    if out is None or not data.from_logits or out.activation not in ("softmax", "sigmoid"):
+        return 0.0
+    if data.loss == _BINARY:  # logits of 0 and 1, for as many examples of either class
+        return 1 - (np.log(2) + np.log1p(np.exp(-1))) / 2 / np.log(2)
+    return float(1 - np.log1p((out.units - 1) / np.e) / np.log(out.units)) if out.units > 1 else 0.0
 
 
 def _suspect(data: Premises) -> tuple[str, str] | None:

@@ -7,24 +7,25 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import FEWEST_STEPS, losses
+from mlflow_tfmon.detectors.learning import FEWEST_STEPS, learning, losses
 from mlflow_tfmon.detectors.problem import Problem
 
 _PARTS = 10  # of the curve, whose means are compared
 
 
-def detect(history: History, *, min_depth: float = 10.0) -> Iterator[Problem]:
+def detect(history: History, *, min_depth: float = 10.0, min_done: float = 0.33) -> Iterator[Problem]:
     """Finds a distance to targets that is maximized, and negative losses that fall faster and faster.
 
     That a loss of Keras, a cross-entropy or a squared error has a minus sign is read off the graph of the step; it is
-    reported once the loss is negative and falls. Of other losses: the mean of the last tenth of the steps is ten times
-    as far below zero as the first losses were from it, and the second half of the steps brought at least as much of
-    the fall as the first. (A log-likelihood also goes below zero, but levels off.) Not of optimizers that take turns: a
-    critic's loss may well fall. Does not find a bounded loss that is maximized.
+    reported once the loss is negative and falls. Of other losses, once a third of the training is over: the mean of the
+    last tenth of the steps is ten times as far below zero as the first losses were from it, and the second half of the
+    steps brought at least as much of the fall as the first. (A log-likelihood also goes below zero, but levels off.)
+    Not of optimizers that take turns: a critic's loss may well fall. Does not find a bounded loss that is maximized.
 
     Args:
         history: the training up to some step.
         min_depth: least ratio of the loss's distance from zero to that of the first losses.
+        min_done: share of the training before which nothing is said of other losses.
     """
     curve = losses(history)
     if not history.alone or history.step - history.start < FEWEST_STEPS or len(curve) < _PARTS:
@@ -36,7 +37,12 @@ def detect(history: History, *, min_depth: float = 10.0) -> Iterator[Problem]:
     # A penalty for large weights that the sign spares would not change that it is the wrong way.
     maximized = history.premises is not None and history.premises.maximized and now < min(begun, 0.0)
     scale = max(abs(begun), float(np.std(level[: max(2, len(level) // _PARTS)])))
-    runs_off = now < -min_depth * scale < 0 and middle - now >= parts[0] - middle > 0
+    # At first any log-likelihood falls ever faster.
+    runs_off = (
+        learning(history).share >= min_done
+        and now < -min_depth * scale < 0
+        and middle - now >= parts[0] - middle > 0
+    )
     if not (maximized or runs_off):
         return
     below = curve.first[level < 0]

@@ -10,7 +10,7 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import accuracy, learning
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.sample import Sample
-from mlflow_tfmon.detectors.underfitting import UNRELATED, class_weights
+from mlflow_tfmon.detectors.underfitting import UNRELATED, class_weights, lighter_penalty
 
 _SAME = 1e-6  # accuracies that differ by less are equal: metrics are float32
 _WHOLE = 4096  # examples, all of which a `Sample` has counted
@@ -50,7 +50,7 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
             "one_class_predicted", "critical" if state.nothing(0.33) else "warning", int(late.first[0]), (),
             f"Every {name}example is given the same class{named}: the {name}accuracy is {value:.4g}, that class's "
             f"share, at each of the last {len(late)} epochs, and the loss has {state.progress}.",
-            rare + UNRELATED if rare else UNRELATED, history.step, 0.85,
+            lighter_penalty(history) + rare + UNRELATED, history.step, 0.85,
         )  # fmt: skip
         return
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import NOTHING, fell, learning
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.underfitting import UNRELATED
+from mlflow_tfmon.detectors.underfitting import UNRELATED, lighter_penalty
 
 
 def detect(history: History, *, max_learned: float = 0.15) -> Iterator[Problem]:
@@ -36,6 +36,6 @@ def detect(history: History, *, max_learned: float = 0.15) -> Iterator[Problem]:
             f"The loss has stayed at {state.now:.3g} since step {history.at(0.5):.0f}, having closed "
             f"{state.learned:.0%} of the gap between a constant prediction ({state.reference:.3g}) and zero "
             f"(threshold: {max_learned:.0%}).",
-            UNRELATED,
+            lighter_penalty(history) + UNRELATED,
             history.step, 0.6,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from mlflow_tfmon.detectors.sample import Sample
 
 LINEAR = ("", "linear")
 UNKNOWN = "unknown"  # a custom operation or layer, or one that does more than an activation
+OVER_EXAMPLES = "softmax over the examples"  # of a batch (axis 0) instead of the units
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid")
 # Keras's names of the losses for which the best constant prediction is computed.
 CROSS_ENTROPIES = ("categorical_crossentropy", "sparse_categorical_crossentropy", "binary_crossentropy")
@@ -46,6 +47,7 @@ class Layer:
         mean: of the initial kernel.
         std: of the initial kernel; NaN if unknown, as for one that was loaded.
         trainable: whether it is trained.
+        untouched: of a frozen layer: whether its biases are exactly the zeros that an untrained one begins with.
         is_output: whether the model's output is its output.
         radius: about the spectral radius of its initial recurrent kernel (of each gate); NaN without one.
     """
@@ -60,6 +62,7 @@ class Layer:
     mean: float = float("nan")
     std: float = float("nan")
     trainable: bool = True
+    untouched: bool = False
     is_output: bool = False
     radius: float = float("nan")
 
@@ -95,6 +98,7 @@ class Premises:
         val_targets: sample of the targets of the validation data.
         weighted: whether the loss is not a plain mean over the examples (weighted examples or classes, or a sum), so
             that the formulas for a constant prediction do not hold.
+        in_order: whether the examples are fed in the order in which the sample of them is.
         trained_before: whether the optimizer had made steps before.
         broadcast: the two shapes that the loss broadcasts to each other, or "".
         norm_momentum: the largest momentum of trainable BatchNormalization layers; NaN without any.
@@ -106,6 +110,7 @@ class Premises:
         spread: how far apart the data are that a generator imitates: the standard deviation of each of their numbers,
             in the mean; NaN if unknown.
         unreached: kernels for which a tape was asked and gave no gradient.
+        cut: whether one of these comes before one that has a gradient: the way to the loss is cut between them.
         suggested_rate: the learning rate that a range test suggested before the training; NaN without one.
         more: whether this only adds to what was told of the same training.
     """
@@ -124,6 +129,7 @@ class Premises:
     val_inputs: Sample | None = None
     val_targets: Sample | None = None
     weighted: bool = False
+    in_order: bool = False
     trained_before: bool = False
     norm_momentum: float = float("nan")
     broadcast: str = ""
@@ -134,6 +140,7 @@ class Premises:
     piles: bool = False
     spread: float = float("nan")
     unreached: tuple[str, ...] = ()
+    cut: bool = False
     suggested_rate: float = float("nan")
     more: bool = False
 

@@ -35,6 +35,7 @@ class Sample:
         binary: if all numbers are between 0 and 1, the binary cross-entropy of each column's best constant, and that
             of the numbers themselves (0 for labels, more for values in between).
         one_hot: whether each row holds a single 1.
+        repeats: share of the labels that equal the one before, in the order of the examples; 0 if these are none.
         negative: share of numbers below 0.
         quantiles: of the numbers, equally spaced, if an example is one number.
     """
@@ -56,6 +57,7 @@ class Sample:
     class_counts: tuple[int, ...] = ()
     binary: tuple[float, ...] = ()
     one_hot: bool = False
+    repeats: float = 0.0
     negative: float = 0.0
     quantiles: tuple[float, ...] = ()
 
@@ -110,7 +112,8 @@ class Sample:
             feature_std=(float(std[varies].min()), float(std[varies].max())) if varies.any() else (0.0, 0.0),
             feature_offset=float((np.abs(mean[varies]) / std[varies]).max()) if varies.any() else 0.0,
             variance=variance, spread=spread,
-            class_counts=classes, binary=_binary(finite) if targets else (), one_hot=one_hot,
+            class_counts=classes, repeats=_repeats(finite, one_hot) if classes else 0.0,
+            binary=_binary(finite) if targets else (), one_hot=one_hot,
             negative=float((finite < 0).mean()),
             quantiles=_quantiles(finite) if targets and flat.shape[1] == 1 else (),
         )  # fmt: skip
@@ -125,6 +128,13 @@ def _nonfinite(array: np.ndarray) -> tuple[int, int]:
             return 0, -1
     bad = ~np.isfinite(array.reshape(len(array), -1))
     return int(bad.sum()), int(bad.any(axis=1).argmax()) if bad.any() else -1
+
+
+def _repeats(labels: np.ndarray, one_hot: bool) -> float:
+    """The share of labels that equal the one before; 0 where an example has several, or there is one example."""
+    if len(labels) < 2 or (labels.shape[1] > 1 and not one_hot):
+        return 0.0
+    return float((labels[1:] == labels[:-1]).all(axis=1).mean())
 
 
 def _deviations(values: np.ndarray, examples: float = np.inf) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import MUCH, learning
 from mlflow_tfmon.detectors.problem import Problem
 
+_MIN_FROZEN = 0.2  # share of the training before which nothing is said of frozen layers
 _ADVICE = (
     "Check that the outputs of these layers reach the loss (no stop_gradient, argmax or rounding in between, no "
     "ReLU that is always zero); freeze the layers (layer.trainable = False) if they are not meant to be trained."
@@ -19,9 +20,10 @@ _ADVICE = (
 def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> Iterator[Problem]:
     """Finds kernels whose gradient was exactly zero at each recent step, after 50 steps and 5% of the training.
 
-    In a loop also kernels for which its tape gave none, until 70% is learned.
-    Frozen layers (`trainable=False`) are not examined. Counterpart of SageMaker Debugger's "unchanged
-    tensor" and "all zero". Does not find weights that move without getting anywhere.
+    In a loop also kernels for which its tape gave none, until 70% is learned; if they come before others that have one,
+    until that is known by a constant prediction. Frozen layers (`trainable=False`) are not examined, but for those that
+    never learned anything: with biases of exactly zero, until 70% is learned. Counterpart of SageMaker Debugger's
+    "unchanged tensor" and "all zero". Does not find weights that move without getting anywhere.
 
     Args:
         history: the training up to some step.
@@ -46,9 +48,23 @@ def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> 
             )  # fmt: skip
             return
     state = learning(history)
-    # Of a loop: what its tape was asked for, in vain. (Another output may be trained later, with all that is learned.)
+    layers = known.layers if known is not None else ()
+    frozen = [one.kernel for one in layers if not one.trainable and one.untouched]
+    if frozen and history.alone and state.share >= _MIN_FROZEN and not state.learned >= MUCH:
+        yield Problem(
+            "stagnant_weights", "critical" if state.little(_MIN_FROZEN) else "warning", 1, tuple(frozen),
+            f"{len(frozen)} layers are frozen (trainable=False) with the random weights that they were made with: they "
+            f"have never learned anything. The loss has {state.progress}.",
+            "Set layer.trainable = True, also of the model that they are in, and compile again; or load the weights "
+            "that they are meant to have.",
+            history.step, 0.85,
+        )  # fmt: skip
+        return
+    # Of a loop: what its tape was asked for, in vain. (Another output may be trained later, with all that is learned;
+    # but if layers after them learn, how far the loss of the first steps fell tells nothing of that.)
     cut = [name for name in known.unreached if name not in history.sizes] if known is not None else []
-    if cut and history.alone and state.share > 0 and not state.learned >= MUCH:
+    all_learned = state.learned >= MUCH and (state.known or not (known is not None and known.cut))
+    if cut and history.alone and state.share > 0 and not all_learned:
         every = len(cut) + sum(name in history.sizes for name in history.kernels)
         yield Problem(
             "stagnant_weights", "critical" if state.little(min_done) else "warning", 1, tuple(cut),

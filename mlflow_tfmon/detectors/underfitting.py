@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import NOTHING, Learning, fell, learning
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.detectors.updates import RANGE_TEST
+from mlflow_tfmon.detectors.updates import RANGE_TEST, rounded
 
 _FEW_CLASSES = 10  # whose weights are spelled out
+_LIGHT = 0.03  # of a constant prediction's loss, that penalties of the weights are to begin with
 _UNEQUAL = 3.0  # times as frequent as the rarest class: from there on weights make a difference
 UNRELATED = (
     f"{RANGE_TEST}. If no rate makes the loss fall, check that inputs and targets belong together (shuffled "
@@ -58,7 +59,7 @@ def detect(
             f"After {state.share:.0%} of the training the loss is {state.now:.4g}; {what} is {state.reference:.4g} "
             f"(threshold: {NOTHING:.0%} better)."
             + (f" One class makes up {chance:.0%} of the targets." if rare else ""),
-            (class_weights(history) if rare else "") + UNRELATED,
+            lighter_penalty(history) + (class_weights(history) if rare else "") + UNRELATED,
             history.step, 0.8 if state.known else 0.6,
         )  # fmt: skip
 
@@ -73,6 +74,19 @@ def _like_a_constant(history: History, state: Learning, max_distance: float) -> 
         if value > 0 and abs(state.now - value) <= max_distance * value:
             return name, value
     return None
+
+
+def lighter_penalty(history: History) -> str:
+    """Advice for penalties of weights that outweigh all there is to learn; "" where they do not."""
+    added, reference = history.steps.column("regularization_loss"), learning(history).reference
+    begun = float(added.mean[0, 0]) if len(added) else 0.0
+    if not begun > reference > 0:
+        return ""
+    light = rounded(_LIGHT * reference / begun)
+    return (
+        f"Multiply the penalty of the weights (kernel_regularizer) by {light:g}: it began at "
+        f"{begun:.3g}, {begun / reference:.2g} times the loss that there is to learn from. "
+    )
 
 
 def class_weights(history: History) -> str:

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import accuracy, by_step, learning
+from mlflow_tfmon.detectors.learning import behind
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, REGRESSIONS, Premises
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.sample import Sample
 
 _FEWEST = 30  # examples; of fewer, shares and deviations say little
 _FEWEST_EXPECTED = 10  # training examples of a class, if it were as frequent there, that are missed
-_BEHIND = 0.1  # of the accuracy, or of a constant prediction's loss
 
 
 def detect(
@@ -46,34 +45,22 @@ def detect(
     data = history.premises
     if data is None:
         return
-    behind = _behind(history)
-    if behind is False:  # then it does no harm
+    late = behind(history)
+    if late is False:  # then it does no harm
         return
-    found = list(_classes(data, min_unseen=min_unseen, min_shifted=min_shifted if behind else np.inf))
+    found = list(_classes(data, min_unseen=min_unseen, min_shifted=min_shifted if late else np.inf))
     pairs = [("inputs", data.inputs, data.val_inputs)]
     if data.loss in REGRESSIONS:
         pairs.append(("targets", data.targets, data.val_targets))
     for name, train, held_out in pairs:
-        ratio, distance = (min_ratio, min_distance) if behind else (min_certain_ratio, np.inf)
+        ratio, distance = (min_ratio, min_distance) if late else (min_certain_ratio, np.inf)
         found += _scale(name, train, held_out, min_ratio=ratio, min_distance=distance)
     if found:
         evidence = "; ".join(text for text, _ in found)
         yield Problem(
             "validation_mismatch", "critical", min(1, history.step), (),
-            f"{evidence[0].upper()}{evidence[1:]}.", found[0][1], history.step, 0.9 if behind else 0.8,
+            f"{evidence[0].upper()}{evidence[1:]}.", found[0][1], history.step, 0.9 if late else 0.8,
         )  # fmt: skip
-
-
-def _behind(history: History) -> bool | None:
-    """Whether the model is worse on the validation data than on the training data; None before it was validated."""
-    seen, other = accuracy(history), accuracy(history, "val_")
-    if len(seen) and len(other):
-        return bool(seen.mean[-1, 0] - other.mean[-1, 0] >= _BEHIND)
-    train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
-    reference = learning(history).reference
-    if not len(train) or not len(held_out):
-        return None
-    return bool(reference > 0 and held_out.mean[-1, 0] - train.mean[-1, 0] >= _BEHIND * reference)
 
 
 def _classes(data: Premises, *, min_unseen: float, min_shifted: float) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon import kerases
-from mlflow_tfmon.detectors.premises import UNKNOWN, Layer
+from mlflow_tfmon.detectors.premises import OVER_EXAMPLES, UNKNOWN, Layer
 from mlflow_tfmon.probes import graph
 
 _SCALES = (
@@ -200,8 +200,14 @@ def _with_kernel(layer: Any, activation: str, kernel: Any, drawn: bool) -> Layer
         std = float("nan")
     return Layer(
         _name(layer), type(layer).__name__, activation, int(shape[-1]), graph.name(kernel), fan_in, fan_out, mean, std,
-        bool(layer.trainable),
+        bool(layer.trainable), drawn and not layer.trainable and _is_untouched(layer),
     )  # fmt: skip
+
+
+def _is_untouched(layer: Any) -> bool:
+    bias = getattr(layer, "bias", None)
+    values = np.empty(0) if bias is None else _values(bias)
+    return values.size > 0 and not values.any()
 
 
 def _radius(layer: Any) -> float:
@@ -219,8 +225,8 @@ def _activation(layer: Any) -> str:
     if not _is_layer(layer):
         return UNKNOWN
     kind, activation = type(layer).__name__, getattr(layer, "activation", None)
-    if kind == "Softmax" and getattr(layer, "axis", -1) != -1:
-        return UNKNOWN  # over what are no units
+    if kind == "Softmax" and (axis := getattr(layer, "axis", -1)) != -1:
+        return OVER_EXAMPLES if axis == 0 else UNKNOWN  # over what are no units
     if activation is None:
         return _ACTIVATION_LAYERS.get(kind, "linear" if _of_keras(layer) and kind != "Lambda" else UNKNOWN)
     name = str(getattr(activation, "__name__", type(activation).__name__))

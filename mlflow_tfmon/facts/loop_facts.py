@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, UNKNOWN, Layer, Premises
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, OVER_EXAMPLES, UNKNOWN, Layer, Premises
 from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.facts.premises import class_of, rate_of
 from mlflow_tfmon.probes import batches, ledger, objective
@@ -96,7 +96,8 @@ class LoopFacts:
             from_logits=from_logits, weighted=not plain, layers=_layers(known, one),
             graph=known.graph and bool(known.layers), normalizes=known.normalizes or one.scales,
             broadcast=one.broadcast, factor=one.factor if plain else 1.0,
-            divergence=one.divergence, maximized=one.maximized and bool(name), unreached=one.unreached,
+            in_order=True, divergence=one.divergence, maximized=one.maximized and bool(name), unreached=one.unreached,
+            cut=one.cut,
         )  # fmt: skip
 
     # -- what the batches tell -------------------------------------------------------------------------------------
@@ -205,7 +206,9 @@ def _layers(known: Premises, one: Objective) -> tuple[Layer, ...]:
     activation = one.activation or UNKNOWN
     if known.layers:
         return tuple(
-            dataclasses.replace(layer, activation=activation) if layer.is_output else layer
+            dataclasses.replace(layer, activation=activation)
+            if layer.is_output and layer.activation != OVER_EXAMPLES
+            else layer
             for layer in known.layers
         )
     if not one.units:

@@ -29,6 +29,7 @@ def premises_of(
     val_inputs: Any = None,
     val_targets: Any = None,
     weighted: bool = False,
+    in_order: bool = False,
     drawn: bool = True,
 ) -> Premises:
     """What is known of a training before its first step.
@@ -40,6 +41,7 @@ def premises_of(
         val_inputs: of the validation data, the same.
         val_targets: the same.
         weighted: whether examples or classes are weighted, by whatever.
+        in_order: whether the examples are fed as they come in the arrays.
         drawn: whether its kernels are as they were drawn, not trained within the run.
 
     Example:
@@ -66,6 +68,7 @@ def premises_of(
         val_inputs=_sample(val_inputs, targets=False),
         val_targets=None if goal.ignores else _sample(val_targets),
         weighted=weighted or not goal.plain or goal.ignores or masked(model),
+        in_order=in_order,
         trained_before=number_of(getattr(optimizer, "iterations", None)) > 0,
         norm_momentum=norm_momentum(model),
     )
@@ -120,7 +123,11 @@ def _data(arguments: FitArguments | None) -> dict[str, Any]:
         first = math.floor(len(x) * (1 - arguments.validation_split))  # as Keras splits, without shuffling
         (x, val_x), (y, val_y) = ((one[:first], one[first:]) for one in (x, y))
     weighted |= arguments.sample_weight is not None or bool(arguments.values.get("class_weight"))
-    return {"inputs": x, "targets": y, "val_inputs": val_x, "val_targets": val_y, "weighted": weighted}
+    in_order = arguments.values.get("shuffle") is False and _splits(arguments.x)
+    return {
+        "inputs": x, "targets": y, "val_inputs": val_x, "val_targets": val_y, "weighted": weighted,
+        "in_order": in_order,
+    }  # fmt: skip
 
 
 def in_memory(x: Any, y: Any = None) -> tuple[Any, Any, bool]:

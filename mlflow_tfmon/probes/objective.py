@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from mlflow_tfmon.detectors.premises import OVER_EXAMPLES
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph, replicas
 from mlflow_tfmon.probes.broadcast import broadcast
@@ -79,6 +80,7 @@ class Objective:
         inputs: the same of the inputs, where there is one tensor with them.
         scales: whether inputs go through something before the first kernel.
         unreached: kernels for which the tape gave no gradient.
+        cut: whether one of these was asked for before one that has a gradient.
         made: kind of what a generator makes, where its loss is what another network says of that.
     """
 
@@ -97,6 +99,7 @@ class Objective:
     inputs: Kind | None = None
     scales: bool = True
     unreached: tuple[str, ...] = ()
+    cut: bool = False
     made: Kind | None = None
 
 
@@ -189,12 +192,16 @@ def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
     if first is None or (function is None and not _is_news(first, call)):
         return None
     given = [graph.raw(v) for v, g in asked if g is not None]
-    unreached = tuple(graph.name(v) for v, g in asked if g is None and len(v.shape) > 1)
+    kernels = [(graph.name(v), g is not None) for v, g in asked if len(v.shape) > 1]
+    unreached = tuple(name for name, reached in kernels if not reached)
+    cut = any(
+        not reached and any(later for _, later in kernels[at:]) for at, (_, reached) in enumerate(kernels)
+    )
     found = _of_graph(function, losses, given) if function is not None else _of_eager(call)
     alone = function is None or found.get("targets") is not None or replicas.count() > 1
     made = None if alone else made_of(losses, asked)
     kind = None if made is None else Kind(made.dtype, tuple(made.shape[1:]))
-    one = Objective(**{**found, "unreached": unreached, "made": kind})
+    one = Objective(**{**found, "unreached": unreached, "cut": cut, "made": kind})
     loss = None if function is not None or call is None else _weakly(call.of_keras)
     for variable in given:
         gone = functools.partial(_known.pop, id(variable))  # called with the reference, the default
@@ -325,7 +332,10 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
         called |= graph.notes(outer).get("called", {})
     shapes = broadcast(losses)
     left = [_MOST_OPS]
-    terms = [one for loss in losses for one in _terms(loss, 1.0, called, left)]
+    # What is differentiated of several numbers is their sum.
+    sizes = [loss.shape.num_elements() for loss in losses]
+    each = zip(losses, [math.nan if size is None else float(size) for size in sizes], strict=True)
+    terms = [one for loss, size in each for one in _terms(loss, size, called, left)]
     known = [(factor, core) for factor, core in terms if isinstance(core, _Core)]
     if len(known) != 1 or left[0] <= 0:
         return {"broadcast": shapes}
@@ -336,6 +346,9 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
     whole = (not others or divergence) and not core.weighted
     predictions = core.predictions
     activation, at = _activation(predictions)
+    kernel = _kernel(at, weights)
+    if activation == OVER_EXAMPLES and not kernel:  # similarities of examples, say
+        activation = ""
     inputs = list(_inputs(at))
     return {
         "loss": core.loss,
@@ -347,7 +360,7 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
         "broadcast": shapes,
         "activation": activation,
         "units": _units(predictions),
-        "kernel": _kernel(at, weights),
+        "kernel": kernel,
         "targets": _given(core.targets),
         "numbered": _is_numbered(core.targets),
         "inputs": inputs[0][0] if len(inputs) == 1 else None,
@@ -509,6 +522,13 @@ def _activation(predictions: Any) -> tuple[str, Any]:
     op = op_of(at)
     if op is None:
         return "", at
+    before = op_of(op.inputs[0]) if op.type == "Softmax" else None
+    if before is not None and before.type == "Transpose" and op.inputs[0].shape.rank == 2:
+        return OVER_EXAMPLES, before.inputs[0]  # tf.nn.softmax(x, axis=0) (TF 2.16 to 2.21)
+    if op.type in _WEIGHTS and at.shape.rank == 2:  # Keras takes the loss from what goes into the softmax
+        turned = [one.outputs[0] for one in at.consumers() if one.type == "Transpose"]
+        if any(one.type == "Softmax" for tensor in turned for one in tensor.consumers()):
+            return OVER_EXAMPLES, at
     if op.type in _ACTIVATIONS:
         return _ACTIVATIONS[op.type], op.inputs[0]
     return ("linear" if op.type in _WEIGHTS else ""), at

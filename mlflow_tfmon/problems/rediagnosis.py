@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mlflow_tfmon.detectors.thresholds import Chosen
 from mlflow_tfmon.problems.current import Standing
 from mlflow_tfmon.problems.plugins import others
 from mlflow_tfmon.problems.replay import Replay
-from mlflow_tfmon.reading import files
+from mlflow_tfmon.reading import files, frames
 from mlflow_tfmon.stream import records
 
 if TYPE_CHECKING:
@@ -72,13 +73,23 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         if layout.stream in deep:
             layout = dataclasses.replace(layout, deep_columns=deep[layout.stream].deep_columns)
         steps = table["step"].to_numpy()
-        names = [name for name in layout.columns]
-        scalars = [table[name].to_numpy().astype(float) for name in names]
-        values = np.column_stack([*scalars, *_lists(table, layout.variable_columns, len(layout.variables))])
+        scalars = [table[name].to_numpy().astype(float)[:, None] for name in layout.columns]
+        of_variables = _lists(table, layout.variable_columns, len(layout.variables))
+        columns = [*layout.columns, *(_LISTS + name for name in layout.variable_columns)]
+        measured = np.column_stack([frames.measured(table[name]) for name in columns])
         size = max(1, len(steps) // _JUDGEMENTS)
-        yield float(steps[0]), 0, layout
-        for at in range(0, len(steps), size):
-            yield float(steps[at]), 2, records.Steps(layout.stream, 0.0, values[at : at + size])
+        edges = {0, *(np.flatnonzero((measured[1:] != measured[:-1]).any(axis=1)) + 1).tolist()}
+        bounds = sorted({*range(0, len(steps), size), *edges, len(steps)})
+        for begin, end in itertools.pairwise(bounds):
+            if begin in edges:  # what was not measured has no column, as when it was recorded
+                there = measured[begin]
+                yield float(steps[begin]), 0, _only(layout, dict(zip(columns, there.tolist(), strict=True)))
+            columns_there = [
+                one[begin:end]
+                for one, is_there in zip([*scalars, *of_variables], there, strict=True)
+                if is_there
+            ]
+            yield float(steps[begin]), 2, records.Steps(layout.stream, 0.0, np.column_stack(columns_there))
     for path, about in run.parts("deep-*"):
         table = files.table(path)
         layout = _layout(table, about)
@@ -134,6 +145,15 @@ def _layout(table: Any, about: dict[str, Any]) -> records.StreamOpened:
         tuple(name for name in table.column_names if not name.startswith(_LISTS)),
         lists, lists, about.get("total_steps"), about.get("model", ""),
     )  # fmt: skip
+
+
+def _only(layout: records.StreamOpened, measured: dict[str, bool]) -> records.StreamOpened:
+    """The layout with those of its columns that were measured."""
+    return dataclasses.replace(
+        layout,
+        columns=tuple(name for name in layout.columns if measured[name]),
+        variable_columns=tuple(name for name in layout.variable_columns if measured[_LISTS + name]),
+    )
 
 
 def _lists(table: Any, names: tuple[str, ...], count: int) -> list[np.ndarray]:

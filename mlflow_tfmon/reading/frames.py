@@ -38,6 +38,30 @@ def steps(parts: Parts, logged_parts: Parts) -> pd.DataFrame:
     return pd.concat(frames, axis=1).sort_index() if frames else pd.DataFrame(index=pd.Index([], name="step"))
 
 
+def measured_at(parts: Parts, logged_parts: Parts, column: str) -> np.ndarray:
+    """The steps at which a column of `steps` was measured: there a NaN is what the training computed."""
+    found = [np.empty(0, int)]
+    for path, about in parts:
+        name = column.removeprefix(about["prefix"])
+        if about["prefix"] + name == column and name in files.names_of(path):
+            table = files.table(path, ["step", name])
+            found.append(table["step"].to_numpy()[measured(table[name])])
+    for path, about in logged_parts:
+        table = files.table(path).to_pandas()
+        own = about["prefix"] + table["name"].astype(str)
+        found.append(table["step"][(own == column) | (own + "_logged" == column)].to_numpy())
+    return np.concatenate(found)
+
+
+def measured(column: pa.ChunkedArray) -> np.ndarray:
+    """In which rows of a file a column, of numbers or of lists, was measured: it is null in the others."""
+    column = column.combine_chunks()
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.is_valid())
+    elements = np.asarray(column.flatten().is_valid())
+    return np.asarray(elements.reshape(len(column), -1).any(axis=1))
+
+
 def layers(kinds: Iterable[Parts]) -> pd.DataFrame:
     """A row per step and variable, what kinds of files tell of it side by side."""
     frames = []
@@ -92,6 +116,8 @@ def norm_histograms(deep: Parts, steps: Parts) -> pd.DataFrame:
         _, at, wide = wide_block(path, about)
         wanted = np.isin(at, np.concatenate(deep_steps.get(about["prefix"], [np.empty(0, int)])))
         norms = wide.get("grad_norm")
+        if norms is not None:
+            wanted &= measured(files.table(path, [f"{_LISTS}grad_norm"])[f"{_LISTS}grad_norm"])
         if norms is not None and wanted.any():
             rows += _distributed(at[wanted], about["prefix"], "grad_norm", norms[wanted])
     return pd.DataFrame(rows, columns=columns).sort_values(["prefix", "kind", "step"], ignore_index=True)

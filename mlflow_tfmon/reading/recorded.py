@@ -106,6 +106,10 @@ class RecordedRun:
         """
         return frames.steps(self.parts("steps-*"), self.parts("logged-*"))
 
+    def measured_at(self, column: str) -> np.ndarray:
+        """The steps at which a column of `steps` was measured; a NaN at another one is no number of the training."""
+        return frames.measured_at(self.parts("steps-*"), self.parts("logged-*"), column)
+
     @cached_property
     def layers(self) -> pd.DataFrame:
         """A row per step and variable: step, variable, grad_norm, weight_norm, update_ratio, grad_zero_fraction.

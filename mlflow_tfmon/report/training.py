@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
@@ -43,20 +42,13 @@ def _stepwise(run: RecordedRun, key: str, title: str, columns: dict[str, str], u
                 continue
             values = run.steps[prefix + column].to_numpy(float)
             curves.append(Curve.of(prefix + name, run.steps.index, values))
-            if column in ("loss", "grad_norm"):  # others may be left out where nothing was measured
-                there = _there(run, prefix)
-                marks |= set(run.steps.index[~np.isfinite(values) & there].tolist())
+            if column in ("loss", "grad_norm"):  # others may be undefined
+                bad = ~np.isfinite(values) & run.steps.index.isin(run.measured_at(prefix + column))
+                if f"{prefix}skipped" in run.steps:  # left out by loss scaling, as it should be
+                    bad &= run.steps[f"{prefix}skipped"].to_numpy(float) != 1
+                marks |= set(run.steps.index[bad].tolist())
     kept = tuple(curve for curve in curves if curve.points)
     return Panel(key, title, kept, unit, needs_log(kept), marks=tuple(sorted(marks)[:200]))
-
-
-def _there(run: RecordedRun, prefix: str) -> np.ndarray:
-    """At which steps a stream has a row: one of several may be shorter."""
-    rate = f"{prefix}learning_rate"
-    there = run.steps[rate].notna() if rate in run.steps else pd.Series(True, run.steps.index)
-    if f"{prefix}skipped" in run.steps:
-        there &= run.steps[f"{prefix}skipped"] != 1  # left out by loss scaling, as it should be
-    return there.to_numpy()
 
 
 def epoch_curve(run: RecordedRun, metric: str, name: str | None = None) -> Curve | None:

@@ -251,12 +251,14 @@ class Telemetry:
                 "variables": [[one.name, list(one.shape), one.is_kernel] for one in layout.variables],
             }
         )  # fmt: skip
-        # A column stays once it was there: layouts that take turns do not make a new part each time.
+        # A column stays once it was there: layouts that take turns do not make a new part each time. What a layout
+        # lacks is null, since a NaN is what the training computed.
         columns = self._columns.setdefault(stem, {})
         columns.update((name, name.startswith(_LISTS)) for name in arrays if name not in columns)
-        missing = np.full((len(arrays["step"]), len(layout.variables)), np.nan)
+        rows, count = len(arrays["step"]), len(layout.variables)
         for name in columns.keys() - arrays.keys():
-            arrays[name] = _list(missing) if columns[name] else pa.array(np.full(len(missing), np.nan))
+            nothing = pa.nulls(rows * count if columns[name] else rows, pa.float64())
+            arrays[name] = _lists_of(nothing, rows) if columns[name] else nothing
         batch = pa.record_batch([arrays[name] for name in columns], names=list(columns))
         self._file(stem).write(batch.replace_schema_metadata(metadata))
 
@@ -275,5 +277,9 @@ def _flags(state: State, stem: str) -> dict[str, bool]:
 
 
 def _list(values: np.ndarray) -> pa.Array:
-    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))
+    return _lists_of(pa.array(np.ascontiguousarray(values).ravel()), len(values))
+
+
+def _lists_of(elements: pa.Array, rows: int) -> pa.Array:
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * (len(elements) // max(rows, 1)))
+    return pa.ListArray.from_arrays(offsets, elements)

@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from recordings import BEGUN, COLUMNS, VARIABLES, blocks, deep, layout, started, values
 
+from mlflow_tfmon.problems.rediagnosis import replayed
+from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.reading.recorded import RecordedRun
+from mlflow_tfmon.report.training import training
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Logged, Lost, Record, Steps
 from mlflow_tfmon.tracking.points import Point
 from mlflow_tfmon.translation.curves import MAX_NONFINITE
@@ -151,6 +154,37 @@ def test_layouts_that_take_turns_make_one_curve_and_one_file(tmp_path: Path) -> 
     np.testing.assert_array_equal(one["grad_norm"], rows[:, 7])
     points = curves["batch/grad_norm"]
     np.testing.assert_array_equal([p.value for p in points], [rows[p.step - 1, 6] for p in points])
+
+
+def test_what_was_not_measured_is_not_taken_for_what_is_not_finite(tmp_path: Path) -> None:
+    """Steps whose loss, or gradients, cannot be told are among others; one loss is NaN."""
+    rows, lacking = values(1200), np.arange(1200) // 40 % 3
+    rows[700, 4] = np.nan
+    assert lacking[700] == 2
+    without_loss = layout(columns=tuple(name for name in COLUMNS if name != "loss"))
+    without_norms = layout(columns=COLUMNS[:6], variable_columns=())
+    records: list[Record] = []
+    for at in range(0, 1200, 40):
+        one = rows[at : at + 40]
+        records += [
+            [without_loss, Steps(0, BEGUN, np.delete(one, 4, axis=1))],
+            [without_norms, Steps(0, BEGUN, one[:, :6])],
+            [layout(), Steps(0, BEGUN, one)],
+        ][lacking[at]]
+    live = Replay()
+    for record in records:
+        live.take(record)
+    translate(tmp_path, *records)
+    run = loaded(tmp_path)
+    again = replayed(run)[0].histories()[""]
+    assert set(again.nonfinite) == {"loss"} and again.nonfinite == live.histories()[""].nonfinite
+    np.testing.assert_array_equal(run.measured_at("loss"), np.flatnonzero(lacking != 0) + 1)
+    np.testing.assert_array_equal(run.measured_at("grad_norm"), np.flatnonzero(lacking != 1) + 1)
+    np.testing.assert_array_equal(
+        run.steps["loss"], np.where(lacking != 0, rows[:, 4], np.nan)
+    )  # as pandas has it
+    found = {panel.key: panel.marks for section in training(run) for panel in section.panels}
+    assert (found["loss"], found["gradient"]) == ((701,), ())
 
 
 def test_the_users_own_figures_and_epochs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import mlflow_tfmon.detectors
 from mlflow_tfmon.detectors import History, judge
 from mlflow_tfmon.detectors.learning import learning
-from mlflow_tfmon.detectors.premises import Layer
+from mlflow_tfmon.detectors.premises import OVER_EXAMPLES, Layer
 from mlflow_tfmon.detectors.sample import Sample
 from mlflow_tfmon.detectors.table import Table
 from tests.detectors.histories import EPOCHS, MEMORY, STEPS, history, premises
@@ -46,6 +46,7 @@ def _broken_at(step: int) -> np.ndarray:
 
 
 _RARE = Sample.of((np.arange(400) % 20 == 0).astype(int))
+_IN_ORDER = premises(in_order=True, targets=Sample.of(np.sort(np.arange(400) % 4)))
 _FEW = Sample.of(np.arange(20) % 2)
 _RARE_CLASS = dataclasses.replace(
     _with_layer(2, units=1, activation="sigmoid"),
@@ -87,6 +88,9 @@ def _of_a_loop(**known: Any) -> Any:
     return premises(**{"loss": "", "targets": None, "inputs": None, "layers": (), "graph": False, **known})
 
 
+_JUDGED = premises(loss="binary_crossentropy", targets=None, layers=(), spread=1.0)
+
+
 def _workers(slow: float, fast: float, wait: float) -> dict[str, np.ndarray]:
     """Two workers, of which one is slow, by its own time and the wait for its batch, ms."""
     own = {"worker_0/step_time_ms": fast, "worker_1/step_time_ms": slow, "worker_1/input_wait_ms": wait}
@@ -113,6 +117,7 @@ BAD = {
         history(np.where(_T < 50, CHANCE, 0.8 * CHANCE), columns={"learning_rate": np.full(STEPS, 1.0)}),
     ],
     "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
+    "unshuffled_data": [history(0.6 * CHANCE, known=_IN_ORDER)],
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
     "plateau": [history(np.where(_T < 50, CHANCE, 0.9 * CHANCE))],
     "underfitting": [
@@ -134,6 +139,10 @@ BAD = {
         history(accuracy=(1.0, 0.3), val_loss=np.linspace(CHANCE, 0.8 * CHANCE, EPOCHS)),
     ],
     "stagnant_weights": [
+        # frozen with random weights
+        history(CHANCE * 0.6, known=_with_layer(0, trainable=False, untouched=True)),
+        # what comes before a rounding, while what comes after it learns
+        history(known=_of_a_loop(unreached=("encoder.kernel",), cut=True)),
         history(CHANCE * 0.5, gradients=(0.1, 0.0, 0.1)),
         history(CHANCE * 0.9, known=_of_a_loop(unreached=("body.kernel",))),
     ],
@@ -257,6 +266,10 @@ BAD = {
     ],
     "generator_collapse": [
         _turning(0.7 + 0.02 * _T, 1.4 * np.exp(-_T / 40)),
+        dataclasses.replace(  # a saturating loss, which falls as the discriminator wins
+            _turning(-1.0 * np.exp(-_T / 10), 0.03 + np.exp(-_T / 10)),
+            premises=_JUDGED,
+        ),
         _making(np.where(np.arange(800) < 100, 0.01 * np.arange(800), 0.1)),
     ],
     "desync": [
@@ -416,6 +429,12 @@ HEALTHY = {
     "gradients that are added up and do no harm": history(known=premises(piles=True)),
     "a generator whose examples become more different": _making(np.linspace(0.01, 0.25, 800)),
     "a generator of somewhat similar examples": _making(np.full(800, 0.4)),
+    "a generator in balance with what judges it by a cross-entropy": dataclasses.replace(
+        _turning(0.7 + 0.001 * _T, 1.2 + 0 * _T), premises=_JUDGED
+    ),
+    "frozen random features that do": history(known=_with_layer(0, trainable=False, untouched=True)),
+    "frozen layers that were trained before": history(CHANCE * 0.6, known=_with_layer(0, trainable=False)),
+    "a head that is not used yet": history(known=_of_a_loop(unreached=("head.kernel",))),
     "two optimizers in balance": _turning(0.7 + 0.001 * _T, 1.2 + 0 * _T),
     "an actor whose critic learns, both with losses above 0": _turning(
         0.02 + 0.02 * _T, 0.6 * np.exp(-_T / 40)
@@ -435,6 +454,9 @@ HEALTHY = {
     "growth of a few bytes": history(done=200, memory=7900 + 0.3 * _T),
     "a dozen traces": history(columns={"traces": np.minimum(_T, 12)}),
     "the first steps": history(CHANCE, done=20),
+    "a log-likelihood at first, which levels off later": history(
+        0.1 - 3.0 / (1 + np.exp((60 - _T) / 10)), known=_of_a_loop(), done=60
+    ),
     "outliers in a few batches": history(
         np.where(_T % 9 == 4, 12.0, 1.0) * (1 + np.exp(-_T / 60)) * np.where(_T == 1, 0.3, 1.0),
         known=_regression(targets=None),
@@ -572,6 +594,56 @@ def test_a_first_step_that_was_too_large_and_killed_all_is_not_too_small() -> No
     assert "learning_rate_too_high" in told and "learning_rate_too_low" not in told
 
 
+def test_data_that_come_class_by_class_are_told_of_where_that_does_harm() -> None:
+    forgotten = history(known=_IN_ORDER, accuracy=(0.95, 0.5), val_loss=np.full(EPOCHS, CHANCE))
+    assert "unshuffled_data" in _kinds(forgotten)
+    mixed = dataclasses.replace(_IN_ORDER, targets=Sample.of(np.arange(400) % 4))
+    shuffled = dataclasses.replace(_IN_ORDER, in_order=False)
+    frequent = dataclasses.replace(_IN_ORDER, targets=Sample.of((np.arange(400) < 40).astype(int)))
+    for known in (mixed, shuffled, frequent):
+        assert "unshuffled_data" not in _kinds(history(0.6 * CHANCE, known=known))
+    learned = history(known=_IN_ORDER, accuracy=(0.95, 0.94), val_loss=np.full(EPOCHS, 0.1))
+    assert _kinds(learned) == set()  # all the same
+
+
+def test_probabilities_that_are_taken_for_logits_are_measured_by_what_such_a_loss_can_show() -> None:
+    """Of four classes it cannot close more than 46% of the gap."""
+    known = premises(from_logits=True)
+    for learned, kinds in ((0.0, True), (0.2, True), (0.4, False)):
+        found = history(CHANCE * (1 - learned * np.minimum(_T, 100) / 100), known=known)
+        assert ("loss_output_mismatch" in _kinds(found)) == kinds
+    # with logits a fifth may be all there is
+    plain = history(CHANCE * (1 - 0.2 * np.minimum(_T, 100) / 100))
+    assert "loss_output_mismatch" not in _kinds(plain)
+
+
+def test_a_softmax_over_the_examples_is_told_of_however_well_the_loss_falls() -> None:
+    *hidden, last = premises().layers
+    known = premises(layers=(*hidden, dataclasses.replace(last, activation=OVER_EXAMPLES)))
+    assert _kinds(history(known=known)) == {"improper_activation"}
+    assert _kinds(history()) == set()
+
+
+def test_a_learning_rate_that_falls_away_is_told_of_where_it_ended_the_learning() -> None:
+    soon, late = 1e-3 * 0.9**_T, 1e-3 * 0.5 * (1 + np.cos(np.pi * _T / STEPS))
+    restarts = 1e-3 * 0.9 ** (_T % 100)
+    falls_until = {at: CHANCE * (1 - 0.4 * np.minimum(_T, at) / at) for at in (20, 60)}
+
+    def told(loss: np.ndarray, rate: np.ndarray, **how: Any) -> dict[str, str]:
+        return {one.kind: one.advice for one in judge(history(loss, columns={"learning_rate": rate}, **how))}
+
+    found = told(falls_until[60], soon)
+    assert found["learning_rate_too_low"].startswith("Keep the learning rate at 0.001, or have it fall over")
+    for loss, rate in (
+        (falls_until[60], late),
+        (falls_until[60], restarts),
+        (falls_until[60], np.full(STEPS, 1e-3)),
+        (falls_until[20], np.where(_T < 150, 1e-3, 1e-6)),  # the loss had stalled long before
+        (0.05 + 1.3 * np.exp(-_T / 20), soon),  # it learned all there is
+    ):
+        assert "learning_rate_too_low" not in told(loss, rate)
+
+
 def test_classes_that_are_rare_are_told_of() -> None:
     targets = Sample.of((np.arange(400) % 20 == 0).astype(int))
     constant = premises(targets=targets).constant_loss()
@@ -579,6 +651,17 @@ def test_classes_that_are_rare_are_told_of() -> None:
     assert problem.kind == "underfitting"
     assert "One class makes up 95% of the targets" in problem.evidence
     assert "class_weight" in problem.advice
+
+
+def test_a_penalty_that_outweighs_all_there_is_to_learn_is_to_be_lightened() -> None:
+    def advice(penalty: float) -> str:
+        added = penalty * np.exp(-_T / 20)
+        return judge(history(CHANCE + added, columns={"regularization_loss": added}))[0].advice
+
+    assert advice(40 * CHANCE).startswith(
+        "Multiply the penalty of the weights (kernel_regularizer) by 0.0007: it began at 55.5, 40 times"
+    )
+    assert "penalty" not in advice(0.5 * CHANCE)
 
 
 def test_the_class_that_is_always_named_is_told_with_the_weights_that_help() -> None:

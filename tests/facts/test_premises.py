@@ -208,6 +208,9 @@ def _faults() -> dict[str, tuple[keras.Model, Any, Any, Any, str]]:
         "a rectified classifier": (
             _ahead(Dense(8, "relu"), Dense(4, keras.layers.LeakyReLU())), SPARSE, X, CLASSES, "improper_activation",
         ),
+        "a softmax over the examples": (
+            _ahead(Dense(8, "relu"), Dense(4), keras.layers.Softmax(axis=0)), SPARSE, X, CLASSES, "improper_activation",
+        ),
         "nothing but linear layers": (_ahead(Dense(8), Dense(8), Dense(1)), MSE, X, NUMBERS, "improper_activation"),
         "constant weights": (
             _ahead(Dense(8, "relu", kernel_initializer="ones"), Dense(8, kernel_initializer="ones"), Dense(1)),
@@ -339,3 +342,12 @@ def test_a_pipeline_of_arrays_is_known_as_they_are(feed: Any, known: bool, weigh
     about = Premises.from_dict(telling.tell("")[0].about)
     assert about.weighted == weighted
     assert about.targets == (Sample.of(NUMBERS) if known else None)
+
+
+def test_frozen_layers_that_never_learned_are_told_from_those_that_did() -> None:
+    model = _ahead(Dense(8, "relu"), Dense(8, "relu"), Dense(1))
+    for layer in model.layers[:2]:
+        layer.trainable = False
+    model.layers[1].bias.assign(np.full(8, 0.01))
+    layers = premises_of(_compiled(model, MSE), X, NUMBERS).layers
+    assert [one.untouched for one in layers] == [True, False, False]

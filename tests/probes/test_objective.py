@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from mlflow_tfmon import probes
+from mlflow_tfmon.detectors.premises import OVER_EXAMPLES
 from mlflow_tfmon.facts.premises import rate_of
 from mlflow_tfmon.probes import objective
 from mlflow_tfmon.probes.objective import Objective
@@ -50,6 +51,32 @@ def noted(
     found = objective.of([v.value for v in model.trainable_variables])
     assert found is not None
     return found
+
+
+def test_a_softmax_over_the_examples_is_told_from_one_over_the_classes() -> None:
+    def over(axis: int) -> str:
+        return noted(
+            net(4), lambda y, p: losses.SparseCategoricalCrossentropy()(y, nn.softmax(p, axis=axis)), LABELS
+        ).activation
+
+    def in_model(axis: int) -> str:
+        model = keras.Sequential([net(4), keras.layers.Softmax(axis)])
+        return noted(model, losses.SparseCategoricalCrossentropy(), LABELS).activation
+
+    assert (over(0), over(1), in_model(0)) == (OVER_EXAMPLES, "softmax", OVER_EXAMPLES)
+    assert in_model(1) in ("softmax", "linear")
+
+
+def test_kernels_before_a_rounding_are_cut_off_and_an_unused_head_is_not() -> None:
+    x = keras.Input((6,))
+    rounded = keras.layers.Lambda(tf.round)(keras.layers.Dense(4, "sigmoid")(x))
+    coder = keras.Model(x, keras.layers.Dense(1)(rounded))
+    found = noted(coder, lambda y, p: tf.reduce_mean((y - p[:, 0]) ** 2), NUMBERS)
+    assert found.cut and len(found.unreached) == 1
+    body = keras.layers.Dense(4)(x)
+    heads = keras.Model(x, [keras.layers.Dense(1)(body), keras.layers.Dense(1)(body)])
+    found = noted(heads, lambda y, p: tf.reduce_mean((y - p[0][:, 0]) ** 2), NUMBERS)
+    assert not found.cut and len(found.unreached) == 1
 
 
 def name_of(one: Objective) -> tuple[str, bool, float]:
@@ -114,6 +141,9 @@ NUMERIC: list[tuple[Loss, tuple[str, bool, float]]] = [
     (losses.Huber(), ("huber", False, 1.0)),
     (lambda y, p: tf.reduce_mean(losses.mean_squared_error(y, p)), ("mean_squared_error", False, 1.0)),
     (lambda y, p: tf.reduce_sum((y - p[:, 0]) ** 2), ("mean_squared_error", False, 32.0)),
+    # of several numbers, one for each example, the sum is differentiated
+    (lambda y, p: (y - p[:, 0]) ** 2, ("mean_squared_error", False, 32.0)),
+    (lambda y, p: losses.mean_squared_error(y[:, None], p), ("mean_squared_error", False, 32.0)),
     (lambda y, p: tf.reduce_sum((y - p[:, 0]) ** 2) / 32.0, ("mean_squared_error", False, 1.0)),
     (lambda y, p: tf.reduce_mean((y - p[:, 0]) ** 2) + 1e-3 * tf.nn.l2_loss(p), ("mean_squared_error", False, 0.0)),
 ]  # fmt: skip

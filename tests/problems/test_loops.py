@@ -49,6 +49,49 @@ def fit(model: keras.Model, loss_of: Loss) -> None:
     model.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(32), epochs=6, verbose=0)
 
 
+@pytest.mark.slow
+def test_digits_that_come_class_by_class(store: str, home: Path) -> None:
+    """In a loop over a dataset and in a fit; shuffled, they are not reported."""
+    x, y = load_digits(return_X_y=True)
+    order = np.argsort(y, kind="stable")
+    x, y = (x[order] / 16).astype("float32"), y[order]
+
+    def trained(in_fit: bool, shuffled: bool) -> bool:
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(10)])
+        loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        with mlflow.start_run() as run:
+            if in_fit:
+                model.compile(keras.optimizers.SGD(0.2), loss_of)
+                model.fit(x, y, epochs=4, shuffle=shuffled, verbose=0)
+            else:
+                of_digits(model, loss_of, x, y, shuffled)
+        return "unshuffled_data" in {one.kind for one in mlflow_tfmon.load_run(run.info.run_id).problems}
+
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    found = {(a, b): trained(a, b) for a in (True, False) for b in (True, False)}
+    mlflow_tfmon.autolog(disable=True)
+    assert found == {(a, b): not b for a, b in found}
+
+
+def of_digits(model: keras.Model, loss_of: Loss, x: np.ndarray, y: np.ndarray, shuffled: bool) -> None:
+    optimizer = keras.optimizers.SGD(0.2)
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
+
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    data = data.shuffle(len(x), seed=1) if shuffled else data
+    for batch in data.batch(32).repeat(4):
+        step(*batch)
+
+
 def squared(y: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(y - p))
 

@@ -121,7 +121,7 @@ def test_what_only_deep_rows_tell_is_found_again() -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cnn", "lstm", "transformer", "regression"])
 def test_an_ordinary_net_that_learns_is_clean(name: str) -> None:
-    job = next(one for one in own_jobs(aside=False, seeds=1) if one.name == name)
+    job = next(one for one in own_jobs("seen", seeds=1) if one.name == name)
     keras.utils.set_random_seed(job.seed)
     model, arguments = job.make()
     mlflow_tfmon.autolog(log_models=False, log_datasets=False, report=False)
