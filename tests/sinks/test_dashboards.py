@@ -27,7 +27,7 @@ from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.sinks.figures import FIGURES, RUN, Figures
 from mlflow_tfmon.sinks.sink import Target
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, RunEnded
+from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, RunEnded, System
 from tests.delivery.recordings import BEGUN, blocks, deliver, layout, started, values
 
 ROWS = 200
@@ -38,6 +38,13 @@ PROBLEM = {
     "variables": [],
     "evidence": "",
     "advice": "",
+}
+MACHINE = {
+    "process_cpu_percent": 150.0,
+    "process_memory_mb": 900.0,
+    "memory_free_mb": 4000.0,
+    "gpu_percent": 87.5,
+    "gpu_memory_mb": 12_000.0,
 }
 Found = dict[tuple[str, frozenset[tuple[str, str]]], float]  # by name and labels
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
@@ -60,6 +67,7 @@ def training(store: str, home: Path) -> Iterator[Any]:
         journal.append(
             [
                 started(store, None, sinks=sinks), layout(), *blocks(values(ROWS)), epoch,
+                System(ROWS, BEGUN + 3, {f"system/{name}": one for name, one in MACHINE.items()}),
                 Problems(ROWS, BEGUN + 3, (PROBLEM,)), Flushed(BEGUN + 4),
             ]
         )  # fmt: skip
@@ -101,6 +109,7 @@ def check(found: Found, run_id: str) -> None:
     assert value("epoch_metric", stream="", metric="val_loss") == 0.75
     assert (value("problems", severity="critical"), value("problems", severity="warning")) == (1, 0)
     assert value("problem_first_step", kind="dead_relu", severity="critical") == 40
+    assert {name: value(name) for name in MACHINE} == MACHINE
     assert value("delivery_lag_seconds") == 0
     assert {name for name, _ in found} == set(FIGURES)
 
