@@ -269,6 +269,12 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
 def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
     training: Any, tmp_path: Path
 ) -> None:
+    parts = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", DASHBOARD.with_name("dashboards.md").read_text(), re.M | re.S)
+    for name, text in parts:
+        (tmp_path / name).write_text(text)
+        check = ["promtool", "check", "rules" if name == "Alerts" else "config", str(tmp_path / name)]
+        assert subprocess.run(check, capture_output=True).returncode == 0, text
+    assert [name for name, _ in parts] == ["prometheus.yml", "Alerts"]
     port, own = free_port(), free_port()
     run_id = training(f"prometheus:{port}")
     (tmp_path / "prometheus.yml").write_text(
@@ -300,8 +306,9 @@ def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
                 continue
         assert result and float(result[0]["value"][1]) == ROWS
         for panel in json.loads(DASHBOARD.read_text())["panels"]:
-            query = panel["targets"][0]["expr"].replace("$run", ".*")
-            assert ask(query), query
+            for target in panel["targets"]:
+                query = target["expr"].replace("$run", ".*")
+                assert ask(query), query
     finally:
         server.terminate()
         server.wait(30)
