@@ -9,7 +9,8 @@
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
 best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
 `--keep DIR` a run that is cut off (by `--minutes`, say) goes on where it was, and `--again` judges its trainings anew
-without training; `--check` asks `mlflow-tfmon check` about each of them. What it costs is printed by `benchmarks.judging`.
+without training; `--check` asks `mlflow-tfmon check` about each of them. What it costs is printed by
+`benchmarks.judging`.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; default: this process's.
 
     Returns:
-        The exit status: 0, 1 if it failed, 2 for wrong usage, such as a run that is not there. An error is one line on stderr.
+        The exit status: 0, 1 if it failed, 2 for wrong usage, such as a run that is not there. An error is one line on
+        stderr.
 
     Example:
         >>> main(["promote"])

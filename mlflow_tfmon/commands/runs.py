@@ -13,8 +13,8 @@ import click
 from mlflow_tfmon import tables
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
-from mlflow_tfmon.tables import echo
 from mlflow_tfmon.stream.continuation import Past
+from mlflow_tfmon.tables import echo
 from mlflow_tfmon.tags import DELIVERY_TAG, REACHED_TAG
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 from mlflow_tfmon.tracking.findings import best
@@ -32,13 +32,15 @@ _ID = 8  # characters of an id: enough to distinguish some ten thousand runs
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Largest number of runs to list."
 )
 @click.option(
-    "--since", metavar="STEP", type=click.IntRange(0), default=0, help="Only runs that have come to this step."
+    "--since",
+    metavar="STEP",
+    type=click.IntRange(0),
+    default=0,
+    help="Only runs that have come to this step.",
 )
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON.")
-def command(
-    experiment: str | None, limit: int, since: int, tracking_uri: str | None, as_json: bool
-) -> None:
+def command(experiment: str | None, limit: int, since: int, tracking_uri: str | None, as_json: bool) -> None:
     """List the monitored runs, most recent first: state, best value and problems of each."""
     found = listed(open_client(tracking_uri), experiment, limit, since)
     if as_json:

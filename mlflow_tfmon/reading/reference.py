@@ -70,9 +70,7 @@ def choose(reference: str, among: Sequence[Named], where: str) -> Named:
             return found[0]
         if found:
             shown = ", ".join(map(str, found[:_SHOWN])) + (" and more" if len(found) > _SHOWN else "")
-            raise WrongInputError(
-                f"{reference!r} matches several runs {where}: {shown}. Give the id of one."
-            )
+            raise WrongInputError(f"{reference!r} matches several runs {where}: {shown}. Give the id of one.")
     wanted = "watched run" if reference == LATEST else f"run {reference!r}"
     raise WrongInputError(f"there is no {wanted} {where}. `mlflow-tfmon runs` lists the monitored ones.")
 

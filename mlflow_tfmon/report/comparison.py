@@ -80,9 +80,7 @@ def bits(one: RecordedRun, other: RecordedRun, since: int = 0) -> Bits:
     return Bits(int(common[found[0]]), names[int(differ[found[0]].argmax())], len(common))
 
 
-def parting(
-    one: RecordedRun, other: RecordedRun, noise: float = NOISE, since: int = 0
-) -> Parting | None:
+def parting(one: RecordedRun, other: RecordedRun, noise: float = NOISE, since: int = 0) -> Parting | None:
     """The first step and variable at which two runs of the same data and seed differ; None if they do not.
 
     Args:
@@ -225,9 +223,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None, since: int 
     return Comparison(page, verdict, small)
 
 
-def differences(
-    run_ids: Sequence[str], tracking_uri: str | None = None, since: int = 0
-) -> dict[str, Any]:
+def differences(run_ids: Sequence[str], tracking_uri: str | None = None, since: int = 0) -> dict[str, Any]:
     """Returns in what runs differ, for programs.
 
     Args:

@@ -85,8 +85,8 @@ def as_data(run_id: str, tracking_uri: str | None = None, since: int = 0) -> dic
         since: leaves out what was before this step.
 
     Returns:
-        Facts, verdict, problems and tables; and the curves of the training as a whole, by panel and name: (step, value),
-        thinned with their extremes kept.
+        Facts, verdict, problems and tables; and the curves of the training as a whole, by panel and name: (step,
+        value), thinned with their extremes kept.
 
     Raises:
         ValueError: as `make` does.

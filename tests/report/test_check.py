@@ -388,9 +388,16 @@ def test_the_benchmark_counts_what_the_command_fails(tmp_path: Path) -> None:
     """Of two trainings of which one fails; `aside`, the held-out ones, takes long."""
     command = [sys.executable, "-m", "benchmarks.detection", "seen", "--only", "mlp logits", "--keep"]
     done = subprocess.run(
-        [*command, str(tmp_path), "--check"], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        [*command, str(tmp_path), "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     rows = {line[:42].strip(): line[42:].split() for line in done.stdout.splitlines()}
     for what in ("critical", "warning"):
-        assert rows[f"mlflow-tfmon check --fail-on {what}"] == ["1", "of", "1", "0", "of", "1", "0"], done.stdout
+        assert rows[f"mlflow-tfmon check --fail-on {what}"] == ["1", "of", "1", "0", "of", "1", "0"], (
+            done.stdout
+        )

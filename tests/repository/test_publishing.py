@@ -45,7 +45,9 @@ def jobs() -> dict[str, dict[str, Any]]:
 def run(command: str, folder: Path, check: bool = True, **own: str) -> subprocess.CompletedProcess[str]:
     """Runs a step as GitHub does, which ends it at its first failing line."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    clean = {name: one for name, one in os.environ.items() if not name.startswith("MLFLOW_")}  # as users have it
+    clean = {
+        name: one for name, one in os.environ.items() if not name.startswith("MLFLOW_")
+    }  # as users have it
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", command],
         cwd=folder, env={**clean, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path, **own}, capture_output=True, text=True, timeout=1500,
@@ -59,7 +61,9 @@ def test_each_job_may_do_what_it_needs_and_no_more() -> None:
     assert jobs()["publish.publish"]["needs"] == "build"  # what was tested is what is published
     for name, job in jobs().items():
         used = [step["uses"] for step in job["steps"] if "uses" in step]
-        assert all(re.fullmatch(r"(actions/[\w-]+@v\d+|pypa/gh-action-pypi-publish@release/v1)", one) for one in used)
+        assert all(
+            re.fullmatch(r"(actions/[\w-]+@v\d+|pypa/gh-action-pypi-publish@release/v1)", one) for one in used
+        )
         writes = "write" in job["permissions"].values()
         for step in job["steps"]:
             assert "secrets." not in str(step) and "${{" not in step.get("run", ""), (name, step)
@@ -80,7 +84,9 @@ def test_what_the_workflows_make_can_be_made() -> None:
     assert tested <= told and max(told, key=lambda one: int(one[2:])) in tested
 
 
-@pytest.mark.parametrize(("tag", "fits"), [(f"v{__version__}", True), ("v9.9.9", False), (__version__, False)])
+@pytest.mark.parametrize(
+    ("tag", "fits"), [(f"v{__version__}", True), ("v9.9.9", False), (__version__, False)]
+)
 def test_a_tag_that_is_not_the_version_publishes_nothing(tag: str, fits: bool) -> None:
     (step,) = (one for one in jobs()["publish.build"]["steps"] if one.get("name") == "The tag is the version")
     assert (run(step["run"], ROOT, check=False, GITHUB_REF_NAME=tag).returncode == 0) == fits
@@ -116,7 +122,10 @@ def test_the_recipe_of_conda_says_what_the_package_says() -> None:
     assert set(recipe["requirements"]["host"]) == builds | {"pip", "python ${{ python_min }}.*"}
     scripts = [f"{name} = {target}" for name, target in PROJECT["scripts"].items()]
     assert recipe["build"]["python"]["entry_points"] == scripts
-    assert (recipe["about"]["license"], recipe["about"]["summary"]) == (PROJECT["license"], PROJECT["description"])
+    assert (recipe["about"]["license"], recipe["about"]["summary"]) == (
+        PROJECT["license"],
+        PROJECT["description"],
+    )
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert str(citation["version"]) == __version__
 
@@ -188,13 +197,17 @@ def test_the_examples_for_github_and_gitlab_and_the_action_do_what_they_say(
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     (acts,) = action["runs"]["steps"]
     assert "${{" not in acts["run"]  # what somebody else wrote, a run's name say, is no command
-    given = {name.upper().replace("-", "_"): str(about["default"]) for name, about in action["inputs"].items()}
+    given = {
+        name.upper().replace("-", "_"): str(about["default"]) for name, about in action["inputs"].items()
+    }
     assert set(acts["env"]) == {*given, "PULL_REQUEST", "GH_TOKEN"} - {"COMMENT"}
 
     def act(**inputs: str) -> int:
         for name in ("summary.md", "gh.log"):
             (folder / name).unlink(missing_ok=True)
-        return run(acts["run"], folder, check=False, **own, **{**given, "PULL_REQUEST": "", **inputs}).returncode
+        return run(
+            acts["run"], folder, check=False, **own, **{**given, "PULL_REQUEST": "", **inputs}
+        ).returncode
 
     assert act(METRICS="val_accuracy>=0.8\nbest(val_loss)<=0.9\n") == 0 and not (folder / "gh.log").exists()
     assert act(METRICS="val_accuracy>=2", PULL_REQUEST="8") == 1
@@ -240,12 +253,16 @@ def test_wheel_and_sdist_have_what_they_should(dist: Path) -> None:
         inside = set(archive.namelist())
         info = f"mlflow_tfmon-{__version__}.dist-info"
         about = message_from_bytes(archive.read(f"{info}/METADATA"))
-    tracked = run("git ls-files -z --cached --others --exclude-standard mlflow_tfmon", ROOT).stdout.split("\0")
+    tracked = run("git ls-files -z --cached --others --exclude-standard mlflow_tfmon", ROOT).stdout.split(
+        "\0"
+    )
     assert {one for one in inside if not one.startswith(info)} == {one for one in tracked if one}
     assert f"{info}/licenses/LICENSE" in inside
     links = re.findall(r"\]\(([^)]+)\)", str(about.get_payload()))
     assert all(link.startswith("https://") for link in links)
-    assert about.get_all("Project-URL") is None or all("example" not in one for one in about.get_all("Project-URL"))
+    assert about.get_all("Project-URL") is None or all(
+        "example" not in one for one in about.get_all("Project-URL")
+    )
 
 
 WALK = """
@@ -266,11 +283,15 @@ mlflow-tfmon compare latest "$(mlflow-tfmon runs --json | python -c 'import json
 def test_in_an_empty_environment_the_first_steps_of_the_readme_work(dist: Path, tmp_path: Path) -> None:
     """It has the wheel and what that needs, and knows nothing of this checkout; `TFMON_PYTHON` chooses another Python."""
     python = os.environ.get("TFMON_PYTHON", sys.executable)
-    clean = {name: one for name, one in os.environ.items() if not name.startswith(("MLFLOW", "PYTHON", "TFMON"))}
+    clean = {
+        name: one for name, one in os.environ.items() if not name.startswith(("MLFLOW", "PYTHON", "TFMON"))
+    }
     clean["MLFLOW_DISABLE_TELEMETRY"] = "true"
     work = tmp_path / "work"
     work.mkdir()
-    example = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    example = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )[1]
     (work / "example.py").write_text(example)
 
     def do(command: str) -> str:
@@ -288,13 +309,24 @@ def test_in_an_empty_environment_the_first_steps_of_the_readme_work(dist: Path, 
     do("pip check")
     said = do(WALK)
     assert f"mlflow-tfmon, version {__version__}" in said and "passed: run " in said
-    assert "problems  " in said and (work / "comparison.html").is_file() and len(list(work.glob("report-*"))) == 1
+    assert (
+        "problems  " in said
+        and (work / "comparison.html").is_file()
+        and len(list(work.glob("report-*"))) == 1
+    )
     assert str(ROOT) not in do("python -c 'import mlflow_tfmon; print(mlflow_tfmon.__file__)'")
     for extra, command in (("mcp", "mcp"), ("prometheus", "run --sinks prometheus:9464 example.py")):
         done = subprocess.run(
-            f"{tmp_path}/env/bin/mlflow-tfmon {command}", shell=True, cwd=work, env=clean, capture_output=True, text=True
+            f"{tmp_path}/env/bin/mlflow-tfmon {command}",
+            shell=True,
+            cwd=work,
+            env=clean,
+            capture_output=True,
+            text=True,
         )
-        assert done.returncode in (1, 2) and f"pip install 'mlflow-tfmon[{extra}]'" in done.stderr, done.stderr
+        assert done.returncode in (1, 2) and f"pip install 'mlflow-tfmon[{extra}]'" in done.stderr, (
+            done.stderr
+        )
 
 
 # -- the documentation's versions -------------------------------------------------------------------------------------

@@ -269,7 +269,9 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
 def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
     training: Any, tmp_path: Path
 ) -> None:
-    parts = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", DASHBOARD.with_name("dashboards.md").read_text(), re.M | re.S)
+    parts = re.findall(
+        r"^```yaml\n# (\S+)\n(.*?)^```$", DASHBOARD.with_name("dashboards.md").read_text(), re.M | re.S
+    )
     for name, text in parts:
         (tmp_path / name).write_text(text)
         check = ["promtool", "check", "rules" if name == "Alerts" else "config", str(tmp_path / name)]
