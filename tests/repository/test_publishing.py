@@ -1,4 +1,4 @@
-"""What publishes the package: the workflows' own commands, the recipe of conda, and the package in an empty environment."""
+"""What publishes the package: the workflows' commands, the recipe of conda, the package in an empty environment."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def run(command: str, folder: Path, check: bool = True, **own: str) -> subproces
     }  # as users have it
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", command],
-        cwd=folder, env={**clean, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path, **own}, capture_output=True, text=True, timeout=1500,
+        cwd=folder, env={**clean, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path, **own},
+        capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -274,14 +275,15 @@ mlflow-tfmon diagnose latest
 mlflow-tfmon check latest --metric 'val_accuracy>=0.5'
 mlflow-tfmon report latest
 mlflow-tfmon run example.py
-mlflow-tfmon compare latest "$(mlflow-tfmon runs --json | python -c 'import json, sys; print(json.load(sys.stdin)[1]["run_id"])')"
+other=$(mlflow-tfmon runs --json | python -c "import json, sys; print(json.load(sys.stdin)[1]['run_id'])")
+mlflow-tfmon compare latest "$other"
 """
 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_in_an_empty_environment_the_first_steps_of_the_readme_work(dist: Path, tmp_path: Path) -> None:
-    """It has the wheel and what that needs, and knows nothing of this checkout; `TFMON_PYTHON` chooses another Python."""
+    """It has the wheel and what that needs, and knows nothing of this checkout; `TFMON_PYTHON` is another Python."""
     python = os.environ.get("TFMON_PYTHON", sys.executable)
     clean = {
         name: one for name, one in os.environ.items() if not name.startswith(("MLFLOW", "PYTHON", "TFMON"))
@@ -316,17 +318,7 @@ def test_in_an_empty_environment_the_first_steps_of_the_readme_work(dist: Path, 
     )
     assert str(ROOT) not in do("python -c 'import mlflow_tfmon; print(mlflow_tfmon.__file__)'")
     for extra, command in (("mcp", "mcp"), ("prometheus", "run --sinks prometheus:9464 example.py")):
-        done = subprocess.run(
-            f"{tmp_path}/env/bin/mlflow-tfmon {command}",
-            shell=True,
-            cwd=work,
-            env=clean,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode in (1, 2) and f"pip install 'mlflow-tfmon[{extra}]'" in done.stderr, (
-            done.stderr
-        )
+        assert f"pip install 'mlflow-tfmon[{extra}]'" in do(f"mlflow-tfmon {command} || true")
 
 
 # -- the documentation's versions -------------------------------------------------------------------------------------
