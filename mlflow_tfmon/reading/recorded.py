@@ -40,6 +40,12 @@ class Seam:
     what: str
 
 
+_ACTIVATIONS = [
+    "epoch", "step", "time", "examples", "layer", "activation", "units", "output", "mean", "std", "zero_fraction",
+    "dead_fraction", "saturated_fraction",
+]  # fmt: skip
+
+
 class RecordedRun:
     """A monitored run; each table is read on first access.
 
@@ -184,7 +190,7 @@ class RecordedRun:
         """
         parts = [files.table(path).to_pandas() for path, _ in self.parts("activations-*")]
         if not parts:
-            return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
+            return pd.DataFrame(columns=_ACTIVATIONS)
         table = pd.concat(parts, ignore_index=True)
         table["layer"] = table.pop("prefix").astype(str) + table["layer"].astype(str)
         return table

@@ -262,6 +262,25 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
     assert set(re.findall(r"`tfmon_(\w+)`", page)) == set(FIGURES)
 
 
+def in_a_browser(path: str, prometheus: str, queries: list[str]) -> dict[str, str]:
+    """What Prometheus's own page shows a person for each query (that of Debian's package, 2.42)."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    asked = {
+        f"g{at}.{name}": one
+        for at, query in enumerate(queries)
+        for name, one in (("expr", query), ("tab", "1"))
+    }
+    with playwright.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_page()
+        page.goto(f"{prometheus}/classic/graph?{urllib.parse.urlencode(asked)}")
+        tables = page.locator(".console tbody")
+        page.wait_for_function(
+            "many => [...document.querySelectorAll('.console tbody')].filter((one) => one.innerText).length == many",
+            arg=len(queries),
+        )
+        return dict(zip(queries, tables.all_inner_texts(), strict=True))
+
+
 @pytest.mark.thorough
 @pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs Prometheus (Debian's package prometheus)"
@@ -307,10 +326,17 @@ def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
             except OSError:
                 continue
         assert result and float(result[0]["value"][1]) == ROWS
-        for panel in json.loads(DASHBOARD.read_text())["panels"]:
-            for target in panel["targets"]:
-                query = target["expr"].replace("$run", ".*")
-                assert ask(query), query
+        panels = json.loads(DASHBOARD.read_text())["panels"]
+        queries = [one["expr"].replace("$run", ".*") for panel in panels for one in panel["targets"]]
+        for query in queries:
+            assert ask(query), query
+        if path := shutil.which("chromium"):
+            shown = in_a_browser(path, f"http://127.0.0.1:{own}", queries)
+            (loss,) = (text for query, text in shown.items() if "tfmon_loss" in query)
+            assert run_id in loss and float(loss.split()[-1]) == values(ROWS)[-1, 4]
+            for name, value in MACHINE.items():
+                found = [float(text.split()[-1]) for query, text in shown.items() if f"_{name}" in query]
+                assert found == [value] * ("free" not in name), (name, shown)
     finally:
         server.terminate()
         server.wait(30)
