@@ -108,7 +108,7 @@ def as_data(run_id: str, tracking_uri: str | None = None, since: int = 0) -> dic
         "facts": _facts(recorded, run),
         "verdict": _verdict(recorded, run)[0],
         "problems": [dataclasses.asdict(one) for one in problems],
-        "tables": {table.title: dict(table.rows) for table in _tables(run)},
+        "tables": {table.title: {row[0]: row[1] for row in table.rows} for table in _tables(run)},
         "curves": {
             panel.key: {curve.name: found for curve in panel.curves if (found := _from(curve, since))}
             for panel in panels

@@ -272,7 +272,7 @@ def in_a_browser(path: str, prometheus: str, queries: list[str]) -> dict[str, st
     }
     with playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_page()
-        page.goto(f"{prometheus}/classic/graph?{urllib.parse.urlencode(asked)}")
+        page.goto(f"{prometheus}/classic/graph?{urllib.parse.urlencode(asked, quote_via=urllib.parse.quote)}")
         tables = page.locator(".console tbody")
         page.wait_for_function(
             "many => [...document.querySelectorAll('.console tbody')].filter((one) => one.innerText).length == many",
