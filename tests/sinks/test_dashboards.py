@@ -265,20 +265,20 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
 def in_a_browser(path: str, prometheus: str, queries: list[str]) -> dict[str, str]:
     """What Prometheus's own page shows a person for each query (that of Debian's package, 2.42)."""
     playwright = pytest.importorskip("playwright.sync_api")
-    asked = {
-        f"g{at}.{name}": one
-        for at, query in enumerate(queries)
-        for name, one in (("expr", query), ("tab", "1"))
-    }
+    found: dict[str, str] = {}
     with playwright.sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_page()
-        page.goto(f"{prometheus}/classic/graph?{urllib.parse.urlencode(asked, quote_via=urllib.parse.quote)}")
-        tables = page.locator(".console tbody")
-        page.wait_for_function(
-            "many => [...document.querySelectorAll('.console tbody')].filter((one) => one.innerText).length == many",
-            arg=len(queries),
-        )
-        return dict(zip(queries, tables.all_inner_texts(), strict=True))
+        while some := queries[len(found) :][:8]:  # it shows ten at most
+            asked = "&".join(
+                f"g{at}.expr={urllib.parse.quote(one)}&g{at}.tab=1" for at, one in enumerate(some)
+            )
+            page.goto(f"{prometheus}/classic/graph?{asked}")
+            page.wait_for_function(
+                "many => [...document.querySelectorAll('.console tbody')].filter((o) => o.innerText).length == many",
+                arg=len(some),
+            )
+            found |= dict(zip(some, page.locator(".console tbody").all_inner_texts(), strict=True))
+    return found
 
 
 @pytest.mark.thorough
