@@ -12,7 +12,7 @@ export MLFLOW_TRACKING_URI ?= $(STORE)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo docs soak test test-slow test-demos test-thorough test-oldest test-keras bench gallery ui clean
+.PHONY: demo docs package soak test test-slow test-demos test-thorough test-oldest test-keras bench gallery ui clean
 .PHONY: bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many bench-advice
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
@@ -47,6 +47,12 @@ test-keras: $(VENV)/test.stamp  ## Keras's own tests, watched and unwatched: eac
 docs: $(VENV)/docs.stamp  ## Build the documentation site into site/, strictly.
 	$(VENV)/bin/mkdocs build --strict --quiet
 
+package: $(VENV)/package.stamp  ## Build wheel and sdist into dist/, and check them as PyPI does.
+	rm -rf dist
+	$(VENV)/bin/python -m build
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(VENV)/bin/check-wheel-contents dist/*.whl
+
 bench: $(VENV)/bench.stamp  ## What watching costs: ratios to the same training unwatched; BENCH=--help shows how to choose.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.overhead $(BENCH)
 
@@ -76,6 +82,10 @@ $(VENV)/test.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
+$(VENV)/package.stamp: | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) build check-wheel-contents twine
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml | $(VENV)/bin/python

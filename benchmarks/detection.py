@@ -10,7 +10,8 @@
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
 best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
 `--keep DIR` a run that is cut off (by `--minutes`, say) goes on where it was, and `--again` judges its trainings anew
-without training. What it costs is printed by `benchmarks.judging`.
+without training; `--check` asks `mlflow-tfmon check` about each of them. What it costs is printed by
+`benchmarks.judging`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import logging
@@ -26,7 +28,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,20 @@ def judged(result: Result, run_id: str, again: bool = False) -> Result:
     return dataclasses.replace(result, kinds=kinds, first=first, run_id=run_id)
 
 
+def gated(results: Iterable[Result]) -> str:
+    """What `mlflow-tfmon check` says of the runs of results: how many it fails of the failed and of the healthy."""
+    from mlflow_tfmon import cli
+
+    found = []
+    for what in ("critical", "warning"):
+        said: dict[bool, list[int]] = {False: [], True: []}
+        for one in results:
+            with contextlib.redirect_stdout(io.StringIO()):
+                said[one.well].append(cli.main(["check", one.run_id, "--fail-on", what]))
+        found.append((f"mlflow-tfmon check --fail-on {what}", said[False], said[True]))
+    return verdicts.gate(found)
+
+
 @contextlib.contextmanager
 def store(keep: Path | None = None, watch: bool = True) -> Iterator[None]:
     """Autologging into a store of its own; on one thread, and without what makes graphs faster but takes longer."""
@@ -206,7 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--again", action="store_true", help="judge the runs in --keep again, without training")
     how.add_argument("--unwatched", action="store_true", help="only tell which trainings go well")
+    parser.add_argument(
+        "--check", action="store_true", help="tell what `mlflow-tfmon check` says of the runs in --keep"
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.check and (chosen.keep is None or chosen.unwatched):
+        parser.error("--check needs --keep DIR, the folder of watched trainings")
     if chosen.again and chosen.keep is None:
         parser.error("--again needs --keep DIR, the folder of the trainings to judge again")
     if chosen.what == "zoo" and not (chosen.zoo / "cases.json").is_file():
@@ -237,6 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
                     verdicts.add(kept, one)
                 print(one.line(), file=sys.stderr, flush=True)
         print(verdicts.report(results.values()))
+        if chosen.check:
+            print(gated([one for one in results.values() if chosen.only in one.name]))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,15 @@ def report(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
+def gate(found: Iterable[tuple[str, list[int], list[int]]]) -> str:
+    """A table of exit statuses: by command those for the trainings that failed, and for those that went well."""
+    lines = [f"{'':42} {'fails of the failed':>22} {'fails of the healthy':>22} {'undecided':>10}"]
+    for name, *both in found:
+        failed, well = (f"{one.count(1)} of {len(one)}" for one in both)
+        lines.append(f"{name:42} {failed:>22} {well:>22} {sum(one.count(2) for one in both):>10}")
+    return "\n".join(lines)
+
+
 def _of(some: list[Result], all_of_them: list[Result]) -> str:
     share = f" ({len(some) / len(all_of_them):.1%})" if all_of_them else ""
     return f"{len(some)} of {len(all_of_them)}{share}"

@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 
 from mlflow_tfmon import __version__, commands
+from mlflow_tfmon.errors import InputError
 from mlflow_tfmon.uris import visible, without_secrets
 
 _NAME = "mlflow-tfmon"
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; default: this process's.
 
     Returns:
-        The exit status: 0, 1 if it failed, 2 for wrong usage. An error is one line on stderr.
+        The exit status: 0, 1 if it failed, 2 for wrong usage, such as a run that is not there. An error is one line on
+        stderr.
 
     Example:
         >>> main(["promote"])
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} See: {path} --help", error.exit_code)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
+    except InputError as error:
+        return _fail(str(error), 2)
     except (click.Abort, KeyboardInterrupt):
         return _fail("stopped.", 1)
     except Exception as error:
@@ -64,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:  # a file to read, or to write
         return f"{error.filename}: {error.strerror}."
-    if isinstance(error, ImportError):  # of an extra that is not installed: it says how to
-        return str(error)
+    # Of an extra that is not installed, of ours, or MLflow's: each is a sentence.
+    if isinstance(error, (ImportError, ValueError)) or type(error).__module__.startswith("mlflow."):
+        return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
 
 

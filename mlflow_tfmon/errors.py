@@ -19,7 +19,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
 
 
-class SettingError(ValueError):
+class InputError(ValueError):
+    """What a user named is of no use here, such as a run that was not monitored; the message says what is."""
+
+
+class SettingError(InputError):
     """Invalid value of a setting; the message names setting, value and remedy.
 
     Attributes:

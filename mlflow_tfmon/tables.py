@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mlflow_tfmon.uris import visible, without_secrets, without_secrets_in
+
+
+class WrongInputError(click.ClickException):
+    """What a user named is not there, or cannot be written: wrong usage, as the exit status says it."""
+
+    exit_code = 2
 
 
 def echo(text: str, err: bool = False) -> None:
@@ -20,6 +27,20 @@ def echo(text: str, err: bool = False) -> None:
 def echo_written(text: str) -> None:
     """Prints a text that its writer has made safe: JSON, XML or Markdown, which `echo` could make invalid."""
     click.echo(text)
+
+
+def write(option: str, path: Path, text: str) -> None:
+    """Writes the file that an option names.
+
+    Raises:
+        WrongInputError: that cannot be done.
+    """
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise WrongInputError(
+            f"{option} {path}: {error.strerror}; name a file in a folder that is there."
+        ) from error
 
 
 def as_json(value: Any) -> str:

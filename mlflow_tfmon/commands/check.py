@@ -6,17 +6,18 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon import tables
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo, echo_written
 
 
-class _NoVerdictError(click.ClickException):
+class NoVerdictError(click.ClickException):
     """A run that cannot be judged, or a wrong input: neither passes, and neither says that the training is bad."""
 
     exit_code = 2
 
     @classmethod
-    def of(cls, error: Exception) -> _NoVerdictError:
+    def of(cls, error: Exception) -> NoVerdictError:
         """What an error says to a user."""
         from mlflow.exceptions import MlflowException
 
@@ -26,15 +27,6 @@ class _NoVerdictError(click.ClickException):
         return cls(
             said if isinstance(error, (MlflowException, ValueError)) else f"{type(error).__name__}: {said}"
         )
-
-
-def _write(option: str, path: Path, text: str) -> None:
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise _NoVerdictError(
-            f"{option} {path}: {error.strerror}; name a file in a folder that is there."
-        ) from error
 
 
 @click.command(epilog=RUN_IS, short_help="Check a run: a gate for CI.")
@@ -114,23 +106,23 @@ def command(
         baseline_id = find_run(baseline, tracking_uri) if baseline else None
         verdict = check(run_id, failing, asked, baseline_id, tracking_uri)
     except Exception as error:
-        raise _NoVerdictError.of(error) from error
+        raise NoVerdictError.of(error) from error
     try:
         shown = "" if picture is None else picture.as_posix()
         written = markdown(verdict, shown) if format_ == "markdown" else FORMATS[format_](verdict)
     except Exception as error:
-        raise _NoVerdictError.of(error) from error
+        raise NoVerdictError.of(error) from error
     if picture is not None and verdict.baseline is not None:
         base = verdict.baseline
-        _write("--picture", picture, losses(base.losses, base.parting.step if base.parting else None))
+        tables.write("--picture", picture, losses(base.losses, base.parting.step if base.parting else None))
     if output is not None:
-        _write("--output", output, written)
+        tables.write("--output", output, written)
         echo(text(verdict))
     else:
         try:
             echo_written(written)
         except UnicodeEncodeError as error:
-            raise _NoVerdictError(
+            raise NoVerdictError(
                 f"this terminal cannot show {error.object[error.start]!a}: set PYTHONIOENCODING=utf-8, or give "
                 "--output FILE."
             ) from error

@@ -24,9 +24,21 @@ _ARTIFACT = "tfmon/comparison.html"
 )
 @click.option("--log-to", metavar="RUN", help=f"Also log it to this run, as {_ARTIFACT}.")
 @click.option("--json", "as_json", is_flag=True, help="Print what differs as JSON instead of writing a page.")
+@click.option(
+    "--since",
+    metavar="STEP",
+    type=click.IntRange(0),
+    default=0,
+    help="Look from this step on for where the runs diverge.",
+)
 @store_option
 def command(
-    references: tuple[str, ...], output: Path, log_to: str | None, as_json: bool, tracking_uri: str | None
+    references: tuple[str, ...],
+    output: Path,
+    log_to: str | None,
+    as_json: bool,
+    since: int,
+    tracking_uri: str | None,
 ) -> None:
     """Compare runs: overlaid curves, settings that differ, where they diverge."""
     import mlflow
@@ -39,11 +51,11 @@ def command(
     if as_json:
         if log_to:
             raise click.UsageError("--json writes no page that --log-to could log; give one of them.")
-        tables.echo_written(tables.as_json(differences(run_ids, tracking_uri)))
+        tables.echo_written(tables.as_json(differences(run_ids, tracking_uri, since)))
         return
     takes_it = find_run(log_to, tracking_uri) if log_to else None
-    page = compare(run_ids, tracking_uri)
-    output.write_text(page, "utf-8")
+    page = compare(run_ids, tracking_uri, since)
+    tables.write("--output", output, page)
     if takes_it:
         mlflow.MlflowClient(tracking_uri).log_text(takes_it, page, _ARTIFACT)
     echo(str(output))

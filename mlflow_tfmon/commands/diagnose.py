@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mlflow_tfmon import tables
+from mlflow_tfmon.commands.check import NoVerdictError
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
@@ -30,14 +31,11 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, since: int,
 
     The setting `detectors` (in the environment or pyproject.toml) holds here too. Data that have not arrived are not
     considered, and a line on stderr says so. Changes nothing in the run. The exit status is 0 whether there are
-    problems or not, unless `--fail-on` says which of them are to fail, as in CI.
+    problems or not, unless `--fail-on` says which of them are to fail, as in CI; then it is 2 if that cannot be said.
     """
     import dataclasses
 
-    from mlflow.exceptions import MlflowException
-
     from mlflow_tfmon.detectors import KINDS
-    from mlflow_tfmon.errors import SettingError
     from mlflow_tfmon.problems.failing import Failing
     from mlflow_tfmon.problems.rediagnosis import diagnose
     from mlflow_tfmon.reading.recorded import load_run
@@ -47,12 +45,13 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, since: int,
         failing = Failing.parsed(fail_on or "")
     except ValueError as error:
         raise click.BadParameter(f"{error}.", param_hint="--fail-on") from error
-    run_id = find_run(reference, tracking_uri)
     try:
-        run = load_run(run_id, tracking_uri)
+        run = load_run(find_run(reference, tracking_uri), tracking_uri)
         problems = [one for one in diagnose(run, Settings.make().detectors) if one.seen_from(since)]
-    except (MlflowException, SettingError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    except Exception as error:
+        if fail_on:  # of which 1 would say that there is such a problem
+            raise NoVerdictError.of(error) from error
+        raise
     if not run.complete:
         echo(
             "Not everything recorded for this run has arrived: the diagnosis is based on what has. Repeat it when the "

@@ -13,8 +13,9 @@ import click
 from mlflow_tfmon import tables
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading.reference import open_client, store_option, watched
+from mlflow_tfmon.stream.continuation import Past
 from mlflow_tfmon.tables import echo
-from mlflow_tfmon.tags import DELIVERY_TAG
+from mlflow_tfmon.tags import DELIVERY_TAG, REACHED_TAG
 from mlflow_tfmon.tracking.findings import TAG as PROBLEMS
 from mlflow_tfmon.tracking.findings import best
 
@@ -30,13 +31,22 @@ _ID = 8  # characters of an id: enough to distinguish some ten thousand runs
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Largest number of runs to list."
 )
+@click.option(
+    "--since",
+    metavar="STEP",
+    type=click.IntRange(0),
+    default=0,
+    help="Only runs that have come to this step.",
+)
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON.")
-def command(experiment: str | None, limit: int, tracking_uri: str | None, as_json: bool) -> None:
+def command(experiment: str | None, limit: int, since: int, tracking_uri: str | None, as_json: bool) -> None:
     """List the monitored runs, most recent first: state, best value and problems of each."""
-    found = listed(open_client(tracking_uri), experiment, limit)
+    found = listed(open_client(tracking_uri), experiment, limit, since)
     if as_json:
         tables.echo_written(tables.as_json([dataclasses.asdict(one) for one in found]))
+    elif not found and since:
+        echo(f"No monitored run has come to step {since:,}.")
     elif found:
         rows = [one.row() for one in found]
         echo(tables.table([("RUN", "NAME", "BEGUN", "STATE", "BEST", "PROBLEMS"), *rows]))
@@ -53,6 +63,7 @@ class _Listed:
         name: its name.
         begun: Unix time, seconds.
         status: how MLflow has it, in lower case, such as "finished"; "" if it has not arrived.
+        step: the last step that has arrived, of the stream that has most; 0 if none has.
         delivery: "complete", or what else is known of its delivery.
         best: the best value and its epoch (from 0; None if unknown) of each monitored metric, by name.
         problems: the kinds, the cause first; None if the training has not been diagnosed yet.
@@ -62,6 +73,7 @@ class _Listed:
     name: str
     begun: float
     status: str
+    step: int
     delivery: str | None
     best: dict[str, dict[str, float | None]]
     problems: list[str] | None
@@ -80,15 +92,27 @@ class _Listed:
         return self.run_id[:_ID], self.name, begun, state, ", ".join(best), problems
 
 
-def listed(client: MlflowClient, experiment: str | None, limit: int) -> list[_Listed]:
-    """The monitored runs of a store, or of one of its experiments, most recent first, then those only here."""
-    found = list(itertools.islice(watched(client, experiment), limit))
+def listed(client: MlflowClient, experiment: str | None, limit: int, since: int = 0) -> list[_Listed]:
+    """The monitored runs of a store, or of one of its experiments, most recent first, then those only here.
+
+    Args:
+        client: of the store.
+        experiment: its name, or None for all.
+        limit: how many at most.
+        since: leaves out those that have not come to this step.
+    """
+    there = (run for run in watched(client, experiment) if _step(run) >= since)
+    found = list(itertools.islice(there, limit))
     runs = [_listed(run) for run in found]
-    if experiment is None:
+    if experiment is None and not since:
         known = {run.info.run_id for run in found}
         left = here.recordings(here.of_store(client.tracking_uri))
         runs += [_only_here(one) for one in left if one.due and one.run_id not in known]
     return runs
+
+
+def _step(run: Run) -> int:
+    return max((one.steps for one in Past.from_text(run.data.tags.get(REACHED_TAG)).streams), default=0)
 
 
 def _listed(run: Run) -> _Listed:
@@ -97,12 +121,12 @@ def _listed(run: Run) -> _Listed:
     problems = None if said is None else [kind for kind in said.split(",") if kind not in ("", "none")]
     return _Listed(
         run.info.run_id, run.info.run_name or "", run.info.start_time / 1e3, run.info.status.lower(),
-        tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
+        _step(run), tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
     )  # fmt: skip
 
 
 def _only_here(one: here.Here) -> _Listed:
     """A recording of which not even the run's tags have arrived."""
     return _Listed(
-        one.run_id or "", one.run_name or "", one.begun, "", "undelivered, on this machine", {}, []
+        one.run_id or "", one.run_name or "", one.begun, "", 0, "undelivered, on this machine", {}, []
     )

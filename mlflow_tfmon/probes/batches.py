@@ -308,6 +308,9 @@ def glance(ring: Ring, steps: int, follow: bool) -> None:
     with contained("keeping a batch", "activations may not be recorded"):
         most, _ = kept(ring)
         taken = _taken.get(ring.thread)
+        last = None
+        if most < _ROWS:  # before more are held, the first of which are empty
+            last = (taken[-1][1] if taken else None) if ring.batch is None else ring.batch.newest()
         if follow:
             for held in _all(ring):
                 held.follow(steps)
@@ -317,11 +320,7 @@ def glance(ring: Ring, steps: int, follow: bool) -> None:
                 wanted = min(bound, max(taken.maxlen or 1, 2 * steps + _SPARE))
                 if wanted != taken.maxlen:
                     _taken[ring.thread] = deque(taken, maxlen=wanted)
-        if most == _ROWS:
-            return
-        last = taken[-1][1] if taken else None
-        inputs = _inputs(last if ring.batch is None else ring.batch.newest())
-        if inputs is None:
+        if last is None or (inputs := _inputs(last)) is None:
             return
         inputs = tf.nest.map_structure(lambda t: t[:_ROWS], inputs)
         rows = {int(t.shape[0]) for t in tf.nest.flatten(inputs)}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlflow_tfmon import temporary
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.errors import logger
+from mlflow_tfmon.errors import InputError, logger
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
 from mlflow_tfmon.reading.batches import KeptBatch, load_batches
@@ -38,6 +38,12 @@ class Seam:
 
     step: int
     what: str
+
+
+_ACTIVATIONS = [
+    "epoch", "step", "time", "examples", "layer", "activation", "units", "output", "mean", "std", "zero_fraction",
+    "dead_fraction", "saturated_fraction",
+]  # fmt: skip
 
 
 class RecordedRun:
@@ -188,7 +194,7 @@ class RecordedRun:
         """
         parts = [files.table(path).to_pandas() for path, _ in self.parts("activations-*")]
         if not parts:
-            return pd.DataFrame(columns=["epoch", "step", "layer", "activation"])
+            return pd.DataFrame(columns=_ACTIVATIONS)
         table = pd.concat(parts, ignore_index=True)
         table["layer"] = table.pop("prefix").astype(str) + table["layer"].astype(str)
         return table
@@ -276,7 +282,7 @@ def load_run(run_id: str, tracking_uri: str | None = None) -> RecordedRun:
     while not client.list_artifacts(run_id, TELEMETRY):
         left = here.recordings(here.of_run(run_id))
         if not any(one.comes for one in left) or time.monotonic() > until:
-            raise ValueError(_nothing(run_id, client.get_run(run_id).data.tags.get(DELIVERY_TAG), left))
+            raise _nothing(run_id, client.get_run(run_id).data.tags.get(DELIVERY_TAG), left)
         time.sleep(_PAUSE_SECONDS)
     if left:
         logger.warning(
@@ -324,20 +330,20 @@ def read_run(client: MlflowClient, run_id: str) -> RecordedRun:
     return recorded
 
 
-def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> str:
+def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> ValueError:
     """Returns why there is no data of a run to load."""
     if left:
-        return (
+        return ValueError(
             f"run {run_id} was recorded on this machine, but none of its telemetry files has arrived in MLflow yet: "
             f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers the rest."
         )
     if state is None:
-        return (
+        return InputError(
             f"run {run_id} has no recording: it was not monitored (call mlflow_tfmon.autolog() before the training, "
             "or train within mlflow_tfmon.Monitor(model)), or it is undelivered on another machine "
             "(run `mlflow-tfmon sync` there)."
         )
-    return (
+    return ValueError(
         f"run {run_id} is monitored, but none of its telemetry files has arrived yet (tag tfmon.delivery={state!r}): "
         "the first steps of a running training arrive within seconds, so try again; after a crash or an outage, run "
         "`mlflow-tfmon sync` on the machine that trained."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tfmon.tables import echo
+from mlflow_tfmon.tables import WrongInputError, echo
 from mlflow_tfmon.tags import DELIVERY_TAG
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def choose(reference: str, among: Sequence[Named], where: str) -> Named:
         where: they are, for messages.
 
     Raises:
-        click.ClickException: there is none, or several are.
+        WrongInputError: there is none, or several are.
 
     Example:
         >>> choose("digits", [Named("8f3a", "digits", 0.0)], "here").run_id
@@ -70,11 +70,9 @@ def choose(reference: str, among: Sequence[Named], where: str) -> Named:
             return found[0]
         if found:
             shown = ", ".join(map(str, found[:_SHOWN])) + (" and more" if len(found) > _SHOWN else "")
-            raise click.ClickException(
-                f"{reference!r} matches several runs {where}: {shown}. Give the id of one."
-            )
+            raise WrongInputError(f"{reference!r} matches several runs {where}: {shown}. Give the id of one.")
     wanted = "watched run" if reference == LATEST else f"run {reference!r}"
-    raise click.ClickException(f"there is no {wanted} {where}. `mlflow-tfmon runs` lists the monitored ones.")
+    raise WrongInputError(f"there is no {wanted} {where}. `mlflow-tfmon runs` lists the monitored ones.")
 
 
 def find_run(reference: str, tracking_uri: str | None = None) -> str:
@@ -85,7 +83,8 @@ def find_run(reference: str, tracking_uri: str | None = None) -> str:
         tracking_uri: of the store; default MLflow's own setting.
 
     Raises:
-        click.ClickException: there is none, several are, or the store does not answer.
+        WrongInputError: there is none, several are, or there is no such store.
+        click.ClickException: the store does not answer.
     """
     client = open_client(tracking_uri)
     if reference == LATEST:
@@ -110,7 +109,8 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     """A client of a store that is there.
 
     Raises:
-        click.ClickException: there is no such database, or the server does not answer.
+        WrongInputError: there is no such database.
+        click.ClickException: the server does not answer.
     """
     import os
 
@@ -126,7 +126,7 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     path = sqlite_path(uri)
     remedy = "Check --tracking-uri (or MLFLOW_TRACKING_URI)."
     if path is not None and not os.path.exists(path):  # MLflow would make one
-        raise click.ClickException(f"there is no database {path}. {remedy}")
+        raise WrongInputError(f"there is no database {path}. {remedy}")
     if not runs.reachable(uri):
         raise click.ClickException(
             f"the server {without_secrets(uri)} does not answer. Is it running? {remedy}"
@@ -153,7 +153,7 @@ def _search(
     else:
         known = client.get_experiment_by_name(experiment)
         if known is None:
-            raise click.ClickException(
+            raise WrongInputError(
                 f"there is no experiment {experiment!r} in {_shown(client)}. `mlflow-tfmon runs` lists the runs "
                 "of all experiments."
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tfmon.errors import InputError
 from mlflow_tfmon.reading.card import card
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
@@ -55,15 +56,20 @@ class Bits:
     compared: int
 
 
-def bits(one: RecordedRun, other: RecordedRun) -> Bits:
+def bits(one: RecordedRun, other: RecordedRun, since: int = 0) -> Bits:
     """The first deep step and variable at which the weights of two runs are not the same, bit for bit.
+
+    Args:
+        one: a run.
+        other: another.
+        since: steps before this one are not compared.
 
     Example:
         >>> bits(load_run(first_id), load_run(second_id))
         Bits(step=50, variable='net.head.kernel', compared=11)
     """
-    names, steps, here = _of_variables(one, "weight_checksum", ("deep",))
-    others, other_steps, there = _of_variables(other, "weight_checksum", ("deep",))
+    names, steps, here = _of_variables(one, "weight_checksum", ("deep",), since)
+    others, other_steps, there = _of_variables(other, "weight_checksum", ("deep",), since)
     if [one.variables[n] for n in names] != [other.variables[n] for n in others]:
         return Bits(None, "", 0)  # as for gradients
     common, left, right = np.intersect1d(steps, other_steps, return_indices=True)
@@ -74,26 +80,28 @@ def bits(one: RecordedRun, other: RecordedRun) -> Bits:
     return Bits(int(common[found[0]]), names[int(differ[found[0]].argmax())], len(common))
 
 
-def parting(one: RecordedRun, other: RecordedRun, noise: float = NOISE) -> Parting | None:
+def parting(one: RecordedRun, other: RecordedRun, noise: float = NOISE, since: int = 0) -> Parting | None:
     """The first step and variable at which two runs of the same data and seed differ; None if they do not.
 
     Args:
         one: a run.
         other: another.
         noise: relative difference of a loss or a gradient norm that is not taken for one.
+        since: steps before this one are not compared.
 
     Example:
         >>> parting(load_run(first_id), load_run(second_id))
         Parting(step=12, variable='net.head.kernel', difference=0.031, compared=500)
     """
     steps = one.steps.index.intersection(other.steps.index)
+    steps = steps[steps >= since]
     names = [n for n in one.steps if n in other.steps and n.rpartition(".")[2] in ("loss", "grad_norm")]
     here, there = (run.steps.loc[steps, names].to_numpy(float) for run in (one, other))
     apart = _apart(here, there)
     found = np.flatnonzero((apart > noise).any(axis=1))
     # Gradients of single variables may differ before their sum does.
     until = int(steps[found[0]]) if len(found) else int(steps[-1]) if len(steps) else 0
-    by_variable = _first_variable(one, other, max(1, until - _BEFORE), until, noise)
+    by_variable = _first_variable(one, other, max(1, since, until - _BEFORE), until, noise)
     if by_variable is not None:
         step, variable, difference = by_variable
         return Parting(step, variable, difference, len(steps))
@@ -165,12 +173,13 @@ class Comparison(str):
         return self._card
 
 
-def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> Comparison:
+def compare(run_ids: Sequence[str], tracking_uri: str | None = None, since: int = 0) -> Comparison:
     """Returns a comparison of runs as HTML; a notebook shows the settings that differ and the best values.
 
     Args:
         run_ids: two or more MLflow runs.
         tracking_uri: their store; default: MLflow's current tracking URI.
+        since: where they diverge is looked for from this step on.
 
     Raises:
         ValueError: a run was not monitored, or nothing of it has arrived yet, or there are fewer than two.
@@ -181,7 +190,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> Comparis
     """
     runs, recorded = _loaded(run_ids, tracking_uri)
     names = _names(runs)
-    verdict, good = _verdict(names, recorded)
+    verdict, good = _verdict(names, recorded, since)
     sections = laid_over(
         [(name, [*training(one), *layers(one)]) for name, one in zip(names, recorded, strict=True)]
     )
@@ -214,12 +223,13 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None) -> Comparis
     return Comparison(page, verdict, small)
 
 
-def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict[str, Any]:
+def differences(run_ids: Sequence[str], tracking_uri: str | None = None, since: int = 0) -> dict[str, Any]:
     """Returns in what runs differ, for programs.
 
     Args:
         run_ids: two or more MLflow runs.
         tracking_uri: their store; default: MLflow's current tracking URI.
+        since: as `compare` takes it.
 
     Returns:
         The runs; by name the settings that differ, and the final and best metrics, each with a value per run (None
@@ -237,7 +247,7 @@ def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict
     runs, recorded = _loaded(run_ids, tracking_uri)
     params = [run.data.params for run in runs]
     settings = {key: [one.get(key) for one in params] for key in sorted(set().union(*params))}
-    found = [parting(recorded[0], one) for one in recorded[1:]]
+    found = [parting(recorded[0], one, since=since) for one in recorded[1:]]
     metrics = [run.data.metrics for run in runs]
     return {
         "runs": [{"id": run.info.run_id, "name": run.info.run_name} for run in runs],
@@ -245,7 +255,7 @@ def differences(run_ids: Sequence[str], tracking_uri: str | None = None) -> dict
         "metrics": {key: list(values) for key, values in metric_table(metrics, best=False)},
         "best": {key: list(values) for key, values in metric_table(metrics, best=True)},
         "partings": [None if one is None else dataclasses.asdict(one) for one in found],
-        "bits": [dataclasses.asdict(bits(recorded[0], one)) for one in recorded[1:]],
+        "bits": [dataclasses.asdict(bits(recorded[0], one, since)) for one in recorded[1:]],
     }
 
 
@@ -253,7 +263,7 @@ def _loaded(run_ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Any]
     import mlflow
 
     if len(set(run_ids)) < 2:
-        raise ValueError("a comparison needs two different runs or more.")
+        raise InputError("a comparison needs two different runs or more.")
     client = mlflow.MlflowClient(tracking_uri)
     runs = [client.get_run(run_id) for run_id in dict.fromkeys(run_ids)]
     return runs, [load_run(run.info.run_id, tracking_uri) for run in runs]
@@ -267,11 +277,11 @@ def _names(runs: Sequence[Any]) -> list[str]:
     ]
 
 
-def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun]) -> tuple[str, bool | None]:
+def _verdict(names: Sequence[str], recorded: Sequence[RecordedRun], since: int) -> tuple[str, bool | None]:
     """One sentence for all runs with the same result: for many variants, that is most of them."""
     by_text: dict[tuple[str, str, str], list[str]] = {}
     for name, one in list(zip(names, recorded, strict=True))[1:]:
-        found = said(parting(recorded[0], one), names[0], bits(recorded[0], one))
+        found = said(parting(recorded[0], one, since=since), names[0], bits(recorded[0], one, since))
         by_text.setdefault(found, []).append(name)
     sentences = [
         f"{runs[0]} {of_one} {rest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ from mlflow_tfmon.reading.recorded import RecordedRun, load_run, read_run
 from mlflow_tfmon.report.examples import examples
 from mlflow_tfmon.report.layers import layers
 from mlflow_tfmon.report.page import Finding, Page, Table, render
+from mlflow_tfmon.report.panels import Curve, Panel
 from mlflow_tfmon.report.predictions import slides
+from mlflow_tfmon.report.thin import thin
 from mlflow_tfmon.report.training import training
 from mlflow_tfmon.tags import (
     ABSENT_TAG,
@@ -30,6 +33,7 @@ from mlflow_tfmon.tags import (
 
 _ACTIONS = {STOPPED_TAG: "stopped", RESCUES_TAG: "rescued"}
 _KNOTS = 500  # of the clock
+_POINTS = 100  # of a curve, for programs
 # The panel that shows a problem best, of those that the run has.
 _SHOWN_BY = {
     "nan_or_inf": ("loss",),
@@ -72,6 +76,53 @@ def make(run_id: str, tracking_uri: str | None = None, wait: bool = True) -> str
     return render(page_of(recorded, client.get_run(run_id)))
 
 
+def as_data(run_id: str, tracking_uri: str | None = None, since: int = 0) -> dict[str, Any]:
+    """Returns what the report says of a run, for programs.
+
+    Args:
+        run_id: the MLflow run.
+        tracking_uri: the run's store; default: MLflow's current tracking URI.
+        since: leaves out what was before this step.
+
+    Returns:
+        Facts, verdict, problems and tables; and the curves of the training as a whole, by panel and name: (step,
+        value), thinned with their extremes kept.
+
+    Raises:
+        ValueError: as `make` does.
+        mlflow.MlflowException: there is no such run.
+
+    Example:
+        >>> as_data(run_id, since=500)["curves"]["loss"]["loss of the step"][-1]
+        (1200, 0.31)
+    """
+    import mlflow
+
+    recorded, run = load_run(run_id, tracking_uri), mlflow.MlflowClient(tracking_uri).get_run(run_id)
+    problems = [one for one in recorded.problems if one.seen_from(since)]
+    panels = [one for section in training(recorded) for one in section.panels if isinstance(one, Panel)]
+    return {
+        "run_id": run_id,
+        "name": run.info.run_name,
+        "complete": recorded.complete,
+        "facts": _facts(recorded, run),
+        "verdict": _verdict(recorded, run)[0],
+        "problems": [dataclasses.asdict(one) for one in problems],
+        "tables": {table.title: {row[0]: row[1] for row in table.rows} for table in _tables(run)},
+        "curves": {
+            panel.key: {curve.name: found for curve in panel.curves if (found := _from(curve, since))}
+            for panel in panels
+        },
+        "not_finite": {panel.key: [step for step in panel.marks if step >= since] for panel in panels},
+    }
+
+
+def _from(curve: Curve, since: int) -> list[tuple[float, float]]:
+    points = np.array([point for point in curve.points if point[0] >= since]).reshape(-1, 2)
+    steps, values = thin(points[:, 0], points[:, 1], _POINTS)
+    return list(zip(steps.astype(int).tolist(), values.tolist(), strict=True))
+
+
 def page_of(recorded: RecordedRun, run: Any) -> Page:
     """What is on the page of a run.
 
@@ -82,7 +133,7 @@ def page_of(recorded: RecordedRun, run: Any) -> Page:
     sections = [*training(recorded), *layers(recorded)]
     keys = {panel.key for section in sections for panel in section.panels}
     findings = [_finding(problem, keys) for problem in recorded.problems]
-    verdict, good = _verdict(findings, run.data.tags.get(PROBLEMS_TAG), running=run.info.status == "RUNNING")
+    verdict, good = _verdict(recorded, run)
     return Page(
         title=run.info.run_name or run.info.run_id,
         facts=_facts(recorded, run),
@@ -146,13 +197,13 @@ def _finding(problem: Any, keys: set[str]) -> Finding:
     )  # fmt: skip
 
 
-def _verdict(findings: list[Finding], tag: str | None, running: bool) -> tuple[str, bool | None]:
-    if findings:
-        kinds = ", ".join(dict.fromkeys(finding.kind for finding in findings))
-        return f"{len(findings)} problem{'s' if len(findings) > 1 else ''} found: {kinds}.", False
-    if running:
+def _verdict(recorded: RecordedRun, run: Any) -> tuple[str, bool | None]:
+    if found := recorded.problems:
+        kinds = ", ".join(dict.fromkeys(one.kind for one in found))
+        return f"{len(found)} problem{'s' if len(found) > 1 else ''} found: {kinds}.", False
+    if run.info.status == "RUNNING":
         return "The training goes on; no problem was found so far.", None
-    if tag is not None:
+    if PROBLEMS_TAG in run.data.tags:
         return "No problems found.", True
     return "This run was not checked for problems.", None
 

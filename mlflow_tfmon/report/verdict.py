@@ -11,6 +11,7 @@ import numpy as np
 
 from mlflow_tfmon.detectors import Problem
 from mlflow_tfmon.detectors.learning import FEWEST_STEPS
+from mlflow_tfmon.errors import InputError
 from mlflow_tfmon.problems.failing import Failing
 from mlflow_tfmon.report.condition import Condition, Outcome
 from mlflow_tfmon.tags import DELIVERY_TAG
@@ -184,7 +185,7 @@ def check(
     from mlflow_tfmon.settings import Settings
 
     if baseline_id == run_id:
-        raise ValueError("the baseline is the run itself: give another run as the baseline.")
+        raise InputError("the baseline is the run itself: give another run as the baseline.")
     chosen = Settings.make().detectors
     recorded = load_run(run_id, tracking_uri)
     client = mlflow.MlflowClient(tracking_uri)

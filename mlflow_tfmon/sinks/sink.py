@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Problems, StreamOpened
+from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Problems, StreamOpened, System
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ class Sink:
             prefix: of the stream, as in `StreamOpened`.
             record: step, time and values.
         """
+
+    def system(self, record: System) -> None:
+        """Takes what the training takes of the machine, every 10 s."""
 
     def problems(self, record: Problems) -> None:
         """Takes the problems of the training as they stand; they take the place of those before."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_tfmon.sinks.sink import Sink, Target
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Problems, StreamOpened
+from mlflow_tfmon.stream.records import EpochEnded, Histograms, Logged, Problems, StreamOpened, System
 from mlflow_tfmon.uris import apart, in_a_line
 
 GROUP = "mlflow_tfmon.sinks"
@@ -169,6 +169,9 @@ class Sinks(Sink):
 
     def logged(self, prefix: str, record: Logged) -> None:
         self._take(lambda sink: sink.logged(prefix, record))
+
+    def system(self, record: System) -> None:
+        self._take(lambda sink: sink.system(record))
 
     def problems(self, record: Problems) -> None:
         self._take(lambda sink: sink.problems(record))

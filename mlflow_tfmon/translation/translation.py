@@ -288,6 +288,7 @@ class Translation:
 
     def _system(self, record: System) -> list[Point]:
         self.telemetry.system(record)
+        self.sinks.system(record)
         for name, value in record.values.items():
             self._curves.value(name, float(value), record.step, record.time, None)
         return []

@@ -222,4 +222,4 @@ def test_promotion_by_hand(runs: Runs, capsys: pytest.CaptureFixture[str]) -> No
             promote(weights.run_id, "champion", "digits", dry_run=dry_run)
     with pytest.raises(PromotionError, match="has no model"):
         promote(runs.client.create_run("0").info.run_id, name="digits")
-    assert cli.main(["promote", "0" * 32]) == 1
+    assert cli.main(["promote", "0" * 32]) == 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +19,8 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.cli import main
+from mlflow_tfmon.stream.records import Problems
+from tests.report import recordings
 
 EPOCHS, BATCH, ROWS = 12, 25, 200
 GOOD, BAD = "steady", "raised"
@@ -159,3 +165,31 @@ def test_without_the_sdk_one_line_says_how_to_get_it(
         out == ""
         and err == "mlflow-tfmon: mcp needs the MCP SDK, 2 or later: pip install 'mlflow-tfmon[mcp]'.\n"
     )
+
+
+@pytest.mark.slow
+def test_mlflows_own_assistant_finds_the_diagnosis_by_the_commands_that_it_is_told(
+    store: str, home: Path, tmp_path: Path
+) -> None:
+    prompts = pytest.importorskip("mlflow.assistant.providers.prompts")
+    problem = {
+        "kind": "dead_relu", "severity": "critical", "first_step": 40, "variables": [], "evidence": "All are 0.",
+        "advice": "Lower the rate.",
+    }  # fmt: skip
+    records = [*recordings.training(400), Problems(400, recordings.recordings.BEGUN + 4, (problem,))]
+    run_id = recordings.delivered(store, home, *records)
+    instructions = inspect.getsource(prompts)
+    told = {}
+    for what in ("runs describe", "artifacts list", "artifacts download"):
+        (command,) = set(re.findall(rf"^(mlflow {what} --run-id <RUN_ID>.*)$", instructions, re.MULTILINE))
+        command = command.replace("<RUN_ID>", run_id).replace("<PATH>", "tfmon/diagnosis.md")
+        if what == "artifacts list":
+            command += " --artifact-path tfmon"
+        told[what] = subprocess.run(
+            [sys.executable, "-m", *command.split()], env={**os.environ, "MLFLOW_TRACKING_URI": store},
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+        ).stdout  # fmt: skip
+    assert "dead_relu" in told["runs describe"]
+    assert "tfmon/diagnosis.md" in told["artifacts list"]
+    path = told["artifacts download"].strip().splitlines()[-1]
+    assert "Lower the rate." in Path(path).read_text("utf-8")

@@ -169,7 +169,7 @@ def test_what_was_lost_before_a_flush_is_not_forgotten_after_it(store: str, home
 
 
 def test_a_wrong_run_is_told_in_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sync", "nosuchrun"]) == 1
+    assert main(["sync", "nosuchrun"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "there is no run 'nosuchrun' waiting here" in line
 

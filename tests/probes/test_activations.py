@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import keras
 import mlflow
@@ -12,7 +13,9 @@ import pytest
 import tensorflow as tf
 
 import mlflow_tfmon
+from mlflow_tfmon.probes import batches
 from tests import trainings
+from tests.report import recordings
 
 pytestmark = pytest.mark.usefixtures("fresh")
 ROWS = 48
@@ -41,6 +44,34 @@ def expect(row: Any, values: np.ndarray, saturated: np.ndarray | None = None) ->
     np.testing.assert_allclose(row.zero_fraction, (units == 0).mean(), atol=1e-6)
     np.testing.assert_allclose(row.dead_fraction, (units == 0).all(axis=0).mean(), atol=1e-6)
     np.testing.assert_allclose(row.saturated_fraction, np.nan if saturated is None else saturated.mean())
+
+
+def test_an_epoch_that_is_over_at_the_first_look_at_its_batches_has_them_too() -> None:
+    """More batches are held from that look on, at first empty ones."""
+
+    class Ring:
+        thread = -1
+
+    ring = cast(Any, Ring())
+    ring.held, ring.batch = {}, batches.Held((tf.zeros([0, 0], tf.float64),), tf.float64)
+
+    @tf.function
+    def step(number: tf.Tensor) -> None:
+        ring.batch.put(number, (tf.fill([4, 2], number),))
+
+    for number in range(1, 46):
+        step(tf.constant(number, tf.float64))
+    batches.glance(ring, 45, follow=True)
+    rows, inputs = batches.kept(ring)
+    assert rows == 4 and inputs.numpy().tolist() == [[45.0] * 2] * 4
+    assert ring.batch.depth > 45
+
+
+def test_where_nothing_was_recorded_the_table_has_its_columns(store: str, home: Path) -> None:
+    without = recordings.delivered(store, home, *recordings.training(8, epochs=0))
+    with_some = recordings.delivered(store, home, *recordings.training(8, epochs=1))
+    empty, found = (mlflow_tfmon.load_run(one).activations for one in (without, with_some))
+    assert list(empty) == list(found) and (len(empty), len(found)) == (0, 3)
 
 
 def test_dense_layers_agree_with_numpy_at_each_epoch() -> None:

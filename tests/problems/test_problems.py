@@ -179,7 +179,7 @@ def test_a_problem_is_in_the_run_and_is_found_again(
     assert main(["diagnose", run_id, "--since", "1"]) == 0 and "poor_init" in capsys.readouterr().out
     assert main(["diagnose", run_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["kind"] in _tags(run_id)["tfmon.problems"]
-    assert main(["diagnose", "no-such-run"]) == 1
+    assert main(["diagnose", "no-such-run"]) == 2
     fails = {"critical": 1, "warning": 1, "poor_initialization, overfitting": 1, "retracing": 0}
     assert {what: main(["diagnose", run_id, "--fail-on", what]) for what in fails} == fails
     capsys.readouterr()

@@ -9,6 +9,8 @@ from mlflow import MlflowClient
 
 from mlflow_tfmon import cli
 from mlflow_tfmon.reading.reference import Named, choose, find_run
+from mlflow_tfmon.stream.continuation import Past, PastStream
+from mlflow_tfmon.tags import REACHED_TAG
 
 AMONG = [
     Named("aa1", "one", 1.0),
@@ -91,7 +93,7 @@ def test_every_command_takes_any_of_them_and_tells_in_a_line_what_it_cannot_find
 ):
     monkeypatch.chdir(tmp_path)
     more = ["logs"] if command == ["export-tensorboard"] else []
-    assert cli.main([*command, "nobody", *more]) == 1
+    assert cli.main([*command, "nobody", *more]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "there is no run 'nobody' in sqlite:///" in err
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -100,7 +102,7 @@ def test_every_command_takes_any_of_them_and_tells_in_a_line_what_it_cannot_find
     assert cli.main([*command, "nobody", *more, "--tracking-uri", uri]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "does not answer" in err and "secret" not in err
-    assert cli.main([*command, "nobody", *more, "--tracking-uri", "sqlite:///nowhere.db"]) == 1
+    assert cli.main([*command, "nobody", *more, "--tracking-uri", "sqlite:///nowhere.db"]) == 2
     assert "there is no database" in capsys.readouterr().err and not (tmp_path / "nowhere.db").exists()
 
 
@@ -116,7 +118,7 @@ def test_the_list_of_runs(run_ids, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["RUN", run_ids[1][:8]]
     assert cli.main(["runs", "--experiment", "Default"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert cli.main(["runs", "--experiment", "none such"]) == 1
+    assert cli.main(["runs", "--experiment", "none such"]) == 2
     assert "there is no experiment 'none such'" in capsys.readouterr().err
 
 
@@ -131,12 +133,30 @@ def test_the_list_of_runs_as_json(run_ids, client, capsys):
     assert second["problems"] == ["nan_or_inf", "overfitting"] and undiagnosed["problems"] is None
 
 
+def test_the_list_of_runs_that_have_come_to_a_step(run_ids, client, capsys):
+    for run_id, steps in zip(run_ids, (120, 4000), strict=False):
+        streams = tuple(PastStream(at, "", "", "", steps // (at + 1), "") for at in range(2))
+        client.set_tag(run_id, REACHED_TAG, json.dumps(Past(streams).as_dict()))
+
+    def listed(since):
+        assert cli.main(["runs", "--json", "--since", since]) == 0
+        return {one["run_id"]: one["step"] for one in json.loads(capsys.readouterr().out)}
+
+    first, second, *_ = run_ids
+    assert listed("0") == listed("120") == {second: 4000, first: 120}
+    assert listed("121") == {second: 4000} and listed("4001") == {}
+    assert cli.main(["runs", "--since", "4001", "--limit", "1"]) == 0
+    assert capsys.readouterr().out == "No monitored run has come to step 4,001.\n"
+    assert cli.main(["runs", "--since", "100", "--limit", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_a_store_without_watched_runs(client, capsys):
     assert cli.main(["runs", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     assert cli.main(["runs"]) == 0
     assert "mlflow-tfmon run SCRIPT" in capsys.readouterr().out
-    assert cli.main(["report", "latest"]) == 1
+    assert cli.main(["report", "latest"]) == 2
     assert "there is no watched run" in capsys.readouterr().err
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +25,7 @@ from mlflow_tfmon.report.verdict import Baseline, Verdict
 from mlflow_tfmon.stream.records import EpochEnded, Facts, Record, Steps
 from tests.report import recordings
 
+ROOT = Path(__file__).parents[2]
 STEPS = 400
 NAN = float("nan")
 CAUSE = Problem("learning_rate_too_high", "critical", 0, (), "Steps of 490%.", "Lower it to 0.0006.")
@@ -378,3 +381,23 @@ def test_each_wrong_input_ends_with_2_and_one_line_that_says_what_to_do(
         assert cli.main(["check", *arguments]) == 2, arguments
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and err.startswith("mlflow-tfmon: ") and said in err, (arguments, err)
+
+
+@pytest.mark.thorough
+def test_the_benchmark_counts_what_the_command_fails(tmp_path: Path) -> None:
+    """Of two trainings of which one fails; `aside`, the held-out ones, takes long."""
+    command = [sys.executable, "-m", "benchmarks.detection", "seen", "--only", "mlp logits", "--keep"]
+    done = subprocess.run(
+        [*command, str(tmp_path), "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {line[:42].strip(): line[42:].split() for line in done.stdout.splitlines()}
+    for what in ("critical", "warning"):
+        assert rows[f"mlflow-tfmon check --fail-on {what}"] == ["1", "of", "1", "0", "of", "1", "0"], (
+            done.stdout
+        )

@@ -97,6 +97,10 @@ def test_what_differs_as_json(
     assert found["metrics"]["loss"] == [0.4, 0.4] and found["best"] == {"best/val_loss": [1.5, None]}
     (parted,) = found["partings"]
     assert (parted["step"], parted["variable"], parted["compared"]) == (120, recordings.KERNELS[1], 400)
+    assert cli.main(["compare", original, other, "--json", "--since", "200"]) == 0
+    (parted,) = json.loads(capsys.readouterr().out)["partings"]
+    assert (parted["step"], parted["compared"]) == (200, 201)
+    assert "other diverges from original at step 390" in compare([original, other], since=390)
     assert not (home / "comparison.html").exists()
     assert cli.main(["compare", original, other, "--json", "--log-to", other]) == 2
     err = capsys.readouterr().err

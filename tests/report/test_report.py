@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from mlflow_tfmon.report.histograms import over_time, rebinned
 from mlflow_tfmon.report.page import Page, as_json, render
 from mlflow_tfmon.report.panels import Curve, needs_log
 from mlflow_tfmon.report.thin import Buckets, thin
-from mlflow_tfmon.stream.records import Facts, System
+from mlflow_tfmon.stream.records import Facts, Problems, System
 from tests.report import recordings
 
 
@@ -124,6 +126,40 @@ def test_what_it_tells_is_what_was_recorded(store: str, home: Path, tmp_path: Pa
     output = tmp_path / "out.html"
     assert cli.main(["report", run_id, "--output", str(output)]) == 0
     assert data_of(output.read_text("utf-8"))["panels"] == data_of(page)["panels"]
+
+
+def test_it_is_there_for_programs_too_from_a_step_on(
+    store: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan = Problem("nan_or_inf", "critical", 1900, (), "The loss is NaN.", "Clip gradients.", 1950)
+    records = [
+        *recordings.training(2000, nan_at=1900),
+        Problems(2000, time.time(), (dataclasses.asdict(nan),)),
+    ]
+    run_id = recordings.delivered(store, home, *records, name="one")
+
+    def told(*arguments: str) -> Any:
+        assert cli.main(["report", run_id, "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    whole, late = told(), told("--since", "1500")
+    run = load_run(run_id)
+    assert (whole["run_id"], whole["name"], whole["complete"]) == (run_id, "one", True)
+    assert [Problem.from_dict(one) for one in whole["problems"]] == run.problems == [nan]
+    assert whole["verdict"] in making.make(run_id) and whole["tables"]["Settings"] == {"opt_name": "adam"}
+    for found, since in ((whole, 1), (late, 1500)):
+        points = np.array(found["curves"]["loss"]["loss of the step"])
+        assert len(points) <= 100 and points[0, 0] >= since and points[-1, 0] == 1899
+        np.testing.assert_allclose(points[:, 1], run.steps.loss[points[:, 0]], rtol=1e-4)
+    assert max(value for _, value in whole["curves"]["loss"]["loss of the step"]) == 50
+    ends = [step for step, _ in whole["curves"]["loss"]["val_loss"]]
+    assert [step for step, _ in late["curves"]["loss"]["val_loss"]] == [one for one in ends if one >= 1500]
+    assert late["not_finite"]["loss"][0] == 1900 and late["problems"] == whole["problems"]
+    after = told("--since", "1951")
+    assert after["problems"] == after["not_finite"]["gradient"] == [] and after["curves"]["loss"] != {}
+    output = tmp_path / "report.json"
+    assert cli.main(["report", run_id, "--json", "--output", str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}\n" and json.loads(output.read_text()) == whole
 
 
 def test_nothing_in_it_can_do_anything(store: str, home: Path) -> None:
@@ -231,7 +267,7 @@ def test_a_run_that_has_next_to_nothing(store: str, home: Path) -> None:
     unwatched = mlflow.MlflowClient().create_run("0").info.run_id
     with pytest.raises(ValueError, match="not monitored"):
         making.make(unwatched)
-    assert cli.main(["report", unwatched]) == 1
+    assert cli.main(["report", unwatched]) == 2
 
 
 def test_a_log_scale_is_for_what_needs_it() -> None:

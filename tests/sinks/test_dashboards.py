@@ -27,7 +27,7 @@ from mlflow_tfmon.journal.journal import Journal
 from mlflow_tfmon.sinks.figures import FIGURES, RUN, Figures
 from mlflow_tfmon.sinks.sink import Target
 from mlflow_tfmon.stream.block import Block
-from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, RunEnded
+from mlflow_tfmon.stream.records import EpochEnded, Flushed, Problems, RunEnded, System
 from tests.delivery.recordings import BEGUN, blocks, deliver, layout, started, values
 
 ROWS = 200
@@ -38,6 +38,13 @@ PROBLEM = {
     "variables": [],
     "evidence": "",
     "advice": "",
+}
+MACHINE = {
+    "process_cpu_percent": 150.0,
+    "process_memory_mb": 900.0,
+    "memory_free_mb": 4000.0,
+    "gpu_percent": 87.5,
+    "gpu_memory_mb": 12_000.0,
 }
 Found = dict[tuple[str, frozenset[tuple[str, str]]], float]  # by name and labels
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
@@ -60,6 +67,7 @@ def training(store: str, home: Path) -> Iterator[Any]:
         journal.append(
             [
                 started(store, None, sinks=sinks), layout(), *blocks(values(ROWS)), epoch,
+                System(ROWS, BEGUN + 3, {f"system/{name}": one for name, one in MACHINE.items()}),
                 Problems(ROWS, BEGUN + 3, (PROBLEM,)), Flushed(BEGUN + 4),
             ]
         )  # fmt: skip
@@ -101,6 +109,7 @@ def check(found: Found, run_id: str) -> None:
     assert value("epoch_metric", stream="", metric="val_loss") == 0.75
     assert (value("problems", severity="critical"), value("problems", severity="warning")) == (1, 0)
     assert value("problem_first_step", kind="dead_relu", severity="critical") == 40
+    assert {name: value(name) for name in MACHINE} == MACHINE
     assert value("delivery_lag_seconds") == 0
     assert {name for name, _ in found} == set(FIGURES)
 
@@ -253,6 +262,25 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
     assert set(re.findall(r"`tfmon_(\w+)`", page)) == set(FIGURES)
 
 
+def in_a_browser(path: str, prometheus: str, queries: list[str]) -> dict[str, str]:
+    """What Prometheus's own page shows a person for each query (that of Debian's package, 2.42)."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found: dict[str, str] = {}
+    with playwright.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_page()
+        while some := queries[len(found) :][:8]:  # it shows ten at most
+            asked = "&".join(
+                f"g{at}.expr={urllib.parse.quote(one)}&g{at}.tab=1" for at, one in enumerate(some)
+            )
+            page.goto(f"{prometheus}/classic/graph?{asked}")
+            page.wait_for_function(
+                "many => [...document.querySelectorAll('.console tbody')].filter((o) => o.innerText).length == many",
+                arg=len(some),
+            )
+            found |= dict(zip(some, page.locator(".console tbody").all_inner_texts(), strict=True))
+    return found
+
+
 @pytest.mark.thorough
 @pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs Prometheus (Debian's package prometheus)"
@@ -260,6 +288,14 @@ def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
 def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
     training: Any, tmp_path: Path
 ) -> None:
+    parts = re.findall(
+        r"^```yaml\n# (\S+)\n(.*?)^```$", DASHBOARD.with_name("dashboards.md").read_text(), re.M | re.S
+    )
+    for name, text in parts:
+        (tmp_path / name).write_text(text)
+        check = ["promtool", "check", "rules" if name == "Alerts" else "config", str(tmp_path / name)]
+        assert subprocess.run(check, capture_output=True).returncode == 0, text
+    assert [name for name, _ in parts] == ["prometheus.yml", "Alerts"]
     port, own = free_port(), free_port()
     run_id = training(f"prometheus:{port}")
     (tmp_path / "prometheus.yml").write_text(
@@ -290,9 +326,17 @@ def test_prometheus_itself_scrapes_and_the_dashboard_s_queries_have_answers(
             except OSError:
                 continue
         assert result and float(result[0]["value"][1]) == ROWS
-        for panel in json.loads(DASHBOARD.read_text())["panels"]:
-            query = panel["targets"][0]["expr"].replace("$run", ".*")
+        panels = json.loads(DASHBOARD.read_text())["panels"]
+        queries = [one["expr"].replace("$run", ".*") for panel in panels for one in panel["targets"]]
+        for query in queries:
             assert ask(query), query
+        if path := shutil.which("chromium"):
+            shown = in_a_browser(path, f"http://127.0.0.1:{own}", queries)
+            (loss,) = (text for query, text in shown.items() if "tfmon_loss" in query)
+            assert run_id in loss and float(loss.split()[-1]) == values(ROWS)[-1, 4]
+            for name, value in MACHINE.items():
+                found = [float(text.split()[-1]) for query, text in shown.items() if f"_{name}" in query]
+                assert found == [value] * ("free" not in name), (name, shown)
     finally:
         server.terminate()
         server.wait(30)
