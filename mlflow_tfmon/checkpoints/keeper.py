@@ -183,7 +183,7 @@ class Keeper:
     def _state(self, now: Moment, snapshot: Snapshot) -> State | None:
         """Returns the state needed to resume from here.
 
-        Keras 2 saves the optimizer that a model is compiled with, and no other, nor a `legacy` one (tf_keras 2.16 to 2.21).
+        Keras 2 saves the optimizer that a model is compiled with, no other, and no `legacy` one (2.16 to 2.21).
         """
         if now.around is None:
             return None

@@ -240,7 +240,9 @@ class Callbacks:
     @property
     def ended(self) -> bool:
         """Whether a callback had ended the training, and would again: it was interrupted after its last epoch."""
-        stopping = [one for one in self._callbacks if isinstance(one, kerases.every("callbacks.EarlyStopping"))]
+        stopping = [
+            one for one in self._callbacks if isinstance(one, kerases.every("callbacks.EarlyStopping"))
+        ]
         return any(one.stopped_epoch > 0 and one.wait >= one.patience for one in stopping)
 
 

@@ -136,12 +136,14 @@ def made(folder: Path, epochs: float) -> None:
 
 def kill_delivery(folder: Path) -> None:
     """All delivery processes of recordings below a folder."""
-    found = []
-    for process in psutil.process_iter():
+
+    def is_one(process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
-            if any("mlflow_tfmon.delivery" in part for part in process.cmdline()):
-                if process.environ().get("MLFLOW_TFMON_HOME", "").startswith(str(folder)):
-                    found.append(process)
+            home = process.environ().get("MLFLOW_TFMON_HOME", "")
+            return home.startswith(str(folder)) and "mlflow_tfmon.delivery" in " ".join(process.cmdline())
+        return False
+
+    found = [process for process in psutil.process_iter() if is_one(process)]
     assert found
     for process in found:
         process.kill()
