@@ -207,7 +207,7 @@ class Checkpoint:
             states.assign(variable, self.state.arrays[name])
         except Exception as error:  # TensorFlow's error for invalid contents
             raise self._error(
-                f"it has no {name} for {variable.path} ({in_a_line(error)}); train from scratch without resume"
+                f"it has no {name} for {states.named(variable)} ({in_a_line(error)}); train from scratch without resume"
             ) from error
 
     def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:

@@ -110,9 +110,12 @@ def of_snapshot(snapshot: Snapshot) -> State:
 
 def shapes(variables: Sequence[Any]) -> _Shapes:
     """Returns the names and shapes of variables, to report differences."""
-    return [
-        (str(getattr(one, "path", one.name)), tuple(int(size) for size in one.shape)) for one in variables
-    ]
+    return [(named(one), tuple(int(size) for size in one.shape)) for one in variables]
+
+
+def named(variable: Any) -> str:
+    """Returns the path of a variable, or in Keras 2 its name."""
+    return str(getattr(variable, "path", variable.name))
 
 
 def unsaved(model: Any) -> list[Any]:
@@ -135,10 +138,10 @@ def assign(variable: Any, array: np.ndarray) -> None:
     """
     tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers cannot be resumed from")
     if tensor_proto is None:
-        raise ValueError(f"the size of the value of {variable.path} cannot be determined")
+        raise ValueError(f"the size of the value of {named(variable)} cannot be determined")
     told = tensor_proto.FromString(array.tobytes())
     if [one.size for one in told.tensor_shape.dim] != [int(size) for size in variable.shape]:
-        raise ValueError(f"the checkpoint has no value for {variable.path}")
+        raise ValueError(f"the checkpoint has no value for {named(variable)}")
     variable.assign(tf.io.parse_tensor(array.tobytes(), tf.as_dtype(variable.dtype)))
 
 
