@@ -48,8 +48,10 @@ def fit(config: dict[str, Any]) -> None:
             self.model.reset_metrics()  # so that the loss in the logs is the step's own
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            # Each worker knows the mean of the whole batch; in the logs Keras 2 sums what all of them know (2.21).
+            loss = logs["loss"] / strategy.num_replicas_in_sync
             with Path(config["folder"], f"steps{rank}.txt").open("a") as file:
-                file.write(f"{int(self.model.optimizer.iterations.numpy())} {logs['loss']!r}\n")
+                file.write(f"{int(self.model.optimizer.iterations.numpy())} {loss!r}\n")
             time.sleep(float(os.environ["PAUSE"]))
 
     net.fit(data.batch(BATCH).repeat().with_options(options), epochs=EPOCHS, steps_per_epoch=STEPS, verbose=0,
