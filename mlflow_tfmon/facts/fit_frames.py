@@ -82,8 +82,9 @@ def pass_epochs(epochs: int) -> None:
 
     A dataset that shuffles anew each time counts its iterators; Keras 3 makes two an epoch, Keras 2 one (2.16 to 2.21).
     """
-    iterator, handler = next(_locals("epoch_iterator"), None), next(_locals("data_handler"), None)
-    adapter = getattr(handler, "_adapter", None)
+    iterator: Any = next(_locals("epoch_iterator"), None)
+    handler: Any = next(_locals("data_handler"), None)
+    adapter: Any = getattr(handler, "_adapter", None)
     dataset = getattr(iterator, "_distributed_dataset", None)
     if dataset is not None and getattr(iterator, "steps_per_epoch", None) is None:
         for _ in range(2 * epochs):
