@@ -122,6 +122,8 @@ def test_watching_changes_nothing(loop: str) -> None:
 
 
 def test_what_mlflow_records_of_a_fit_is_recorded() -> None:
+    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, mlflow_names=True)
+
     def train() -> tuple[Any, Any]:
         stop = tf_keras.callbacks.EarlyStopping("loss", patience=1, min_delta=10.0, restore_best_weights=True)
         x, y = trainings.data(20)
