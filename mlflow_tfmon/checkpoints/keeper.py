@@ -188,7 +188,7 @@ class Keeper:
         if now.around is None:
             return None
         new = kerases.every("optimizers.Optimizer")
-        if snapshot.live and (now.others or not isinstance(now.model.optimizer, new)):
+        if snapshot.live and (now.others or not isinstance(getattr(now.model, "optimizer", None), new)):
             return None
         state, around = of_snapshot(snapshot), now.around()
         standing = {"best": self.best.state(), "prefix": self._prefix}

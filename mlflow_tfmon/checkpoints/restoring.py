@@ -130,7 +130,7 @@ class Checkpoint:
         self._compare("model", about["weights"], model.weights)
         with model.distribute_strategy.scope():
             if about["optimizer"]:
-                if not isinstance(model.optimizer, kerases.every("optimizers.Optimizer")):
+                if not isinstance(getattr(model, "optimizer", None), kerases.every("optimizers.Optimizer")):
                     raise self._error(
                         "the model is not compiled, or with a legacy optimizer; call compile first, as in the original "
                         "training"

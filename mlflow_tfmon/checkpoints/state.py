@@ -126,7 +126,7 @@ def unsaved(model: Any) -> list[Any]:
     if isinstance(model, keras.Model):
         weights = {id(one) for one in model.weights}
         return [one for one in model.variables if id(one) not in weights]
-    rate = getattr(model.optimizer, "learning_rate", None)
+    rate = getattr(getattr(model, "optimizer", None), "learning_rate", None)
     return [rate] if isinstance(rate, tf.Variable) else []
 
 
