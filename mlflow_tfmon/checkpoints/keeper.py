@@ -181,8 +181,14 @@ class Keeper:
             self._patience_until = ended + (ended - began) * (1 / SHARE - 1)
 
     def _state(self, now: Moment, snapshot: Snapshot) -> State | None:
-        """Returns the state needed to resume from here; a model of Keras 2 has no snapshot apart from the live one."""
-        if now.around is None or snapshot.live:
+        """Returns the state needed to resume from here.
+
+        Keras 2 saves the optimizer that a model is compiled with, no other, and no `legacy` one (2.16 to 2.21).
+        """
+        if now.around is None:
+            return None
+        new = kerases.every("optimizers.Optimizer")
+        if snapshot.live and (now.others or not isinstance(getattr(now.model, "optimizer", None), new)):
             return None
         state, around = of_snapshot(snapshot), now.around()
         standing = {"best": self.best.state(), "prefix": self._prefix}

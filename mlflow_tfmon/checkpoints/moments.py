@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import keras
-
+from mlflow_tfmon import kerases
 from mlflow_tfmon.checkpoints.state import Callbacks, State, chance
 from mlflow_tfmon.facts import model_order
 from mlflow_tfmon.facts.arguments import FitArguments
@@ -50,12 +49,13 @@ class Moment:
 
 
 def others(model: Any, given: Sequence[Any], rings: Sequence[Ring]) -> tuple[Any, ...]:
-    """Returns the Keras 3 optimizers of a training besides the compiled one: those passed, else those seen."""
+    """Returns the optimizers of a training besides the compiled one: those passed, else those seen."""
     found = given or [ring.optimizer() for ring in rings]
     own = getattr(model, "optimizer", None)
     # Keras's LossScaleOptimizer wraps one, its MultiOptimizer several.
     mine = (own, getattr(own, "inner_optimizer", None), *getattr(own, "optimizers", ()))
-    keep = [one for one in found if isinstance(one, keras.optimizers.Optimizer) and one.built]
+    of_keras = kerases.every("optimizers.Optimizer")
+    keep = [one for one in found if isinstance(one, of_keras) and getattr(one, "built", True)]
     return tuple({id(one): one for one in keep if not any(one is other for other in mine)}.values())
 
 

@@ -205,6 +205,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 _MAYBE: dict[str, Callable[[Any], bool]] = {
     "began_with": _is_whole,
     "fits": _is_whole,
+    "keras": _is_text,
     "place": _is_whole,
     "process": _is_text,
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from mlflow_tfmon import temporary
+from mlflow_tfmon import kerases, temporary
 from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints import state as states
 from mlflow_tfmon.checkpoints.folder import WEIGHTS
@@ -77,13 +77,17 @@ class Checkpoint:
 
     def is_of(self, model: Any) -> bool:
         """Whether a model looks like the saved one."""
-        if not isinstance(model, keras.Model):
+        if not self._is_of_its_keras(model):
             return False
         if not model.built:
             return any(stream["model"] == model.name for stream in self.state.about["past"]["streams"])
         return [tuple(shape) for _, shape in self.state.about["weights"]] == [
-            one.shape for one in model.weights
+            tuple(one.shape) for one in model.weights
         ]
+
+    def _is_of_its_keras(self, model: Any) -> bool:
+        made_with = self.state.about.get("keras", "keras")
+        return isinstance(model, kerases.every("Model")) and kerases.of(model).__name__ == made_with
 
     def run(self, thread: int | None, stay_active: bool) -> runs.Run:
         """Reopens and returns the run; arguments and errors as in `runs.again`."""
@@ -113,18 +117,23 @@ class Checkpoint:
             SettingError: they differ from the saved ones.
         """
         about = self.state.about
-        if not isinstance(model, keras.Model):
+        if not self._is_of_its_keras(model):
             raise self._error(
-                "only models of Keras 3 can resume from a checkpoint; train from scratch without resume"
+                "the model is not one of the Keras (3, or 2) that the checkpoint was made with; build it as before, "
+                "or train from scratch without resume"
             )
-        if not model.built and len(model.weights) != len(about["weights"]):
+        # Of one that is not built, Keras 2 does not say which weights it has.
+        if not model.built and (
+            not isinstance(model, keras.Model) or len(model.weights) != len(about["weights"])
+        ):
             raise self._error("the model is not built; give it an Input, or call it once")
         self._compare("model", about["weights"], model.weights)
         with model.distribute_strategy.scope():
             if about["optimizer"]:
-                if getattr(model, "optimizer", None) is None:
+                if not isinstance(getattr(model, "optimizer", None), kerases.every("optimizers.Optimizer")):
                     raise self._error(
-                        "the model is not compiled; call compile first, as in the original training"
+                        "the model is not compiled, or with a legacy optimizer; call compile first, as in the original "
+                        "training"
                     )
                 _build(model.optimizer, model.trainable_variables, len(about["optimizer"]))
                 self._compare("optimizer", about["optimizer"], model.optimizer.variables)
@@ -135,7 +144,7 @@ class Checkpoint:
                     f"{len(optimizers)} were passed; pass them to Monitor(model, optimizer=...), several as a list"
                 )
             self._load_weights(model)
-            for at, variable in enumerate(states.seeds(model)):
+            for at, variable in enumerate(states.unsaved(model)):
                 if f"seed/{at}" in self.state.arrays:
                     self._assign(variable, f"seed/{at}")
             for number, (optimizer, told) in enumerate(zip(optimizers, about["optimizers"], strict=True)):
@@ -198,7 +207,7 @@ class Checkpoint:
             states.assign(variable, self.state.arrays[name])
         except Exception as error:  # TensorFlow's error for invalid contents
             raise self._error(
-                f"it has no {name} for {variable.path} ({in_a_line(error)}); train from scratch without resume"
+                f"it has no {name} for {states.named(variable)} ({in_a_line(error)}); train from scratch without resume"
             ) from error
 
     def _compare(self, what: str, saved: Sequence[Sequence[Any]], variables: Sequence[Any]) -> None:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mlflow_tfmon import kerases
 from mlflow_tfmon.checkpoints import reading
 from mlflow_tfmon.checkpoints.snapshot import Snapshot
 from mlflow_tfmon.errors import logger
@@ -24,11 +25,11 @@ from mlflow_tfmon.reading.arrays import read_arrays
 FOLDER, FORMAT = "tfmon", 1  # of the checkpoint's files
 _FILE, _ARRAYS = "resume.json", "resume.npz"
 _TENSOR_PROTO = "tensorflow.core.framework.tensor_pb2.TensorProto"
-# State of Keras's own callbacks (3.7 to 3.15): none of it is a path or an option.
+# State of Keras's own callbacks (3.7 to 3.15, 2.16 to 2.21): none of it is a path or an option.
 _OF_KERAS = frozenset(
     ("wait", "stopped_epoch", "best", "best_epoch", "best_weights", "cooldown_counter", "_current_epoch",
      "_batches_seen_since_last_saving", "_last_batch_seen", "_total_batches_seen",
-     "_global_train_batch", "_global_test_batch", "_ema_weights_in_model")
+     "epochs_since_last_save", "_global_train_batch", "_global_test_batch", "_ema_weights_in_model")
 )  # fmt: skip
 _NO_SEEDS = "Keras's own random numbers are not part of checkpoints"
 _Shapes = list[tuple[str, tuple[int, ...]]]
@@ -42,6 +43,7 @@ class State:
         about: what JSON can hold: "epoch" (its number in the run), "step", "first_epoch" (the run's number of the
             training's epoch 0), "began_with" (the number that the training gave its first one), "fits" (how many the
             model had had before), "place" (how many other models had been trained before) in which "process",
+            "keras" (the name of its Keras, if it is not Keras 3),
             "within" (whether the epoch goes on), "past" (`stream.continuation.Past`), "streams" (which of the model's
             trainable variables each trains), "prefix", "best", "callbacks", "random", and the shapes of "weights",
             "optimizer" and "optimizers".
@@ -79,14 +81,18 @@ class State:
 def of_snapshot(snapshot: Snapshot) -> State:
     """Returns the part of the state in variables that the model's own file lacks.
 
-    These are the seed counters of its random layers (dropout), and the optimizers that it was not compiled with.
+    These are what Keras does not save (`unsaved`), and the optimizers that it was not compiled with.
     """
     values = {
         id(variable): value for variable, value in zip(snapshot.variables, snapshot.values, strict=True)
     }
     model, optimizer = snapshot.model, getattr(snapshot.model, "optimizer", None)
     trained = {id(variable): at for at, variable in enumerate(model.trainable_variables)}
-    arrays = {f"seed/{at}": values[id(one)] for at, one in enumerate(seeds(model)) if id(one) in values}
+    arrays = {
+        f"seed/{at}": values[id(one)] if id(one) in values else tf.convert_to_tensor(one)
+        for at, one in enumerate(unsaved(model))
+        if id(one) in values or snapshot.live
+    }
     others = []
     for number, other in enumerate(snapshot.others):
         of = [trained[id(one)] for one in other._trainable_variables if id(one) in trained]
@@ -94,6 +100,7 @@ def of_snapshot(snapshot: Snapshot) -> State:
         others.append({"of": of, "shapes": shapes(other.variables), "name": name})
         arrays |= {f"optimizer/{number}/{at}": values[id(one)] for at, one in enumerate(other.variables)}
     about = {
+        "keras": kerases.of(model).__name__,
         "weights": shapes(model.weights),
         "optimizer": shapes(optimizer.variables) if optimizer is not None else [],
         "optimizers": others,
@@ -103,13 +110,24 @@ def of_snapshot(snapshot: Snapshot) -> State:
 
 def shapes(variables: Sequence[Any]) -> _Shapes:
     """Returns the names and shapes of variables, to report differences."""
-    return [(str(one.path), tuple(int(size) for size in one.shape)) for one in variables]
+    return [(named(one), tuple(int(size) for size in one.shape)) for one in variables]
 
 
-def seeds(model: Any) -> list[Any]:
-    """Returns the seed counters of a model's random layers, in order: Keras does not save them (3.7 to 3.15)."""
-    weights = {id(one) for one in model.weights}
-    return [one for one in model.variables if id(one) not in weights]
+def named(variable: Any) -> str:
+    """Returns the path of a variable, or in Keras 2 its name."""
+    return str(getattr(variable, "path", variable.name))
+
+
+def unsaved(model: Any) -> list[Any]:
+    """Returns the variables that Keras does not save with a model, in order.
+
+    These are the seed counters of random layers (Keras 3.7 to 3.15), and Keras 2's learning rate (2.16 to 2.21).
+    """
+    if isinstance(model, keras.Model):
+        weights = {id(one) for one in model.weights}
+        return [one for one in model.variables if id(one) not in weights]
+    rate = getattr(getattr(model, "optimizer", None), "learning_rate", None)
+    return [rate] if isinstance(rate, tf.Variable) else []
 
 
 def assign(variable: Any, array: np.ndarray) -> None:
@@ -120,10 +138,10 @@ def assign(variable: Any, array: np.ndarray) -> None:
     """
     tensor_proto = internal(_TENSOR_PROTO, None, "a checkpoint with other optimizers cannot be resumed from")
     if tensor_proto is None:
-        raise ValueError(f"the size of the value of {variable.path} cannot be determined")
+        raise ValueError(f"the size of the value of {named(variable)} cannot be determined")
     told = tensor_proto.FromString(array.tobytes())
     if [one.size for one in told.tensor_shape.dim] != [int(size) for size in variable.shape]:
-        raise ValueError(f"the checkpoint has no value for {variable.path}")
+        raise ValueError(f"the checkpoint has no value for {named(variable)}")
     variable.assign(tf.io.parse_tensor(array.tobytes(), tf.as_dtype(variable.dtype)))
 
 
@@ -173,7 +191,7 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
-        self._callbacks = [one for one in callbacks if isinstance(one, keras.callbacks.Callback)]
+        self._callbacks = [one for one in callbacks if isinstance(one, kerases.every("callbacks.Callback"))]
         self._begin = [dict(vars(one)) for one in self._callbacks]
 
     def state(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
@@ -225,13 +243,15 @@ class Callbacks:
     @property
     def ended(self) -> bool:
         """Whether a callback had ended the training, and would again: it was interrupted after its last epoch."""
-        stopping = [one for one in self._callbacks if isinstance(one, keras.callbacks.EarlyStopping)]
+        stopping = [
+            one for one in self._callbacks if isinstance(one, kerases.every("callbacks.EarlyStopping"))
+        ]
         return any(one.stopped_epoch > 0 and one.wait >= one.patience for one in stopping)
 
 
 def _may_change(callback: Any, name: str) -> bool:
     """Whether a training may change an attribute, judging by its name and its class."""
-    if type(callback).__module__.split(".")[0] == "keras":
+    if type(callback).__module__.split(".")[0] in ("keras", "tf_keras"):
         return name in _OF_KERAS
     known = name in vars(callback) or hasattr(type(callback), name)
     known &= name not in vars(keras.callbacks.Callback())

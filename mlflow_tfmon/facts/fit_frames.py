@@ -80,13 +80,18 @@ def first_epoch() -> int:
 def pass_epochs(epochs: int) -> None:
     """Has the dataset of the fit that is calling give the order that it gives after so many epochs.
 
-    A dataset that shuffles anew each time counts its iterators; Keras makes two an epoch.
+    A dataset that shuffles anew each time counts its iterators; Keras 3 makes two an epoch, Keras 2 one (2.16 to 2.21).
     """
-    iterator = next(_locals("epoch_iterator"), None)
+    iterator: Any = next(_locals("epoch_iterator"), None)
+    handler: Any = next(_locals("data_handler"), None)
+    adapter: Any = getattr(handler, "_adapter", None)
     dataset = getattr(iterator, "_distributed_dataset", None)
     if dataset is not None and getattr(iterator, "steps_per_epoch", None) is None:
         for _ in range(2 * epochs):
             iter(dataset)
+    elif type(adapter).__name__ == "DatasetAdapter" and adapter.should_recreate_iterator():
+        for _ in range(epochs):
+            iter(handler._dataset)
 
 
 def _locals(name: str) -> Iterator[Any]:

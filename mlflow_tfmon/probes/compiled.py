@@ -94,6 +94,19 @@ def watch_making(original: Callable[..., Any]) -> Callable[..., Any]:
     return make_train_function
 
 
+def watch_beginning(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `_maybe_load_initial_counters_from_ckpt` of Keras 2, so that a model may say where a fit begins.
+
+    Keras 3 asks it itself: for `_initial_epoch`.
+    """
+
+    def _maybe_load_initial_counters_from_ckpt(self: Any, steps: Any, epoch: int) -> Any:
+        begins = getattr(self, "_initial_epoch", None)
+        return original(self, steps, epoch) if begins is None else (begins, 0)
+
+    return _maybe_load_initial_counters_from_ckpt
+
+
 def _has_variants(model: Any) -> bool:
     """Whether each call of the train function is one step, compiled by XLA."""
     return (

@@ -45,8 +45,8 @@ _MAX_TELL_S = (
 )
 _PAUSE_S = 0.2  # s
 _WHICH = (
-    "checkpoints are kept for Keras 3 models, with checkpoint=True, from the first epoch's end on, in fit and with "
-    "Monitor(model); for one model per run"
+    "checkpoints are kept for Keras models, with checkpoint=True, from the first epoch's end on, in fit and with "
+    "Monitor(model); for one model per run; of Keras 2, with the optimizer that it is compiled with, not a legacy one"
 )
 _prepared: dict[str, Checkpoint] = {}  # by the setting, until a training goes on from it
 # By the setting, until the workers of a training have agreed: which call of `prepare` it was, and whether the search is

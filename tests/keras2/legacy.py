@@ -122,6 +122,8 @@ def test_watching_changes_nothing(loop: str) -> None:
 
 
 def test_what_mlflow_records_of_a_fit_is_recorded() -> None:
+    mlflow_tfmon.autolog(deep_every=DEEP, log_models=False, mlflow_names=True)
+
     def train() -> tuple[Any, Any]:
         stop = tf_keras.callbacks.EarlyStopping("loss", patience=1, min_delta=10.0, restore_best_weights=True)
         x, y = trainings.data(20)
@@ -317,3 +319,58 @@ def test_metrics_of_ones_own_are_in_the_logs_of_all_callbacks(monkeypatch: pytes
     assert seen == measured == history["weight_sum"] and len(measured) == 3
     points = mlflow.MlflowClient().get_metric_history(nets.last_run(), "weight_sum")
     assert [point.value for point in points] == measured
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Interrupt(tf_keras.callbacks.Callback):
+    """Ends a fit in the middle of its fourth epoch."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.params["epochs"] == EPOCHS and self.model.optimizer.iterations.numpy() == 4 * nets.STEPS + 2:
+            raise Interrupted
+
+
+EPOCHS = 9  # of the second fit; its EarlyStopping ends it in the fifth
+
+
+def two_fits(*more: Any) -> Any:
+    """A model after a fit of one epoch and a longer one, with the same data in another order at each epoch."""
+    model = nets.compiled(Adam(0.05))
+    batches = tf.data.Dataset.from_tensor_slices(nets.data()).shuffle(1000, seed=5).batch(trainings.BATCH)
+    model.fit(batches, epochs=1, verbose=0)
+    callbacks = [
+        tf_keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=10),
+        tf_keras.callbacks.EarlyStopping("loss", patience=4, min_delta=10),
+    ]
+    history = model.fit(batches, epochs=EPOCHS, verbose=0, callbacks=[*callbacks, *more])
+    return model, history
+
+
+def test_a_fit_that_was_interrupted_goes_on_as_if_it_had_not_been() -> None:
+    """In its run, with the same weights, learning rate, patience and order of data; the fit before it is left out."""
+    mlflow_tfmon.autolog(disable=True)
+    expected, _ = two_fits()
+    mlflow_tfmon.autolog(monitor="loss")
+    with pytest.raises(Interrupted):
+        two_fits(Interrupt())
+    run_id = nets.last_run()
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+    mlflow_tfmon.autolog(monitor="loss", resume="latest")
+    model, history = two_fits()
+    assert history.epoch == [3, 4]
+    for one, other in zip(
+        [*model.weights, *model.optimizer.variables, model.optimizer.learning_rate],
+        [*expected.weights, *expected.optimizer.variables, expected.optimizer.learning_rate],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.05 / 4)
+    run = mlflow.get_run(run_id)
+    assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
+    recorded = mlflow_tfmon.load_run(run_id)
+    assert recorded.steps.index.tolist() == list(range(1, 5 * nets.STEPS + 1))
+    assert recorded.epochs.index.tolist() == list(range(5))
+    assert len(mlflow.search_runs(output_format="list")) == 2  # of the first fit, and this one

@@ -1,4 +1,8 @@
-"""Tests of workers in containers that a launcher starts with TF_CONFIG, ends, loses, and starts again."""
+"""Tests of workers in containers that a launcher starts with TF_CONFIG, ends, loses, and starts again.
+
+Every step is counted against what each worker has written down itself, also where the delivery process or the MLflow
+server is killed. `tests.promises.test_ray` has the same of workers that Ray starts.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ import pytest
 
 import mlflow_tfmon
 from tests.promises.test_distribute import ports
+from tests.servers import Server
 from tests.waiting import until
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(600)]
@@ -116,14 +121,42 @@ class Job:
         self.kill(0, 1)
         return [process.returncode for process in self._processes]
 
-    def own(self, index: int) -> list[tuple[int, float]]:
-        """What a worker has written down itself: step and loss of all of them, in the order in which it made them."""
-        path = self._folder / f"steps{index}.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(int(step), float(loss)) for step, loss in (line.split() for line in lines)]
+
+def own(folder: Path, index: int) -> list[tuple[int, float]]:
+    """What a worker has written down itself: step and loss of all of them, in the order in which it made them."""
+    path = folder / f"steps{index}.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(step), float(loss)) for step, loss in (line.split() for line in lines)]
 
 
-def check(job: Job, store: str, folder: Path) -> None:
+def made(folder: Path, epochs: float) -> None:
+    """Waits until the chief has made so many epochs' steps, those that were made again counted again."""
+    until(lambda: len(own(folder, 0)) > epochs * OF_EPOCH, seconds=300)
+
+
+def kill_delivery(folder: Path) -> None:
+    """All delivery processes of recordings below a folder."""
+
+    def is_one(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            home = process.environ().get("MLFLOW_TFMON_HOME", "")
+            return home.startswith(str(folder)) and "mlflow_tfmon.delivery" in " ".join(process.cmdline())
+        return False
+
+    found = [process for process in psutil.process_iter() if is_one(process)]
+    assert found
+    for process in found:
+        process.kill()
+
+
+def kill_for_an_epoch(server: Server, folder: Path) -> None:
+    """The server, which is started again once the training has made a further epoch's steps without it."""
+    server.kill()
+    made(folder, len(own(folder, 0)) / OF_EPOCH + 1)
+    server.start()
+
+
+def check(store: str, folder: Path) -> None:
     """One run has each step once, with the loss that each worker has written down itself."""
     mlflow.set_tracking_uri(store)
     (found,) = mlflow.search_runs(output_format="list")
@@ -133,17 +166,25 @@ def check(job: Job, store: str, folder: Path) -> None:
     assert run.steps.index.tolist() == list(range(1, EPOCHS * OF_EPOCH + 1))
     assert run.epochs.index.tolist() == list(range(EPOCHS))
     for index in (0, 1):
-        made: dict[int, float] = {}
-        for step, loss in job.own(index):
-            assert made.setdefault(step, loss) == loss  # made again, it is the same step
-        np.testing.assert_allclose(run.steps.loss, [made[step] for step in run.steps.index], rtol=1e-6)
+        losses: dict[int, float] = {}
+        for step, loss in own(folder, index):
+            assert losses.setdefault(step, loss) == loss  # made again, it is the same step
+        np.testing.assert_allclose(run.steps.loss, [losses[step] for step in run.steps.index], rtol=1e-6)
         assert run.steps[f"worker_{index}/step_time_ms"].notna().sum() > EPOCHS * OF_EPOCH / 2
     assert "desync" not in {one.kind for one in run.problems}
 
 
 @pytest.mark.parametrize(
     "event",
-    ["none", "none, of a cluster with a chief", "eviction", "another worker is lost", "the chief is lost"],
+    [
+        "none",
+        "none, of a cluster with a chief",
+        "eviction",
+        "another worker is lost",
+        "the chief is lost",
+        "delivery is killed",
+        "the server is killed",
+    ],
 )
 def test_every_step_is_in_one_run(
     event: str, containers: list[list[str]], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,29 +192,37 @@ def test_every_step_is_in_one_run(
     if event.endswith("with a chief"):
         monkeypatch.setenv("CHIEF", "1")
         event = "none"
-    job = Job(containers, store, tmp_path)
+    server = Server(tmp_path, store) if "server" in event else None
+    # A container's network does not reach a server of this machine.
+    job = Job([[], []] if server else containers, server.uri if server else store, tmp_path)
+    goes_on = event == "none" or event.endswith("killed")
     job.start(PAUSE if event != "none" else 0.0)
     try:
         if event != "none":
-            until(lambda: len(job.own(0)) > 2.5 * OF_EPOCH, seconds=300)
-            if event == "eviction":
-                job.terminate()
-            else:
-                job.kill(int(event != "the chief is lost"))
-                # What is left of the job fails, or hangs until the launcher ends it.
-                assert 0 not in job.codes(90)
-                if event == "another worker is lost":
-                    mlflow.set_tracking_uri(store)
-                    (failed,) = mlflow.search_runs(output_format="list")
-                    assert failed.data.tags["tfmon.problems"] == "worker_stopped"
+            made(tmp_path, 2.5)
+        if event == "delivery is killed":
+            kill_delivery(tmp_path)
+        elif server is not None:
+            kill_for_an_epoch(server, tmp_path)
+        elif event == "eviction":
+            job.terminate()
+        elif not goes_on:
+            job.kill(int(event != "the chief is lost"))
+            # What is left of the job fails, or hangs until the launcher ends it.
+            assert 0 not in job.codes(90)
+            if event == "another worker is lost":
+                mlflow.set_tracking_uri(store)
+                (failed,) = mlflow.search_runs(output_format="list")
+                assert failed.data.tags["tfmon.problems"] == "worker_stopped"
+        if not goes_on:
             job.start()
         assert job.codes() == [0, 0], "".join(
             (tmp_path / f"output{index}.txt").read_text()[-4000:] for index in (0, 1)
         )
     finally:
         job.kill(0, 1)
-    check(job, store, tmp_path)
-    again = len(job.own(0)) - EPOCHS * OF_EPOCH
-    assert (
-        again == 0 if event == "none" else 0 <= again <= 2 * OF_EPOCH
-    )  # since a checkpoint, not since the start
+        if server is not None:
+            server.kill()
+    check(store, tmp_path)
+    again = len(own(tmp_path, 0)) - EPOCHS * OF_EPOCH
+    assert again == 0 if goes_on else 0 <= again <= 2 * OF_EPOCH  # since a checkpoint, not since the start

@@ -15,8 +15,17 @@ import mlflow
 import pytest
 
 import mlflow_tfmon
-from tests.promises.test_launchers import EPOCHS, OF_EPOCH, Job, check
-from tests.waiting import until
+from tests.promises.test_launchers import (
+    EPOCHS,
+    OF_EPOCH,
+    PAUSE,
+    check,
+    kill_delivery,
+    kill_for_an_epoch,
+    made,
+    own,
+)
+from tests.servers import Server
 
 pytestmark = [
     pytest.mark.thorough,
@@ -28,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def driver(store: str, folder: Path, case: str) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT), "PAUSE": "0.1"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT), "PAUSE": str(PAUSE)}
     environment |= {
         "RAY_TMPDIR": "/tmp",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,30 +60,38 @@ def end(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def test_fit_of_two_workers_is_one_run(store: str, home: Path, tmp_path: Path) -> None:
-    with driver(store, tmp_path, "fit") as process:
+@pytest.mark.parametrize(
+    ("case", "event"),
+    [
+        ("fit", "none"),
+        ("fit", "another worker is killed"),
+        ("fit", "the chief is killed"),
+        ("fit", "delivery is killed"),
+        ("fit", "the server is killed"),
+        ("loop", "the chief is killed"),
+    ],
+)
+def test_every_step_is_in_one_run(case: str, event: str, store: str, home: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path, store) if "server" in event else None
+    with driver(server.uri if server else store, tmp_path, case) as process:
+        if event != "none":
+            made(tmp_path, 2.5)
+        if event == "delivery is killed":
+            kill_delivery(tmp_path)
+        elif server is not None:
+            kill_for_an_epoch(server, tmp_path)
+        elif event != "none":
+            rank = int(event != "the chief is killed")
+            os.kill(int((tmp_path / f"pid{rank}").read_text()), signal.SIGKILL)
         end(process)
-    mlflow.set_tracking_uri(store)
+    if server is not None:
+        server.kill()
+    check(store, tmp_path)
+    again = len(own(tmp_path, 0)) - EPOCHS * OF_EPOCH
+    lost = event in ("another worker is killed", "the chief is killed")
+    assert 0 <= again <= 2 * OF_EPOCH if lost else again == 0  # since a checkpoint, not since the start
     (found,) = mlflow.search_runs(output_format="list")
-    assert found.info.status == "FINISHED" and found.data.tags["tfmon.delivery"] == "complete"
-    run = mlflow_tfmon.load_run(found.info.run_id)
-    for rank in (0, 1):
-        assert len((tmp_path / f"steps{rank}.txt").read_text().split()) == len(run.steps) == 60
-        assert run.steps[f"worker_{rank}/step_time_ms"][1:].gt(0).all()
-    assert (run.steps.examples == 16).all() and run.steps.loss.notna().all()
-    assert run.epochs.index.tolist() == [0, 1, 2]
-    assert {"tfmon.best_model", "tfmon.model"} <= found.data.tags.keys()
-
-
-@pytest.mark.parametrize("rank", [0, 1], ids=["the chief", "another worker"])
-def test_a_killed_worker_goes_on_in_the_same_run(rank: int, store: str, home: Path, tmp_path: Path) -> None:
-    job = Job([], store, tmp_path)
-    with driver(store, tmp_path, "loop") as process:
-        until(lambda: len(job.own(0)) > 2.5 * OF_EPOCH, seconds=300)
-        os.kill(int((tmp_path / f"pid{rank}").read_text()), signal.SIGKILL)
-        end(process)
-    check(job, store, tmp_path)
-    assert 0 <= len(job.own(0)) - EPOCHS * OF_EPOCH <= 2 * OF_EPOCH
+    assert case == "loop" or {"tfmon.best_model", "tfmon.model"} <= found.data.tags.keys()
 
 
 def test_the_trials_of_a_search_are_below_one_run(store: str, home: Path, tmp_path: Path) -> None:

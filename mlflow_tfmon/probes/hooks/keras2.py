@@ -23,6 +23,11 @@ def hooks(on_ring: OnRing) -> list[Hook]:
             "a model of Keras 2 that was fitted before is not recorded",
             compiled.watch_making,
         ),
+        Hook(
+            "tf_keras.Model._maybe_load_initial_counters_from_ckpt",
+            "a fit of Keras 2 that is resumed begins with its first epoch again",
+            compiled.watch_beginning,
+        ),
         Hook("tf_keras.src.optimizers.optimizer._BaseOptimizer.apply_gradients", _NO_STEP, apply),
         Hook("tf_keras.optimizers.legacy.Optimizer.apply_gradients", _NO_STEP, apply),
         Hook("tf_keras.optimizers.Optimizer._internal_apply_gradients", _NO_CLIPPED, keras2.watch_update),
