@@ -53,7 +53,7 @@ def value(unfolded: bool = False) -> str:
     ]
     sections = [
         {"uuid": f"{_KEY}-{name}", "name": name, "display": True, "isReordered": True, "deleted": False,
-         "isGenerated": not found}
+         "isGenerated": not found, "columns": 2}
         for name, found in _SECTIONS.items()
     ]  # fmt: skip
     columns = ["attributes.`Description`", "tags.`tfmon.progress`", "metrics.`val_loss`", "metrics.`loss`"]
