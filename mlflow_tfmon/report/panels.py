@@ -13,7 +13,7 @@ import numpy as np
 
 from mlflow_tfmon.report.thin import thin
 
-_WIDE, _TOWERS = 50.0, 300.0  # between most values of a panel; of its largest above its median
+_WIDE, _TOWERS = 50.0, 30.0  # between most values of a panel; of its largest above its median
 
 
 @dataclass(frozen=True)

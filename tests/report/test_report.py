@@ -242,6 +242,10 @@ def test_a_log_scale_is_for_what_needs_it() -> None:
     )
     spike = Curve.of("spike", steps, np.where(steps == 100, 500.0, 1.0))
     assert not needs_log([flat]) and needs_log([steep]) and needs_log([spike])
+    begun_badly = Curve.of(
+        "begun badly", steps, np.r_[90.0, 50.0, np.full(198, 2.4)]
+    )  # a loss at a rate too high
+    assert needs_log([begun_badly])
     assert needs_log([flat, Curve.of("far below", steps, np.full(200, 1e-3))])
     assert not needs_log([steep, Curve.of("below zero", steps, -1.0 * steps)]) and not needs_log([])
     dead = Curve.of("dead", steps, np.where(steps < 150, 10.0 ** -(steps / 50), 0.0))
