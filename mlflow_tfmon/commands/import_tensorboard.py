@@ -21,6 +21,8 @@ def command(folder: Path, experiment: str | None, tracking_uri: str | None) -> N
 
     from mlflow_tfmon.tensorboard.importing import import_logs
 
+    if next(folder.rglob("*tfevents*"), None) is None:  # else an experiment would be made for nothing
+        raise click.ClickException(f"there is no event file (*tfevents*) in {folder.absolute()}.")
     client = mlflow.MlflowClient(tracking_uri)
     name = experiment or folder.absolute().name
     known = client.get_experiment_by_name(name)

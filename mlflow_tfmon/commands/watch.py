@@ -31,7 +31,7 @@ _SETTLE_SECONDS = 10.0  # after the end of a run, in which the rest of it arrive
 
 
 @click.command("watch", epilog=RUN_IS, short_help="Watch a run in the terminal while it trains.")
-@click.argument("reference", metavar="RUN", default="latest")
+@click.argument("reference", metavar="[RUN]", default="latest")
 @click.option(
     "--every", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks."
 )

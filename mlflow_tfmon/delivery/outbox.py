@@ -149,7 +149,7 @@ class Outbox(Counting):
         self.so_far.tally.tags.add(findings.TAG)
         self.so_far.tally.texts |= {findings.FILE, findings.DIAGNOSIS}
         self._do(lambda run: run.tags({findings.TAG: all_of(findings.kinds)}), findings.TAG)
-        self._do(lambda run: run.explain(all_of(findings.summary)), "description")
+        self._do(lambda run: run.explain(all_of(findings.summary), all_of(findings.others)), "description")
         self._later(
             lambda run: run.text(findings.FILE, all_of(findings.as_json)), findings.FILE, findings.FILE
         )

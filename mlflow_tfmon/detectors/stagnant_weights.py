@@ -86,8 +86,8 @@ def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> 
     every = len(still) == len(recent.names)
     yield Problem(
         "stagnant_weights", "critical" if every else "warning", int(recent.first[0]), tuple(still),
-        f"The gradient of {len(still)} of {len(recent.names)} kernels has been exactly zero at every step since step "
-        f"{recent.first[0]:.0f}: they are not being trained.",
+        f"The gradient of {len(still)} of {len(recent.names)} kernels has been exactly zero at each of the last "
+        f"{history.step - recent.first[0] + 1:.0f} steps: they are not being trained.",
         _ADVICE,
         history.step, 0.9,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from mlflow_tfmon.errors import InputError
 from mlflow_tfmon.reading.card import card
 from mlflow_tfmon.reading.recorded import RecordedRun, load_run
 from mlflow_tfmon.report.layers import layers
-from mlflow_tfmon.report.making import as_people_count, clock, seams
+from mlflow_tfmon.report.making import as_people_count, as_people_write, clock, seams
 from mlflow_tfmon.report.page import Page, Table, render
 from mlflow_tfmon.report.panels import laid_over
 from mlflow_tfmon.report.training import training
@@ -324,7 +324,11 @@ def said(found: Parting | None, first: str, exact: Bits) -> tuple[str, str, str]
 def _differing(tables: Sequence[dict[str, str]]) -> list[list[str]]:
     keys = sorted(set().union(*tables))
     rows = [[key, *(table.get(key, "-") for table in tables)] for key in keys]
-    return [row for row in rows if len(set(row[1:])) > 1]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    short = [[row[0], *map(as_people_write, row[1:])] for row in rows]
+    return [
+        one if len(set(one[1:])) == len(set(row[1:])) else row for one, row in zip(short, rows, strict=True)
+    ]
 
 
 def metric_table(

@@ -13,7 +13,7 @@ from mlflow_tfmon.stream.bins import KINDS, NORM_EDGES, PER_OCTAVE, quantiles
 
 NORMS = {"weight_norm": "weight norm", "grad_norm": "gradient norm"}
 _COLUMNS, _ROWS, _ROWS_OF_NORMS = 48, 40, 20  # of a picture
-_FEWEST = 4  # variables, below which there is nothing to see
+_FEWEST = 32  # variables, below which a distribution tells less than the picture with a row for each
 _SCALE = "share"
 _OF_ELEMENTS = "Each column is the histogram at a step; the color is the share of elements in a bin."
 _OF_NORMS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -179,8 +180,9 @@ def _activations(run: RecordedRun) -> Section | None:
             for layer in chosen
             if len(one := rows[rows.layer == layer])
         )
-        panels.append(Panel(key, title, tuple(c for c in curves if c.points)))
+        share = column.endswith("_fraction")
+        panels.append(Panel(key, title, tuple(c for c in curves if c.points), share=share))
     rows_seen = int(table.examples.max())
     note = f"At each epoch's end, for {rows_seen} training examples."
-    kept = tuple(Panel(p.key, p.title, p.curves, note=note) for p in panels if p.curves)
+    kept = tuple(replace(panel, note=note) for panel in panels if panel.curves)
     return Section("Activations", kept) if kept else None

@@ -247,11 +247,26 @@ def _tables(run: Any) -> list[Table]:
     own = [(key, value) for key, value in sorted(tags.items()) if not key.startswith(("mlflow.", PREFIX))]
     best = [as_people_count(key, value) for key, value in sorted(run.data.metrics.items()) if "best/" in key]
     actions = [(name, tags[key]) for key, name in _ACTIONS.items() if key in tags]
+    settings = [(name, as_people_write(value)) for name, value in sorted(params.items())]
     tables = (
         Table("Actions on problems", actions), Table("Best epoch", best),
-        Table("Environment", about + own), Table("Settings", sorted(params.items()))
+        Table("Environment", about + own), Table("Settings", settings)
     )  # fmt: skip
     return [table for table in tables if table.rows]
+
+
+def as_people_write(param: str) -> str:
+    """A param without the digits of single precision.
+
+    Example:
+        >>> as_people_write("0.0010000000474974513"), as_people_write("1000000")
+        ('0.001', '1000000')
+    """
+    try:
+        short = f"{float(param):.6g}"
+    except ValueError:
+        return param
+    return short if "." in param and np.float32(short) == np.float32(param) else param
 
 
 def as_people_count(metric: str, value: float) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlflow_tfmon.report.thin import thin
 
-_WIDE, _TOWERS = 50.0, 300.0  # between most values of a panel; of its largest above its median
+_WIDE, _TOWERS = 50.0, 30.0  # between most values of a panel; of its largest above its median
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,14 @@ def needs_log(curves: Sequence[Curve]) -> bool:
     """Whether a linear scale would show some of the curves as lines at its bottom, and nothing of them."""
     found = np.array([value for curve in curves for _, value in curve.points])
     values = found[found > 0]
-    if (found < 0).any() or len(values) <= len(found) / 2:  # what is not above 0 is left out
+    if _below_zero(curves) or len(values) <= len(found) / 2:  # what is not above 0 is left out
         return False
     low, middle, high = np.quantile(values, [0.02, 0.5, 0.98])
     return bool(high > _WIDE * low or values.max() > _TOWERS * middle)
+
+
+def _below_zero(curves: Sequence[Curve]) -> bool:
+    return any(value < 0 for curve in curves for _, value in curve.points)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Panel:
         curves: what is drawn.
         unit: of the values.
         log: whether the axis of the values is logarithmic at first.
+        share: whether the values are shares of a whole, so that a linear axis ends at 1.
         band: from where to where values are healthy, or None.
         marks: steps at which a value was not finite.
         note: what to know when looking at it.
@@ -85,6 +90,7 @@ class Panel:
     curves: tuple[Curve, ...]
     unit: str = ""
     log: bool = False
+    share: bool = False
     band: tuple[float, float] | None = None
     marks: tuple[int, ...] = ()
     note: str = ""
@@ -175,5 +181,7 @@ def laid_over(runs: Sequence[tuple[str, Sequence[Section]]]) -> list[Section]:
                     continue
                 curves = tuple(replace(c, name=f"{name} · {c.name}", run=at) for c in panel.curves)
                 first = panels.get(panel.key)
-                panels[panel.key] = replace(panel, curves=(first.curves if first else ()) + curves, marks=())
+                together = (first.curves if first else ()) + curves
+                log = (panel.log or (first is not None and first.log)) and not _below_zero(together)
+                panels[panel.key] = replace(panel, curves=together, log=log or needs_log(together), marks=())
     return [Section(title, tuple(panels.values())) for title, panels in titles.items() if panels]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mlflow_tfmon.reading.recorded import RecordedRun
@@ -16,8 +18,14 @@ def training(run: RecordedRun) -> list[Section]:
     speed = [
         _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"),
         _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
-        _stepwise(
-            run, "input_wait", "Share of the step spent waiting for input", {"input_wait_share": "input wait"}
+        replace(
+            _stepwise(
+                run,
+                "input_wait",
+                "Share of the step spent waiting for input",
+                {"input_wait_share": "input wait"},
+            ),
+            share=True,
         ),
     ]
     speed += _system(run)

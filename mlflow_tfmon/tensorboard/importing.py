@@ -55,7 +55,7 @@ def import_logs(folder: Path, experiment_id: str = "0", tracking_uri: str | None
 
     folders = sorted({path.parent for path in folder.rglob("*tfevents*")})
     if not folders:
-        raise ValueError(f"no event file (*tfevents*) in {folder}.")
+        raise ValueError(f"there is no event file (*tfevents*) in {folder.absolute()}")
     trainings: dict[Path, list[Path]] = {}
     for one in folders:
         part = one.name.lower() in (*_TRAIN, *_VALIDATION) and one != folder

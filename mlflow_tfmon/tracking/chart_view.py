@@ -15,16 +15,18 @@ _KEY = "tfmon"
 TAG = f"mlflow.sharedViewState.{_KEY}"
 # Query of the experiment's page that opens the view; without the last part MLflow shows its view of GenAI apps.
 CHARTS = f"viewStateShareKey={_KEY}&compareRunsMode=CHART&workflowType=machine_learning"
-# By section: the metrics of each chart. One of which no run has the first is hidden.
 _QUALITY = (
     "accuracy", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "auc", "mae",
     "mean_absolute_error", "root_mean_squared_error",
 )  # fmt: skip
+# On a linear axis MLflow's page (3.17) draws a constant 0.001 at 0, between -0.5 and 0.5.
+_RATE = ("batch/learning_rate",)
+# By section: the metrics of each chart. One of which no run has the first is hidden.
 _SECTIONS: dict[str, list[tuple[str, ...]]] = {
     "Training": [
         ("loss", "val_loss"),
         *((name, f"val_{name}") for name in _QUALITY),
-        ("batch/learning_rate",),
+        _RATE,
         ("batch/grad_norm",),
         ("batch/loss",),
     ],
@@ -53,7 +55,7 @@ def value(unfolded: bool = False) -> str:
     ]
     sections = [
         {"uuid": f"{_KEY}-{name}", "name": name, "display": True, "isReordered": True, "deleted": False,
-         "isGenerated": not found}
+         "isGenerated": not found, "columns": 2}
         for name, found in _SECTIONS.items()
     ]  # fmt: skip
     columns = ["attributes.`Description`", "tags.`tfmon.progress`", "metrics.`val_loss`", "metrics.`loss`"]
@@ -69,7 +71,7 @@ def _chart(uuid: str, section: str, metrics: tuple[str, ...]) -> dict[str, Any]:
     return {
         "uuid": uuid, "type": "LINE", "metricSectionId": section, "deleted": False, "isGenerated": False,
         "runsCountToCompare": 10, "metricKey": metrics[0],
-        "selectedMetricKeys": list(metrics), "lineSmoothness": 0, "scaleType": "linear",
+        "selectedMetricKeys": list(metrics), "lineSmoothness": 0, "scaleType": "log" if metrics == _RATE else "linear",
         "xAxisScaleType": "linear", "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric",
         "yAxisExpressions": [], "range": {}, "ignoreOutliers": False, "useGlobalXaxisKey": True,
         "useGlobalLineSmoothing": True,

@@ -235,9 +235,15 @@ class RunStore:
         description = self._run().data.tags.get(DESCRIPTION, "")
         return {} if text in description else self.tags({DESCRIPTION: f"{description}\n\n{text}".strip()})
 
-    def explain(self, text: str) -> dict[str, str]:
-        """Sets what the run's description says of problems, below what the user wrote there; "" takes it away."""
-        return self._part(self._run(), "problems", text)
+    def explain(self, verdict: str, others: str) -> dict[str, str]:
+        """Sets what the run's description says of problems, below what the user wrote there; "" takes it away.
+
+        Args:
+            verdict: what people read first.
+            others: the other problems, below where to look.
+        """
+        rejected = self._part(self._run(), "problems", verdict)
+        return rejected | self._part(self._run(), "others", others)
 
     def introduce(self, report: bool) -> dict[str, str]:
         """Brings up to date what the run's description says of its best epoch, its model and its report.

@@ -51,6 +51,12 @@ def test_wrong_usage_ends_with_2_and_one_line_that_says_where_help_is(arguments,
     assert out == "" and err.count("\n") == 1 and err.startswith("mlflow-tfmon: ") and "--help" in err
 
 
+def test_a_mistyped_command_is_told_the_right_one(capsys):
+    assert cli.main(["diagnos", "latest"]) == 2
+    said = "No such command 'diagnos'. Did you mean 'diagnose'? See: mlflow-tfmon --help"
+    assert capsys.readouterr().err == f"mlflow-tfmon: {said}\n"
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

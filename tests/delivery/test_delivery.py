@@ -514,6 +514,10 @@ def test_parts_of_the_description_stay_apart() -> None:
         "mine\n\nlater\n\n<!-- tfmon.problems -->\nother\n"
     )
     assert with_part("", "best", "run").startswith("<!-- tfmon.run -->")
+    # Where to look stands before the other problems: of a long text MLflow's page shows the first lines alone.
+    three = with_part(with_part(both, "and these", "others"), "found")
+    assert three == with_part(with_part(one, "and these", "others"), "best", "run")
+    assert three.index("found") < three.index("best") < three.index("and these")
 
 
 def test_the_chart_view_of_an_experiment_is_made_once(
@@ -527,6 +531,10 @@ def test_the_chart_view_of_an_experiment_is_made_once(
     assert head == "deflate" and len(value) < 5000  # the longest that every store takes
     charts = [chart["selectedMetricKeys"] for chart in state["compareRunCharts"]]
     assert charts[0] == ["loss", "val_loss"] and charts[1] == ["accuracy", "val_accuracy"]
+    # Of three in a row, a laptop beside MLflow's assistant shows three letters of each title.
+    assert {section["columns"] for section in state["compareRunSections"]} == {2}
+    scales = {chart["metricKey"]: chart["scaleType"] for chart in state["compareRunCharts"]}
+    assert (scales["batch/learning_rate"], scales["loss"]) == ("log", "linear")
     assert charts.index(["batch/learning_rate"]) < charts.index(["batch/grad_norm"])
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections

@@ -52,7 +52,7 @@ def test_the_page_lays_the_runs_over_one_another(
     original: str, store: str, home: Path, tmp_path: Path
 ) -> None:
     other = recordings.delivered(
-        store, home, *changed(120, 1, 1e-3), Facts(params={"opt_rate": "0.2"}), name="other"
+        store, home, *changed(120, 1, 1e-3), Facts(params={"opt_rate": "0.0010000000474974513"}), name="other"
     )
     mlflow.MlflowClient().log_metric(original, "best/val_loss", 1.5)
     output = tmp_path / "comparison.html"
@@ -65,7 +65,9 @@ def test_the_page_lays_the_runs_over_one_another(
     assert (
         "other diverges from original at step 120 (largest difference: gradient of net.second.kernel" in page
     )
-    assert "opt_rate" in page and ">opt_name<" not in page  # which is the same in both
+    assert (
+        "opt_rate" in page and "<td>0.001</td>" in page and ">opt_name<" not in page
+    )  # which is the same in both
     assert "val_accuracy" in page
     # People look at the settings and the best values first.
     order = [

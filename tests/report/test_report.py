@@ -27,7 +27,7 @@ from mlflow_tfmon.report import making
 from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.report.histograms import over_time, rebinned
 from mlflow_tfmon.report.page import Page, as_json, render
-from mlflow_tfmon.report.panels import Curve, needs_log
+from mlflow_tfmon.report.panels import Curve, Panel, Section, laid_over, needs_log
 from mlflow_tfmon.report.thin import Buckets, thin
 from mlflow_tfmon.stream.records import Facts, Problems, System
 from tests.report import recordings
@@ -278,12 +278,35 @@ def test_a_log_scale_is_for_what_needs_it() -> None:
     )
     spike = Curve.of("spike", steps, np.where(steps == 100, 500.0, 1.0))
     assert not needs_log([flat]) and needs_log([steep]) and needs_log([spike])
+    begun_badly = Curve.of(
+        "begun badly", steps, np.r_[90.0, 50.0, np.full(198, 2.4)]
+    )  # a loss at a rate too high
+    assert needs_log([begun_badly])
     assert needs_log([flat, Curve.of("far below", steps, np.full(200, 1e-3))])
     assert not needs_log([steep, Curve.of("below zero", steps, -1.0 * steps)]) and not needs_log([])
     dead = Curve.of("dead", steps, np.where(steps < 150, 10.0 ** -(steps / 50), 0.0))
     assert needs_log([dead]) and not needs_log(
         [Curve.of("mostly 0", steps, np.where(steps < 9, 10.0**steps, 0.0))]
     )
+
+
+def test_runs_of_other_scales_share_a_log_scale() -> None:
+    steps = np.arange(1, 201)
+
+    def section(curve: Curve) -> Section:
+        return Section("Training", (Panel("rate", "Learning rate", (curve,), log=needs_log([curve])),))
+
+    large, small = (Curve.of("rate", steps, np.full(200, value)) for value in (1.0, 1e-3))
+    steep = Curve.of("rate", steps, 10.0 ** -(steps / 50))
+    below = Curve.of("rate", steps, np.full(200, -1.0))
+    for together, log in (
+        ((large, small), True),
+        ((large, large), False),
+        ((large, steep), True),
+        ((steep, below), False),
+    ):
+        (joined,) = laid_over([(str(at), [section(curve)]) for at, curve in enumerate(together)])
+        assert joined.panels[0].log == log
 
 
 def test_a_notebook_shows_a_card(store: str, home: Path) -> None:

@@ -301,6 +301,15 @@ def test_a_name_shows_its_line_alone_and_a_button_says_what_it_does(opened: tupl
 
 
 @pytest.mark.thorough
+def test_an_axis_of_shares_begins_at_0_and_ends_at_1_at_most(opened: tuple[Any, str]) -> None:
+    page, _ = opened
+    for key in ("zeros", "dead"):
+        chart = f"echarts.getInstanceByDom(document.querySelector('figure[data-panel={key}] .chart'))"
+        least, most = page.evaluate(f"{chart}.getModel().getComponent('yAxis', 0).axis.scale.getExtent()")
+        assert least == 0 and 0 < most <= 1
+
+
+@pytest.mark.thorough
 def test_a_layer_is_picked_in_all_charts_and_heat_maps_are_whole(opened: tuple[Any, str]) -> None:
     page, run_id = opened
     page.select_option("#layers select", label="second")
@@ -398,6 +407,8 @@ def test_the_chart_view_opens_with_what_people_look_at_first(
     told = page.inner_text("body")
     places = [told.index(title) for title in first]
     assert places == sorted(places) and "auc vs" not in told
+    cut = "one => one.scrollWidth > one.clientWidth"
+    assert not any(page.get_by_text(title, exact=True).first.evaluate(cut) for title in first)
     page.goto(f"{server}/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
     links = page.locator("a", has_text="Charts of this experiment's runs")
     links.first.wait_for(timeout=_SECONDS * 1000)

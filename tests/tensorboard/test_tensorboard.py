@@ -155,3 +155,13 @@ def test_a_log_directory_of_tensorflow_becomes_runs(store: str, tmp_path: Path) 
     assert runs["second"].data.metrics == {"acc_5": 0.5}
     with pytest.raises(ValueError, match="no event file"):
         import_logs(tmp_path / "nothing")
+
+
+def test_a_folder_without_event_files_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import-tensorboard", ".", "--experiment", "typed in the wrong folder"]) == 1
+    said = f"mlflow-tfmon: there is no event file (*tfevents*) in {tmp_path}.\n"
+    assert capsys.readouterr().err == said
+    assert mlflow.MlflowClient().get_experiment_by_name("typed in the wrong folder") is None

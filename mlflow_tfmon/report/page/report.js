@@ -180,6 +180,7 @@
       },
       yAxis: {
         ...look.axis, type: log ? "log" : "value", scale: true,
+        ...(panel.share && !log ? { min: 0, max: (found) => found.max > 0.5 ? 1 : null } : {}),
         axisLabel: { ...look.axis.axisLabel, formatter: number },
       },
       tooltip: { ...look.tooltip, trigger: "axis", formatter: (points) => told(panel, figure, points[0].value) },
