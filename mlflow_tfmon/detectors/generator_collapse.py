@@ -69,7 +69,9 @@ def detect(
     if _judged(history):
         for name, other in history.others.items():
             low, _ = _late(other, history.at(0.5))
-            if 0 <= low <= max_other:
+            # A discriminator begins with a cross-entropy near log 2; what does not may be another's error.
+            first = float(other.mean[0, 0]) if len(other) else 0.0
+            if _LIKE_ENTROPY[0] <= first <= _LIKE_ENTROPY[1] and 0 <= low <= max_other:
                 yield Problem(
                     "generator_collapse", "critical", int(since), (),
                     f"The cross-entropy of {name or 'the other optimizer'} is {low:.3g} (threshold: {max_other:g}): "

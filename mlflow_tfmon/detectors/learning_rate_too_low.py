@@ -13,6 +13,7 @@ from mlflow_tfmon.detectors.updates import USUAL, higher, rate, suited_rate, upd
 from mlflow_tfmon.detectors.vanishing_gradient import instead_of_sigmoid
 
 _DEEP = 3  # layers
+_FEWEST_ROWS = 16  # of the curve, before the rate fell
 
 
 def detect(
@@ -75,11 +76,13 @@ def _fallen(history: History, state: Learning, max_left: float, min_share: float
     since = float(rates.first[high[-1] + 1])
     curve = losses(history)
     before = curve.rows(curve.last < since)
+    if len(before) < _FEWEST_ROWS:  # too few to tell whether the loss was still falling
+        return None
     if since > history.at(1 - min_share) or not fell_by(history, before.rows(slice(len(before) // 2, None))):
         return None
     total = f"{history.total_steps} steps" if history.total_steps else "steps"
     return Problem(
-        "learning_rate_too_low", "critical", int(since), (),
+        "learning_rate_too_low", "critical" if state.little(0.25) else "warning", int(since), (),
         f"The learning rate fell from {peak:.3g} to {level[-1]:.3g} while the loss was still falling, and has been "
         f"below {max_left:.0%} of that since step {since:.0f} (of {history.step} so far); the loss has "
         f"{state.progress}.",

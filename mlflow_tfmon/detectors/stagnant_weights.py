@@ -53,8 +53,8 @@ def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> 
     if frozen and history.alone and state.share >= _MIN_FROZEN and not state.learned >= MUCH:
         yield Problem(
             "stagnant_weights", "critical" if state.little(_MIN_FROZEN) else "warning", 1, tuple(frozen),
-            f"{len(frozen)} layers are frozen (trainable=False) with the random weights that they were made with: they "
-            f"have never learned anything. The loss has {state.progress}.",
+            f"{len(frozen)} layers are frozen (trainable=False) with biases of exactly zero, as layers have that were "
+            f"never trained. The loss has {state.progress}.",
             "Set layer.trainable = True, also of the model that they are in, and compile again; or load the weights "
             "that they are meant to have.",
             history.step, 0.85,

@@ -41,6 +41,7 @@ _READ_BYTES = 16 * 2**20
 _WAL_BYTES = 16 * 2**20  # what is left of the WAL file when it has been larger
 _NEAR_ROWS = 1000  # a journal may have gigabytes
 _TEXTS = (RunStarted, Facts, DatasetUsed, ModelSaved, Problems, LeftOut, RunEnded)  # with texts of others
+_LOCKED_S = 0.5  # a ring of a fast loop is full within seconds: who appends holds what does not get in
 _TRIM_ROWS = 200  # deleted at once: the trainer waits for no more than that
 
 
@@ -62,7 +63,9 @@ class Journal:
         path = self._path = folder / DATABASE
         # SQLite gives its side files the database's mode: made private here, all of them are.
         os.close(trusted_paths.opened(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
-        self._connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(
+            path, timeout=_LOCKED_S, isolation_level=None, check_same_thread=False
+        )
         self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # what is deleted makes the file smaller
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")

@@ -33,9 +33,10 @@ from mlflow_tfmon.stream.records import (
 
 _UP_TO: dict[type, float] = {Histograms: 0.5, DeepSteps: 0.75, Steps: 1.0, Logged: 1.0}  # shares of the bound
 _ROWS = (Steps, DeepSteps, Histograms)
-_HELD_BYTES = 64 * 2**20  # hours of ordinary steps; then there is room for 1,000 records of other kinds
-_RECORD_BYTES = 1024  # what a record of another kind counts
+_HELD_BYTES = 64 * 2**20  # of rows: hours of ordinary steps
+_HELD = 1000  # records of other kinds
 _AT_ONCE = 20
+_LAST_TRIES = 10
 
 
 def fitting(records: Sequence[Record], share: float) -> tuple[list[Record], Counter[str]]:
@@ -76,7 +77,6 @@ class Spool:
         self._bound = bound
         self._lock = threading.RLock()
         self._held: list[Record] = []
-        self._held_bytes = 0
         self._unsaid: Counter[str] = Counter()  # of `left_out` what no record tells of yet
 
     @property
@@ -116,8 +116,9 @@ class Spool:
     def close(self) -> list[Record]:
         """Closes the journal; returns what it did not take."""
         with self._lock:
-            if self._held:
-                self.append([])
+            for _ in range(_LAST_TRIES):  # it may be locked for a moment; a full disk fails at once
+                if self._held:
+                    self.append([])
             for rows in [one for one in self._held if isinstance(one, _ROWS)]:
                 self._leave_out(rows)
             self._held = [one for one in self._held if not isinstance(one, _ROWS)]
@@ -133,15 +134,11 @@ class Spool:
         )
         self.why = why
         for record in records:
-            if isinstance(record, _ROWS):
-                size, room = record.values.nbytes, _HELD_BYTES
-            else:
-                size, room = _RECORD_BYTES, _HELD_BYTES + 1000 * _RECORD_BYTES
-            if self._held_bytes + size > room:
+            others = sum(not isinstance(one, _ROWS) for one in self._held)
+            if others >= _HELD if not isinstance(record, _ROWS) else self._bytes(record) > _HELD_BYTES:
                 self._leave_out(record)
             else:
                 self._held.append(record)
-                self._held_bytes += size
 
     def _write_held(self) -> None:
         """Writes what is held, some at a time: as long as the disk takes nothing, no more than these are packed."""
@@ -150,7 +147,10 @@ class Spool:
             self.last = self._journal.append(some)
             self.written += _rows(some)
             del self._held[: len(some)]
-        self._held_bytes = 0
+
+    def _bytes(self, more: Steps | DeepSteps | Histograms) -> int:
+        """How many bytes of rows are held with some more."""
+        return sum(one.values.nbytes for one in [*self._held, more] if isinstance(one, _ROWS))
 
     def _leave_out(self, record: Record) -> None:
         count = _count(record)

@@ -263,10 +263,11 @@ def as_people_write(param: str) -> str:
         ('0.001', '1000000')
     """
     try:
-        short = f"{float(param):.6g}"
+        single = str(np.float32(param))
     except ValueError:
         return param
-    return short if "." in param and np.float32(short) == np.float32(param) else param
+    is_single = len(param) > 10 and str(float(np.float32(single))) == param
+    return f"{float(single):.6g}" if is_single else param
 
 
 def as_people_count(metric: str, value: float) -> tuple[str, str]:

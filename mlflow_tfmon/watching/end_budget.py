@@ -41,14 +41,6 @@ class Thrift:
         first = self._trainings == 1 or (self._trainings <= _FIRST_TRAININGS and seconds >= _SHORT_S)
         return first or self._spent <= _MAX_SHARE * self._trained
 
-    def may_look(self, seconds: float) -> bool:
-        """Whether the data of a further training of the same model may be looked at, which takes its time too.
-
-        Args:
-            seconds: that the training has taken by now.
-        """
-        return self._trainings < _FIRST_TRAININGS or self._spent <= _MAX_SHARE * (self._trained + seconds)
-
     def may_say(self) -> bool:
         """Whether the end of a training may be summed up in the log."""
         due = self._trainings <= _FIRST_TRAININGS or time.monotonic() - self._said >= _PAUSE_S

@@ -399,7 +399,6 @@ class Monitor:
             return
         with contained("Monitor.log_epoch", "this epoch's metrics are not recorded"):
             self._pipeline.drain()
-            self.tell_premises()
             self.place_epochs(epoch)
             number = self.epoch_offset + epoch
             recording = self._pipeline.recording
@@ -483,13 +482,9 @@ class Monitor:
         """Records what is known before the first step, once the model is built."""
         if self._pipeline is not None and not self.premises.told:
             recorded = self._pipeline.recording.steps_of(self._keys())
-            thrift = self._pipeline.thrift
-            if recorded and not thrift.may_look(time.monotonic() - self._begun):
-                return  # at the end of an epoch, if there is one that comes late enough
             layers = weakref.ref(self.model), *map(id, getattr(self.model, "layers", None) or ())
             drawn = self._pipeline.is_news("layers", layers) or not recorded
-            with thrift.spending():
-                self.record(*self.premises.tell(self.prefix, recorded, drawn))
+            self.record(*self.premises.tell(self.prefix, recorded, drawn))
 
     def tell_more(self, **found: Any) -> None:
         """Records what became known of the training (fields of `Premises`) after `tell_premises`."""
