@@ -71,3 +71,5 @@ def command(reference: str, tracking_uri: str | None, as_json: bool, since: int,
             )
     if any(failing.fails(one) for one in problems):
         raise click.exceptions.Exit(1)
+    if fail_on and not run.complete:  # what has not arrived may have such a problem
+        raise click.exceptions.Exit(2)

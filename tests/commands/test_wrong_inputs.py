@@ -77,3 +77,15 @@ def test_a_gate_that_cannot_tell_does_not_say_that_there_is_a_problem(
         assert cli.main(arguments) == 2, arguments
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and "dead_rleu" in err, err
+
+
+def test_a_gate_does_not_pass_a_run_that_has_not_arrived_whole(
+    unwatched: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["diagnose", "good", "--fail-on", "warning"]) == 0
+    client = mlflow.MlflowClient()
+    (good,) = client.search_runs(["0"], "attributes.run_name = 'good'")
+    client.set_tag(good.info.run_id, "tfmon.delivery", "incomplete")
+    assert cli.main(["diagnose", "good"]) == 0  # which is no gate
+    assert cli.main(["diagnose", "good", "--fail-on", "warning"]) == 2
+    assert "Not everything recorded for this run has arrived" in capsys.readouterr().err
