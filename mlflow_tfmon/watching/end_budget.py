@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 
 from mlflow_tfmon.errors import contained
 
-_FIRST_TRAININGS = 3  # trainings of a run that end with all there is, unless they are shorter than this:
-_SHORT_S = 0.5  # of those only the first ends so
+_FIRST_TRAININGS = 3  # trainings of a run that end with all there is, however short they are
 _PAUSE_S = 60.0  # s between two summaries of those after them
 _MAX_SHARE = 0.05  # of the time of the trainings, which the ends of those after them may take
 
@@ -38,8 +37,7 @@ class Thrift:
         """
         self._trainings += 1
         self._trained += seconds
-        first = self._trainings == 1 or (self._trainings <= _FIRST_TRAININGS and seconds >= _SHORT_S)
-        return first or self._spent <= _MAX_SHARE * self._trained
+        return self._trainings <= _FIRST_TRAININGS or self._spent <= _MAX_SHARE * self._trained
 
     def may_say(self) -> bool:
         """Whether the end of a training may be summed up in the log."""

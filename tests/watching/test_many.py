@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import threading
 import time
 import weakref
@@ -94,7 +93,6 @@ def test_fits_of_one_step_over_and_over(
 
     monkeypatch.setattr(pipeline.Pipeline, "_append", noted)
     monkeypatch.setattr(end_budget, "_MAX_SHARE", 0.0)  # so that no time decides
-    monkeypatch.setattr(end_budget, "_SHORT_S", math.inf)
     x, y = np.ones((16, 4), "float32"), np.ones((16, 1), "float32")
     net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)])
     net.compile("sgd", "mse")
@@ -110,13 +108,13 @@ def test_fits_of_one_step_over_and_over(
         assert kinds["DatasetUsed"] == 1  # what stays the same is told once
         assert sum(bool(one.params) for one in appended if isinstance(one, records.Facts)) == 1
         assert len(appended) <= 13 * count, kinds
-        assert done == {"saved": 1, "waited": 1, "looked": 1}
+        assert done == {"saved": 3, "waited": 3, "looked": 1}
         assert len(mlflow_tfmon.load_run(run.info.run_id).steps) == count  # it waits for what was put off
-    assert done == {"saved": 2, "waited": 2, "looked": 1}  # and the run's end for the rest
+    assert done == {"saved": 4, "waited": 4, "looked": 1}  # and the run's end for the rest
     files = mlflow.artifacts.list_artifacts(run_id=run.info.run_id, artifact_path="tfmon/telemetry")
     assert len(files) < 5 * count  # some for each time that MLflow is brought up to date, not for each fit
     assert len(threads) == 1 and len(list(home.rglob("*.db"))) <= 1
-    assert 2 <= sum("recorded " in line for line in caplog.messages) <= 4  # one a minute, on a busy machine
+    assert 4 <= sum("recorded " in line for line in caplog.messages) <= 6  # one a minute, on a busy machine
     assert not any("retracing" in line for line in caplog.messages)
     last = mlflow.get_logged_model(mlflow.get_run(run.info.run_id).data.tags["tfmon.model"])
     assert [metric.step for metric in last.metrics] == [count - 1]
@@ -124,9 +122,10 @@ def test_fits_of_one_step_over_and_over(
 
 def test_what_is_put_off_comes_once_trainings_are_long_enough() -> None:
     thrift = end_budget.Thrift()
-    assert thrift.may_spend(0.01)  # the first ends with all there is
-    with thrift.spending():
-        time.sleep(0.02)
+    for _ in range(3):
+        assert thrift.may_spend(0.01)  # the first ones end with all there is
+        with thrift.spending():
+            time.sleep(0.02)
     assert not thrift.may_spend(0.01)
     assert thrift.may_spend(3600.0)
 
