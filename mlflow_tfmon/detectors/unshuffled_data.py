@@ -33,10 +33,6 @@ def detect(
     chance = sum((one / max(1, sum(labels.class_counts))) ** 2 for one in labels.class_counts)
     if not labels.repeats >= min_repeats or not 0 < chance <= max_chance:
         return
-    # Within a batch the order is of no effect: a batch that is sorted, with all classes in it, has more changes.
-    classes = sum(one > 0 for one in labels.class_counts)
-    if (1 - labels.repeats) * labels.count > 2 * classes:
-        return
     state = learning(history)
     late = behind(history)
     # Of sorted examples the loss falls within each class: without validation nobody knows what is learned.
