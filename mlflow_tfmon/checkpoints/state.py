@@ -43,7 +43,7 @@ class State:
         about: what JSON can hold: "epoch" (its number in the run), "step", "first_epoch" (the run's number of the
             training's epoch 0), "began_with" (the number that the training gave its first one), "fits" (how many the
             model had had before), "place" (how many other models had been trained before) in which "process",
-            "keras" (the name of its Keras, if it is not Keras 3),
+            "keras" (the name of its Keras; lacking in older checkpoints, which are all of Keras 3),
             "within" (whether the epoch goes on), "past" (`stream.continuation.Past`), "streams" (which of the model's
             trainable variables each trains), "prefix", "best", "callbacks", "random", and the shapes of "weights",
             "optimizer" and "optimizers".
