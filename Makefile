@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo docs package soak test test-slow test-demos test-thorough test-oldest test-keras bench gallery ui clean
-.PHONY: bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many bench-advice
+.PHONY: bench-fixed bench-turns bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many bench-advice
 
 demo: $(VENV)/demos.stamp  ## Train the main project's two runs, then say how to look at them.
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" mlflow run . --env-manager local
@@ -56,7 +56,7 @@ package: $(VENV)/package.stamp  ## Build wheel and sdist into dist/, and check t
 bench: $(VENV)/bench.stamp  ## What watching costs: ratios to the same training unwatched; BENCH=--help shows how to choose.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.overhead $(BENCH)
 
-bench-fixed bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many bench-advice: bench-%: $(VENV)/bench.stamp  ## What it costs once; what long and large trainings cost; whether advice mends.
+bench-fixed bench-turns bench-gpu bench-scale bench-sustained bench-lag bench-checkpoints bench-many bench-advice: bench-%: $(VENV)/bench.stamp  ## What it costs once; what long and large trainings cost; whether advice mends.
 	env -u MLFLOW_TRACKING_URI $(VENV)/bin/python -m benchmarks.$* $(BENCH)
 
 ui: $(VENV)/demos.stamp  ## Serve the MLflow UI on http://127.0.0.1:5000.

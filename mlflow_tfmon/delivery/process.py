@@ -139,6 +139,11 @@ class DeliveryProcess:
         """Returns the progress of a recording's delivery."""
         return read_status(folder)
 
+    def wake(self) -> None:
+        """Has it deliver now what is there."""
+        with self._lock:
+            self._tell({"wake": True})
+
     def wait(self, folder: Path, flushed_seq: int, timeout: float) -> bool:
         """Waits until a `Flushed` or `RunEnded` record has been delivered in full.
 
@@ -152,8 +157,7 @@ class DeliveryProcess:
             or delivery to be dead.
         """
         asked, until = time.time(), time.monotonic() + timeout
-        with self._lock:
-            self._tell({"wake": True})
+        self.wake()
         while True:
             status = self.status(folder)
             if status.complete or status.flushed >= flushed_seq:

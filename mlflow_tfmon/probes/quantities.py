@@ -153,14 +153,14 @@ def _unpacked(before: Any, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
     """What `snapshot` gave at a deep step, in the order of the variables."""
     if isinstance(before, list):
         return before
-    found = []
+    found, dtype = [], _list_dtype(variables)
     for variable in reversed(variables):
         before, value = tf.raw_ops.TensorListPopBack(
             input_handle=before,
             element_shape=tf.constant(
                 [*variable.shape.as_list(), *_PARTS[variable.dtype.is_complex]], tf.int32
             ),
-            element_dtype=_list_dtype(variables),
+            element_dtype=dtype,
         )
         found.append(value)
     return found[::-1]

@@ -39,7 +39,7 @@ def test_the_graph_grows_by_two_ops_a_variable_and_a_constant(store: str, home: 
     def grown(hidden: int) -> int:
         def step() -> Any:
             keras.utils.set_random_seed(1)
-            layers = [keras.layers.Dense(4) for _ in range(hidden)]
+            layers = [keras.layers.Dense(4, activation="relu") for _ in range(hidden)]
             net = keras.Sequential(
                 [keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(trainings.CLASSES)]
             )
@@ -67,11 +67,11 @@ def test_the_graph_grows_by_two_ops_a_variable_and_a_constant(store: str, home: 
 
 
 class Calls:
-    """Python functions of this package that this thread enters between `begin` and `end`, by name."""
+    """Python functions of this package, or of a room of it, that this thread enters between `begin` and `end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: str = "") -> None:
         self.seen: Counter[str] = Counter()
-        self._package = str(Path(mlflow_tfmon.__file__).parent)
+        self._package = str(Path(mlflow_tfmon.__file__).parent / room)
 
     def begin(self) -> None:
         sys.setprofile(self._profile)
@@ -85,9 +85,9 @@ class Calls:
             self.seen[code.co_qualname if hasattr(code, "co_qualname") else code.co_name] += 1
 
 
-def calls_of_ours(train: Callable[[], Any]) -> Counter[str]:
-    """Python functions of this package that the training thread enters."""
-    calls = Calls()
+def calls_of_ours(train: Callable[[], Any], room: str = "") -> Counter[str]:
+    """Python functions of this package, or of a room of it, that the training thread enters."""
+    calls = Calls(room)
     calls.begin()
     try:
         train()
@@ -104,6 +104,20 @@ def calls_in_epochs(net: keras.Model, rows: int) -> Counter[str]:
     )
     net.fit(*trainings.data(rows=rows), batch_size=16, epochs=2, verbose=0, callbacks=[epochs])
     return calls.seen
+
+
+@pytest.mark.slow
+def test_tracing_grows_with_the_variables_not_with_their_square(watched: None) -> None:
+    def calls(hidden: int) -> int:
+        layers = [keras.layers.Dense(4, activation="relu") for _ in range(hidden)]
+        net = keras.Sequential([keras.Input((trainings.FEATURES,)), *layers, keras.layers.Dense(3)])
+        net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        rows = trainings.data(rows=16)
+        return calls_of_ours(lambda: net.fit(*rows, batch_size=16, verbose=0), "probes").total()
+
+    calls(2)  # what is traced once for all nets
+    few, more, most = calls(5), calls(10), calls(20)
+    assert most - more <= 2.1 * (more - few)
 
 
 def test_fit_calls_no_python_of_ours_in_a_step(watched: None) -> None:
