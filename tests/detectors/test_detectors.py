@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlflow_tfmon.detectors
-from mlflow_tfmon.detectors import History, judge
+from mlflow_tfmon.detectors import History, judge, straggler
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import OVER_EXAMPLES, Layer
 from mlflow_tfmon.detectors.sample import Sample
@@ -91,9 +91,12 @@ def _of_a_loop(**known: Any) -> Any:
 _JUDGED = premises(loss="binary_crossentropy", targets=None, layers=(), spread=1.0)
 
 
-def _workers(slow: float, fast: float, wait: float) -> dict[str, np.ndarray]:
-    """Two workers, of which one is slow, by its own time and the wait for its batch, ms."""
-    own = {"worker_0/step_time_ms": fast, "worker_1/step_time_ms": slow, "worker_1/input_wait_ms": wait}
+def _workers(slow: float, fast: float, wait: float, between: float = 0.0) -> dict[str, np.ndarray]:
+    """Two workers, of which one is slow, by its own time, the wait for its batch and what is between its steps, ms."""
+    own = {
+        "worker_0/step_time_ms": fast, "worker_1/step_time_ms": slow, "worker_1/input_wait_ms": wait,
+        "worker_1/between_steps_ms": between,
+    }  # fmt: skip
     return {"time": 100 + 0.1 * _T, **{name: np.full(STEPS, value) for name, value in own.items()}}
 
 
@@ -305,6 +308,15 @@ def test_weights_apart_of_a_variable_that_there_is_not(number: float) -> None:
     (problem,) = [one for one in judge(of) if one.kind == "desync"]
     assert problem.variables == (("c.kernel",) if number == 3.5 else ())
     assert "worker 1 from step 102 on" in problem.evidence
+
+
+@pytest.mark.parametrize(
+    ("wait", "between", "advice"), [(0, 0, "that machine"), (65, 0, "its input"), (0, 65, "between the steps")]
+)
+def test_what_a_straggler_does_is_told(wait: float, between: float, advice: str) -> None:
+    (problem,) = straggler.detect(history(columns=_workers(80.0, 10.0, wait, between)))
+    assert f"80 of 100 ms, {wait} ms of that waiting for a batch and {between} ms between" in problem.evidence
+    assert problem.evidence.endswith("the update take another 20%.") and advice in problem.advice
 
 
 HEALTHY = {
