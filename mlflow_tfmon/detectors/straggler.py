@@ -43,7 +43,7 @@ def detect(
     wait, worker = float(own[at] - own[next_at]), names[at].removesuffix(_TIME)
     if step <= 0 or wait < max(min_wait_s, min_share * step) or wait * history.step < min_lost_s:
         return
-    batch, between = (_median(history, worker + part) for part in (_WAIT, _BETWEEN))
+    batch, between = (history.steps.median(worker + part) / 1e3 for part in (_WAIT, _BETWEEN))
     name, other = (names[one].removesuffix(_TIME).replace("_", " ") for one in (at, next_at))
     yield Problem(
         "straggler", "warning", int(times.first[0]), (),
@@ -59,9 +59,3 @@ def detect(
         "in its share of the data.",
         history.step, 0.9,
     )  # fmt: skip
-
-
-def _median(history: History, name: str) -> float:
-    """Of a column in ms, in s; 0 if it was not measured."""
-    values = history.steps.column(name)
-    return float(np.median(values.mean)) / 1e3 if len(values) else 0.0
