@@ -88,7 +88,9 @@ class Spool:
         """Writes records, in order; holds them where the disk takes nothing."""
         with self._lock:
             try:
-                while self._held:  # some at a time: where the disk takes nothing, no more than these are packed
+                while (
+                    self._held
+                ):  # some at a time: where the disk takes nothing, no more than these are packed
                     self._write(self._held[:_AT_ONCE], tells=False)
                     del self._held[:_AT_ONCE]
                 self._write(records)

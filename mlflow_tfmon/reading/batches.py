@@ -186,7 +186,9 @@ def find_batch(run: RecordedRun | KeptBatch | str, step: int, dataset: Any) -> d
             one.shape[1:] != shapes[name] for name, one in arrays.items()
         ):
             there = {name: one.shape[1:] for name, one in arrays.items()}
-            raise NotThereError(f"the dataset's examples have the shapes {there}, those of the batch {shapes}")
+            raise NotThereError(
+                f"the dataset's examples have the shapes {there}, those of the batch {shapes}"
+            )
         for row, one in enumerate(examples.fingerprints([arrays[name] for name in shapes])):
             if one in wanted:
                 wanted.discard(one)

@@ -69,8 +69,10 @@ def test_a_mistyped_command_is_told_the_right_one(capsys):
         (NotThereError("nothing has arrived yet: try again"), "nothing has arrived yet: try again"),
         # of others the text alone says nothing
         (ValueError("could not be broadcast"), "ValueError: could not be broadcast"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), "UnicodeDecodeError: 'utf-8' codec can't decode byte "
-         "0xff in position 0: no"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"),
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: no",
+        ),
     ],
 )
 def test_a_failure_ends_with_1_and_one_line(fails, error, said, capsys):

@@ -213,9 +213,9 @@ def test_who_waits_while_the_journal_is_locked_for_a_moment_waits_for_all(
     journal = Journal.create(home)
     spool = Spool(journal, 1e9)
     spool.append([started(store, run_id), layout()])
-    with closing(sqlite3.connect(
-        journal.folder / DATABASE, isolation_level=None, check_same_thread=False
-    )) as other:
+    with closing(
+        sqlite3.connect(journal.folder / DATABASE, isolation_level=None, check_same_thread=False)
+    ) as other:
         other.execute("BEGIN EXCLUSIVE")
         spool.append(blocks(values(50)))
         assert spool.last == 2

@@ -311,7 +311,8 @@ def test_weights_apart_of_a_variable_that_there_is_not(number: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait", "between", "advice"), [(0, 0, "that machine"), (65, 0, "its input"), (0, 65, "between the steps")]
+    ("wait", "between", "advice"),
+    [(0, 0, "that machine"), (65, 0, "its input"), (0, 65, "between the steps")],
 )
 def test_what_a_straggler_does_is_told(wait: float, between: float, advice: str) -> None:
     (problem,) = straggler.detect(history(columns=_workers(80.0, 10.0, wait, between)))
@@ -347,10 +348,13 @@ HEALTHY = {
     "workers that are alike": history(
         columns={f"worker_1/{name}_apart": np.zeros(STEPS) for name in ("weights", "gradient")}
     ),
-    "a worker that waits until another one is through with its callbacks": history(columns={
-        **_workers(80.0, 79.0, wait=0.0, between=70.0), "worker_0/input_wait_ms": np.full(STEPS, 69.0),
-        "worker_0/between_steps_ms": np.full(STEPS, 1.0),
-    }),
+    "a worker that waits until another one is through with its callbacks": history(
+        columns={
+            **_workers(80.0, 79.0, wait=0.0, between=70.0),
+            "worker_0/input_wait_ms": np.full(STEPS, 69.0),
+            "worker_0/between_steps_ms": np.full(STEPS, 1.0),
+        }
+    ),
     "workers that are slow in turn": history(columns=_workers(80.0, 79.0, wait=0.0)),
     "with saturated units": history(saturated=0.9, activation="tanh"),
     "with small early gradients": history(gradients=(1e-6, 1e-3, 0.1)),

@@ -74,7 +74,7 @@ def test_a_bit_a_slow_worker_and_a_slow_input_are_found(store: str, home: Path, 
 
 @pytest.mark.thorough
 def test_what_a_step_of_several_workers_consists_of(store: str, home: Path, tmp_path: Path) -> None:
-    """The own time of each worker, and the share that the sum over them and the update take, by the workers' own clocks."""
+    """Own times of the workers, and the share that their sum and the update take: compared with clocks of their own."""
     finish(*start(store, tmp_path, "slow callback", "large"))
     mlflow.set_tracking_uri(store)
     runs = json.loads((tmp_path / "worker0.json").read_text())
