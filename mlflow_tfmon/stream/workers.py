@@ -75,7 +75,7 @@ class _Reports:
         self._step, self._time = 0, np.nan
 
     def of(self, reading: Reading) -> np.ndarray:
-        """Shape (steps, 7): step, half the squared norm of the gradient, own time, loss, examples, two parts of that time.
+        """Shape (steps, 7): step, half the squared norm of the gradient, own time, loss, examples, parts of that time.
 
         Times are in s. A worker's own time of a step goes from the end of the step before to its gradients being ready
         for the sum; the rest of the step is spent waiting for the other workers. The parts are the wait for the batch,
@@ -85,7 +85,10 @@ class _Reports:
         numbers, times, counts = steps(reading), column(reading, "time"), column(reading, "losses")
         before = np.concatenate([[self._time], times[:-1]])
         before[np.diff(numbers, prepend=self._step) != 1] = np.nan
-        layout = reading.ring.layout
+        layout, begun = reading.ring.layout, column(reading, "input_time")
+        begun = np.where(
+            np.isnan(begun), np.nan, column(reading, "input_start")
+        )  # which says no time by itself
         norms = [f"{layout.norms[0]}/{at}" for at in range(len(layout.variables))]
         out = np.column_stack(
             [
@@ -94,8 +97,8 @@ class _Reports:
                 column(reading, "ready") - before,
                 np.where(counts > 0, column(reading, "loss") / np.maximum(counts, 1), np.nan),
                 column(reading, "examples"),
-                column(reading, "input_time") - column(reading, "input_start"),
-                np.maximum(column(reading, "input_start") - before, 0.0),  # it may have been asked for before
+                column(reading, "input_time") - begun,
+                np.maximum(begun - before, 0.0),  # it may have been asked for before
             ]
         )
         if len(numbers):
