@@ -44,8 +44,8 @@ def detect(
         alike = min(float(np.median(one.mean)) for one in known) >= 0.5 * wait
         worker = waits.names[0].split("/")[0]
         who = "each worker" if alike else worker.replace("_", " ")
-        # Where a distributed dataset has an end, all wait for whoever asks for its batch last: what that one does before
-        # is no input.
+        # Where a distributed dataset has an end, all wait for whoever asks for its batch last: what that one does
+        # before is no input.
         between = [name for name in steps.names if name.endswith(_BETWEEN)]
         longest = max((steps.median(name) for name in between), default=0.0)
         wait = (wait - max(0.0, longest - steps.median(worker + _BETWEEN))) / 1e3

@@ -48,10 +48,10 @@ def detect(
     yield Problem(
         "straggler", "warning", int(times.first[0]), (),
         f"Every step waits for {name}: its gradients take {own[at] * 1e3:.3g} of {step * 1e3:.3g} ms, "
-        f"{batch * 1e3:.3g} ms of that waiting for a batch and {between * 1e3:.3g} ms between the steps (callbacks, the "
-        f"loop's own code); the next slowest, {other}, needs {own[next_at] * 1e3:.3g} ms. That is {wait / step:.0%} of "
-        f"the time (threshold: {min_share:.0%}), {wait * history.step:.0f} s so far; the sum over all workers and the update take another "
-        f"{max(0.0, 1 - own[at] / step):.0%}.",
+        f"{batch * 1e3:.3g} ms of that waiting for a batch and {between * 1e3:.3g} ms between the steps (callbacks, "
+        f"the loop's own code); the next slowest, {other}, needs {own[next_at] * 1e3:.3g} ms. That is "
+        f"{wait / step:.0%} of the time (threshold: {min_share:.0%}), {wait * history.step:.0f} s so far; the sum over "
+        f"all workers and the update take another {max(0.0, 1 - own[at] / step):.0%}.",
         "Speed up its input: see where it reads its files, and prefetch()." if batch > 0.5 * wait else
         f"See what {name} alone does between the steps: callbacks, logs, files that it writes."
         if between > 0.5 * wait else
