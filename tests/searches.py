@@ -50,16 +50,12 @@ def train(folder: Path, name: str, rate: float) -> float:
     return float(history.history["loss"][-1])
 
 
-def parent(folder: Path, make: bool) -> Any:
+def parent(folder: Path) -> Any:
     """The run that all trials are below: made by the first process, opened again by one that takes its place."""
     noted = folder / "parent"
-    if make:
-        run = mlflow.start_run(run_id=noted.read_text() if noted.exists() else None, run_name="search")
-        noted.write_text(run.info.run_id)
-        return run
-    while not noted.exists():
-        time.sleep(0.1)
-    return None
+    run = mlflow.start_run(run_id=noted.read_text() if noted.exists() else None, run_name="search")
+    noted.write_text(run.info.run_id)
+    return run
 
 
 def trial(config: dict[str, Any]) -> None:
@@ -77,7 +73,7 @@ def tune(folder: Path) -> None:
     import ray.tune
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=True)
-    with parent(folder, make=True) as run:
+    with parent(folder) as run:
         if ray.tune.Tuner.can_restore(f"{folder}/ray/search"):
             tuner = ray.tune.Tuner.restore(f"{folder}/ray/search", trial)
         else:
@@ -99,11 +95,14 @@ def optuna(folder: Path, index: int) -> None:
     import optuna
 
     mlflow_tfmon.autolog(log_models=False, log_datasets=False)
-    run = parent(folder, make=index == 0)
+    while index and not (folder / "parent").exists():  # which comes after the study
+        time.sleep(0.1)
     study = optuna.create_study(
         study_name="search", storage=f"sqlite:///{folder}/optuna.db", load_if_exists=True,
         sampler=optuna.samplers.RandomSampler(),
     )  # fmt: skip
+
+    run = parent(folder) if index == 0 else None
 
     def objective(of: optuna.Trial) -> float:
         rate, name = of.suggest_float("rate", 0.01, 0.1, log=True), f"{of.number}-{os.getpid()}"
