@@ -87,7 +87,10 @@ def test_every_trial_is_below_one_run(
             return stack.enter_context(searching(engine, index, uri, tmp_path))
 
         processes = {index: start(index) for index in range(1 if engine == "tune" else 2)}
-        over = lambda: [index for index, process in processes.items() if process.poll() is not None]  # noqa: E731
+
+        def over() -> list[int]:
+            return [index for index, process in processes.items() if process.poll() is not None]
+
         until(lambda: over() or len(attempts(tmp_path, "held")) == 2, seconds=300)
         assert not over(), (tmp_path / f"output{over()[0]}.txt").read_text()[-6000:]
         time.sleep(2)  # what a ring holds when its process is killed is gone with it
