@@ -25,11 +25,6 @@ def mlp() -> Any:
     return keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10, dtype="float32")])
 
 
-def linear() -> Any:
-    """2 variables: what is summed over several workers costs little."""
-    return keras.Sequential([keras.Input((64,)), layers.Dense(10, dtype="float32")])
-
-
 def cnn() -> Any:
     """6 variables, two convolutions."""
     stages: list[Any] = []
@@ -117,7 +112,6 @@ def wide() -> Any:
 
 TASKS = {
     "wide": Task(wide, (784,), 10, 32),
-    "linear": Task(linear, (64,), 10, 64),
     "mlp": Task(mlp, (64,), 10, 64),
     "cnn": Task(cnn, (28, 28, 1), 10, 32),
     "resnet20": Task(resnet20, (32, 32, 3), 10, 16),

@@ -31,7 +31,7 @@ CASES = {
     "mlp, fit, MirroredStrategy": Case("mlp", "fit", "mirrored"),
     "mlp, loop, MirroredStrategy": Case("mlp", "loop", "mirrored"),
     "mlp, loop, two workers": Case("mlp", "loop", "workers", steps=200),
-    "linear, loop, two workers": Case("linear", "loop", "workers", endless=True),
+    "mlp, loop, two workers, endless": Case("mlp", "loop", "workers", endless=True),
     "3.2 million parameters, fit, XLA": Case("wide", "fit", "xla", steps=100),
     "cnn, fit": Case("cnn", "fit", steps=100),
     "resnet20, fit": Case("resnet20", "fit", steps=30, epochs=4),
