@@ -26,5 +26,5 @@ if __name__ == "__main__":
     from tests import spark_training  # by its own name, under which a task finds it
 
     runner = MirroredStrategyRunner(num_slots=2, use_gpu=False, use_custom_strategy=True)
-    runner.run(spark_training.train, sys.argv[1])
+    runner.run(spark_training.train, folder=sys.argv[1])
     spark.stop()
