@@ -11,6 +11,7 @@ its steps do. `--times 5` makes each training five times as long: then the step 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ CASES = {
     "mlp, fit, MirroredStrategy": Case("mlp", "fit", "mirrored"),
     "mlp, loop, MirroredStrategy": Case("mlp", "loop", "mirrored"),
     "mlp, loop, two workers": Case("mlp", "loop", "workers", steps=200),
+    "mlp, loop, two workers, endless": Case("mlp", "loop", "workers", endless=True),
     "3.2 million parameters, fit, XLA": Case("wide", "fit", "xla", steps=100),
     "cnn, fit": Case("cnn", "fit", steps=100),
     "resnet20, fit": Case("resnet20", "fit", steps=30, epochs=4),
@@ -40,18 +42,20 @@ CASES = {
 
 def measure(
     case: Case, watchers: Sequence[str], repeats: int, store: str
-) -> dict[str, dict[str, list[float]]]:
-    """The ratios of each watcher to unwatched, by figure, a value a round."""
+) -> tuple[float, dict[str, dict[str, list[float]]]]:
+    """The median step of the unwatched training in ms; of each watcher the ratios to it, by figure, a value a round."""
+    unwatched: list[float] = []
     ratios: dict[str, dict[str, list[float]]] = {name: {"step_ms": [], "train_s": []} for name in watchers}
 
     def once(watcher: str) -> dict[str, float]:
         return run("benchmarks.training", asdict(replace(case, watcher=watcher)), store)
 
     for found in rounds(watchers, once, repeats):
+        unwatched.append(found["unwatched"]["step_ms"])
         for name in watchers:
             for figure, values in ratios[name].items():
                 values.append(found[name][figure] / found["unwatched"][figure])
-    return ratios
+    return statistics.median(unwatched), ratios
 
 
 def draw(results: dict[str, dict[str, tuple[float, float, float]]], path: Path) -> None:
@@ -100,17 +104,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--times {options.times}: a training takes its own epochs at least")
     print(" · ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
     results: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {}
+    unwatched: dict[str, float] = {}
     for name in options.cases:
         case = replace(CASES[name], epochs=options.times * CASES[name].epochs)
         watchers = [one for one in options.watchers if case.way == "fit" or one not in ONLY_FIT]
-        for watcher, figures in measure(case, watchers, options.repeats, options.store).items():
+        unwatched[name], ratios = measure(case, watchers, options.repeats, options.store)
+        for watcher, figures in ratios.items():
             found = {figure: interval(values) for figure, values in figures.items()}
             results.setdefault(name, {})[watcher] = found
             step, whole = (
                 "{:.3f} [{:.3f}, {:.3f}]".format(*found[figure]) for figure in ("step_ms", "train_s")
             )
-            print(f"{name:30} {watcher:18} step {step}   whole training {whole}", flush=True)
-    write(options.out / "overhead.json", {"store": options.store, "ratios": results})
+            of = f"of {unwatched[name]:.3g} ms"
+            print(f"{name:30} {watcher:18} step {step} {of}   whole training {whole}", flush=True)
+    write(
+        options.out / "overhead.json",
+        {"store": options.store, "unwatched_step_ms": unwatched, "ratios": results},
+    )
     steps = {case: {name: found["step_ms"] for name, found in one.items()} for case, one in results.items()}
     draw(steps, options.out / "overhead.png")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -25,6 +26,7 @@ class Case:
         watcher: key of `benchmarks.watchers.WATCHERS`.
         steps: of an epoch.
         epochs: the first one, in which everything is traced, is not timed.
+        endless: whether the data of a loop have no end: else workers tell each other at each batch whether theirs have.
     """
 
     task: str = "mlp"
@@ -33,6 +35,7 @@ class Case:
     watcher: str = "unwatched"
     steps: int = 400
     epochs: int = 6
+    endless: bool = False
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -150,12 +153,14 @@ def _loop(model: Any, dataset: Any, case: Case, strategy: Any) -> tuple[list[flo
     def train_step(x: Any, y: Any) -> Any:
         return step(x, y) if several == 1 else strategy.run(step, args=(x, y))
 
+    dataset = dataset.repeat() if case.endless else dataset
     batches = dataset if several == 1 else strategy.experimental_distribute_dataset(dataset)
+    batches = iter(batches) if case.endless else batches
     took, first = [], 0.0
     for _ in range(case.epochs):
         begun = time.perf_counter()
         loss = None
-        for x, y in batches:
+        for x, y in itertools.islice(batches, case.steps) if case.endless else batches:
             loss = train_step(x, y)
             first = first or time.perf_counter()
         tf.nest.map_structure(lambda one: one.numpy(), strategy.experimental_local_results(loss))

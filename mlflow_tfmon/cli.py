@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:  # a file to read, or to write
         return f"{error.filename}: {error.strerror}."
-    # Of an extra that is not installed, of ours, or MLflow's: each is a sentence.
-    if isinstance(error, (ImportError, ValueError)) or type(error).__module__.startswith("mlflow."):
+    # Of an extra that is not installed, of ours, or MLflow's: each is a sentence. Of others only the type may tell.
+    if isinstance(error, ImportError) or type(error).__module__.startswith(("mlflow.", "mlflow_tfmon.")):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
 

@@ -19,6 +19,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined]  # Python 3.9 to 3.13
 
 
+class NotThereError(ValueError):
+    """What was asked for is not there, or not yet; the message says why, and what to do."""
+
+
 class InputError(ValueError):
     """What a user named is of no use here, such as a run that was not monitored; the message says what is."""
 

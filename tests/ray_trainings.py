@@ -1,6 +1,6 @@
 """Trainings that Ray starts on this machine; run by `tests.promises.test_ray`.
 
-python -m tests.ray_trainings FOLDER fit|loop|tune
+python -m tests.ray_trainings FOLDER fit|loop
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.tensorflow
-import ray.tune
 
 EPOCHS, STEPS, BATCH = 6, 20, 16
-RATES = [0.01, 0.1]
 
 
 def fit(config: dict[str, Any]) -> None:
@@ -74,32 +72,9 @@ def loop(config: dict[str, Any]) -> None:
     runpy.run_module("tests.workers", run_name="__main__")
 
 
-def trial(config: dict[str, Any]) -> None:
-    """One of a search."""
-    import keras
-    import numpy as np
-
-    import mlflow_tfmon
-
-    mlflow_tfmon.autolog(extra_tags={"mlflow.parentRunId": config["parent"]}, log_models=False)
-    net = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
-    net.compile(keras.optimizers.SGD(config["rate"]), "mse")
-    history = net.fit(np.ones((STEPS * BATCH, 6)), np.ones(STEPS * BATCH), BATCH, 3, verbose=0)
-    ray.tune.report({"loss": history.history["loss"][-1]})
-
-
 def main(folder: str, case: str) -> None:
     os.environ["TF_USE_LEGACY_KERAS"] = str(int(case == "fit"))  # before Ray starts what its workers come of
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=True)
-    if case == "tune":
-        import mlflow
-
-        with mlflow.start_run(run_name="search") as run:
-            space = {"rate": ray.tune.grid_search(RATES), "parent": run.info.run_id}
-            at = ray.tune.RunConfig(storage_path=f"{folder}/ray")
-            found = ray.tune.Tuner(trial, param_space=space, run_config=at).fit()
-            assert not found.errors, found.errors
-        return
     trainer = ray.train.tensorflow.TensorflowTrainer(
         {"fit": fit, "loop": loop}[case],
         train_loop_config={"folder": folder},

@@ -38,6 +38,7 @@ BATCH, FEATURES, STEPS = 16, 6, 60
 EPOCHS, OF_EPOCH = 6, 20  # of the training that is killed, and steps of each
 PLANTED, VARIABLE = 25, "net.hidden.kernel"  # after which step a bit is another, and of which variable
 SLOW, SLEEP = 130, 0.05  # steps of the slow ones, and s of each
+LARGE = 60  # steps of the one with many weights
 STOPS = 40
 PAUSE = float(os.environ.get("PAUSE", "0"))  # s after each step of the one that is killed
 HEALTHY = 50  # trainings
@@ -71,8 +72,12 @@ def train(
     between: Callable[[int, Any], None] = lambda step, model: None,
     slow_step: bool = False,
     slow_data: bool = False,
+    times: list[float] | None = None,
 ) -> str | None:
-    """A custom loop; `between` is called after each step. Gives the id of the run that it was recorded in."""
+    """A custom loop; `between` is called after each step. Gives the id of the run that it was recorded in.
+
+    Given a list, Unix times are put there: of each step, when this worker had its gradients, and when its new weights.
+    """
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model, made = net(extra()), optimizer()
@@ -85,7 +90,14 @@ def train(
         with tf.GradientTape() as tape:
             loss = tf.nn.compute_average_loss(loss_of(y, model(x, training=True)), global_batch_size=BATCH)
         gradients = tape.gradient(loss, model.trainable_variables)
+        note(gradients)
         made.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        note([variable.value.read_value() for variable in model.trainable_variables])
+
+    def note(after: list[tf.Tensor]) -> None:
+        if times is not None:
+            with tf.control_dependencies(after):
+                tf.numpy_function(lambda: times.append(time.time()), [], [])
 
     @tf.function
     def whole_step(x: Any, y: Any) -> None:
@@ -106,6 +118,20 @@ def plant(step: int, model: Any) -> None:
         values = own.numpy()
         values.view(np.int32)[np.unravel_index(np.abs(values).argmax(), values.shape)] ^= 1
         own.assign(values)
+
+
+def slow_callback(step: int, model: Any) -> None:
+    """What this worker alone does between its steps."""
+    if INDEX == 1:
+        time.sleep(SLEEP)
+
+
+def large() -> str | None:
+    """A training in which the sum over both workers takes long; each writes down its own times."""
+    times: list[float] = []
+    run_id = train(LARGE, extra=lambda: (keras.layers.Dense(1000), keras.layers.Dense(1000)), times=times)
+    np.save(FOLDER / f"times{INDEX}.npy", np.reshape(times, (LARGE, 2)))
+    return run_id
 
 
 def stop(step: int, model: Any) -> None:
@@ -181,6 +207,8 @@ KINDS: dict[str, Callable[[], Any]] = {
     "planted": lambda: train(between=plant),
     "slow step": lambda: train(SLOW, slow_step=INDEX == 1),
     "slow data": lambda: train(SLOW, slow_data=INDEX == 1),
+    "slow callback": lambda: train(SLOW, between=slow_callback),
+    "large": large,
     "stopped": lambda: train(between=stop),
     "resumable": resumable,
 }

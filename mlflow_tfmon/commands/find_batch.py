@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mlflow_tfmon.errors import NotThereError
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tables import echo
 
@@ -30,7 +31,7 @@ def command(reference: str, step: int, data: Path, tracking_uri: str | None) -> 
     try:
         kept = load_batch(run_id, step, tracking_uri)
         places = find_batch(kept, step, _loaded(data))
-    except ValueError as error:
+    except NotThereError as error:
         raise click.ClickException(f"{error}.") from error
     echo(kept.text)
     for example in dict.fromkeys([*(one for one in kept.odd if one in places), *sorted(places)]):
@@ -51,5 +52,5 @@ def _loaded(path: Path) -> object:
         return found
     names = [name for name in ("x", "inputs", *found.files) if name in found.files]
     if not names:
-        raise ValueError(f"{path} has no arrays")
+        raise NotThereError(f"{path} has no arrays")
     return found[names[0]]

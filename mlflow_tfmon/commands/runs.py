@@ -101,27 +101,33 @@ def listed(client: MlflowClient, experiment: str | None, limit: int, since: int 
         limit: how many at most.
         since: leaves out those that have not come to this step.
     """
-    there = (run for run in watched(client, experiment) if _step(run) >= since)
-    found = list(itertools.islice(there, limit))
-    runs = [_listed(run) for run in found]
+    steps = ((run, _step(client, run)) for run in watched(client, experiment))
+    found = list(itertools.islice(((run, step) for run, step in steps if step >= since), limit))
+    runs = [_listed(run, step) for run, step in found]
     if experiment is None and not since:
-        known = {run.info.run_id for run in found}
+        known = {run.info.run_id for run, _ in found}
         left = here.recordings(here.of_store(client.tracking_uri))
         runs += [_only_here(one) for one in left if one.due and one.run_id not in known]
     return runs
 
 
-def _step(run: Run) -> int:
-    return max((one.steps for one in Past.from_text(run.data.tags.get(REACHED_TAG)).streams), default=0)
+def _step(client: MlflowClient, run: Run) -> int:
+    """The last step of a run; one without the tag of it has that of its curves: of each stream one is asked for."""
+    past = Past.from_text(run.data.tags.get(REACHED_TAG))
+    if past.streams:
+        return max(one.steps for one in past.streams)
+    curves = {name.partition("batch/")[0]: name for name in run.data.metrics if "batch/" in name}
+    points = (client.get_metric_history(run.info.run_id, name) for name in curves.values())
+    return max((point.step for some in points for point in some), default=0)
 
 
-def _listed(run: Run) -> _Listed:
+def _listed(run: Run, step: int) -> _Listed:
     tags = run.data.tags
     said = tags.get(PROBLEMS)
     problems = None if said is None else [kind for kind in said.split(",") if kind not in ("", "none")]
     return _Listed(
         run.info.run_id, run.info.run_name or "", run.info.start_time / 1e3, run.info.status.lower(),
-        _step(run), tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
+        step, tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.problem import Problem
 
+_BETWEEN = "/between_steps_ms"
+
 
 def detect(
     history: History,
@@ -40,8 +42,13 @@ def detect(
     wait, step, who = float(np.median(waits.mean)), float(np.median(times.mean)), "it"
     if tables:
         alike = min(float(np.median(one.mean)) for one in known) >= 0.5 * wait
-        who = "each worker" if alike else waits.names[0].split("/")[0].replace("_", " ")
-        wait /= 1e3
+        worker = waits.names[0].split("/")[0]
+        who = "each worker" if alike else worker.replace("_", " ")
+        # Where a distributed dataset has an end, all wait for whoever asks for its batch last: what that one does
+        # before is no input.
+        between = [name for name in steps.names if name.endswith(_BETWEEN)]
+        longest = max((steps.median(name) for name in between), default=0.0)
+        wait = (wait - max(0.0, longest - steps.median(worker + _BETWEEN))) / 1e3
     lost = wait * history.step
     if step > 0 and wait >= min_wait_s and wait >= min_share * step and lost >= min_lost_s:
         yield Problem(

@@ -9,7 +9,7 @@ import numpy as np
 from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.problem import Problem
 
-_TIME, _WAIT = "/step_time_ms", "/input_wait_ms"
+_TIME, _WAIT, _BETWEEN = "/step_time_ms", "/input_wait_ms", "/between_steps_ms"
 
 
 def detect(
@@ -43,17 +43,18 @@ def detect(
     wait, worker = float(own[at] - own[next_at]), names[at].removesuffix(_TIME)
     if step <= 0 or wait < max(min_wait_s, min_share * step) or wait * history.step < min_lost_s:
         return
-    waits = history.steps.column(worker + _WAIT)
-    batch = float(np.median(waits.mean)) / 1e3 if len(waits) else 0.0
+    batch, between = (history.steps.median(worker + part) / 1e3 for part in (_WAIT, _BETWEEN))
     name, other = (names[one].removesuffix(_TIME).replace("_", " ") for one in (at, next_at))
     yield Problem(
         "straggler", "warning", int(times.first[0]), (),
         f"Every step waits for {name}: its gradients take {own[at] * 1e3:.3g} of {step * 1e3:.3g} ms, "
-        f"{batch * 1e3:.3g} ms of that waiting for a batch; the next slowest, {other}, needs "
-        f"{own[next_at] * 1e3:.3g} ms. That is {wait / step:.0%} of the time (threshold: {min_share:.0%}), "
-        f"{wait * history.step:.0f} s so far; the sum over all workers and the update take another "
-        f"{max(0.0, 1 - own[at] / step):.0%}.",
+        f"{batch * 1e3:.3g} ms of that waiting for a batch and {between * 1e3:.3g} ms between the steps (callbacks, "
+        f"the loop's own code); the next slowest, {other}, needs {own[next_at] * 1e3:.3g} ms. That is "
+        f"{wait / step:.0%} of the time (threshold: {min_share:.0%}), {wait * history.step:.0f} s so far; the sum over "
+        f"all workers and the update take another {max(0.0, 1 - own[at] / step):.0%}.",
         "Speed up its input: see where it reads its files, and prefetch()." if batch > 0.5 * wait else
+        f"See what {name} alone does between the steps: callbacks, logs, files that it writes."
+        if between > 0.5 * wait else
         "Look at that machine: other processes on it, a slower processor or GPU, a lower clock (heat), longer examples "
         "in its share of the data.",
         history.step, 0.9,

@@ -75,6 +75,11 @@ class Table:
         found[some] = np.nanmedian(self.mean[:, some], axis=0)
         return found
 
+    def median(self, name: str) -> float:
+        """Returns the median of one column's means; 0 if nothing was measured."""
+        values = self.column(name)
+        return float(np.median(values.mean)) if len(values) else 0.0
+
     def since(self, step: float) -> Table:
         """Returns the rows that end after a step."""
         return self.rows(self.last > step)

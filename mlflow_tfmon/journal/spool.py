@@ -36,7 +36,7 @@ _ROWS = (Steps, DeepSteps, Histograms)
 _HELD_BYTES = 64 * 2**20  # of rows: hours of ordinary steps
 _HELD = 1000  # records of other kinds
 _AT_ONCE = 20
-_LAST_TRIES = 10
+_TRIES = 10
 
 
 def fitting(records: Sequence[Record], share: float) -> tuple[list[Record], Counter[str]]:
@@ -84,47 +84,42 @@ class Spool:
         """What was not kept, and why; "" if all was."""
         return f"{counted(self.left_out)}: {self.why}" if self.left_out else ""
 
-    @property
-    def stuck(self) -> bool:
-        """Whether something is held that the disk does not take."""
-        return bool(self._held)
-
     def append(self, records: Sequence[Record]) -> None:
         """Writes records, in order; holds them where the disk takes nothing."""
         with self._lock:
             try:
-                kept, left = fitting(records, self._journal.size() / self._bound)
-                unsaid = self._unsaid + left
-                why = f"the journal had reached its limit of {self._bound / 1e9:g} GB" if left else self.why
-                self._write_held()
-                if kept:
-                    told = [LeftOut(dict(unsaid), why)] if unsaid else []
-                    self.last = self._journal.append([*told, *kept])
-                    self.written += _rows(kept)
-                    unsaid = Counter()
+                while (
+                    self._held
+                ):  # some at a time: where the disk takes nothing, no more than these are packed
+                    self._write(self._held[:_AT_ONCE], tells=False)
+                    del self._held[:_AT_ONCE]
+                self._write(records)
             except sqlite3.ProgrammingError:  # it is closed
                 raise
             except (sqlite3.Error, OSError) as error:
                 self._hold(
                     records, f"the journal could not be written ({' '.join(str(error).split())[:200]})"
                 )
-            else:
-                self.left_out += left
-                self.why = why
-                self._unsaid = unsaid
+
+    def flush(self) -> bool:
+        """Writes what is held, if the disk takes it by now; returns whether nothing is held any more."""
+        for _ in range(_TRIES):  # it may be locked for a moment; a full disk fails at once
+            with self._lock:  # not for all tries: others have something to append meanwhile
+                if not self._held:
+                    return True
+                self.append([])
+        return not self._held
 
     def close(self) -> list[Record]:
         """Closes the journal; returns what it did not take."""
         with self._lock:
-            for _ in range(_LAST_TRIES):  # it may be locked for a moment; a full disk fails at once
-                if self._held:
-                    self.append([])
-            for rows in [one for one in self._held if isinstance(one, _ROWS)]:
+            self.flush()
+            rest, self._held = self._held, []
+            for rows in (one for one in rest if isinstance(one, _ROWS)):
                 self._leave_out(rows)
-            self._held = [one for one in self._held if not isinstance(one, _ROWS)]
             told = [LeftOut(dict(self._unsaid), self.why)] if self._unsaid else []
             self._journal.close()
-            return [*told, *self._held]
+            return [*told, *(one for one in rest if not isinstance(one, _ROWS))]
 
     def _hold(self, records: Sequence[Record], why: str) -> None:
         say_once(
@@ -140,13 +135,27 @@ class Spool:
             else:
                 self._held.append(record)
 
-    def _write_held(self) -> None:
-        """Writes what is held, some at a time: as long as the disk takes nothing, no more than these are packed."""
-        while self._held:
-            some = self._held[:_AT_ONCE]
-            self.last = self._journal.append(some)
-            self.written += _rows(some)
-            del self._held[: len(some)]
+    def _write(self, records: Sequence[Record], tells: bool = True) -> None:
+        """Writes of some records what the bound allows: that and the count of the rest, or nothing.
+
+        Args:
+            records: the records.
+            tells: whether a record says what was left out; the first one of a recording must say whose it is.
+
+        Raises:
+            sqlite3.Error, OSError: the disk takes nothing.
+        """
+        kept, left = fitting(records, self._journal.size() / self._bound)
+        unsaid = self._unsaid + left
+        why = f"the journal had reached its limit of {self._bound / 1e9:g} GB" if left else self.why
+        if kept:
+            told = [LeftOut(dict(unsaid), why)] if tells and unsaid else []
+            self.last = self._journal.append([*told, *kept])
+            self.written += _rows(kept)
+            if told:
+                unsaid = Counter()
+        self.left_out += left
+        self.why, self._unsaid = why, unsaid
 
     def _bytes(self, more: Steps | DeepSteps | Histograms) -> int:
         """How many bytes of rows are held with some more."""

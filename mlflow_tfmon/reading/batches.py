@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_tfmon import temporary
+from mlflow_tfmon.errors import NotThereError
 from mlflow_tfmon.facts import examples
 from mlflow_tfmon.reading import files
 from mlflow_tfmon.reading.arrays import read_arrays
@@ -133,7 +134,7 @@ def of_step(batches: list[KeptBatch], step: int) -> KeptBatch:
     found = [one for one in batches if one.step == step]
     if not found:
         there = ", ".join(str(one.step) for one in batches) or "none"
-        raise ValueError(f"no batch of step {step} is kept in this run; kept: {there}")
+        raise NotThereError(f"no batch of step {step} is kept in this run; kept: {there}")
     return found[0]
 
 
@@ -176,7 +177,7 @@ def find_batch(run: RecordedRun | KeptBatch | str, step: int, dataset: Any) -> d
     else:
         kept = run if isinstance(run, KeptBatch) else of_step(run.batches, step)
     if not kept.fingerprints:
-        raise ValueError(f"the batch of step {step} has no inputs that were kept: {kept.text}")
+        raise NotThereError(f"the batch of step {step} has no inputs that were kept: {kept.text}")
     shapes = examples.inputs_of(kept.shapes)
     places: dict[str, int] = {}
     wanted, at = set(kept.fingerprints), 0
@@ -185,7 +186,9 @@ def find_batch(run: RecordedRun | KeptBatch | str, step: int, dataset: Any) -> d
             one.shape[1:] != shapes[name] for name, one in arrays.items()
         ):
             there = {name: one.shape[1:] for name, one in arrays.items()}
-            raise ValueError(f"the dataset's examples have the shapes {there}, those of the batch {shapes}")
+            raise NotThereError(
+                f"the dataset's examples have the shapes {there}, those of the batch {shapes}"
+            )
         for row, one in enumerate(examples.fingerprints([arrays[name] for name in shapes])):
             if one in wanted:
                 wanted.discard(one)

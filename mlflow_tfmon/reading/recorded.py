@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlflow_tfmon import temporary
 from mlflow_tfmon.detectors.problem import Problem
-from mlflow_tfmon.errors import InputError, logger
+from mlflow_tfmon.errors import InputError, NotThereError, logger
 from mlflow_tfmon.journal import here
 from mlflow_tfmon.reading import files, frames, joined
 from mlflow_tfmon.reading.batches import KeptBatch, load_batches
@@ -333,7 +333,7 @@ def read_run(client: MlflowClient, run_id: str) -> RecordedRun:
 def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> ValueError:
     """Returns why there is no data of a run to load."""
     if left:
-        return ValueError(
+        return NotThereError(
             f"run {run_id} was recorded on this machine, but none of its telemetry files has arrived in MLflow yet: "
             f"{'; '.join(map(str, left))}. `mlflow-tfmon sync` delivers the rest."
         )
@@ -343,7 +343,7 @@ def _nothing(run_id: str, state: str | None, left: Sequence[here.Here]) -> Value
             "or train within mlflow_tfmon.Monitor(model)), or it is undelivered on another machine "
             "(run `mlflow-tfmon sync` there)."
         )
-    return ValueError(
+    return NotThereError(
         f"run {run_id} is monitored, but none of its telemetry files has arrived yet (tag tfmon.delivery={state!r}): "
         "the first steps of a running training arrive within seconds, so try again; after a crash or an outage, run "
         "`mlflow-tfmon sync` on the machine that trained."

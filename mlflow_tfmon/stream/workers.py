@@ -23,8 +23,8 @@ from mlflow_tfmon.stream.drain import Reading
 from mlflow_tfmon.stream.ring import Ring
 from mlflow_tfmon.stream.rows import column, steps
 
-_STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES, _INPUT_WAIT = range(6)  # columns of a report
-_WIDTH = 6
+_STEP, _SQUARES, _OWN_TIME, _LOSS, _EXAMPLES, _INPUT_WAIT, _BETWEEN = range(7)  # columns of a report
+_WIDTH = 7
 _SAME = 1e-6  # relative: of one sum, however it is rounded
 _MAX_WAIT_S = 5.0  # s that the chief waits for a worker, once; a worker looks at its rings every 0.05 s
 _UNREAD = 1000  # messages after which a worker takes it that the chief does not listen
@@ -75,15 +75,20 @@ class _Reports:
         self._step, self._time = 0, np.nan
 
     def of(self, reading: Reading) -> np.ndarray:
-        """Shape (steps, 6): step, half the squared norm of the gradient, own time, loss, examples, wait for the batch.
+        """Shape (steps, 7): step, half the squared norm of the gradient, own time, loss, examples, parts of that time.
 
         Times are in s. A worker's own time of a step goes from the end of the step before to its gradients being ready
-        for the sum; the rest of the step is spent waiting for the other workers. NaN is what was not measured.
+        for the sum; the rest of the step is spent waiting for the other workers. The parts are the wait for the batch,
+        and what is done between the step before and asking for it: callbacks, a loop's own code. NaN is what was not
+        measured.
         """
         numbers, times, counts = steps(reading), column(reading, "time"), column(reading, "losses")
         before = np.concatenate([[self._time], times[:-1]])
         before[np.diff(numbers, prepend=self._step) != 1] = np.nan
-        layout = reading.ring.layout
+        layout, begun = reading.ring.layout, column(reading, "input_time")
+        begun = np.where(
+            np.isnan(begun), np.nan, column(reading, "input_start")
+        )  # which says no time by itself
         norms = [f"{layout.norms[0]}/{at}" for at in range(len(layout.variables))]
         out = np.column_stack(
             [
@@ -92,7 +97,8 @@ class _Reports:
                 column(reading, "ready") - before,
                 np.where(counts > 0, column(reading, "loss") / np.maximum(counts, 1), np.nan),
                 column(reading, "examples"),
-                column(reading, "input_time") - column(reading, "input_start"),
+                column(reading, "input_time") - begun,
+                np.maximum(begun - before, 0.0),  # it may have been asked for before
             ]
         )
         if len(numbers):
@@ -212,7 +218,11 @@ class Gatherer:
         column(reading, "loss")[:] = figures[:, :, _LOSS].sum(axis=0)
         column(reading, "losses")[:] = known & (column(reading, "losses") > 0)
         column(reading, "examples")[:] = figures[:, :, _EXAMPLES].sum(axis=0)
-        for name, of in (("step_time_ms", _OWN_TIME), ("input_wait_ms", _INPUT_WAIT)):
+        for name, of in (
+            ("step_time_ms", _OWN_TIME),
+            ("input_wait_ms", _INPUT_WAIT),
+            ("between_steps_ms", _BETWEEN),
+        ):
             more |= {f"worker_{worker}/{name}": 1e3 * one[:, of] for worker, one in enumerate(everyone)}
         self._known |= {name for name, values in more.items() if not np.isnan(values).all()}
         return dataclasses.replace(reading, more={name: more[name] for name in more if name in self._known})

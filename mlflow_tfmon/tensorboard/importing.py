@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_tfmon.errors import NotThereError
 from mlflow_tfmon.tags import SOURCE_TAG
 from mlflow_tfmon.tensorboard.events import need_tensorboard
 from mlflow_tfmon.tracking.names import clean
@@ -55,7 +56,7 @@ def import_logs(folder: Path, experiment_id: str = "0", tracking_uri: str | None
 
     folders = sorted({path.parent for path in folder.rglob("*tfevents*")})
     if not folders:
-        raise ValueError(f"there is no event file (*tfevents*) in {folder.absolute()}")
+        raise NotThereError(f"there is no event file (*tfevents*) in {folder.absolute()}")
     trainings: dict[Path, list[Path]] = {}
     for one in folders:
         part = one.name.lower() in (*_TRAIN, *_VALIDATION) and one != folder

@@ -380,7 +380,7 @@ class Pipeline:
     def _wait(self) -> bool:
         if DRAIN.is_this_thread():
             return True  # the rings fill up meanwhile; whoever trains waits for nothing either
-        if self._spool.stuck and not self.closed:
+        if not self._spool.flush():
             return False  # what is to be waited for is not even in the journal
         with contained("restarting delivery", f"recordings are kept in {self.folder}"):
             self._delivery.ensure_alive()  # nobody looks after it from here on

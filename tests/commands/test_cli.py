@@ -7,6 +7,7 @@ import click
 import pytest
 
 from mlflow_tfmon import __version__, cli
+from mlflow_tfmon.errors import NotThereError
 
 
 @pytest.fixture
@@ -65,6 +66,13 @@ def test_a_mistyped_command_is_told_the_right_one(capsys):
         (FileNotFoundError(2, "No such file or directory", "/a/b"), "/a/b: No such file or directory."),
         (OSError("https://ann:s3cret@e.org is away"), "OSError: https://e.org is away"),
         (ImportError("it needs TensorBoard: pip install x"), "it needs TensorBoard: pip install x"),
+        (NotThereError("nothing has arrived yet: try again"), "nothing has arrived yet: try again"),
+        # of others the text alone says nothing
+        (ValueError("could not be broadcast"), "ValueError: could not be broadcast"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"),
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: no",
+        ),
     ],
 )
 def test_a_failure_ends_with_1_and_one_line(fails, error, said, capsys):

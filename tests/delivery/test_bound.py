@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -169,15 +172,58 @@ def test_what_the_disk_does_not_take_goes_on_when_it_does(store: str, run_id: st
     for block in blocks(rows, 50):  # more than a ring holds
         spool.append([block])
     spool.append([EpochEnded(0, 1, BEGUN, {"loss": 0.5}), histograms(1)])
-    assert spool.stuck
+    assert not spool.flush()
     os.rename(away, journal.folder / DATABASE)
     spool.append([EpochEnded(1, 2, BEGUN, {"loss": 0.25}), ENDED])
-    assert not spool.stuck and spool.close() == [] and not spool.left_out
+    assert spool.flush() and spool.close() == [] and not spool.left_out
     assert deliver(journal.folder).done
     assert "tfmon.not_kept" not in mlflow.MlflowClient(store).get_run(run_id).data.tags
     run = load_run(run_id, store)
     np.testing.assert_array_equal(run.steps.loss, rows[:, 4])
     assert run.epochs.loss.tolist() == [0.5, 0.25]
+
+
+def test_what_was_held_is_written_as_far_as_the_bound_allows(store: str, run_id: str, home: Path) -> None:
+    bound, rows = 400_000, values(20_000)
+    journal = Journal.create(home)
+    spool = Spool(journal, bound)
+    spool.append([started(store, run_id), layout(len(rows))])
+    away = journal.folder / "elsewhere"
+    os.rename(journal.folder / DATABASE, away)
+    for block in blocks(rows, 100):
+        spool.append([block])
+    spool.append([EpochEnded(0, len(rows), BEGUN, {"loss": 0.5})])
+    os.rename(away, journal.folder / DATABASE)
+    spool.append([ENDED])
+    assert journal.size() < 1.5 * bound < rows.nbytes  # the last ones that were written at once go beyond
+    assert spool.close() == [] and spool.left_out["Steps"] > 0
+    assert f"limit of {bound / 1e9:g} GB" in spool.not_kept
+    assert deliver(journal.folder).done
+    run = load_run(run_id, store)
+    assert len(run.steps) + spool.left_out["Steps"] == len(rows) and run.epochs.loss.tolist() == [0.5]
+    np.testing.assert_array_equal(run.steps.loss, rows[run.steps.index - 1, 4])
+    tags = mlflow.MlflowClient(store).get_run(run_id).data.tags
+    assert tags["tfmon.lost_steps"] == str(spool.left_out["Steps"])
+    assert tags["tfmon.not_kept"] == spool.not_kept
+
+
+def test_who_waits_while_the_journal_is_locked_for_a_moment_waits_for_all(
+    store: str, run_id: str, home: Path
+) -> None:
+    journal = Journal.create(home)
+    spool = Spool(journal, 1e9)
+    spool.append([started(store, run_id), layout()])
+    with closing(
+        sqlite3.connect(journal.folder / DATABASE, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        spool.append(blocks(values(50)))
+        assert spool.last == 2
+        threading.Timer(1.0, other.execute, ["COMMIT"]).start()
+        assert spool.flush() and spool.last > 2
+    spool.append([ENDED])
+    assert spool.close() == [] and spool.flush()  # of a closed one nothing is held
+    assert deliver(journal.folder).done and len(load_run(run_id, store).steps) == 50
 
 
 def test_what_memory_does_not_hold_either_is_counted(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlflow_tfmon.detectors
-from mlflow_tfmon.detectors import History, judge
+from mlflow_tfmon.detectors import History, judge, straggler
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import OVER_EXAMPLES, Layer
 from mlflow_tfmon.detectors.sample import Sample
@@ -91,9 +91,12 @@ def _of_a_loop(**known: Any) -> Any:
 _JUDGED = premises(loss="binary_crossentropy", targets=None, layers=(), spread=1.0)
 
 
-def _workers(slow: float, fast: float, wait: float) -> dict[str, np.ndarray]:
-    """Two workers, of which one is slow, by its own time and the wait for its batch, ms."""
-    own = {"worker_0/step_time_ms": fast, "worker_1/step_time_ms": slow, "worker_1/input_wait_ms": wait}
+def _workers(slow: float, fast: float, wait: float, between: float = 0.0) -> dict[str, np.ndarray]:
+    """Two workers, of which one is slow, by its own time, the wait for its batch and what is between its steps, ms."""
+    own = {
+        "worker_0/step_time_ms": fast, "worker_1/step_time_ms": slow, "worker_1/input_wait_ms": wait,
+        "worker_1/between_steps_ms": between,
+    }  # fmt: skip
     return {"time": 100 + 0.1 * _T, **{name: np.full(STEPS, value) for name, value in own.items()}}
 
 
@@ -307,6 +310,16 @@ def test_weights_apart_of_a_variable_that_there_is_not(number: float) -> None:
     assert "worker 1 from step 102 on" in problem.evidence
 
 
+@pytest.mark.parametrize(
+    ("wait", "between", "advice"),
+    [(0, 0, "that machine"), (65, 0, "its input"), (0, 65, "between the steps")],
+)
+def test_what_a_straggler_does_is_told(wait: float, between: float, advice: str) -> None:
+    (problem,) = straggler.detect(history(columns=_workers(80.0, 10.0, wait, between)))
+    assert f"80 of 100 ms, {wait} ms of that waiting for a batch and {between} ms between" in problem.evidence
+    assert problem.evidence.endswith("the update take another 20%.") and advice in problem.advice
+
+
 HEALTHY = {
     "goes well": history(),
     "a recurrent kernel that learns all the same": history(
@@ -334,6 +347,13 @@ HEALTHY = {
     "with many dead units": history(dead=0.8),
     "workers that are alike": history(
         columns={f"worker_1/{name}_apart": np.zeros(STEPS) for name in ("weights", "gradient")}
+    ),
+    "a worker that waits until another one is through with its callbacks": history(
+        columns={
+            **_workers(80.0, 79.0, wait=0.0, between=70.0),
+            "worker_0/input_wait_ms": np.full(STEPS, 69.0),
+            "worker_0/between_steps_ms": np.full(STEPS, 1.0),
+        }
     ),
     "workers that are slow in turn": history(columns=_workers(80.0, 79.0, wait=0.0)),
     "with saturated units": history(saturated=0.9, activation="tanh"),

@@ -1,4 +1,4 @@
-"""Tests of trainings that Ray starts: one run for all workers, also when one is killed; trials below one parent."""
+"""Tests of trainings that Ray starts: one run for all workers, also when one is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import mlflow
 import pytest
 
-import mlflow_tfmon
 from tests.promises.test_launchers import (
     EPOCHS,
     OF_EPOCH,
@@ -92,18 +91,3 @@ def test_every_step_is_in_one_run(case: str, event: str, store: str, home: Path,
     assert 0 <= again <= 2 * OF_EPOCH if lost else again == 0  # since a checkpoint, not since the start
     (found,) = mlflow.search_runs(output_format="list")
     assert case == "loop" or {"tfmon.best_model", "tfmon.model"} <= found.data.tags.keys()
-
-
-def test_the_trials_of_a_search_are_below_one_run(store: str, home: Path, tmp_path: Path) -> None:
-    with driver(store, tmp_path, "tune") as process:
-        end(process)
-    mlflow.set_tracking_uri(store)
-    runs = mlflow.search_runs(output_format="list")
-    (parent,) = (run for run in runs if run.data.tags.get("mlflow.runName") == "search")
-    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(trials) == 2 and len(runs) == 3
-    for trial in trials:
-        assert trial.info.status == "FINISHED" and trial.data.tags["tfmon.delivery"] == "complete"
-        assert len(mlflow_tfmon.load_run(trial.info.run_id).steps) == 60
-    rates = {mlflow_tfmon.load_run(trial.info.run_id).steps.learning_rate.iloc[0] for trial in trials}
-    assert sorted(rates) == pytest.approx([0.01, 0.1])

@@ -73,6 +73,31 @@ def test_a_bit_a_slow_worker_and_a_slow_input_are_found(store: str, home: Path, 
 
 
 @pytest.mark.thorough
+def test_what_a_step_of_several_workers_consists_of(store: str, home: Path, tmp_path: Path) -> None:
+    """Own times of the workers, and the share that their sum and the update take: compared with clocks of their own."""
+    finish(*start(store, tmp_path, "slow callback", "large"))
+    mlflow.set_tracking_uri(store)
+    runs = json.loads((tmp_path / "worker0.json").read_text())
+
+    late = problems(runs["slow callback"])["straggler"]
+    assert "worker 1" in late.evidence and "between the steps: callbacks" in late.advice
+    between = mlflow_tfmon.load_run(runs["slow callback"]).steps.filter(like="between_steps_ms").median()
+    assert between["worker_1/between_steps_ms"] > 1e3 * SLEEP > between["worker_0/between_steps_ms"]
+
+    steps = mlflow_tfmon.load_run(runs["large"]).steps
+    times = np.stack([np.load(tmp_path / f"times{index}.npy") for index in range(2)])
+    gradients, weights = times[:, :, 0], times[:, :, 1]
+    own = 1e3 * (gradients[:, 1:] - weights[:, :-1])
+    named = [f"worker_{index}/step_time_ms" for index in range(2)]
+    whole = 1e3 * np.diff(weights[0])
+    # Its clock stands still between two ops, and the weights are written while the end of a step is told.
+    np.testing.assert_allclose(steps[named].median(), np.median(own, axis=1), atol=0.1 * np.median(whole))
+    told = 1 - (steps[named].max(axis=1) / steps.step_time_ms).median()  # as the documentation has it
+    share = 1 - np.median(own.max(axis=0) / whole)
+    assert share > 0.2 and abs(told - share) < 0.1, (told, share)
+
+
+@pytest.mark.thorough
 def test_a_worker_that_stops_is_named(store: str, home: Path, tmp_path: Path) -> None:
     """It stands still in its own code, while the chief waits for it in TensorFlow; then both are killed."""
     processes = start(store, tmp_path, "stopped")

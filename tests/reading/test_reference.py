@@ -151,6 +151,15 @@ def test_the_list_of_runs_that_have_come_to_a_step(run_ids, client, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_runs_that_do_not_say_how_far_they_came_are_asked_for_their_curves(run_ids, client, capsys):
+    for name, step in (("batch/loss", 70), ("generator.batch/loss", 90), ("other", 500)):
+        client.log_metric(run_ids[0], name, 1.0, step=step)
+    assert cli.main(["runs", "--json", "--since", "90"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["run_id"], found["step"]) == (run_ids[0], 90)
+    assert cli.main(["runs", "--json", "--since", "91"]) == 0 and json.loads(capsys.readouterr().out) == []
+
+
 def test_a_store_without_watched_runs(client, capsys):
     assert cli.main(["runs", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
