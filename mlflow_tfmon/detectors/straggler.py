@@ -51,8 +51,8 @@ def detect(
         f"Every step waits for {name}: its gradients take {own[at] * 1e3:.3g} of {step * 1e3:.3g} ms, "
         f"{batch * 1e3:.3g} ms of that waiting for a batch; the next slowest, {other}, needs "
         f"{own[next_at] * 1e3:.3g} ms. That is {wait / step:.0%} of the time (threshold: {min_share:.0%}), "
-        f"{wait * history.step:.0f} s so far; the sum over all workers and the update take another "
-        f"{max(0.0, 1 - own[at] / step):.0%}.",
+        f"{wait * history.step:.0f} s so far; the sum over all workers, the update and callbacks take "
+        f"another {max(0.0, 1 - own[at] / step):.0%}.",
         "Speed up its input: see where it reads its files, and prefetch()." if batch > 0.5 * wait else
         "Look at that machine: other processes on it, a slower processor or GPU, a lower clock (heat), longer examples "
         "in its share of the data.",

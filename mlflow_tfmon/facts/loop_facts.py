@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, OVER_EXAMPLES, UNKNOWN, Layer, Premises
-from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.detectors.sample import Sample, mixed
 from mlflow_tfmon.facts.premises import class_of, rate_of
 from mlflow_tfmon.probes import batches, ledger, objective
 from mlflow_tfmon.probes.objective import Kind, Objective
@@ -241,5 +241,7 @@ def _arrays(tensors: Sequence[Any], room: int) -> list[np.ndarray]:
 def _sample(arrays: Sequence[np.ndarray], targets: bool) -> Sample | None:
     if not arrays or len({one.shape[1:] for one in arrays}) > 1:
         return None
+    found = Sample.of(np.concatenate(arrays), targets)
+    labels = bool(found.class_counts) and (found.columns == 1 or found.one_hot)
     # Where among the data an example is that is not finite, its place in the sample does not tell.
-    return dataclasses.replace(Sample.of(np.concatenate(arrays), targets), nonfinite_at=-1)
+    return dataclasses.replace(found, nonfinite_at=-1, mixed=mixed(arrays) if labels else float("nan"))

@@ -46,6 +46,7 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _KERNELS = frozenset({"MatMul", "BatchMatMulV2", "Conv2D", "Conv3D", "Einsum"})
 _SQUARES = frozenset({"Square", "Mul", "Pow"})
+_NAMES_CLASS = frozenset({"ArgMax", "TopKV2", "InTopKV2"})
 _MOST_OPS = 2000  # of a step are looked at
 _SQUARED, _ABSOLUTE = "mean_squared_error", "mean_absolute_error"
 _SPARSE, _ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
@@ -527,11 +528,21 @@ def _activation(predictions: Any) -> tuple[str, Any]:
         return OVER_EXAMPLES, before.inputs[0]  # tf.nn.softmax(x, axis=0) (TF 2.16 to 2.21)
     if op.type in _WEIGHTS and at.shape.rank == 2:  # Keras takes the loss from what goes into the softmax
         turned = [one.outputs[0] for one in at.consumers() if one.type == "Transpose"]
-        if any(one.type == "Softmax" for tensor in turned for one in tensor.consumers()):
+        softmaxes = [one.outputs[0] for tensor in turned for one in tensor.consumers() if one.type == "Softmax"]
+        # That of the loss goes nowhere else; another one is computed with, as in attention.
+        if any(_leads_nowhere(one) for one in softmaxes):
             return OVER_EXAMPLES, at
     if op.type in _ACTIVATIONS:
         return _ACTIVATIONS[op.type], op.inputs[0]
     return ("linear" if op.type in _WEIGHTS else ""), at
+
+
+def _leads_nowhere(tensor: Any) -> bool:
+    """Whether nothing is computed of a tensor but what is measured: the class that it names."""
+    return all(
+        one.type in _NAMES_CLASS or (one.type in _SAME and all(map(_leads_nowhere, one.outputs)))
+        for one in tensor.consumers()
+    )
 
 
 def _kernel(tensor: Any, weights: Sequence[tf.Variable]) -> str:
