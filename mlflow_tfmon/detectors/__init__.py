@@ -27,6 +27,7 @@ from mlflow_tfmon.detectors import (
     nan_or_inf,
     normalization_mismatch,
     one_class_predicted,
+    optimizer_renewed,
     oscillating_loss,
     output_not_learning,
     overfitting,
@@ -57,7 +58,7 @@ __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Prob
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
     poor_initialization.detect, unnormalized_input.detect, unscaled_targets.detect, accumulation_not_zeroed.detect,
-    unshuffled_data.detect,
+    unshuffled_data.detect, optimizer_renewed.detect,
     loss_scale_collapse.detect, loss_unbounded.detect, exploding_gradient.detect, vanishing_gradient.detect,
     dead_relu.detect, saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,

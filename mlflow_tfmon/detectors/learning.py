@@ -136,7 +136,13 @@ def supervised(history: History) -> bool:
 
 
 def losses(history: History) -> Table:
-    """The loss of the steps without regularization penalties, or that of the epochs if no step's is known."""
+    """The loss of the steps without regularization penalties, or that of the epochs if no step's is known.
+
+    Of a loop whose loss has several terms, the distance from targets alone.
+    """
+    curve = history.steps.column("data_loss")
+    if len(curve):
+        return curve
     curve = history.steps.column("loss")
     added = history.steps.column("regularization_loss")
     if len(added) and len(added) == len(curve):

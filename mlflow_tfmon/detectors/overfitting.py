@@ -33,6 +33,8 @@ def detect(
     training loss is 15% better (nothing that is learned generalizes); and a validation accuracy 25 points behind while
     the two losses differ by a quarter of a constant prediction's.
 
+    In an eager loop also a dataset of which the same batch was taken 20 times in a row, and no other.
+
     Args:
         history: the training up to some step.
         min_rise: least rise of the validation loss, as a share of a constant prediction's loss.
@@ -41,6 +43,15 @@ def detect(
         min_gap: least lag of the validation accuracy, and of the loss as a share of a constant prediction's, where the
             validation loss need not rise.
     """
+    known = history.premises
+    if known is not None and known.repeated:
+        yield Problem(
+            "overfitting", "critical", 1, (),
+            f"The same batch comes at each step: the first of the {known.repeated} that its dataset has.",
+            "Go on with one iterator: for batch in dataset. next(iter(dataset)) makes a new one, which begins anew.",
+            history.step, 0.95,
+        )  # fmt: skip
+        return
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < min_epochs + 1 or len(train) != len(held_out) or not state.reference > 0:

@@ -25,7 +25,6 @@ from mlflow_tfmon.stream.ring import lasting_variable
 # Over several replicas: one slot a set of variables and replica, in which the losses of all are added up. A variable,
 # not a tensor, since replicas are traced into functions of their own.
 _slots: dict[frozenset[str], dict[tuple[int, tuple[str, ...]], Slot]] = {}  # the last used come last
-SPREAD = "output_spread"  # of what a generator makes
 _UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
 _seen: dict[str, str] = {}  # names of the variables for which tapes gave gradients of a loss, by their keys
 _applied: set[str] = set()  # keys of those whose gradients an optimizer was given
@@ -136,12 +135,11 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
     targets = [t for t in tf.nest.flatten(target) if t is not None]
     losses = [getattr(t, _UNSCALED, t) for t in targets]
     parts: dict[str, list[Any]] = getattr(losses[0], _PARTS, {}) if len(losses) == 1 else {}
-    reading, made = None, None
+    reading = None
     if losses and not nested:
         with contained("examining the loss", "some problems may not be found"):
-            made = objective.note(losses, pairs)
-    if made is not None:
-        parts = {**parts, SPREAD: [objective.spread(made)]}
+            own = objective.note(losses, pairs)
+            parts = parts or own  # Keras knows the names of its own
     if losses:
         first = 1.0 if replicas.index() == 0 else 0.0  # the slots of replicas are added up
         reading = tf.stack([_sum(losses), first, *(_sum(some) for some in parts.values())])
