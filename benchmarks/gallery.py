@@ -235,6 +235,41 @@ def loop_that_broadcasts(mended: bool) -> None:
             step(some, targets)
 
 
+def loop_of_optimizers(mended: bool) -> None:
+    """A regression by an optimizer that is made anew for each step, or once."""
+    x, y, _, _ = friedman(1)
+    y = np.ravel(y).astype("float32")
+    model, _ = mlp(1, **REGRESSION)
+    optimizer, random = keras.optimizers.Adam(0.03), np.random.default_rng(1)
+    with mlflow_tfmon.Monitor(model):
+        for _ in range(200):
+            rows = random.integers(0, len(x), 32)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((y[rows] - model(x[rows], training=True)[:, 0]) ** 2)
+            if not mended:
+                optimizer = keras.optimizers.Adam(0.03)
+            variables = model.trainable_variables
+            optimizer.apply(tape.gradient(loss, variables), variables)
+
+
+def fit_with_attention(mended: bool) -> None:
+    """Which of two marks comes first in a sequence, by a transformer, with a warm-up or without."""
+    random, layers = np.random.default_rng(0), keras.layers
+    x = random.integers(3, 30, (1500, 24))
+    places = np.array([random.choice(24, 2, replace=False) for _ in range(len(x))])
+    x[np.arange(len(x)), places[:, 0]], x[np.arange(len(x)), places[:, 1]] = 1, 2
+    y = (places[:, 0] < places[:, 1]).astype(int)
+    seen = keras.Input((24,), dtype="int32")
+    h = layers.Embedding(30, 32)(seen) + layers.Embedding(24, 32)(keras.ops.arange(24))
+    for _ in range(4):
+        h = layers.LayerNormalization()(h + layers.MultiHeadAttention(2, 16)(h, h))
+        h = layers.LayerNormalization()(h + layers.Dense(32)(layers.Dense(64, "relu")(h)))
+    model = keras.Model(seen, layers.Dense(2, "softmax")(layers.GlobalAveragePooling1D()(h)))
+    warm = keras.optimizers.schedules.CosineDecay(0.0, 600, warmup_target=0.01, warmup_steps=150)
+    model.compile(keras.optimizers.Adam(warm if mended else 0.01), "sparse_categorical_crossentropy")
+    model.fit(x, y, 32, 16, verbose=0)
+
+
 def loop_with_a_sign(mended: bool) -> None:
     """Digits in a loop whose loss has a minus sign, or none."""
     x, y, _, _ = digits(1)
@@ -479,6 +514,8 @@ CASES: dict[str, Case] = {
     "validation_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_sorted_digits
     ),
+    "optimizer_renewed": Case(column("loss"), "loss", train=loop_of_optimizers),
+    "no_warmup": Case(column("loss"), "loss", train=fit_with_attention),
     "unshuffled_data": Case(column("loss"), "loss", train=fit_of_digits_in_order),
     "normalization_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"
