@@ -28,6 +28,7 @@ _slots: dict[frozenset[str], dict[tuple[int, tuple[str, ...]], Slot]] = {}  # th
 _UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
 _seen: dict[str, str] = {}  # names of the variables for which tapes gave gradients of a loss, by their keys
 _applied: set[str] = set()  # keys of those whose gradients an optimizer was given
+_by_hand: set[str] = set()  # of those that a watched function changes by them, without an optimizer
 _passed: set[str] = set()  # of those whose gradients go from eager code into a function that applies them
 _sites: dict[Any, int] = {}
 _numbers = itertools.count(1)
@@ -215,15 +216,22 @@ def _drop(calls: list[origin.Call]) -> None:
         _eager.waiting.remove(call)
 
 
-def watch_end(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the end of the tracing of a function: what is not known to be a step's is written down."""
+def watch_end(
+    original: Callable[..., Any], takes: Callable[[Any, origin.Call], bool] = lambda *_: False
+) -> Callable[..., Any]:
+    """Wraps the end of the tracing of a function: what is not known to be a step's is written down.
+
+    Args:
+        original: the method.
+        takes: whether a step is made of what a tape gave, without an optimizer, in a function; then it is watched.
+    """
 
     def __exit__(self: Any, kind: Any, *how: Any) -> Any:
         function = graph.tracing()
         if kind is None and function is not None and "calls" in graph.notes(function):
             with contained("the tape probe", "the loss of each step may not be recorded"):
                 if graph.can_record():
-                    _write(_merged(_of(function)))
+                    _write([one for one in _merged(_of(function)) if not takes(function, one)])
         return original(self, kind, *how)
 
     return __exit__
@@ -288,7 +296,12 @@ def _given() -> dict[int, tuple[origin.Call, str]]:
 
 def not_applied() -> list[str]:
     """Names of the variables for which tapes gave gradients of a loss that no watched optimizer was given."""
-    return [name for key, name in _seen.items() if key not in _applied]
+    return [name for key, name in _seen.items() if key not in _applied | _by_hand]
+
+
+def changed_by_hand(keys: frozenset[str]) -> None:
+    """Notes that a function changes variables by their gradients, and is watched."""
+    _by_hand.update(keys)
 
 
 def applied(variables: Sequence[Any] | None = None) -> bool:

@@ -64,8 +64,8 @@ def test_it_is_said(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if in_function and way is by_scipy:
-        pytest.skip("it calls eager code")
+    if in_function and way in (by_scipy, by_hand):
+        pytest.skip("it calls eager code" if way is by_scipy else "it is watched")
     monkeypatch.setattr(tape, "_seen", {})
     monkeypatch.setattr(tape, "_applied", set())
     monkeypatch.setattr(user_messages, "all_rings", list)  # other tests' are there
@@ -98,3 +98,31 @@ def test_nothing_is_said_of_a_script_whose_steps_are_recorded(
         optimizer.apply_gradients([(one.gradient(loss, weight), weight)])
         user_messages.say_what_was_not_seen()
     assert not any("no training step was recorded" in line for line in caplog.messages)
+
+
+def test_a_descent_by_hand_in_a_function_is_watched(fresh: None) -> None:
+    """With a momentum of its own; a function that looks at gradients, and changes nothing by them, is not."""
+    mlflow_tfmon.autolog(log_models=False)
+    weight, speed, largest = tf.Variable(5.0, name="slope"), tf.Variable(0.0), tf.Variable(0.0)
+
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = _loss(weight)
+        gradient = tape.gradient(loss, weight)
+        speed.assign(0.5 * speed + gradient)
+        weight.assign_sub(0.1 * speed)
+        return loss, tf.abs(gradient)
+
+    @tf.function
+    def look() -> None:
+        with tf.GradientTape() as tape:
+            loss = _loss(weight)
+        largest.assign(tf.maximum(largest, tf.abs(tape.gradient(loss, weight))))
+
+    with mlflow.start_run() as run:
+        look()
+        told = np.array([[float(one) for one in step()] for _ in range(40)])
+    found = mlflow_tfmon.load_run(run.info.run_id).steps
+    assert np.allclose(found.loss, told[:, 0], rtol=1e-5) and np.allclose(found.grad_norm, told[:, 1], rtol=1e-5)
+    assert "learning_rate" not in found or found.learning_rate.isna().all()
