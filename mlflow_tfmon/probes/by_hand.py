@@ -1,7 +1,8 @@
-"""Descents by hand: steps in which a traced function itself changes weights by their gradients, without an optimizer.
+"""Descents by hand: steps in which a loop itself changes weights by their gradients, without an optimizer.
 
-What a function assigns is known at the end of its tracing. Then a row is written of it, with the loss and the norms of
-the gradients; neither the learning rate nor how far the weights have moved is known.
+What a traced function assigns is known at the end of its tracing; of eager code, when a tape is asked for the same
+gradients again. Then a row is written, with the loss and the norms of the gradients; neither the learning rate nor how
+far the weights have moved is known.
 """
 
 from __future__ import annotations
@@ -26,25 +27,31 @@ class ByHand:
 
 # By the keys of the variables: a function that is traced again goes on.
 _known: weakref.WeakValueDictionary[frozenset[str], ByHand] = weakref.WeakValueDictionary()
+_of_eager: dict[frozenset[str], ByHand] = {}
 
 
 def takes(function: Any, call: Call, on_ring: OnRing) -> bool:
-    """Whether a function that has been traced makes a step by hand of what a tape gave; then it is watched.
+    """Whether a step was made by hand of what a tape gave; then it is watched.
 
     Args:
-        function: whose tracing ends.
+        function: whose tracing ends; None for eager code, of which it is known.
         call: of a tape in it, of which it is not known whose step it is.
         on_ring: told of a new ring and what stands for its optimizer.
     """
     if call.reading is None or replicas.count() > 1 or graph.in_pfor() or tape.applied(call.variables):
         return False
-    if not _changes(function, call):
+    if function is not None and not _changes(function, call):
         return False
     keys = frozenset(call.gradients)
     one = _known.get(keys)
+    is_new = one is None
     if one is None:
         one = _known[keys] = ByHand()
-    graph.keep_alive(one)
+    if function is not None:
+        graph.keep_alive(one)
+    elif is_new:  # as long as its variables
+        _of_eager[keys] = one
+        weakref.finalize(graph.raw(call.variables[0]), _of_eager.pop, keys, None)
     tape.changed_by_hand(keys)
     gradients = [graph.tensor(call.gradients[graph.key(v)]) for v in call.variables]
     probe = probe_of(one, call.variables, ("grad_norm",), (), call.parts, on_ring)

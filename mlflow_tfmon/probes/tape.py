@@ -32,6 +32,8 @@ _by_hand: set[str] = set()  # of those that a watched function changes by them, 
 _passed: set[str] = set()  # of those whose gradients go from eager code into a function that applies them
 _sites: dict[Any, int] = {}
 _numbers = itertools.count(1)
+# Whether a function (None for eager code) makes a step of what a tape gave, without an optimizer.
+Takes = Callable[[Any, origin.Call], bool]
 _FRAMES = 6  # of the stack that tell one place of a program from another
 
 
@@ -56,20 +58,22 @@ class _Eager(threading.local):
         given: the tensors that are still alive, by their ids: what gave them, and the key of the variable.
         waiting: the last calls, of which it is not known yet whose step they are; no two of the same variables.
         written: keys of variables of which something was written down since a step was known without.
+        changed: keys of variables that the code itself has changed by their gradients, of each tape together.
     """
 
     def __init__(self) -> None:
         self.given: dict[int, tuple[weakref.ref[Any], origin.Call, str]] = {}
         self.waiting: list[origin.Call] = []
         self.written: set[str] = set()
+        self.changed: set[frozenset[str]] = set()
 
 
 _eager = _Eager()
 _lineage = Lineage()
 
 
-def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `tf.GradientTape.gradient`."""
+def watch_gradient(original: Callable[..., Any], takes: Takes = lambda *_: False) -> Callable[..., Any]:
+    """Wraps `tf.GradientTape.gradient`; `takes` as in `watch_end`, of eager code."""
 
     def gradient(
         self: Any, target: Any, sources: Any, output_gradients: Any = None, *args: Any, **how: Any
@@ -84,7 +88,7 @@ def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
             )
             nested = not self._recording and looks_on()
             # With output_gradients the target may be anything, such as the activations between two parts of a model.
-            _note(self, target if output_gradients is None else None, sources, result, nested)
+            _note(self, target if output_gradients is None else None, sources, result, nested, takes)
         return result
 
     return gradient
@@ -120,7 +124,7 @@ def name_parts(loss: Any, parts: dict[str, list[Any]]) -> None:
     setattr(loss, _PARTS, parts)
 
 
-def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> None:
+def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool, takes: Takes) -> None:
     if not graph.can_record() or graph.in_pfor():
         return
     # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
@@ -164,7 +168,7 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> No
         _of(function).append(call)
     else:
         call.site = _site(tape)
-        _remember(call)
+        _remember(call, takes)
 
 
 def _site(tape: Any) -> int:
@@ -178,8 +182,20 @@ def _site(tape: Any) -> int:
     return _sites.setdefault((asked, *place), len(_sites) + ledger.EAGER)
 
 
-def _remember(call: origin.Call) -> None:
-    """Keeps what a tape gave in eager code until it is known whose step it is."""
+def _remember(call: origin.Call, takes: Takes) -> None:
+    """Keeps what a tape gave in eager code until it is known whose step it is.
+
+    What was given before of the same variables is no optimizer's any more.
+    """
+    for earlier in [one for one in _eager.waiting if one.gradients.keys() == call.gradients.keys()]:
+        keys = frozenset(earlier.gradients)
+        if not earlier.told and _lineage.changed(earlier) and not _applied & keys:
+            # Once may be the first half of a step (SAM), whose second an optimizer makes.
+            if keys in _eager.changed:
+                _lineage.stepped(keys, _eager.waiting)
+                earlier.told = takes(None, earlier)
+                _lineage.resume()
+            _eager.changed.add(keys)
     for key, gradient in call.gradients.items():
         tensor = origin.values(gradient)
         number = id(tensor)
@@ -216,9 +232,7 @@ def _drop(calls: list[origin.Call]) -> None:
         _eager.waiting.remove(call)
 
 
-def watch_end(
-    original: Callable[..., Any], takes: Callable[[Any, origin.Call], bool] = lambda *_: False
-) -> Callable[..., Any]:
+def watch_end(original: Callable[..., Any], takes: Takes = lambda *_: False) -> Callable[..., Any]:
     """Wraps the end of the tracing of a function: what is not known to be a step's is written down.
 
     Args:

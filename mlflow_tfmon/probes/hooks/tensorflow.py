@@ -13,8 +13,13 @@ _NO_INPUT = "the wait for input is not recorded"
 
 def hooks(on_ring: OnRing) -> list[Hook]:
     """The table; `on_ring` is told of each new ring and what stands for its optimizer."""
+    takes = partial(by_hand.takes, on_ring=on_ring)
     return [
-        Hook("tensorflow.GradientTape.gradient", "the loss of each step is not recorded", tape.watch_gradient),
+        Hook(
+            "tensorflow.GradientTape.gradient",
+            "the loss of each step is not recorded",
+            partial(tape.watch_gradient, takes=takes),
+        ),
         Hook(
             "tensorflow.compat.v1.train.Optimizer.apply_gradients",
             "nothing is said of trainings with TensorFlow 1's optimizers",
@@ -41,6 +46,6 @@ def hooks(on_ring: OnRing) -> list[Hook]:
         Hook(
             "tensorflow.python.framework.auto_control_deps.AutomaticControlDependencies.__exit__",
             "the loss of each step may not be recorded",
-            partial(tape.watch_end, takes=partial(by_hand.takes, on_ring=on_ring)),
+            partial(tape.watch_end, takes=takes),
         ),
     ]
