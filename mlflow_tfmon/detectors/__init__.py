@@ -30,6 +30,7 @@ from mlflow_tfmon.detectors import (
     one_class_predicted,
     optimizer_renewed,
     oscillating_loss,
+    output_collapse,
     output_not_learning,
     overfitting,
     plateau,
@@ -63,7 +64,7 @@ CAUSES: tuple[Detect, ...] = (
     loss_scale_collapse.detect, loss_unbounded.detect, exploding_gradient.detect, vanishing_gradient.detect,
     dead_relu.detect, saturated_activation.detect,
     no_warmup.detect, learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
-    output_not_learning.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
+    output_not_learning.detect, output_collapse.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
     overfitting.detect, input_bound.detect, retracing.detect, memory_growth.detect, desync.detect, straggler.detect,
     worker_stopped.detect,
 )  # fmt: skip

@@ -100,6 +100,10 @@ def _of_a_loop(**known: Any) -> Any:
     return premises(**{"loss": "", "targets": None, "inputs": None, "layers": (), "graph": False, **known})
 
 
+def _outputs(spread: np.ndarray, mean: float) -> dict[str, np.ndarray]:
+    return {"output_spread": spread, "output_size": np.sqrt(spread**2 + mean**2)}
+
+
 def _narrow_with_softmax() -> Any:
     first, second, last = premises().layers
     narrow = dataclasses.replace(second, units=1)
@@ -143,6 +147,9 @@ BAD = {
         history(np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_with_layer(1, units=1)),
     ],
     "optimizer_renewed": [history(0.6 * CHANCE, known=_of_a_loop(optimizers=STEPS, loss="huber"))],
+    "output_collapse": [
+        history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.5)),
+    ],
     "no_warmup": [history(CHANCE, known=_ATTENDING, update=_LARGE_AT_FIRST)],
     "underfitting": [
         history(CHANCE),
@@ -334,6 +341,9 @@ def test_weights_apart_of_a_variable_that_there_is_not(number: float) -> None:
 
 HEALTHY = {
     "goes well": history(),
+    # outputs under a loss without targets
+    "outputs that stay apart": history(known=_of_a_loop(), columns=_outputs(0.5 - 0.3 * _T / STEPS, 0.5)),
+    "small numbers, in proportion": history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.0)),
     "attention that learns all the same": history(known=_ATTENDING, update=_LARGE_AT_FIRST),
     "an attention of one unit, with all there is to learn": history(
         np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_narrow_with_softmax()
