@@ -13,9 +13,14 @@ _FIRST_ROWS = 5
 
 
 def detect(
-    history: History, *, max_left: float = 0.05, max_of_size: float = 0.05, min_steps: int = 50
+    history: History,
+    *,
+    max_left: float = 0.01,
+    max_left_of_constant: float = 0.05,
+    max_of_size: float = 0.05,
+    min_steps: int = 50,
 ) -> Iterator[Problem]:
-    """Finds outputs whose standard deviation over a batch is 5% of what it was, and 5% of their own size.
+    """Finds outputs whose standard deviation over a batch is 1% of what it was; or 5%, and 5% of their own size.
 
     Such a loss may be as small as can be: embeddings of which only the distances of those that belong together count
     are best all the same. Known of steps in graphs whose loss compares with no targets, of the outputs of the last
@@ -25,6 +30,7 @@ def detect(
     Args:
         history: the training up to some step.
         max_left: largest standard deviation, as a share of that at the first steps.
+        max_left_of_constant: the same, where it is also a small share of the outputs' size.
         max_of_size: largest standard deviation, as a share of the root mean square of the outputs.
         min_steps: steps before which nothing is reported.
     """
@@ -36,13 +42,15 @@ def detect(
     if not len(late) or not begun > 0:
         return
     now, large = float(late.mean.mean()), float(of.mean.mean())
-    if now < max_left * begun and now < max_of_size * large:
-        below = spread.first[spread.mean[:, 0] < max_left * begun]
+    constant = now < max_of_size * large
+    left = max_left_of_constant if constant else max_left
+    if now < left * begun:
+        below = spread.first[spread.mean[:, 0] < left * begun]
         yield Problem(
             "output_collapse", "critical", int(below[0]), (),
             f"The outputs are nearly the same for every example: their standard deviation over a batch fell from "
-            f"{begun:.3g} to {now:.3g} (threshold: {max_left:.0%} of it), {now / large:.1%} of their size (threshold: "
-            f"{max_of_size:.0%}).",
+            f"{begun:.3g} to {now:.3g} (threshold: {left:.0%} of it"
+            + (f", where it is less than {max_of_size:.0%} of their size)." if constant else ")."),
             "Have the loss keep different examples apart: negatives (InfoNCE, triplets), a term for the variance of "
             "each output over the batch (VICReg), or stop_gradient and a predictor on one side (SimSiam, BYOL).",
             history.step, 0.8,

@@ -247,7 +247,10 @@ def _last_output(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any
             continue
         seen.add(id(op))
         if op.type == "MatMul" and any(_is_read(one, trained[-1]) for one in op.inputs):
-            return at if at.shape.rank == 2 and at.dtype.is_floating else None
+            if at.shape.rank != 2 or not at.dtype.is_floating:
+                return None
+            biased = [one.outputs[0] for one in at.consumers() if one.type in ("BiasAdd", "AddV2", "Add")]
+            return next((one for one in biased if one.shape.rank == 2), at)
         pending += [outward(one) for one in op.inputs if one.dtype not in (tf.resource, tf.variant)]
     return None
 

@@ -148,7 +148,8 @@ BAD = {
     ],
     "optimizer_renewed": [history(0.6 * CHANCE, known=_of_a_loop(optimizers=STEPS, loss="huber"))],
     "output_collapse": [
-        history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.5)),
+        history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.0)),
+        history(known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.5)),
     ],
     "no_warmup": [history(CHANCE, known=_ATTENDING, update=_LARGE_AT_FIRST)],
     "underfitting": [
@@ -343,7 +344,9 @@ HEALTHY = {
     "goes well": history(),
     # outputs under a loss without targets
     "outputs that stay apart": history(known=_of_a_loop(), columns=_outputs(0.5 - 0.3 * _T / STEPS, 0.5)),
-    "small numbers, in proportion": history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.0)),
+    "smaller numbers, in proportion": history(
+        known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.0)
+    ),
     "attention that learns all the same": history(known=_ATTENDING, update=_LARGE_AT_FIRST),
     "an attention of one unit, with all there is to learn": history(
         np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_narrow_with_softmax()
