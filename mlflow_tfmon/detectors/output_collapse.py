@@ -35,7 +35,12 @@ def detect(
         min_steps: steps before which nothing is reported.
     """
     spread, size = history.steps.column("output_spread"), history.steps.column("output_size")
-    if not history.alone or history.step - history.start < min_steps or len(size) != len(spread) or not len(size):
+    if (
+        not history.alone
+        or history.step - history.start < min_steps
+        or len(size) != len(spread)
+        or not len(size)
+    ):
         return
     begun = float(np.median(spread.mean[:_FIRST_ROWS, 0]))
     late, of = spread.since(history.at(0.75)), size.since(history.at(0.75))

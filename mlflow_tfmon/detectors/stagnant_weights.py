@@ -23,8 +23,8 @@ def detect(
 
     In a loop also kernels for which its tape gave none, until 70% is learned; if they come before others that have one,
     until that is known by a constant prediction. Frozen layers (`trainable=False`) are not examined, but for those that
-    never learned anything: with biases of exactly zero, after 20% of the training and until 70% is learned. Counterpart of SageMaker Debugger's
-    "unchanged tensor" and "all zero". Does not find weights that move without getting anywhere.
+    never learned anything: with biases of exactly zero, after 20% of the training and until 70% is learned. Counterpart
+    of SageMaker Debugger's "unchanged tensor" and "all zero". Does not find weights that move without getting anywhere.
 
     Args:
         history: the training up to some step.

@@ -47,7 +47,11 @@ class LoopFacts:
         self._ring, self._rings, self._known = ring, rings, known
         self._objective = objective.of(ring.weights)
         self._found = dataclasses.replace(self._static(known), optimizers=optimizers)
-        self._mark, self._alike, self._glanced = b"", 0, 0.0  # of the only batch so far, how often it came, until when
+        self._mark, self._alike, self._glanced = (
+            b"",
+            0,
+            0.0,
+        )  # of the only batch so far, how often it came, until when
         self._told = False
         self._rows: dict[str, list[np.ndarray]] = {"inputs": [], "targets": [], "real": []}
         self._examples, self._next = 0, 1  # how many were gathered, and from how many on it is told again

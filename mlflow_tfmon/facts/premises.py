@@ -121,7 +121,12 @@ def _sample(values: Any, targets: bool = True) -> Sample | None:
 
 def _in_batches(sample: Sample | None, labels: Any, size: int, in_order: bool) -> Sample | None:
     """A sample of labels with how they are mixed in the batches that they come in."""
-    if sample is None or not in_order or not sample.class_counts or (sample.columns > 1 and not sample.one_hot):
+    if (
+        sample is None
+        or not in_order
+        or not sample.class_counts
+        or (sample.columns > 1 and not sample.one_hot)
+    ):
         return sample
     array = np.asarray(labels)
     # Of very many, batches at even distances.

@@ -228,7 +228,11 @@ def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> dict[str, l
         _known[id(variable)] = weakref.ref(variable, gone), one, loss
     if made is not None:
         return {**parts, SPREAD: [spread(made)]}
-    if function is not None and not any(isinstance(core, _Core) for _, core in terms) and replicas.count() == 1:
+    if (
+        function is not None
+        and not any(isinstance(core, _Core) for _, core in terms)
+        and replicas.count() == 1
+    ):
         output = _last_output(losses, asked)
         if output is not None:
             few = tf.cast(output[:_FEW, :_FEW], tf.float32)
@@ -266,7 +270,9 @@ def _measured(
         rest = [one.tensor for _, one in terms if isinstance(one, _Other)]
         # Beside a critic's squared error there may be the loss of what acts: the error may well stay as it is.
         goal = found["goal"]
-        penalties = (found["loss"] or (goal and goal.name)) in CROSS_ENTROPIES or not any(map(_is_of_data, rest))
+        penalties = (found["loss"] or (goal and goal.name)) in CROSS_ENTROPIES or not any(
+            map(_is_of_data, rest)
+        )
         other = math.isnan(found["factor"]) and rest and penalties
         return {DATA: [tf.reduce_mean(cores[0].mean)]} if other else {}
     names = [_kernel(_activation(core.predictions)[1], weights).rpartition(".")[0] for core in cores]
@@ -408,7 +414,10 @@ def _is_of_data(tensor: Any) -> bool:
 
 
 def _of_graph(
-    function: Any, losses: Sequence[Any], weights: Sequence[tf.Variable], terms: list[tuple[float, _Core | _Other]]
+    function: Any,
+    losses: Sequence[Any],
+    weights: Sequence[tf.Variable],
+    terms: list[tuple[float, _Core | _Other]],
 ) -> dict[str, Any]:
     """What the graph of a step tells, and the terms of its loss."""
     called: dict[int, _Called] = {}
@@ -617,7 +626,9 @@ def _activation(predictions: Any) -> tuple[str, Any]:
         return OVER_EXAMPLES, before.inputs[0]  # tf.nn.softmax(x, axis=0) (TF 2.16 to 2.21)
     if op.type in _WEIGHTS and at.shape.rank == 2:  # Keras takes the loss from what goes into the softmax
         turned = [one.outputs[0] for one in at.consumers() if one.type == "Transpose"]
-        softmaxes = [one.outputs[0] for tensor in turned for one in tensor.consumers() if one.type == "Softmax"]
+        softmaxes = [
+            one.outputs[0] for tensor in turned for one in tensor.consumers() if one.type == "Softmax"
+        ]
         # That of the loss goes nowhere else; another one is computed with, as in attention.
         if any(_leads_nowhere(one) for one in softmaxes):
             return OVER_EXAMPLES, at

@@ -85,9 +85,7 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
                 yield at, 0, _only(layout, dict(zip(columns, there.tolist(), strict=True)))
             before = there
             columns_there = [
-                one[rows]
-                for one, is_there in zip([*scalars, *of_variables], there, strict=True)
-                if is_there
+                one[rows] for one, is_there in zip([*scalars, *of_variables], there, strict=True) if is_there
             ]
             yield at, 2, records.Steps(layout.stream, 0.0, np.column_stack(columns_there))
     for path, about in run.parts("deep-*"):

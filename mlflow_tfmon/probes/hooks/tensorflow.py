@@ -26,7 +26,9 @@ def hooks(on_ring: OnRing) -> list[Hook]:
             tape.watch_other_optimizer,
         ),
         Hook(
-            "tensorflow.python.data.ops.iterator_ops.OwnedIterator._next_internal", _NO_INPUT, inputs.watch_next
+            "tensorflow.python.data.ops.iterator_ops.OwnedIterator._next_internal",
+            _NO_INPUT,
+            inputs.watch_next,
         ),
         Hook(
             "tensorflow.python.distribute.input_lib.DistributedIteratorBase.get_next",
