@@ -60,13 +60,12 @@ __all__ = ["CAUSES", "KINDS", "OUTCOMES", "Detect", "Gatherer", "History", "Prob
 CAUSES: tuple[Detect, ...] = (
     nan_or_inf.detect, loss_output_mismatch.detect, shape_broadcast.detect, improper_activation.detect,
     poor_initialization.detect, unnormalized_input.detect, unscaled_targets.detect, accumulation_not_zeroed.detect,
-    unshuffled_data.detect, optimizer_renewed.detect,
-    loss_scale_collapse.detect, loss_unbounded.detect, exploding_gradient.detect, vanishing_gradient.detect,
-    dead_relu.detect, saturated_activation.detect,
-    no_warmup.detect, learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect, oscillating_loss.detect,
-    output_not_learning.detect, output_collapse.detect, generator_collapse.detect, validation_mismatch.detect, normalization_mismatch.detect,
-    overfitting.detect, input_bound.detect, retracing.detect, memory_growth.detect, desync.detect, straggler.detect,
-    worker_stopped.detect,
+    unshuffled_data.detect, optimizer_renewed.detect, loss_scale_collapse.detect, loss_unbounded.detect,
+    exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect,
+    no_warmup.detect, learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect,
+    oscillating_loss.detect, output_not_learning.detect, output_collapse.detect, generator_collapse.detect,
+    validation_mismatch.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect,
+    retracing.detect, memory_growth.detect, desync.detect, straggler.detect, worker_stopped.detect,
 )  # fmt: skip
 OUTCOMES: tuple[Detect, ...] = (
     one_class_predicted.detect,

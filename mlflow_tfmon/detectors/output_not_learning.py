@@ -22,8 +22,8 @@ def detect(
     """Finds outputs whose own loss is less than 5% below its first steps' while another's has fallen by 30%.
 
     Applied once half of the training is over, to models with several outputs and a loss each (`fit` of Keras 3, and
-    steps of loops in graphs), since their sum hides it. An output that is right from the start looks the same: whether there is something to learn
-    is not known.
+    steps of loops in graphs), since their sum hides it. An output that is right from the start looks the same: whether
+    there is something to learn is not known.
 
     Args:
         history: the training up to some step.

@@ -18,8 +18,8 @@ def detect(history: History, *, max_learned: float = 0.15, max_units: int = 2) -
 
     They have not fallen for half of the steps so far. Applied once half of the training is over. If more was learned,
     that may well be all there is to learn, unless all goes through a hidden layer of one or two units (which is no
-    attention, and not meant to find a short code): then until 70% is learned. Cannot distinguish targets that are mostly
-    noise from a model that learns too little of them. Counterpart of SageMaker Debugger's "loss not decreasing".
+    attention, and not meant to find a short code): then until 70% is learned. Cannot distinguish targets that are
+    mostly noise from a model that learns too little of them. Counterpart of SageMaker Debugger's "loss not decreasing".
 
     Args:
         history: the training up to some step.
