@@ -156,7 +156,7 @@ class LoopFacts:
         """
         if self._alike < 0:
             return 0
-        new = batches.taken(self._ring, self._glanced)[-_GLANCE:]
+        new = batches.taken(self._ring, self._glanced)[-_REPEATED:]
         for self._glanced, element in new:
             mark = _mark_of(element)
             if not mark or (self._alike and mark != self._mark):
@@ -272,7 +272,10 @@ def _arrays(tensors: Sequence[Any], room: int) -> list[np.ndarray]:
 
 def _mark_of(element: Any) -> bytes:
     """The first examples of a batch, as bytes by which it is known again; none if it has no tensors of examples."""
-    leaves = [one for one in tf.nest.flatten(element) if isinstance(one, tf.Tensor) and one.shape.rank]
+    leaves = [
+        one for one in tf.nest.flatten(element)
+        if isinstance(one, tf.Tensor) and one.shape.rank and one.dtype not in (tf.string, tf.variant, tf.resource)
+    ]  # fmt: skip
     return b"".join(repr(tuple(one.shape)).encode() + one[:_MARKED].numpy().tobytes() for one in leaves[:4])
 
 
