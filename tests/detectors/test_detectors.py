@@ -284,6 +284,10 @@ BAD = {
         history(0.2, known=_RARE_CLASS, accuracy=(0.95, 0.95)),
         history(0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None), accuracy=(0.95, 0.3)),
         history(CHANCE, accuracy=(0.25, 0.25)),
+        # in a loop, whose validation data nobody knows
+        history(
+            0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None, more=True), accuracy=(0.7, 0.945)
+        ),
     ],
     "accumulation_not_zeroed": [
         history(CHANCE, known=premises(piles=True), done=20),
