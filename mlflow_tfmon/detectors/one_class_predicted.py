@@ -22,9 +22,9 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
     """Finds accuracies that equal the share of one class at each of the last epochs, while little is learned.
 
     A model whose predictions vary at all changes its accuracy from epoch to epoch. Needs the epochs' accuracy and the
-    labels (arrays in memory), of the validation data if there are any; in a loop, a sample of the labels that it takes. Applied once a third of the training is over,
-    and only if no cause was found. Models that rank rare examples well and never name their class are found as well:
-    for them a lower threshold than 0.5 is enough.
+    labels (arrays in memory), of the validation data if there are any; in a loop, a sample of the labels that it takes. Applied
+    once a third of the training is over, and only if no cause was found. Models that rank rare examples well and never
+    name their class are found as well: for them a lower threshold than 0.5 is enough.
 
     Args:
         history: the training up to some step.
@@ -43,10 +43,12 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
             continue
         late = curve.rows(slice(-max(min_epochs, len(curve) // 4), None))
         value = float(late.mean[-1, 0])
-        if len(late) < min_epochs or late.most.max() - late.least.min() > _SAME or not value < _ALL:
-            return
-        named = _class_of(labels, value, max_distance, sampled=alike and bool(prefix))
-        if named is None:
+        sampled = alike and bool(prefix)
+        varies = late.most.max() - late.least.min() > _SAME
+        named = _class_of(labels, value, max_distance, sampled=sampled)
+        if sampled and not varies and named is None:  # of other classes, then
+            continue
+        if len(late) < min_epochs or varies or not value < _ALL or named is None:
             return
         rare = class_weights(history)
         yield Problem(
