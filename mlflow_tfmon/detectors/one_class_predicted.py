@@ -22,9 +22,9 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
     """Finds accuracies that equal the share of one class at each of the last epochs, while little is learned.
 
     A model whose predictions vary at all changes its accuracy from epoch to epoch. Needs the epochs' accuracy and the
-    labels (arrays in memory), of the validation data if there are any; in a loop, a sample of the labels that it takes. Applied
-    once a third of the training is over, and only if no cause was found. Models that rank rare examples well and never
-    name their class are found as well: for them a lower threshold than 0.5 is enough.
+    labels (arrays in memory), of the validation data if there are any; in a loop, a sample of the labels that it takes.
+    Applied once a third of the training is over, and only if no cause was found. Models that rank rare examples well
+    and never name their class are found as well: for them a lower threshold than 0.5 is enough.
 
     Args:
         history: the training up to some step.
