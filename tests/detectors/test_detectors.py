@@ -402,6 +402,9 @@ HEALTHY = {
     "the validation loss rises a little": history(
         val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]
     ),
+    "a validation loss that rises, while nine of ten are right": history(
+        val_loss=np.r_[np.linspace(1.3, 0.3, 6), np.linspace(0.32, 0.6, EPOCHS - 6)], accuracy=(1.0, 0.9)
+    ),
     "validation data that gain less": history(
         0.1 + 1.2 * np.exp(-_T / 60), val_loss=np.full(EPOCHS, 0.9 * CHANCE)
     ),
