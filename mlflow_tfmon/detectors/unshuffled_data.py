@@ -12,7 +12,7 @@ from mlflow_tfmon.detectors.problem import Problem
 def detect(
     history: History,
     *,
-    max_mixed: float = 0.1,
+    max_mixed: float = 0.3,
     max_chance: float = 0.6,
     min_labels: int = 64,
     min_done: float = 0.1,
