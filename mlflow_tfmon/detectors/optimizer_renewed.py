@@ -25,7 +25,10 @@ def detect(history: History, *, min_optimizers: int = 10, max_steps_each: float 
     known, steps = history.premises, history.step - history.start
     if known is None or known.optimizers < min_optimizers or known.optimizer == _WITHOUT_MEMORY:
         return
-    if steps > max_steps_each * known.optimizers or learning(history).learned >= MUCH:
+    state = learning(
+        history
+    )  # what the loss of the first steps stands for may be far above a constant prediction's
+    if steps > max_steps_each * known.optimizers or (state.known and state.learned >= MUCH):
         return
     yield Problem(
         "optimizer_renewed", "critical", 1, (),

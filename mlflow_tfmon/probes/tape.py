@@ -34,6 +34,7 @@ _sites: dict[Any, int] = {}
 _numbers = itertools.count(1)
 # Whether a function (None for eager code) makes a step of what a tape gave, without an optimizer.
 Takes = Callable[[Any, origin.Call], bool]
+_HABIT = 30  # changes by hand in eager code, from which on they are steps
 _FRAMES = 6  # of the stack that tell one place of a program from another
 
 
@@ -58,14 +59,14 @@ class _Eager(threading.local):
         given: the tensors that are still alive, by their ids: what gave them, and the key of the variable.
         waiting: the last calls, of which it is not known yet whose step they are; no two of the same variables.
         written: keys of variables of which something was written down since a step was known without.
-        changed: keys of variables that the code itself has changed by their gradients, of each tape together.
+        changed: by the keys of variables, how often the code itself has changed them by what a tape gave.
     """
 
     def __init__(self) -> None:
         self.given: dict[int, tuple[weakref.ref[Any], origin.Call, str]] = {}
         self.waiting: list[origin.Call] = []
         self.written: set[str] = set()
-        self.changed: set[frozenset[str]] = set()
+        self.changed: dict[frozenset[str], int] = {}
 
 
 _eager = _Eager()
@@ -190,12 +191,12 @@ def _remember(call: origin.Call, takes: Takes) -> None:
     for earlier in [one for one in _eager.waiting if one.gradients.keys() == call.gradients.keys()]:
         keys = frozenset(earlier.gradients)
         if not earlier.told and _lineage.changed(earlier) and not _applied & keys:
-            # Once may be the first half of a step (SAM), whose second an optimizer makes.
-            if keys in _eager.changed:
+            # It may be a part of a step that an optimizer makes in the end (SAM, tasks of MAML).
+            _eager.changed[keys] = _eager.changed.get(keys, 0) + 1
+            if _eager.changed[keys] >= _HABIT:
                 _lineage.stepped(keys, _eager.waiting)
                 earlier.told = takes(None, earlier)
                 _lineage.resume()
-            _eager.changed.add(keys)
     for key, gradient in call.gradients.items():
         tensor = origin.values(gradient)
         number = id(tensor)
