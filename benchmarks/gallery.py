@@ -241,7 +241,7 @@ def loop_of_two_views(mended: bool) -> None:
     x = x.reshape(len(x), -1)
     dense = keras.layers.Dense
     model = keras.Sequential([keras.Input(x.shape[1:]), dense(64, "relu"), dense(16)])
-    optimizer = keras.optimizers.Adam(2e-3)
+    optimizer = keras.optimizers.Adam(5e-3)
 
     @tf.function
     def step(x: tf.Tensor) -> None:
@@ -258,7 +258,7 @@ def loop_of_two_views(mended: bool) -> None:
 
     batches = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=1).batch(64, drop_remainder=True)
     with mlflow_tfmon.Monitor(model):
-        for some in batches.repeat(15):
+        for some in batches.repeat(30):
             step(some)
 
 
