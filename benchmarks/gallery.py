@@ -288,12 +288,12 @@ def fit_with_attention(mended: bool) -> None:
     y = (places[:, 0] < places[:, 1]).astype(int)
     seen = keras.Input((24,), dtype="int32")
     h = layers.Embedding(30, 32)(seen) + layers.Embedding(24, 32)(keras.ops.arange(24))
-    for _ in range(4):
+    for _ in range(3):
         h = layers.LayerNormalization()(h + layers.MultiHeadAttention(2, 16)(h, h))
         h = layers.LayerNormalization()(h + layers.Dense(32)(layers.Dense(64, "relu")(h)))
     model = keras.Model(seen, layers.Dense(2, "softmax")(layers.GlobalAveragePooling1D()(h)))
-    warm = keras.optimizers.schedules.CosineDecay(0.0, 600, warmup_target=0.01, warmup_steps=150)
-    model.compile(keras.optimizers.Adam(warm if mended else 0.01), "sparse_categorical_crossentropy")
+    warm = keras.optimizers.schedules.CosineDecay(0.0, 550, warmup_target=6e-3, warmup_steps=200)
+    model.compile(keras.optimizers.Adam(warm if mended else 6e-3), "sparse_categorical_crossentropy")
     model.fit(x, y, 32, 16, verbose=0)
 
 
