@@ -292,9 +292,9 @@ def fit_with_attention(mended: bool) -> None:
         h = layers.LayerNormalization()(h + layers.MultiHeadAttention(2, 16)(h, h))
         h = layers.LayerNormalization()(h + layers.Dense(32)(layers.Dense(64, "relu")(h)))
     model = keras.Model(seen, layers.Dense(2, "softmax")(layers.GlobalAveragePooling1D()(h)))
-    warm = keras.optimizers.schedules.CosineDecay(0.0, 550, warmup_target=6e-3, warmup_steps=200)
+    warm = keras.optimizers.schedules.CosineDecay(0.0, 1000, warmup_target=6e-3, warmup_steps=200)
     model.compile(keras.optimizers.Adam(warm if mended else 6e-3), "sparse_categorical_crossentropy")
-    model.fit(x, y, 32, 16, verbose=0)
+    model.fit(x, y, 32, 26, verbose=0)
 
 
 def loop_with_a_sign(mended: bool) -> None:
