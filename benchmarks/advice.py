@@ -64,14 +64,6 @@ def _set_rate(model: Model, change: Callable[[float], float]) -> None:
         optimizer._learning_rate = keras.Variable(rate, trainable=False)
 
 
-def _warm_up(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> None:
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, int(found[1]), warmup_target=float(found[2]), warmup_steps=int(found[3])
-    )
-    config = {**model.optimizer.get_config(), "learning_rate": schedule}
-    model.compile(**{**model._compile_config.config, "optimizer": type(model.optimizer).from_config(config)})
-
-
 def _range_test(found: re.Match[str], _: Problem, model: Model, fit: Fit) -> bool:
     test = mlflow_tfmon.LearningRateRangeTest()
     model.fit(**{**fit, "epochs": 0, "callbacks": [test]}, verbose=0)
@@ -274,10 +266,6 @@ _NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 PIECES: tuple[tuple[str, Follow], ...] = (
     (rf"(?:[Ll]ower|[Rr]aise) the learning rate from \S+ to (?:about )?{_NUMBER}", _rate),
     (rf"Keep the learning rate at {_NUMBER}", _rate),
-    (
-        rf"Warm up: learning_rate=\S+CosineDecay\(0\.0, (\d+), warmup_target={_NUMBER}, warmup_steps=(\d+)\)",
-        _warm_up,
-    ),
     (r"(Lower|Raise) the learning rate(?! from)", _factor),
     (r"(?:[Tt]ry a) learning rate ten times (larger)", _factor),
     (r"[Ff]ind a learning rate: model\.fit\(.*?LearningRateRangeTest\(\)\]\)", _range_test),

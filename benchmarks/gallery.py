@@ -279,24 +279,6 @@ def loop_of_optimizers(mended: bool) -> None:
             optimizer.apply(tape.gradient(loss, variables), variables)
 
 
-def fit_with_attention(mended: bool) -> None:
-    """Which of two marks comes first in a sequence, by a transformer, with a warm-up or without."""
-    random, layers = np.random.default_rng(0), keras.layers
-    x = random.integers(3, 30, (1500, 24))
-    places = np.array([random.choice(24, 2, replace=False) for _ in range(len(x))])
-    x[np.arange(len(x)), places[:, 0]], x[np.arange(len(x)), places[:, 1]] = 1, 2
-    y = (places[:, 0] < places[:, 1]).astype(int)
-    seen = keras.Input((24,), dtype="int32")
-    h = layers.Embedding(30, 32)(seen) + layers.Embedding(24, 32)(keras.ops.arange(24))
-    for _ in range(3):
-        h = layers.LayerNormalization()(h + layers.MultiHeadAttention(2, 16)(h, h))
-        h = layers.LayerNormalization()(h + layers.Dense(32)(layers.Dense(64, "relu")(h)))
-    model = keras.Model(seen, layers.Dense(2, "softmax")(layers.GlobalAveragePooling1D()(h)))
-    warm = keras.optimizers.schedules.CosineDecay(0.0, 1000, warmup_target=6e-3, warmup_steps=200)
-    model.compile(keras.optimizers.Adam(warm if mended else 6e-3), "sparse_categorical_crossentropy")
-    model.fit(x, y, 32, 26, verbose=0)
-
-
 def loop_with_a_sign(mended: bool) -> None:
     """Digits in a loop whose loss has a minus sign, or none."""
     x, y, _, _ = digits(1)
@@ -545,7 +527,6 @@ CASES: dict[str, Case] = {
         column("output_spread"), "spread of the outputs over a batch", scale="log", train=loop_of_two_views
     ),
     "optimizer_renewed": Case(column("loss"), "loss", train=loop_of_optimizers),
-    "no_warmup": Case(column("loss"), "loss", train=fit_with_attention),
     "unshuffled_data": Case(column("loss"), "loss", train=fit_of_digits_in_order),
     "normalization_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_few_steps, scale="log"

@@ -26,7 +26,6 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "loss_unbounded": _OF_DIVERGENCE | {"learning_rate_too_high", "overfitting"},
     "validation_mismatch": frozenset({"normalization_mismatch", "overfitting"}),
     "normalization_mismatch": frozenset({"overfitting"}),
-    "no_warmup": _OF_DIVERGENCE | {"learning_rate_too_high"},
     "learning_rate_too_high": _OF_DIVERGENCE,
     "exploding_gradient": _OF_UNITS | {"nan_or_inf"},
     "loss_scale_collapse": _OF_UNITS | {"nan_or_inf", "learning_rate_too_low"},

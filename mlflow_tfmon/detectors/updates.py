@@ -35,12 +35,6 @@ def update_ratio(history: History) -> tuple[float, float]:
     return float(np.median(_over_kernels(rows.mean))), float(_over_kernels(rows.most).max())
 
 
-def first_update_ratio(history: History) -> float:
-    """Change of a kernel, relative to its norm, by the first step that was measured: the median over kernels."""
-    rows = _rows(history)
-    return float(_over_kernels(rows.mean[:1])[0]) if len(rows) else float("nan")
-
-
 def way(history: History, share: float) -> float:
     """How far a whole training can move a kernel, relative to its norm, if future steps are like recent ones.
 

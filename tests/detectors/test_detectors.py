@@ -56,9 +56,6 @@ def _fed(labels: np.ndarray, size: int = 32, **known: Any) -> Any:
 
 
 _IN_ORDER = _fed(np.sort(np.arange(400) % 4))
-_ATTENTION = dataclasses.replace(premises().layers[1], kind="MultiHeadAttention")
-_ATTENDING = premises(layers=(premises().layers[0], _ATTENTION, premises().layers[2]))
-_LARGE_AT_FIRST = np.where(_T < 50, 0.08, 1e-3)
 _FEW = Sample.of(np.arange(20) % 2)
 _RARE_CLASS = dataclasses.replace(
     _with_layer(2, units=1, activation="sigmoid"),
@@ -151,7 +148,6 @@ BAD = {
         history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.0)),
         history(known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.5)),
     ],
-    "no_warmup": [history(CHANCE, known=_ATTENDING, update=_LARGE_AT_FIRST)],
     "underfitting": [
         history(CHANCE),
         # in a loop whose formula nobody knows, after a large first loss
@@ -351,7 +347,6 @@ HEALTHY = {
     "smaller numbers, in proportion": history(
         known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.0)
     ),
-    "attention that learns all the same": history(known=_ATTENDING, update=_LARGE_AT_FIRST),
     "an attention of one unit, with all there is to learn": history(
         np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_narrow_with_softmax()
     ),
@@ -666,15 +661,6 @@ def test_data_that_come_class_by_class_are_told_of_where_that_does_harm() -> Non
     assert "unshuffled_data" in _kinds(history(0.6 * CHANCE, known=one_by_one))
     learned = history(known=_IN_ORDER, accuracy=(0.95, 0.94), val_loss=np.full(EPOCHS, 0.1))
     assert _kinds(learned) == set()  # all the same
-
-
-@pytest.mark.parametrize(
-    ("known", "rates"),
-    [(premises(), np.full(STEPS, 1e-3)), (_ATTENDING, 1e-3 * np.minimum(1, (_T + 1) / 100))],
-)
-def test_a_warm_up_is_missed_in_networks_with_attention_that_have_none(known: Any, rates: np.ndarray) -> None:
-    of = history(CHANCE, known=known, update=_LARGE_AT_FIRST, columns={"learning_rate": rates})
-    assert "no_warmup" not in _kinds(of)
 
 
 def test_a_penalty_by_hand_does_not_hide_that_nothing_is_learned() -> None:
