@@ -254,7 +254,8 @@ def _may_change(callback: Any, name: str) -> bool:
     if type(callback).__module__.split(".")[0] in ("keras", "tf_keras"):
         return name in _OF_KERAS
     known = name in vars(callback) or hasattr(type(callback), name)
-    known &= name not in vars(keras.callbacks.Callback())
+    own = next(one for one in kerases.imported() if isinstance(callback, one.callbacks.Callback))
+    known &= name not in vars(own.callbacks.Callback())
     return known and name not in inspect.signature(type(callback).__init__).parameters
 
 

@@ -22,6 +22,7 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "unscaled_targets": _OF_DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
     "accumulation_not_zeroed": _OF_DIVERGENCE | {"learning_rate_too_high"},
     "unshuffled_data": _OF_LOSS | {"learning_rate_too_high", "one_class_predicted", "overfitting"},
+    "optimizer_renewed": _OF_DIVERGENCE | {"learning_rate_too_high", "learning_rate_too_low"},
     "loss_unbounded": _OF_DIVERGENCE | {"learning_rate_too_high", "overfitting"},
     "validation_mismatch": frozenset({"normalization_mismatch", "overfitting"}),
     "normalization_mismatch": frozenset({"overfitting"}),
@@ -34,6 +35,7 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "vanishing_gradient": _OF_LOSS | {"stagnant_weights"},
     "learning_rate_too_low": _OF_LOSS | {"stagnant_weights"},
     "stagnant_weights": _OF_LOSS | {"output_not_learning"},
+    "output_collapse": _OF_GRADIENTS,
     "one_class_predicted": _OF_LOSS,
     "input_bound": frozenset({"straggler"}),
 }

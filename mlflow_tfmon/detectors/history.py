@@ -206,8 +206,9 @@ class Gatherer:
         )
         self._step = max(self._step, int(numbers[-1]))
         self._stopped.clear()
-        if "loss" in columns and len(self._first_losses) < _FIRST:
-            early = values[: _FIRST - len(self._first_losses), columns.index("loss")]
+        told = "data_loss" if "data_loss" in columns else "loss"
+        if told in columns and len(self._first_losses) < _FIRST:
+            early = values[: _FIRST - len(self._first_losses), columns.index(told)]
             self._first_losses += early[np.isfinite(early)].tolist()
         for name in ("loss", "grad_norm"):
             if name in columns:

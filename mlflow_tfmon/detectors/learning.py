@@ -25,7 +25,7 @@ _RISEN = 1.1
 _ABOVE, _FALLEN = 1.5, 3.0  # times the other
 FEWEST_STEPS = 30
 _BEHIND = 0.1  # of the accuracy, or of a constant prediction's loss
-_UNKNOWN_STEPS = 2000  # least length assumed of a training whose length is unknown
+_UNKNOWN_STEPS = 600  # least length assumed of a training whose length is unknown
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def learning(history: History) -> Learning:
     reference = constant if known else begun
     least = history.premises.least_loss() if known and history.premises is not None else 0.0
     way = reference - least  # from a constant prediction to a perfect one
-    measures = [_by_accuracy(history)]
+    measures = [by_accuracy(history)]
     # A negative cross-entropy comes from labels out of range and says nothing.
     sound = now >= 0 or history.premises is None or history.premises.loss not in CROSS_ENTROPIES
     if sound and way > 0 and (known or not _trained_before(history)):
@@ -106,7 +106,7 @@ def learning(history: History) -> Learning:
             held_out = (reference - _late(by_step(history, "val_loss"))) / way
             # A small validation set may suggest by chance that a little was learned; its accuracy, even a lot.
             measures += [held_out] if held_out >= LITTLE else []
-            measures += [_by_accuracy(history, "val_")] if held_out >= LITTLE / 2 else []
+            measures += [by_accuracy(history, "val_")] if held_out >= LITTLE / 2 else []
     learned = max((one for one in measures if np.isfinite(one)), default=float("nan"))
     if known and _fell_from_far(history, begun, now, reference):
         learned = float("nan")
@@ -136,7 +136,13 @@ def supervised(history: History) -> bool:
 
 
 def losses(history: History) -> Table:
-    """The loss of the steps without regularization penalties, or that of the epochs if no step's is known."""
+    """The loss of the steps without regularization penalties, or that of the epochs if no step's is known.
+
+    Of a loop whose loss has several terms, the distance from targets alone.
+    """
+    curve = history.steps.column("data_loss")
+    if len(curve):
+        return curve
     curve = history.steps.column("loss")
     added = history.steps.column("regularization_loss")
     if len(added) and len(added) == len(curve):
@@ -199,7 +205,7 @@ def fell_by(history: History, curve: Table) -> bool:
     return bool(drop > 2 * noise and drop > 0.01 * abs(learning(history).reference))
 
 
-def _by_accuracy(history: History, prefix: str = "") -> float:
+def by_accuracy(history: History, prefix: str = "") -> float:
     """Share of the gap between always naming the most frequent class and perfect accuracy that is closed."""
     chance = history.premises.chance() if history.premises is not None else float("nan")
     return (_late(accuracy(history, prefix)) - chance) / (1 - chance) if 0 < chance < 1 else float("nan")

@@ -12,6 +12,7 @@ from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 
 _FIRST_ROWS = 5
+_OF_NO_OUTPUT = ("regularization_loss", "data_loss")
 _SMALLER = 5.0  # times the largest initial loss: a loss so much smaller has little weight
 
 
@@ -20,9 +21,9 @@ def detect(
 ) -> Iterator[Problem]:
     """Finds outputs whose own loss is less than 5% below its first steps' while another's has fallen by 30%.
 
-    Applied once half of the training is over, to models with several outputs and a loss each (`fit` of Keras 3), since
-    their sum hides it. An output that is right from the start looks the same: whether there is something to learn
-    is not known.
+    Applied once half of the training is over, to models with several outputs and a loss each (`fit` of Keras 3, and
+    steps of loops in graphs), since their sum hides it. An output that is right from the start looks the same: whether
+    there is something to learn is not known.
 
     Args:
         history: the training up to some step.
@@ -30,8 +31,8 @@ def detect(
         min_others: share by which that of the best output has fallen, at least.
         min_done: share of the training before which nothing is reported.
     """
-    names = [n for n in history.steps.names if n.endswith("_loss") and n != "regularization_loss"]
-    if len(names) < 2 or learning(history).share < min_done:
+    names = [n for n in history.steps.names if n.endswith("_loss") and n not in _OF_NO_OUTPUT]
+    if len(names) < 2 or not history.alone or learning(history).share < min_done:
         return
     fallen, begun = {}, {}
     for name in names:
@@ -51,10 +52,17 @@ def detect(
         f"The loss of the output {output} is {begun[worst] * (1 - fallen[worst]):.3g} after {begun[worst]:.3g} in the "
         f"first steps (threshold: {max_learned:.0%} less), while that of {best.removesuffix('_loss')} fell by "
         f"{fallen[best]:.0%}.",
-        f'Give it more weight: compile(loss_weights={{"{output}": {float(weight):g}}}). If that does not help, check '
+        f"{_more_weight(history, output, float(weight))}. If that does not help, check "
         f"that the targets of {output} belong to the inputs, and give it layers of its own before the last one.",
         history.step, 0.7,
     )  # fmt: skip
+
+
+def _more_weight(history: History, output: str, weight: float) -> str:
+    """Advice on the weight of an output."""
+    if history.premises is not None and history.premises.more:  # a loop
+        return f"Multiply the loss of {output} by {weight:g} before the losses are added up"
+    return f'Give it more weight: compile(loss_weights={{"{output}": {weight:g}}})'
 
 
 def _levels(curve: Table) -> tuple[float, float]:

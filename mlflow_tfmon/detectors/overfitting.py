@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlflow_tfmon.detectors.history import History
-from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_step, learning
+from mlflow_tfmon.detectors.learning import NOTHING, Learning, accuracy, by_accuracy, by_step, learning
 from mlflow_tfmon.detectors.problem import Problem
 from mlflow_tfmon.detectors.table import Table
 
 _HALF = 0.5
+_GOOD = 0.75  # of the way from always naming the most frequent class to perfect accuracy
+_FALLEN = 0.02  # of the validation examples
 _APART = 3.0  # times the other, at most
 
 
@@ -27,11 +29,14 @@ def detect(
 
     The last quarter of the epochs (at least three) must be above the best by that much, five epochs must have passed
     since the best, the training loss must have kept falling, and, where accuracies are known, that of the validation
-    data must be 5 points behind. Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 at a steady accuracy is
+    data must be 5 points behind, and below three quarters of the way from chance to 1, or 2 points below its best.
+    Source: Prechelt, 1998. A loss that rises from 0.05 to 0.08 at a steady accuracy is
     not reported. Counterpart of SageMaker Debugger's "overfit" and "overtraining". Once half of the training is over,
     two more cases are reported: a validation loss that was never 5% better than a constant prediction's while the
     training loss is 15% better (nothing that is learned generalizes); and a validation accuracy 25 points behind while
     the two losses differ by a quarter of a constant prediction's.
+
+    In an eager loop also a dataset of which the same batch was taken 20 times in a row, and no other.
 
     Args:
         history: the training up to some step.
@@ -41,6 +46,15 @@ def detect(
         min_gap: least lag of the validation accuracy, and of the loss as a share of a constant prediction's, where the
             validation loss need not rise.
     """
+    known = history.premises
+    if known is not None and known.repeated:
+        yield Problem(
+            "overfitting", "critical", 1, (),
+            f"The same batch comes at each step: the first of the {known.repeated} that its dataset has.",
+            "Go on with one iterator: for batch in dataset. next(iter(dataset)) makes a new one, which begins anew.",
+            history.step, 0.95,
+        )  # fmt: skip
+        return
     state = learning(history)
     train, held_out = by_step(history, "loss"), by_step(history, "val_loss")
     if len(held_out) < min_epochs + 1 or len(train) != len(held_out) or not state.reference > 0:
@@ -116,7 +130,7 @@ def _rose(
     gap = ""
     if len(learned) and len(known):
         behind = float(learned.mean[-1, 0] - known.mean[-1, 0])
-        if behind < min_behind:
+        if behind < min_behind or _is_good(history, known):
             return None
         gap = f" The validation accuracy is {behind * 100:.0f} points behind."
     return Problem(
@@ -128,6 +142,12 @@ def _rose(
         "decay, augment the data, or use a smaller model.",
         history.step, 0.9,
     )  # fmt: skip
+
+
+def _is_good(history: History, known: Table) -> bool:
+    """Whether the validation accuracy is high, and as high as it has been: then a loss that rises does no harm."""
+    fallen = float(known.mean[:, 0].max() - known.mean[-1, 0])
+    return by_accuracy(history, "val_") >= _GOOD and fallen <= _FALLEN
 
 
 def _apart(

@@ -111,6 +111,8 @@ class Premises:
             in the mean; NaN if unknown.
         unreached: kernels for which a tape was asked and gave no gradient.
         cut: whether one of these comes before one that has a gradient: the way to the loss is cut between them.
+        optimizers: how many optimizers have trained the variables of a loop so far, one after another.
+        repeated: of how many batches of its dataset a loop takes the same one again and again; 0 if it does not.
         suggested_rate: the learning rate that a range test suggested before the training; NaN without one.
         more: whether this only adds to what was told of the same training.
     """
@@ -141,6 +143,8 @@ class Premises:
     spread: float = float("nan")
     unreached: tuple[str, ...] = ()
     cut: bool = False
+    optimizers: int = 1
+    repeated: int = 0
     suggested_rate: float = float("nan")
     more: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 _MOST_EXAMPLES, _MOST_NUMBERS = 4096, 2_000_000  # examined of a data set
 _MOST_CHECKED = 50_000_000  # numbers checked for NaN and infinity: some 20 ms
 _QUANTILES = 101
+_FEW_LABELS = 16  # of fewer, a batch says little of how labels are mixed
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Sample:
         binary: if all numbers are between 0 and 1, the binary cross-entropy of each column's best constant, and that
             of the numbers themselves (0 for labels, more for values in between).
         one_hot: whether each row holds a single 1.
-        repeats: share of the labels that equal the one before, in the order of the examples; 0 if these are none.
+        mixed: how diverse the labels of a batch are, as a share of how diverse all are (`mixed`); NaN if unknown.
         negative: share of numbers below 0.
         quantiles: of the numbers, equally spaced, if an example is one number.
     """
@@ -57,7 +59,7 @@ class Sample:
     class_counts: tuple[int, ...] = ()
     binary: tuple[float, ...] = ()
     one_hot: bool = False
-    repeats: float = 0.0
+    mixed: float = float("nan")
     negative: float = 0.0
     quantiles: tuple[float, ...] = ()
 
@@ -112,7 +114,7 @@ class Sample:
             feature_std=(float(std[varies].min()), float(std[varies].max())) if varies.any() else (0.0, 0.0),
             feature_offset=float((np.abs(mean[varies]) / std[varies]).max()) if varies.any() else 0.0,
             variance=variance, spread=spread,
-            class_counts=classes, repeats=_repeats(finite, one_hot) if classes else 0.0,
+            class_counts=classes,
             binary=_binary(finite) if targets else (), one_hot=one_hot,
             negative=float((finite < 0).mean()),
             quantiles=_quantiles(finite) if targets and flat.shape[1] == 1 else (),
@@ -130,11 +132,41 @@ def _nonfinite(array: np.ndarray) -> tuple[int, int]:
     return int(bad.sum()), int(bad.any(axis=1).argmax()) if bad.any() else -1
 
 
-def _repeats(labels: np.ndarray, one_hot: bool) -> float:
-    """The share of labels that equal the one before; 0 where an example has several, or there is one example."""
-    if len(labels) < 2 or (labels.shape[1] > 1 and not one_hot):
-        return 0.0
-    return float((labels[1:] == labels[:-1]).all(axis=1).mean())
+def mixed(batches: Sequence[np.ndarray]) -> float:
+    """How diverse the labels of a batch are, as a share of how diverse those of all batches are.
+
+    About 1 for shuffled examples, for batches with equally many of each class, and for one batch of all; 0 where each
+    batch is of one class. Diversity is the chance that two labels differ. Batches of few examples are taken together.
+
+    Args:
+        batches: the labels of each batch (numbers, or indicators), in the order in which they are fed.
+
+    Example:
+        >>> mixed([np.array([0] * 16), np.array([1] * 16)])
+        0.0
+    """
+    labels = [one.argmax(axis=1) if one.ndim == 2 and one.shape[1] > 1 else one.ravel() for one in batches]
+    parts: list[list[np.ndarray]] = [[]]
+    for one in labels:
+        if sum(map(len, parts[-1])) >= _FEW_LABELS:
+            parts.append([])
+        parts[-1].append(one)
+    if len(parts) > 1 and sum(map(len, parts[-1])) < _FEW_LABELS:
+        parts[-2] += parts.pop()
+    whole = [np.concatenate(part) for part in parts if part]
+    if not whole:
+        return float("nan")
+    every = _diversity(np.concatenate(whole))
+    sizes = np.array([len(one) for one in whole])
+    within = float(np.average([_diversity(one) for one in whole], weights=sizes))
+    return within / every if every > 0 else float("nan")
+
+
+def _diversity(labels: np.ndarray) -> float:
+    """The chance that two of some labels, drawn without replacement, are different."""
+    _, counts = np.unique(labels, return_counts=True)
+    pairs = len(labels) * (len(labels) - 1)
+    return float(1 - (counts * (counts - 1)).sum() / pairs) if pairs else 0.0
 
 
 def _deviations(values: np.ndarray, examples: float = np.inf) -> tuple[float, float]:

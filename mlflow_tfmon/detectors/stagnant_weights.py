@@ -10,25 +10,27 @@ from mlflow_tfmon.detectors.history import History
 from mlflow_tfmon.detectors.learning import MUCH, learning
 from mlflow_tfmon.detectors.problem import Problem
 
-_MIN_FROZEN = 0.2  # share of the training before which nothing is said of frozen layers
 _ADVICE = (
     "Check that the outputs of these layers reach the loss (no stop_gradient, argmax or rounding in between, no "
     "ReLU that is always zero); freeze the layers (layer.trainable = False) if they are not meant to be trained."
 )
 
 
-def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> Iterator[Problem]:
+def detect(
+    history: History, *, min_steps: int = 50, min_done: float = 0.05, min_done_frozen: float = 0.2
+) -> Iterator[Problem]:
     """Finds kernels whose gradient was exactly zero at each recent step, after 50 steps and 5% of the training.
 
     In a loop also kernels for which its tape gave none, until 70% is learned; if they come before others that have one,
     until that is known by a constant prediction. Frozen layers (`trainable=False`) are not examined, but for those that
-    never learned anything: with biases of exactly zero, until 70% is learned. Counterpart of SageMaker Debugger's
-    "unchanged tensor" and "all zero". Does not find weights that move without getting anywhere.
+    never learned anything: with biases of exactly zero, after 20% of the training and until 70% is learned. Counterpart
+    of SageMaker Debugger's "unchanged tensor" and "all zero". Does not find weights that move without getting anywhere.
 
     Args:
         history: the training up to some step.
         min_steps: steps before which nothing is reported.
         min_done: share of the training before which nothing is reported.
+        min_done_frozen: share of the training before which nothing is reported of frozen layers.
     """
     table = history.over_kernels(history.gradients)
     known = history.premises
@@ -50,9 +52,9 @@ def detect(history: History, *, min_steps: int = 50, min_done: float = 0.05) -> 
     state = learning(history)
     layers = known.layers if known is not None else ()
     frozen = [one.kernel for one in layers if not one.trainable and one.untouched]
-    if frozen and history.alone and state.share >= _MIN_FROZEN and not state.learned >= MUCH:
+    if frozen and history.alone and state.share >= min_done_frozen and not state.learned >= MUCH:
         yield Problem(
-            "stagnant_weights", "critical" if state.little(_MIN_FROZEN) else "warning", 1, tuple(frozen),
+            "stagnant_weights", "critical" if state.little(min_done_frozen) else "warning", 1, tuple(frozen),
             f"{len(frozen)} layers are frozen (trainable=False) with biases of exactly zero, as layers have that were "
             f"never trained. The loss has {state.progress}.",
             "Set layer.trainable = True, also of the model that they are in, and compile again; or load the weights "

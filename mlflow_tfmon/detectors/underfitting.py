@@ -23,24 +23,25 @@ _COMPARED = (
 
 
 def detect(
-    history: History, *, min_class_share: float = 0.9, max_distance: float = 0.03
+    history: History, *, min_done: float = 0.25, min_class_share: float = 0.9, max_distance: float = 0.03
 ) -> Iterator[Problem]:
     """Finds losses that are less than 5% better than the best constant prediction's, and do not fall.
 
     Of a loop whose loss has no known formula: losses that have stopped within 3% of what a constant prediction of the
     targets has, their variance (squared errors), mean distance from the median or entropy.
-    Applied once a third of the training is over, and only if no cause was found. If one class makes up nine tenths of
+    Applied once a quarter of the training is over, and only if no cause was found. If one class makes up nine tenths of
     the targets, the evidence says so. Cannot distinguish a model that is too small from data in which there is nothing
     to learn. Counterpart of SageMaker Debugger's "loss not decreasing" and "class imbalance".
 
     Args:
         history: the training up to some step.
+        min_done: share of the training before which nothing is reported.
         min_class_share: least share of the most frequent class of which the evidence tells.
         max_distance: largest distance from a constant prediction's loss, as a share of it, where the formula of the
             loss is not known.
     """
     state = learning(history)
-    if not state.known and (like := _like_a_constant(history, state, max_distance)):
+    if not state.known and (like := _like_a_constant(history, state, min_done, max_distance)):
         yield Problem(
             "underfitting", "critical", 1, (),
             f"After {state.share:.0%} of the training the loss stays at {state.now:.4g}, which is what a constant "
@@ -50,7 +51,7 @@ def detect(
         return
     # A loop whose length nobody knew may have been about to learn, until it has ended.
     over = state.known and history.ended and not history.total_steps
-    if state.nothing(0.33) and (over or not fell(history, 0.5)):
+    if state.nothing(min_done) and (over or not fell(history, 0.5)):
         chance = history.premises.chance() if history.premises is not None else float("nan")
         rare = chance >= min_class_share
         what = "the best constant prediction's loss" if state.known else "that of the first steps"
@@ -64,10 +65,12 @@ def detect(
         )  # fmt: skip
 
 
-def _like_a_constant(history: History, state: Learning, max_distance: float) -> tuple[str, float] | None:
+def _like_a_constant(
+    history: History, state: Learning, min_done: float, max_distance: float
+) -> tuple[str, float] | None:
     """What about the targets the loss has stopped at, in words, and its value; None if it is nothing known."""
     known = history.premises
-    enough = state.share >= 0.33 or (history.ended and state.share > 0)
+    enough = state.share >= min_done or (history.ended and state.share > 0)
     if known is None or not enough or not state.now > 0 or fell(history, 0.5):
         return None
     for name, value in known.constant_losses().items():

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, OVER_EXAMPLES, UNKNOWN, Layer, Premises
-from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.detectors.sample import Sample, mixed
 from mlflow_tfmon.facts.premises import class_of, rate_of
 from mlflow_tfmon.probes import batches, ledger, objective
 from mlflow_tfmon.probes.objective import Kind, Objective
@@ -26,6 +26,8 @@ _PER_CLASS = 10  # examples a class of which the frequencies are told
 _PILED = 5  # steps whose gradient was that of the step before and more, until it is taken for a habit
 _DRIFT = 1.4  # ratio of standard deviations from which on targets are others, as a model's own become
 _SHIFT = 0.5  # of a standard deviation, by which their mean has moved then
+_REPEATED = 20  # batches in a row that were the same, until that is taken for a habit
+_MARKED = 8  # examples of a batch, by which it is known again
 _COMPARED = 256  # numbers from which on two samples of targets are compared
 
 
@@ -36,12 +38,17 @@ class LoopFacts:
         ring: of its steps.
         known: what is known of its model.
         rings: gives all that the loop writes to: a discriminator's step gets the data that a generator imitates.
+        optimizers: how many have trained the same variables by now.
     """
 
-    def __init__(self, ring: Ring, known: Premises, rings: Callable[[], Sequence[Ring]]) -> None:
+    def __init__(
+        self, ring: Ring, known: Premises, rings: Callable[[], Sequence[Ring]], optimizers: int = 1
+    ) -> None:
         self._ring, self._rings, self._known = ring, rings, known
         self._objective = objective.of(ring.weights)
-        self._found = self._static(known)
+        self._found = dataclasses.replace(self._static(known), optimizers=optimizers)
+        self._mark, self._alike = b"", 0  # of the only batch so far, and how often it came
+        self._glanced = 0.0  # when the last batch came that was looked at
         self._told = False
         self._rows: dict[str, list[np.ndarray]] = {"inputs": [], "targets": [], "real": []}
         self._examples, self._next = 0, 1  # how many were gathered, and from how many on it is told again
@@ -60,6 +67,9 @@ class LoopFacts:
         news, self._told = not self._told, True
         if not self._found.piles and ledger.piled(self._ring) >= _PILED:
             self._found, news = dataclasses.replace(self._found, piles=True), True
+        repeated = self._repeats()
+        if repeated != self._found.repeated:
+            self._found, news = dataclasses.replace(self._found, repeated=repeated), True
         if self._objective is not None and not self._drifts and self._gather():
             self._found, news = self._sampled(), True
         if not news:
@@ -82,7 +92,7 @@ class LoopFacts:
         one = self._objective
         if one is None:
             return dataclasses.replace(found, graph=known.graph and bool(known.layers))
-        name, from_logits, plain = one.loss, one.from_logits, one.factor > 0
+        name, from_logits, plain = one.loss, one.from_logits, one.factor > 0 or one.apart
         goal = one.goal
         if goal is not None:
             name, from_logits, plain = goal.name, goal.from_logits, plain and goal.plain and not goal.ignores
@@ -95,7 +105,7 @@ class LoopFacts:
             loss=name if name in CROSS_ENTROPIES else "",
             from_logits=from_logits, weighted=not plain, layers=_layers(known, one),
             graph=known.graph and bool(known.layers), normalizes=known.normalizes or one.scales,
-            broadcast=one.broadcast, factor=one.factor if plain else 1.0,
+            broadcast=one.broadcast, factor=one.factor if plain and not one.apart else 1.0,
             in_order=True, divergence=one.divergence, maximized=one.maximized and bool(name), unreached=one.unreached,
             cut=one.cut,
         )  # fmt: skip
@@ -135,6 +145,25 @@ class LoopFacts:
         self._next, self._steps = 2 * self._examples, 2 * self._ring.seen
         self._drifts = self._differ(self._rows["targets"][len(self._rows["targets"]) // 2 :])
         return True
+
+    def _repeats(self) -> int:
+        """How many batches the dataset has of which the loop takes the same one again and again; 0 if it does not.
+
+        Once two were different, no further one is looked at.
+        """
+        if self._alike < 0:
+            return 0
+        new = batches.taken(self._ring, self._glanced)[-_REPEATED:]
+        for self._glanced, element in new:
+            mark = _mark_of(element)
+            if not mark or (self._alike and mark != self._mark):
+                self._alike = -1
+                return 0
+            self._mark, self._alike = mark, self._alike + 1
+        if not new or self._alike < _REPEATED:
+            return self._found.repeated
+        size = batches.source_size(self._ring)
+        return size if size > 1 else 0
 
     def _parts(self, element: Any) -> dict[str, Any]:
         """Inputs and targets in what a loop took, or was called with."""
@@ -238,8 +267,19 @@ def _arrays(tensors: Sequence[Any], room: int) -> list[np.ndarray]:
     return found
 
 
+def _mark_of(element: Any) -> bytes:
+    """The first examples of a batch, as bytes by which it is known again; none if it has no tensors of examples."""
+    leaves = [
+        one for one in tf.nest.flatten(element)
+        if isinstance(one, tf.Tensor) and one.shape.rank and one.dtype not in (tf.string, tf.variant, tf.resource)
+    ]  # fmt: skip
+    return b"".join(repr(tuple(one.shape)).encode() + one[:_MARKED].numpy().tobytes() for one in leaves[:4])
+
+
 def _sample(arrays: Sequence[np.ndarray], targets: bool) -> Sample | None:
     if not arrays or len({one.shape[1:] for one in arrays}) > 1:
         return None
+    found = Sample.of(np.concatenate(arrays), targets)
+    labels = bool(found.class_counts) and (found.columns == 1 or found.one_hot)
     # Where among the data an example is that is not finite, its place in the sample does not tell.
-    return dataclasses.replace(Sample.of(np.concatenate(arrays), targets), nonfinite_at=-1)
+    return dataclasses.replace(found, nonfinite_at=-1, mixed=mixed(arrays) if labels else float("nan"))

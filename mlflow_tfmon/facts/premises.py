@@ -11,14 +11,18 @@ import pandas as pd
 import tensorflow as tf
 
 from mlflow_tfmon.detectors.premises import Premises
-from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.detectors.sample import Sample, mixed
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, norm_momentum, normalizes
 from mlflow_tfmon.probes.alone import alone
+from mlflow_tfmon.probes.by_hand import ByHand
 from mlflow_tfmon.probes.goal import KERAS, goal_of
 from mlflow_tfmon.stream import coding, records
+
+_BATCH_SIZE = 32  # Keras's own
+_MOST_BATCHES = 1000  # of which it is looked at how labels are mixed
 
 
 def premises_of(
@@ -30,6 +34,7 @@ def premises_of(
     val_targets: Any = None,
     weighted: bool = False,
     in_order: bool = False,
+    batch_size: int = 32,
     drawn: bool = True,
 ) -> Premises:
     """What is known of a training before its first step.
@@ -42,6 +47,7 @@ def premises_of(
         val_targets: the same.
         weighted: whether examples or classes are weighted, by whatever.
         in_order: whether the examples are fed as they come in the arrays.
+        batch_size: examples of a batch, where they are.
         drawn: whether its kernels are as they were drawn, not trained within the run.
 
     Example:
@@ -64,7 +70,7 @@ def premises_of(
         normalizes=normalizes(model),
         graph=is_graph(model),
         inputs=_sample(inputs, targets=False),
-        targets=None if goal.ignores else _sample(targets),
+        targets=None if goal.ignores else _in_batches(_sample(targets), targets, batch_size, in_order),
         val_inputs=_sample(val_inputs, targets=False),
         val_targets=None if goal.ignores else _sample(val_targets),
         weighted=weighted or not goal.plain or goal.ignores or masked(model),
@@ -84,7 +90,7 @@ def class_of(optimizer: Any) -> str:
     names = [one.__name__ for one in type(optimizer).__mro__ if one.__module__.split(".")[0] in KERAS]
     if not names or names[0].endswith("Optimizer"):
         names = [type(optimizer).__name__]
-    return "" if optimizer is None else names[0]
+    return "" if optimizer is None or isinstance(optimizer, ByHand) else names[0]
 
 
 def number_of(value: Any) -> float:
@@ -113,6 +119,21 @@ def _sample(values: Any, targets: bool = True) -> Sample | None:
     return Sample.of(values, targets) if known else None
 
 
+def _in_batches(sample: Sample | None, labels: Any, size: int, in_order: bool) -> Sample | None:
+    """A sample of labels with how they are mixed in the batches that they come in."""
+    if (
+        sample is None
+        or not in_order
+        or not sample.class_counts
+        or (sample.columns > 1 and not sample.one_hot)
+    ):
+        return sample
+    array = np.asarray(labels)
+    # Of very many, batches at even distances.
+    starts = np.arange(0, len(array), size)[:: max(1, len(array) // (size * _MOST_BATCHES))]
+    return dataclasses.replace(sample, mixed=mixed([array[at : at + size] for at in starts]))
+
+
 def _data(arguments: FitArguments | None) -> dict[str, Any]:
     """Inputs and targets of a fit, as far as they are in memory, and whether its examples are weighted."""
     if arguments is None:
@@ -124,9 +145,10 @@ def _data(arguments: FitArguments | None) -> dict[str, Any]:
         (x, val_x), (y, val_y) = ((one[:first], one[first:]) for one in (x, y))
     weighted |= arguments.sample_weight is not None or bool(arguments.values.get("class_weight"))
     in_order = arguments.values.get("shuffle") is False and _splits(arguments.x)
+    batch_size = arguments.values.get("batch_size") or _BATCH_SIZE
     return {
         "inputs": x, "targets": y, "val_inputs": val_x, "val_targets": val_y, "weighted": weighted,
-        "in_order": in_order,
+        "in_order": in_order, "batch_size": int(batch_size),
     }  # fmt: skip
 
 

@@ -43,6 +43,7 @@ keeping = True  # whether what is traced from now on holds more than the last ba
 _taken: dict[
     int, deque[tuple[float, Any, deque[Any]]]
 ] = {}  # by thread: when eager code took what, and its losses
+_sources: dict[int, weakref.ref[Any] | None] = {}  # by thread: the dataset that eager code took from last
 _kept: weakref.WeakKeyDictionary[Ring, tuple[int, Any]] = weakref.WeakKeyDictionary()
 _kinds: weakref.WeakValueDictionary[Any, Held] = weakref.WeakValueDictionary()  # those that iterators fill
 _unused: deque[tuple[str, tuple[tf.DType, ...]]] = deque()  # names and dtypes of those that are gone
@@ -179,9 +180,11 @@ def hold(function: Any, element: Any, time: tf.Tensor | None) -> None:
         held.put(tf.constant(_UNTIMED, tf.float64) if time is None else time, batch)
 
 
-def took(element: Any, time: float) -> None:
+def took(element: Any, time: float, iterator: Any = None) -> None:
     """In eager code that took a batch from an iterator: holds it."""
     thread = threading.get_ident()
+    dataset = getattr(iterator, "_dataset", None)  # of an OwnedIterator (TF 2.16 to 2.21)
+    _sources[thread] = None if dataset is None else weakref.ref(dataset)
     taken = _taken.get(thread)
     if taken is None:
         leaves = tf.nest.flatten(element)
@@ -270,6 +273,7 @@ def _is_taken(given: Sequence[tf.Tensor]) -> bool:
 def forget() -> None:
     """Lets go of what eager code took."""
     _taken.clear()
+    _sources.clear()
 
 
 def in_reach() -> Held | None:
@@ -345,6 +349,18 @@ def recent(ring: Ring, most: int) -> list[Any]:
         return [element for _, element, _ in list(taken)[-most:]]
     given = [one["batch"] for held in ring.held.values() for one in held.last(most)]
     return [one for one in given if one]
+
+
+def taken(ring: Ring, after: float) -> list[tuple[float, Any]]:
+    """The batches that a ring's thread took in eager code after a time, as far as they are held, each with its time."""
+    return [(time, element) for time, element, _ in list(_taken.get(ring.thread, ())) if time > after]
+
+
+def source_size(ring: Ring) -> int:
+    """How many batches the dataset has that a ring's thread took from last; below 0 for endless, or unknown."""
+    source = _sources.get(ring.thread)
+    dataset = None if source is None else source()
+    return -1 if dataset is None else int(dataset.cardinality())
 
 
 def find(ring: Ring, step: int, time: float) -> tuple[Any, list[Any]]:

@@ -91,7 +91,7 @@ def _take(original: Callable[..., Any], iterator: Any, *args: Any, **kwargs: Any
     waited = time.perf_counter() - start
     with contained(_PART, _NOT_RECORDED):
         now = time.time()
-        batches.took(element, now)
+        batches.took(element, now, iterator)
         thread = threading.get_ident()
         taken = _taken.get(thread)
         if taken is None:

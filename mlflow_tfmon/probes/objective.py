@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from mlflow_tfmon.detectors.premises import OVER_EXAMPLES
+from mlflow_tfmon.detectors.premises import CROSS_ENTROPIES, OVER_EXAMPLES
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.probes import graph, replicas
 from mlflow_tfmon.probes.broadcast import broadcast
@@ -46,7 +46,12 @@ _ACTIVATIONS = {
 }  # fmt: skip
 _KERNELS = frozenset({"MatMul", "BatchMatMulV2", "Conv2D", "Conv3D", "Einsum"})
 _SQUARES = frozenset({"Square", "Mul", "Pow"})
+_NAMES_CLASS = frozenset({"ArgMax", "TopKV2", "InTopKV2"})
 _MOST_OPS = 2000  # of a step are looked at
+_MOST_CORES = 4  # distances from targets that are measured
+# Of outputs that no targets are compared with; of a loss the distance from targets alone.
+SPREAD, SIZE, DATA = "output_spread", "output_size", "data_loss"
+_FEW = 128  # examples, and units, of which outputs are measured
 _SQUARED, _ABSOLUTE = "mean_squared_error", "mean_absolute_error"
 _SPARSE, _ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
 _BINARY = "binary_crossentropy"
@@ -82,6 +87,7 @@ class Objective:
         unreached: kernels for which the tape gave no gradient.
         cut: whether one of these was asked for before one that has a gradient.
         made: kind of what a generator makes, where its loss is what another network says of that.
+        apart: whether the distance to targets is measured apart from the other terms of the loss.
     """
 
     loss: str = ""
@@ -101,6 +107,7 @@ class Objective:
     unreached: tuple[str, ...] = ()
     cut: bool = False
     made: Kind | None = None
+    apart: bool = False
 
 
 class _Core(NamedTuple):
@@ -112,6 +119,14 @@ class _Core(NamedTuple):
     of_keras: Any = None
     from_logits: bool = False
     weighted: bool = False
+    mean: Any = None
+
+
+class _Other(NamedTuple):
+    """Another term of a loss: the type of the op that gives it ("" if unknown), and the tensor."""
+
+    kind: str
+    tensor: Any
 
 
 class _Called(NamedTuple):
@@ -176,7 +191,7 @@ def _taken(losses: Sequence[Any]) -> _Called | None:
     return held[0] if held and len(losses) == 1 and result is not None and result() is losses[0] else None
 
 
-def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
+def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> dict[str, list[Any]]:
     """Notes the objective of a step as a tape is asked for its gradients; of eager code, that of the first step.
 
     Args:
@@ -184,29 +199,87 @@ def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
         asked: the variables that gradients are asked of, each with its gradient, or None.
 
     Returns:
-        What the variables make for another network to judge, which is to be measured; None if they do not.
+        What is to be measured at each step, by name: how far apart the examples are that the variables make for
+        another network to judge, or the outputs of the last kernel where there are no targets, and how large these are;
+        what the loss has terms of, where it has other terms as well.
     """
     function = graph.tracing()
     call = _taken(losses)
     first = next((graph.raw(v) for v, g in asked if g is not None), None)
     if first is None or (function is None and not _is_news(first, call)):
-        return None
+        return {}
     given = [graph.raw(v) for v, g in asked if g is not None]
     kernels = [(graph.name(v), g is not None) for v, g in asked if len(v.shape) > 1]
     unreached = tuple(name for name, reached in kernels if not reached)
     cut = any(
         not reached and any(later for _, later in kernels[at:]) for at, (_, reached) in enumerate(kernels)
     )
-    found = _of_graph(function, losses, given) if function is not None else _of_eager(call)
+    terms: list[tuple[float, _Core | _Other]] = []
+    found = _of_graph(function, losses, given, terms) if function is not None else _of_eager(call)
+    parts = _measured(terms, given, found) if replicas.count() == 1 else {}
     alone = function is None or found.get("targets") is not None or replicas.count() > 1
     made = None if alone else made_of(losses, asked)
     kind = None if made is None else Kind(made.dtype, tuple(made.shape[1:]))
-    one = Objective(**{**found, "unreached": unreached, "cut": cut, "made": kind})
+    apart = DATA in parts
+    one = Objective(**{**found, "unreached": unreached, "cut": cut, "made": kind, "apart": apart})
     loss = None if function is not None or call is None else _weakly(call.of_keras)
     for variable in given:
         gone = functools.partial(_known.pop, id(variable))  # called with the reference, the default
         _known[id(variable)] = weakref.ref(variable, gone), one, loss
-    return made
+    if made is not None:
+        return {**parts, SPREAD: [spread(made)]}
+    if (
+        function is not None
+        and not any(isinstance(core, _Core) for _, core in terms)
+        and replicas.count() == 1
+    ):
+        output = _last_output(losses, asked)
+        if output is not None:
+            few = tf.cast(output[:_FEW, :_FEW], tf.float32)
+            return {**parts, SPREAD: [spread(few)], SIZE: [tf.sqrt(tf.reduce_mean(few**2))]}
+    return parts
+
+
+def _last_output(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
+    """What comes out of the last kernel that is trained, for a batch, before any activation; None if it is not seen."""
+    trained = [graph.raw(v) for v, g in asked if g is not None and len(v.shape) == 2]
+    pending, seen = [outward(one) for one in losses], set[int]()
+    while trained and pending and len(seen) < _MOST_OPS:
+        at = pending.pop()
+        op = op_of(at)
+        if op is None or id(op) in seen:
+            continue
+        seen.add(id(op))
+        if op.type == "MatMul" and any(_is_read(one, trained[-1]) for one in op.inputs):
+            if at.shape.rank != 2 or not at.dtype.is_floating:
+                return None
+            biased = [one.outputs[0] for one in at.consumers() if one.type in ("BiasAdd", "AddV2", "Add")]
+            return next((one for one in biased if one.shape.rank == 2), at)
+        pending += [outward(one) for one in op.inputs if one.dtype not in (tf.resource, tf.variant)]
+    return None
+
+
+def _measured(
+    terms: Sequence[tuple[float, _Core | _Other]], weights: Sequence[tf.Variable], found: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """The distances from targets that a loss of several terms has, by name: one, or those of several outputs."""
+    cores = [core for _, core in terms if isinstance(core, _Core)]
+    if any(core.mean is None or core.weighted for core in cores) or len(cores) > _MOST_CORES:
+        return {}
+    if len(cores) == 1:
+        rest = [one.tensor for _, one in terms if isinstance(one, _Other)]
+        # Beside a critic's squared error there may be the loss of what acts: the error may well stay as it is.
+        goal = found["goal"]
+        penalties = (found["loss"] or (goal and goal.name)) in CROSS_ENTROPIES or not any(
+            map(_is_of_data, rest)
+        )
+        other = math.isnan(found["factor"]) and rest and penalties
+        return {DATA: [tf.reduce_mean(cores[0].mean)]} if other else {}
+    names = [_kernel(_activation(core.predictions)[1], weights).rpartition(".")[0] for core in cores]
+    if len({*names} - {""}) < len(cores):
+        names = [f"term_{at}" for at in range(1, len(cores) + 1)]
+    each = zip(names, cores, strict=True)
+    return {f"{name.replace('.', '_')}_loss": [tf.reduce_mean(core.mean)] for name, core in each}
 
 
 def _weakly(loss: Any) -> Callable[[], Any] | None:
@@ -326,7 +399,27 @@ def _by_values(predictions: Any) -> str:
     return "linear" if bool(outside) else ""
 
 
-def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variable]) -> dict[str, Any]:
+def _is_of_data(tensor: Any) -> bool:
+    """Whether a tensor is computed from what a step is given, or draws: not from weights alone."""
+    pending, seen = [tensor], set[int]()
+    while pending and len(seen) < _MOST_OPS:
+        at = outward(pending.pop())
+        op = op_of(at)
+        if op is None or op.type in _GIVEN or op.type in _RANDOM:
+            return not (op is not None and at.dtype == tf.resource)
+        if id(op) not in seen:
+            seen.add(id(op))
+            pending += [] if op.type == "ReadVariableOp" else list(op.inputs)
+    return len(seen) >= _MOST_OPS
+
+
+def _of_graph(
+    function: Any,
+    losses: Sequence[Any],
+    weights: Sequence[tf.Variable],
+    terms: list[tuple[float, _Core | _Other]],
+) -> dict[str, Any]:
+    """What the graph of a step tells, and the terms of its loss."""
     called: dict[int, _Called] = {}
     for outer in graph.enclosing(function):
         called |= graph.notes(outer).get("called", {})
@@ -335,12 +428,14 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
     # What is differentiated of several numbers is their sum.
     sizes = [loss.shape.num_elements() for loss in losses]
     each = zip(losses, [math.nan if size is None else float(size) for size in sizes], strict=True)
-    terms = [one for loss, size in each for one in _terms(loss, size, called, left)]
+    terms += [one for loss, size in each for one in _terms(loss, size, called, left)]
+    if left[0] <= 0:
+        terms.clear()
     known = [(factor, core) for factor, core in terms if isinstance(core, _Core)]
-    if len(known) != 1 or left[0] <= 0:
+    if len(known) != 1:
         return {"broadcast": shapes}
     factor, core = known[0]
-    others = sorted(str(one) for _, one in terms if not isinstance(one, _Core))
+    others = sorted(one.kind for _, one in terms if isinstance(one, _Other))
     # 1 + log(variance) - mean^2 - variance, of which the 1 is left out.
     divergence = len(others) == 3 and "Exp" in others and bool(_SQUARES & set(others))
     whole = (not others or divergence) and not core.weighted
@@ -370,8 +465,8 @@ def _of_graph(function: Any, losses: Sequence[Any], weights: Sequence[tf.Variabl
 
 def _terms(
     tensor: Any, factor: float, called: Mapping[int, _Called], left: list[int], depth: int = 0
-) -> Iterator[tuple[float, _Core | str]]:
-    """The terms that a loss is the sum of, each with its factor (NaN if unknown): distances, or the type of an op.
+) -> Iterator[tuple[float, _Core | _Other]]:
+    """The terms that a loss is the sum of, each with its factor (NaN if unknown): distances, and others.
 
     Of a tensor that is used again and again the terms are many: `left` is how many ops may yet be looked at.
     """
@@ -381,14 +476,18 @@ def _terms(
     tensor = outward(tensor)
     call = called.get(id(tensor))
     if call is not None:
-        yield factor, _Core("", call.targets, call.predictions, call.of_keras, False, call.weighted)
+        # Of a sum over the examples it is not known how many there were.
+        mean = call.result if call.result.shape.rank or _goal(call.of_keras).plain else None
+        yield factor, _Core("", call.targets, call.predictions, call.of_keras, False, call.weighted, mean)
         return
     op = op_of(tensor)
     core = None if op is None or depth > 40 else _core(op)
     if op is not None and core is not None:
+        mean = tensor
         if op.type == "Mul" and core.loss == _ONE_HOT:  # which is summed over the classes
-            factor = -factor / (core.predictions.shape[-1] or math.nan)
-        yield factor, core
+            classes = core.predictions.shape[-1] or math.nan
+            factor, mean = -factor / classes, None
+        yield factor, core._replace(mean=mean)
         return
     inputs = [] if op is None else list(op.inputs)
     within: list[tuple[float, Any]] = []
@@ -413,7 +512,7 @@ def _terms(
         divisor = constant(inputs[1])
         within = [(factor / divisor if divisor else math.copysign(math.nan, factor), inputs[0])]
     if not within:
-        yield factor, "" if op is None else str(op.type)
+        yield factor, _Other("" if op is None else str(op.type), tensor)
     for share, one in within:
         yield from _terms(one, share, called, left, depth + 1)
 
@@ -527,11 +626,23 @@ def _activation(predictions: Any) -> tuple[str, Any]:
         return OVER_EXAMPLES, before.inputs[0]  # tf.nn.softmax(x, axis=0) (TF 2.16 to 2.21)
     if op.type in _WEIGHTS and at.shape.rank == 2:  # Keras takes the loss from what goes into the softmax
         turned = [one.outputs[0] for one in at.consumers() if one.type == "Transpose"]
-        if any(one.type == "Softmax" for tensor in turned for one in tensor.consumers()):
+        softmaxes = [
+            one.outputs[0] for tensor in turned for one in tensor.consumers() if one.type == "Softmax"
+        ]
+        # That of the loss goes nowhere else; another one is computed with, as in attention.
+        if any(_leads_nowhere(one) for one in softmaxes):
             return OVER_EXAMPLES, at
     if op.type in _ACTIVATIONS:
         return _ACTIVATIONS[op.type], op.inputs[0]
     return ("linear" if op.type in _WEIGHTS else ""), at
+
+
+def _leads_nowhere(tensor: Any) -> bool:
+    """Whether nothing is computed of a tensor but what is measured: the class that it names."""
+    return all(
+        one.type in _NAMES_CLASS or (one.type in _SAME and all(map(_leads_nowhere, one.outputs)))
+        for one in tensor.consumers()
+    )
 
 
 def _kernel(tensor: Any, weights: Sequence[tf.Variable]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow_tfmon.reading.recorded import RecordedRun
 
 _JUDGEMENTS = 50
+_MOST_CHANGES = 4  # of what is measured, within a fiftieth of the training, that are followed one by one
 _LISTS = "variables."
 
 
@@ -77,19 +77,17 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         of_variables = _lists(table, layout.variable_columns, len(layout.variables))
         columns = [*layout.columns, *(_LISTS + name for name in layout.variable_columns)]
         measured = np.column_stack([frames.measured(table[name]) for name in columns])
-        size = max(1, len(steps) // _JUDGEMENTS)
-        edges = {0, *(np.flatnonzero((measured[1:] != measured[:-1]).any(axis=1)) + 1).tolist()}
-        bounds = sorted({*range(0, len(steps), size), *edges, len(steps)})
-        for begin, end in itertools.pairwise(bounds):
-            if begin in edges:  # what was not measured has no column, as when it was recorded
-                there = measured[begin]
-                yield float(steps[begin]), 0, _only(layout, dict(zip(columns, there.tolist(), strict=True)))
+        before = None
+        for rows in alike(measured):
+            there, at = measured[rows[0]], float(steps[rows[0]])
+            if before is None or (there != before).any():
+                # What was not measured has no column, as when it was recorded.
+                yield at, 0, _only(layout, dict(zip(columns, there.tolist(), strict=True)))
+            before = there
             columns_there = [
-                one[begin:end]
-                for one, is_there in zip([*scalars, *of_variables], there, strict=True)
-                if is_there
+                one[rows] for one, is_there in zip([*scalars, *of_variables], there, strict=True) if is_there
             ]
-            yield float(steps[begin]), 2, records.Steps(layout.stream, 0.0, np.column_stack(columns_there))
+            yield at, 2, records.Steps(layout.stream, 0.0, np.column_stack(columns_there))
     for path, about in run.parts("deep-*"):
         table = files.table(path)
         layout = _layout(table, about)
@@ -135,6 +133,28 @@ def _records(run: RecordedRun) -> Iterator[tuple[float, int, records.Record]]:
         about = files.read_json(path)
         step = about.get("step", 0)
         yield step + 0.5 if step else 0.0, 6, records.Premises(about["about"], about["prefix"], step)
+
+
+def alike(measured: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of a stream in parts, of each of which the same columns were measured.
+
+    A fiftieth of the rows at a time: in their order; or, where what is measured changes often (a loop that has a loss
+    at every second step), all those of a kind together, so that there are few parts however many rows.
+
+    Args:
+        measured: array (rows, columns).
+    """
+    size = max(1, len(measured) // _JUDGEMENTS)
+    for begin in range(0, len(measured), size):
+        part = measured[begin : begin + size]
+        edges = np.flatnonzero((part[1:] != part[:-1]).any(axis=1)) + 1
+        rows = begin + np.arange(len(part))
+        if len(edges) <= _MOST_CHANGES:
+            yield from np.split(rows, edges)
+        else:
+            _, first, kind = np.unique(part, axis=0, return_index=True, return_inverse=True)
+            for one in np.argsort(first):
+                yield rows[kind.reshape(-1) == one]
 
 
 def _layout(table: Any, about: dict[str, Any]) -> records.StreamOpened:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ class Monitor:
         self._made_pipeline = False
         self._in_fit = False
         self._rings: list[Ring] = []
+        # By the keys of variables: how many optimizers have trained them, and the last one.
+        self._optimizers_of: dict[frozenset[str], tuple[int, Callable[[], Any]]] = {}
         # Keys of the variables that optimizers were seen to train.
         self._trained: frozenset[str] = frozenset()
         self._epoch_offset: int | None = None
@@ -587,7 +589,9 @@ class Monitor:
                     self.tell_more(broadcast=found.broadcast)
                 return
             assert self._pipeline is not None
-            facts = LoopFacts(ring, self.premises.found, lambda: list(self._rings))
+            facts = LoopFacts(
+                ring, self.premises.found, lambda: list(self._rings), self._count_optimizers(ring)
+            )
             recording = self._pipeline.recording
 
             def look() -> None:
@@ -597,6 +601,14 @@ class Monitor:
                         recording.append(records.Premises(dataclasses.asdict(found), prefix, self.steps))
 
             self._pipeline.look_with(ring, look)
+
+    def _count_optimizers(self, ring: Ring) -> int:
+        """How many optimizers have trained a ring's variables by now, one after another."""
+        count, last = self._optimizers_of.get(ring.layout.keys, (0, lambda: None))
+        if last() is None or last() is not ring.optimizer():
+            count += 1
+        self._optimizers_of[ring.layout.keys] = count, ring.optimizer
+        return count
 
     def trains(self, keys: frozenset[str]) -> bool:
         """Whether any of these variables is being trained."""

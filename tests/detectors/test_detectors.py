@@ -16,7 +16,7 @@ import mlflow_tfmon.detectors
 from mlflow_tfmon.detectors import History, judge, straggler
 from mlflow_tfmon.detectors.learning import learning
 from mlflow_tfmon.detectors.premises import OVER_EXAMPLES, Layer
-from mlflow_tfmon.detectors.sample import Sample
+from mlflow_tfmon.detectors.sample import Sample, mixed
 from mlflow_tfmon.detectors.table import Table
 from tests.detectors.histories import EPOCHS, MEMORY, STEPS, history, premises
 
@@ -46,7 +46,16 @@ def _broken_at(step: int) -> np.ndarray:
 
 
 _RARE = Sample.of((np.arange(400) % 20 == 0).astype(int))
-_IN_ORDER = premises(in_order=True, targets=Sample.of(np.sort(np.arange(400) % 4)))
+
+
+def _fed(labels: np.ndarray, size: int = 32, **known: Any) -> Any:
+    """Of labels that come in batches of a size, as they are."""
+    batches = [labels[at : at + size] for at in range(0, len(labels), size)]
+    targets = dataclasses.replace(Sample.of(labels), mixed=mixed(batches))
+    return premises(**{"in_order": True, "targets": targets, **known})
+
+
+_IN_ORDER = _fed(np.sort(np.arange(400) % 4))
 _FEW = Sample.of(np.arange(20) % 2)
 _RARE_CLASS = dataclasses.replace(
     _with_layer(2, units=1, activation="sigmoid"),
@@ -88,6 +97,16 @@ def _of_a_loop(**known: Any) -> Any:
     return premises(**{"loss": "", "targets": None, "inputs": None, "layers": (), "graph": False, **known})
 
 
+def _outputs(spread: np.ndarray, mean: float) -> dict[str, np.ndarray]:
+    return {"output_spread": spread, "output_size": np.sqrt(spread**2 + mean**2)}
+
+
+def _narrow_with_softmax() -> Any:
+    first, second, last = premises().layers
+    narrow = dataclasses.replace(second, units=1)
+    return premises(layers=(first, narrow, Layer("weights", "Softmax", "softmax"), last))
+
+
 _JUDGED = premises(loss="binary_crossentropy", targets=None, layers=(), spread=1.0)
 
 
@@ -122,7 +141,16 @@ BAD = {
     "learning_rate_too_low": [history(CHANCE - 0.0002 * _T, update=1e-6)],
     "unshuffled_data": [history(0.6 * CHANCE, known=_IN_ORDER)],
     "oscillating_loss": [history(0.8 + 0.6 * np.sign(np.sin(_T * np.pi / 20 + 1e-9)))],
-    "plateau": [history(np.where(_T < 50, CHANCE, 0.9 * CHANCE))],
+    "plateau": [
+        history(np.where(_T < 50, CHANCE, 0.9 * CHANCE)),
+        # all goes through one unit
+        history(np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_with_layer(1, units=1)),
+    ],
+    "optimizer_renewed": [history(0.6 * CHANCE, known=_of_a_loop(optimizers=STEPS, loss="huber"))],
+    "output_collapse": [
+        history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.0)),
+        history(known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.5)),
+    ],
     "underfitting": [
         history(CHANCE),
         # in a loop whose formula nobody knows, after a large first loss
@@ -133,6 +161,7 @@ BAD = {
     ],
     "slow_convergence": [history(CHANCE * (1 - 0.25 * (_T / STEPS) ** 1.5))],
     "overfitting": [
+        history(known=_of_a_loop(repeated=45)),
         history(val_loss=np.r_[np.linspace(1.3, 0.8, 6), np.linspace(0.85, 1.6, EPOCHS - 6)]),
         # labels of other examples, hardly learned by heart
         history(CHANCE * (1 - 0.08 * _T / STEPS), val_loss=np.full(EPOCHS, 1.04 * CHANCE)),
@@ -254,6 +283,10 @@ BAD = {
         history(0.2, known=_RARE_CLASS, accuracy=(0.95, 0.95)),
         history(0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None), accuracy=(0.95, 0.3)),
         history(CHANCE, accuracy=(0.25, 0.25)),
+        # in a loop, whose validation data nobody knows
+        history(
+            0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None, more=True), accuracy=(0.7, 0.945)
+        ),
     ],
     "accumulation_not_zeroed": [
         history(CHANCE, known=premises(piles=True), done=20),
@@ -322,6 +355,21 @@ def test_what_a_straggler_does_is_told(wait: float, between: float, advice: str)
 
 HEALTHY = {
     "goes well": history(),
+    # outputs under a loss without targets
+    "outputs that stay apart": history(known=_of_a_loop(), columns=_outputs(0.5 - 0.3 * _T / STEPS, 0.5)),
+    "smaller numbers, in proportion": history(
+        known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.0)
+    ),
+    "an attention of one unit, with all there is to learn": history(
+        np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_narrow_with_softmax()
+    ),
+    "two optimizers, one after the other": history(known=_of_a_loop(optimizers=2)),
+    "an optimizer of its own for each step, that learns all the same": history(
+        known=premises(optimizers=STEPS)
+    ),
+    "a penalty by hand, beside which all is learned": history(
+        2.0, columns={"data_loss": 0.05 + 1.4 * np.exp(-_T / 60)}
+    ),
     "a recurrent kernel that learns all the same": history(
         known=premises(layers=(_RECURRENT, *premises().layers))
     ),
@@ -368,6 +416,9 @@ HEALTHY = {
     "slow at first": history(np.where(_T < 80, CHANCE, 0.1 + 1.2 * np.exp(-(_T - 80) / 40)), done=100),
     "the validation loss rises a little": history(
         val_loss=np.r_[np.linspace(1.3, 0.2, 10), np.linspace(0.2, 0.28, 10)]
+    ),
+    "a validation loss that rises, while nine of ten are right": history(
+        val_loss=np.r_[np.linspace(1.3, 0.3, 6), np.linspace(0.32, 0.6, EPOCHS - 6)], accuracy=(1.0, 0.9)
     ),
     "validation data that gain less": history(
         0.1 + 1.2 * np.exp(-_T / 60), val_loss=np.full(EPOCHS, 0.9 * CHANCE)
@@ -617,13 +668,24 @@ def test_a_first_step_that_was_too_large_and_killed_all_is_not_too_small() -> No
 def test_data_that_come_class_by_class_are_told_of_where_that_does_harm() -> None:
     forgotten = history(known=_IN_ORDER, accuracy=(0.95, 0.5), val_loss=np.full(EPOCHS, CHANCE))
     assert "unshuffled_data" in _kinds(forgotten)
-    mixed = dataclasses.replace(_IN_ORDER, targets=Sample.of(np.arange(400) % 4))
+    in_turn, frequent = _fed(np.arange(400) % 4), _fed((np.arange(400) < 40).astype(int))
     shuffled = dataclasses.replace(_IN_ORDER, in_order=False)
-    frequent = dataclasses.replace(_IN_ORDER, targets=Sample.of((np.arange(400) < 40).astype(int)))
-    for known in (mixed, shuffled, frequent):
+    # Eight of each of four classes a batch, two classes of eight at random, and one batch of all.
+    balanced = _fed(np.tile(np.repeat(np.arange(4), 8), 12))
+    pairs = np.array([np.random.default_rng(at).choice(8, 2, replace=False) for at in range(40)])
+    few_classes = _fed(np.repeat(pairs.ravel(), 16))
+    whole = _fed(np.sort(np.arange(400) % 4), size=400)
+    for known in (in_turn, shuffled, frequent, balanced, few_classes, whole):
         assert "unshuffled_data" not in _kinds(history(0.6 * CHANCE, known=known))
+    one_by_one = _fed(np.sort(np.arange(400) % 4), size=1)
+    assert "unshuffled_data" in _kinds(history(0.6 * CHANCE, known=one_by_one))
     learned = history(known=_IN_ORDER, accuracy=(0.95, 0.94), val_loss=np.full(EPOCHS, 0.1))
     assert _kinds(learned) == set()  # all the same
+
+
+def test_a_penalty_by_hand_does_not_hide_that_nothing_is_learned() -> None:
+    found = judge(history(CHANCE + 3.0 * np.exp(-_T / 60), columns={"data_loss": np.full(STEPS, CHANCE)}))
+    assert "underfitting" in {one.kind for one in found}
 
 
 def test_probabilities_that_are_taken_for_logits_are_measured_by_what_such_a_loss_can_show() -> None:

@@ -247,6 +247,58 @@ def test_what_a_generator_makes() -> None:
     assert of_maker is not None and of_maker.made == (tf.float32, (3,))
 
 
+def test_a_transposed_softmax_that_is_computed_with_is_not_the_losss_own() -> None:
+    """Attention over the examples beside a classifier of the same numbers."""
+    cross = losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def attends(y: Any, p: Any) -> Any:
+        return cross(y, p) + tf.reduce_mean(tf.matmul(nn.softmax(tf.transpose(p)), p) ** 2)
+
+    assert noted(net(4), attends, LABELS).activation != OVER_EXAMPLES
+
+
+def measured(model: keras.Model, loss_of: Loss, y: np.ndarray) -> dict[str, float]:
+    """What is to be measured of a step beside its loss."""
+    given: dict[str, list[Any]] = {}
+
+    @tf.function
+    def step(x: Any, y: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+        weights = model.trainable_variables
+        given.update(objective.note([loss], list(zip(weights, tape.gradient(loss, weights), strict=True))))
+        return {name: tf.add_n(some) for name, some in given.items()}
+
+    return {name: float(value) for name, value in step(tf.constant(X), tf.constant(y)).items()}
+
+
+def test_the_distance_to_the_targets_is_measured_apart_from_other_terms() -> None:
+    model = net(4)
+
+    def penalty() -> Any:
+        return 0.3 * tf.add_n([tf.reduce_sum(v**2) for v in model.trainable_variables])
+
+    def cross(y: Any, p: Any) -> Any:
+        return tf.reduce_mean(nn.sparse_softmax_cross_entropy_with_logits(y, p))
+
+    p = model(X).numpy()
+    shifted = p - p.max(1, keepdims=True)
+    expected = float(np.mean(np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(p)), LABELS]))
+    of_keras = losses.SparseCategoricalCrossentropy(from_logits=True)
+    for distance in (cross, of_keras):
+        assert measured(model, lambda y, p, d=distance: d(y, p) + penalty(), LABELS) == {
+            "data_loss": pytest.approx(expected, rel=1e-5)
+        }
+        assert measured(model, distance, LABELS) == {}
+
+
+def test_a_critics_error_is_not_measured_apart_from_what_acts() -> None:
+    def both(y: Any, p: Any) -> Any:
+        return tf.reduce_mean((y - p[:, 0]) ** 2) - tf.reduce_mean(nn.log_softmax(p)[:, 1] * y)
+
+    assert measured(net(3), both, NUMBERS) == {}
+
+
 def actor_and_critic() -> tuple[Any, keras.Model]:
     actor = net(2)
     critic = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])

@@ -266,3 +266,69 @@ def test_the_cause_of_a_loop_that_fails_is_named_first(name: str, store: str, ho
 @pytest.mark.parametrize("name", WELL)
 def test_of_a_loop_that_goes_well_nothing_is_said(name: str, store: str, home: Path) -> None:
     assert diagnosed(WELL[name], store) == []
+
+
+def step_of(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], None]:
+    optimizer = keras.optimizers.Adam(3e-3)
+
+    @tf.function
+    def step(x: tf.Tensor, y: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            loss = with_one_shape(y, model(x, training=True))
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True)
+        )
+
+    return step
+
+
+@pytest.mark.slow
+def test_the_same_batch_again_and_again(store: str, home: Path) -> None:
+    """`next(iter(dataset))` in a loop; not a batch that is kept on purpose, nor a dataset of one batch."""
+
+    def trained(train: Callable[[Callable[..., None], tf.data.Dataset], None]) -> dict[str, str]:
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)
+        with mlflow.start_run() as run:
+            train(step_of(net()), data)
+        return {one.kind: one.evidence for one in mlflow_tfmon.load_run(run.info.run_id).problems}
+
+    def begin_anew(step: Callable[..., None], data: tf.data.Dataset) -> None:
+        for _ in range(60):
+            step(*next(iter(data)))
+
+    def keep_one(step: Callable[..., None], data: tf.data.Dataset) -> None:
+        batch = next(iter(data))
+        for _ in range(60):
+            step(*batch)
+
+    def take_one(step: Callable[..., None], data: tf.data.Dataset) -> None:
+        for _ in range(60):
+            for batch in data.take(1):
+                step(*batch)
+
+    def go_on(step: Callable[..., None], data: tf.data.Dataset) -> None:
+        for batch in data.repeat(8):
+            step(*batch)
+
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    assert "the first of the 8 that its dataset has" in trained(begin_anew)["overfitting"]
+    assert all("overfitting" not in trained(one) for one in (keep_one, take_one, go_on))
+    mlflow_tfmon.autolog(disable=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anew", [True, False])
+def test_an_optimizer_for_each_step(anew: bool, store: str, home: Path) -> None:
+    mlflow.set_tracking_uri(store)
+    mlflow_tfmon.autolog(log_models=False, log_datasets=False)
+    model, optimizer = net(), keras.optimizers.Adam(0.1)
+    with mlflow.start_run() as run:
+        for _ in range(60):
+            with tf.GradientTape() as tape:
+                loss = with_one_shape(Y[:64], model(X[:64], training=True))
+            optimizer = keras.optimizers.Adam(0.1) if anew else optimizer
+            optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+    mlflow_tfmon.autolog(disable=True)
+    found = {one.kind: one for one in mlflow_tfmon.load_run(run.info.run_id).problems}
+    assert ("optimizer_renewed" in found) == anew
