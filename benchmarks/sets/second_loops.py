@@ -942,7 +942,7 @@ def maml(seed: int) -> float:
     """The same by gradients through a step: of the loss after it, with a tape within a tape."""
     random, optimizer = np.random.default_rng(seed), opt.Adam(5e-3)
     sizes = ((1, 32), (32, 32), (32, 1))
-    of = [tf.Variable(random.normal(size=s).astype("float32") / np.sqrt(s[0])) for s in sizes]
+    of = [tf.Variable((random.normal(size=s) / np.sqrt(s[0])).astype("float32")) for s in sizes]
     of += [tf.Variable(tf.zeros(s[1])) for s in sizes]
 
     def said(w: Any, a: Any) -> Any:
@@ -1062,7 +1062,9 @@ CONFIGURATIONS = (
     Loop("loop, momentum without end", lambda s: learn(s, pictures(s), net_of(64, 10, 32), classes,
         opt.SGD(0.2, momentum=0.999), epochs=8, eager=True), ("learning_rate_too_high", "oscillating_loss",
         "exploding_gradient"), 0.8),
-    Loop("loop, long ago", lambda s: remember(s, L.SimpleRNN(12, recurrent_initializer=BLAND(0, 0.15)), 70, epochs=8), ("vanishing_gradient", "underfitting",
+    Loop("loop, long ago", lambda s: remember(s, L.SimpleRNN(12,
+        recurrent_initializer=BLAND(0, 0.15)), 70, epochs=8),
+        ("vanishing_gradient", "underfitting",
         "plateau"), 0.7),
     Loop("loop, recurrence without bounds", lambda s: by_hand(s, 0.5), ("exploding_gradient", "poor_initialization",
         "nan_or_inf"), 0.7),
@@ -1113,8 +1115,8 @@ CONFIGURATIONS = (
     Loop("loop, language", language, good=0.4),
     Loop("loop, remembers", lambda s: remember(s, L.GRU(16), 14, epochs=18), good=0.9),
     Loop("loop, uncertain tasks", uncertain, good=0.8),
-    Loop("loop, noisy gradients", lambda s: learn(s, many(s), net_of(20, 3, 16), classes, opt.SGD(0.1), epochs=20,
-        turn=noisy(0.1), watched=True), good=0.75),
+    Loop("loop, noisy gradients", lambda s: learn(s, many(s), net_of(20, 3, 16), classes, opt.SGD(0.1), epochs=12,
+        turn=noisy(0.1), watched=True, eager=True), good=0.75),
     Loop("loop, wide and deep", wide_and_deep, good=0.88),
     Loop("loop, rates in triangles", lambda s: rates(s, triangle, opt.SGD(0.1), pictures(s), net_of(64, 10, 48)),
         good=0.85),
