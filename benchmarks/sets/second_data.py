@@ -136,14 +136,6 @@ def texts(seed: int, size: int = 1400, length: int = 15, known: int = 120) -> Ar
     return halves(np.stack([random.choice(known, length, p=prefers[one]) for one in y]), y, seed)
 
 
-def tags(seed: int, size: int = 900, length: int = 14) -> Arrays:
-    """Sequences of symbols with a tag for each, which depends on the symbol and on the one before."""
-    random = np.random.default_rng(seed + 29)
-    x = random.integers(0, 9, (size, length))
-    earlier = np.concatenate([np.zeros((size, 1), int), x[:, :-1]], 1)
-    return halves(x, (x % 3 + (earlier > 4)) % 3, seed)
-
-
 def chain(seed: int, size: int = 900, length: int = 16, known: int = 8) -> Arrays:
     """Text of a language in which a symbol depends on the one before; the targets are the next ones."""
     random = np.random.default_rng(seed + 30)
@@ -174,19 +166,6 @@ def series(
     y, cut = values[window:].astype("float32"), 1000
     x = x.astype("float32")
     return (x[:cut], y[:cut], x[cut:], y[cut:]) if by_time else halves(x, y, seed)
-
-
-def graph(seed: int, size: int = 300) -> tuple[Any, Any, Any, Any]:
-    """A network of three groups: who knows whom (averaging), features, groups, and whose group is known."""
-    random = np.random.default_rng(seed + 33)
-    y = random.integers(0, 3, size)
-    upper = random.uniform(size=(size, size)) < np.where(y[:, None] == y[None], 0.06, 0.01)
-    upper = np.triu(upper, 1)
-    knows = upper + upper.T + np.eye(size)
-    x = random.normal(size=(size, 10))
-    x[:, :3] += 0.8 * np.eye(3)[y]
-    known = random.permutation(size) < 45
-    return (knows / knows.sum(1, keepdims=True)).astype("float32"), x.astype("float32"), y, known
 
 
 def flipped(data: Arrays, share: float, classes: int, seed: int) -> tuple[Arrays, Any]:

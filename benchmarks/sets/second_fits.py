@@ -19,7 +19,6 @@ from benchmarks.sets.second_data import (
     before,
     bits,
     cancer,
-    chain,
     colours,
     flipped,
     hills,
@@ -30,13 +29,12 @@ from benchmarks.sets.second_data import (
     seldom,
     series,
     shapes,
-    tags,
     texts,
     wine,
 )  # fmt: skip
 
 K, L, opt, losses = keras.Sequential, keras.layers, keras.optimizers, keras.losses
-SCHEDULES, L1, L2 = opt.schedules, keras.regularizers.L1, keras.regularizers.L2
+L2 = keras.regularizers.L2
 Recipe = tuple[Any, Any]
 
 
@@ -91,15 +89,6 @@ def divided_as_integers(seed: int) -> Arrays:
     return one.astype("float32"), y, other.astype("float32"), y_val
 
 
-def logarithms(seed: int) -> Arrays:
-    """The logarithm of counts, some of which are zero."""
-    random = np.random.default_rng(seed)
-    x = random.normal(size=(1200, 5))
-    y = random.poisson(np.exp(1.5 + 0.5 * x[:, 0] - 0.4 * x[:, 1]))
-    with np.errstate(divide="ignore"):
-        return halves(x, np.log(y).astype("float32"), seed)
-
-
 def numbers_of_things(seed: int) -> Arrays:
     random = np.random.default_rng(seed)
     x = random.normal(size=(1500, 5))
@@ -110,12 +99,6 @@ def read_by_another(data: Arrays) -> Arrays:
     """Pictures in red, green, blue to train on, and in blue, green, red to validate."""
     x, y, x_val, y_val = data
     return x, y, x_val[..., ::-1].copy(), y_val
-
-
-def numbered_apart(data: Arrays, seed: int) -> Arrays:
-    """Words that were numbered anew for the texts to validate on."""
-    x, y, x_val, y_val = data
-    return x, y, np.random.default_rng(seed + 1).permutation(120)[x_val], y_val
 
 
 def with_extras(data: Arrays, seed: int) -> Arrays:
@@ -138,13 +121,6 @@ def trusted(seed: int) -> Arrays:
     return one.astype("float32"), y, other.astype("float32"), y_val
 
 
-def several(seed: int) -> Arrays:
-    """Which of five subjects a thing belongs to: none, one or more of them."""
-    random = np.random.default_rng(seed)
-    x, turn = random.normal(size=(1500, 12)), random.normal(size=(12, 5))
-    return halves(x, (x @ turn + random.normal(size=(1500, 5)) > 1).astype("float32"), seed)
-
-
 def directions(seed: int) -> Arrays:
     """Directions in space, that come from others through a turn and a bend."""
     random = np.random.default_rng(seed)
@@ -165,14 +141,6 @@ def own_pixels(seed: int) -> Arrays:
     return x, x, x_val, x_val
 
 
-def far_off(data: Arrays, share: float, seed: int) -> Arrays:
-    """Some of the targets to train on are far off."""
-    random = np.random.default_rng(seed + 3)
-    x, y, x_val, y_val = data
-    off = random.uniform(size=len(y)) < share
-    return x, (y + off * random.normal(size=len(y)) * 20).astype("float32"), x_val, y_val
-
-
 def small_check(data: Arrays, rows: int) -> Arrays:
     x, y, x_val, y_val = data
     return x, y, x_val[:rows], y_val[:rows]
@@ -187,11 +155,6 @@ def in_thousands(data: Arrays) -> Arrays:
 def times(data: Arrays, scale: float) -> Arrays:
     x, y, x_val, y_val = data
     return x, y * scale, x_val, y_val * scale
-
-
-def shorter(data: Arrays, length: int) -> Arrays:
-    x, y, x_val, y_val = data
-    return x[:, :length], y, x_val[:, :length], y_val
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------
@@ -333,31 +296,20 @@ def endless() -> dict[str, Any]:
     return {"steps_per_epoch": 28}
 
 
-def focal(alpha: float) -> Any:
-    return losses.BinaryFocalCrossentropy(apply_class_balancing=True, alpha=alpha, from_logits=True)
-
-
 def area(data: Arrays, *parts: Any, loss: Any, **how: Any) -> Recipe:
     metrics = [keras.metrics.AUC(name="auc", from_logits=True)]
     return built(data, *parts, loss=loss, metrics=metrics, **how)
 
-
-NORMAL = keras.initializers.RandomNormal
 
 CONFIGURATIONS = (
     # -- that go wrong
     # The true cause is that the inputs are constant.
     Configuration("fit, divided as integers", lambda s: built(divided_as_integers(s), *hidden(48), L.Dense(10)),
         ("one_class_predicted", "underfitting", "plateau"), epochs=12, batch_size=32, good=0.8),
-    Configuration("fit, logarithm of zero", lambda s: amount(logarithms(s), *hidden(32), L.Dense(1)),
-        ("nan_or_inf",), epochs=10, batch_size=32, good=0.3),
     Configuration("fit, blue for red", lambda s: built(read_by_another(colours(s)), *seeing()),
         ("validation_mismatch",), epochs=12, batch_size=32, good=0.8),
     Configuration("fit, later is higher", lambda s: amount(series(s, rise=4e-3, by_time=True), L.Flatten(),
         *hidden(32, 32, act="tanh"), L.Dense(1)), ("validation_mismatch",), epochs=15, batch_size=32, good=0.6),
-    Configuration("fit, words numbered apart", lambda s: built(numbered_apart(texts(s), s), L.Embedding(120, 12),
-        L.GlobalAveragePooling1D(), *hidden(24), L.Dense(4), optimizer=opt.Adam(5e-3)),
-        ("validation_mismatch", "overfitting"), epochs=12, batch_size=32, good=0.7),
     Configuration("fit, cross entropy by the book", lambda s: built(cancer(s), *hidden(64, 64),
         L.Dense(1, "sigmoid"), loss=by_the_book, optimizer=opt.Adam(1e-2), metrics=["binary_accuracy"]),
         ("nan_or_inf",), epochs=40, batch_size=16, good=0.8, judged_by="val_binary_accuracy"),
@@ -370,9 +322,6 @@ CONFIGURATIONS = (
     Configuration("fit, begins with zeros", lambda s: built(pictures(s), *hidden(48, 48, kernel_initializer="zeros"),
         L.Dense(10, kernel_initializer="zeros")), ("poor_initialization", "stagnant_weights", "dead_relu"),
         epochs=12, batch_size=32, good=0.8),
-    Configuration("fit, begins with weights of 3", lambda s: amount(hills(s), *hidden(64, 64, 64,
-        kernel_initializer=NORMAL(0, 3)), L.Dense(1, kernel_initializer=NORMAL(0, 3))), ("poor_initialization",),
-        epochs=12, batch_size=32, good=0.6),
     Configuration("fit, rate of a millionth", lambda s: built(pictures(s), *hidden(48), L.Dense(10),
         optimizer=opt.Adam(1e-6)), ("learning_rate_too_low", "slow_convergence"), epochs=12, batch_size=32,
         good=0.8),
@@ -402,23 +351,13 @@ CONFIGURATIONS = (
     Configuration("fit, normalized by batches of one", lambda s: built(many(s, 700), L.Dense(24),
         L.BatchNormalization(), L.ReLU(), L.Dense(3)), ("normalization_mismatch", "underfitting", "plateau"),
         epochs=3, batch_size=1, good=0.7),
-    Configuration("fit, narrow and fast", lambda s: amount(hills(s), *hidden(6, 6, 6, 6, 6), L.Dense(1),
-        optimizer=opt.SGD(1.0)), ("dead_relu", "learning_rate_too_high"), epochs=12, batch_size=32, good=0.5),
     Configuration("fit, counts below zero", lambda s: amount(numbers_of_things(s), *hidden(24), L.Dense(1),
         loss="poisson", optimizer=opt.SGD(0.05)), ("improper_activation", "loss_output_mismatch", "nan_or_inf"),
         epochs=12, batch_size=32, good=0.3),
-    Configuration("fit, softmax over time", lambda s: built(tags(s), L.Embedding(9, 16),
-        L.Conv1D(32, 3, padding="causal", activation="relu"), L.Dense(3), L.Softmax(axis=1),
-        loss="sparse_categorical_crossentropy", optimizer=opt.Adam(3e-3)),
-        ("improper_activation", "loss_output_mismatch"), epochs=12, batch_size=32, good=0.85),
     Configuration("fit, code of one number", lambda s: amount(own_pixels(s), *hidden(48), L.Dense(1), *hidden(48),
         L.Dense(64)), ("underfitting", "plateau"), epochs=12, batch_size=32, good=0.75),
     Configuration("fit, attention without places", attention_without_places, ("underfitting", "plateau"),
         epochs=10, batch_size=32, good=0.8),
-    # The schedule is over after 20 steps, for someone took steps for epochs.
-    Configuration("fit, schedule in epochs", lambda s: built(pictures(s), *hidden(48), L.Dense(10),
-        optimizer=opt.SGD(SCHEDULES.CosineDecay(0.1, 20))), ("learning_rate_too_low", "plateau", "underfitting",
-        "slow_convergence"), epochs=20, batch_size=32, good=0.8),
     # It was stopped too early.
     Configuration("fit, stopped at once", lambda s: built(pictures(s), *hidden(32), L.Dense(10),
         optimizer=opt.SGD(0.01)), ("underfitting", "slow_convergence", "learning_rate_too_low"), epochs=20,
@@ -447,38 +386,17 @@ CONFIGURATIONS = (
     Configuration("fit, parity of five", lambda s: yes_or_no(bits(s, 5, 1), *hidden(48, 24, act="tanh"), L.Dense(1),
         optimizer=opt.SGD(0.05, momentum=0.9)), epochs=30, batch_size=32, good=0.9),
     Configuration("fit, many residual blocks", residual, epochs=10, batch_size=32, good=0.8),
-    Configuration("fit, selu with dropout", lambda s: built(many(s), *[one for _ in range(6) for one in (
-        L.Dense(24, "selu", kernel_initializer="lecun_normal"), L.AlphaDropout(0.05))], L.Dense(3),
-        optimizer=opt.Adam(2e-3)), epochs=12, batch_size=32, good=0.8),
-    Configuration("fit, zeros after the text, masked", lambda s: yes_or_no(shorter(padded(s), 20), L.Embedding(60, 8,
-        mask_zero=True), L.Bidirectional(L.GRU(8)), L.Dense(1), optimizer=opt.Adam(1e-2)), epochs=10,
-        batch_size=32, good=0.75),
-    Configuration("fit, seldom, focal", lambda s: area(seldom(s), *hidden(24), L.Dense(1), loss=focal(0.9),
-        optimizer=opt.Adam(5e-3)), epochs=12, batch_size=64, good=0.85, judged_by="val_auc"),
     Configuration("fit, smoothed labels", lambda s: built(pictures(s), *hidden(48), L.Dense(10), L.Softmax(),
         loss=smooth, optimizer=opt.Adam(3e-3)), epochs=12, batch_size=32, good=0.85),
-    Configuration("fit, lion", lambda s: built(pictures(s), *hidden(48), L.Dense(10),
-        optimizer=opt.Lion(7e-4, weight_decay=0.1)), epochs=12, batch_size=32, good=0.85),
-    Configuration("fit, averaged weights", lambda s: built(many(s), *hidden(32), L.Dense(3),
-        optimizer=opt.Nadam(3e-3, use_ema=True, ema_momentum=0.95)), epochs=12, batch_size=32, good=0.8),
-    Configuration("fit, several subjects", lambda s: built(several(s), *hidden(32), L.Dense(5, "sigmoid"),
-        loss="binary_crossentropy", metrics=["binary_accuracy"]), epochs=12, batch_size=32, good=0.8,
-        judged_by="val_binary_accuracy"),
-    Configuration("fit, some targets far off", lambda s: amount(far_off(hills(s), 0.06, s), *hidden(32, 32),
-        L.Dense(1), loss="huber", optimizer=opt.Adam(3e-3)), epochs=20, batch_size=32, good=0.7),
     Configuration("fit, moved a little each time", lambda s: built(pictures(s), *hidden(64), L.Dense(10),
         steps_per_execution=4), epochs=18, batch_size=32, good=0.85, feed=jittered, fit=endless),
     Configuration("fit, forty to validate", lambda s: built(small_check(many(s), 40), *hidden(24), L.Dropout(0.2),
         L.Dense(3), optimizer=opt.SGD(0.1)), epochs=20, batch_size=32, good=0.75),
     Configuration("fit, a step of its own", careful, epochs=12, batch_size=32, good=0.8),
-    Configuration("fit, sparse code", lambda s: amount(own_pixels(s), L.Dense(64, "relu",
-        activity_regularizer=L1(1e-4)), L.Dense(64), optimizer=opt.Adam(3e-3)), epochs=15, batch_size=32, good=0.7),
     Configuration("fit, series of much noise", lambda s: amount(series(s, noise=0.8), L.Conv1D(8, 4,
         activation="relu"), L.Flatten(), L.Dropout(0.2), L.Dense(1), optimizer=opt.Adam(1e-3)), epochs=12,
         batch_size=32, good=0.2),
     Configuration("fit, attention with places", attention_with_places, epochs=14, batch_size=32, good=0.8),
-    Configuration("fit, next symbol", lambda s: built(chain(s), L.Embedding(8, 12), L.GRU(16, return_sequences=True),
-        L.Dense(8), optimizer=opt.Adam(1e-2)), epochs=12, batch_size=32, good=0.4),
     Configuration("fit, texts by fours", lambda s: built(texts(s, 900), L.Embedding(120, 8),
         L.GlobalAveragePooling1D(), L.Dropout(0.3), L.Dense(4), optimizer=opt.Adam(5e-3)), epochs=6, batch_size=4,
         good=0.75),

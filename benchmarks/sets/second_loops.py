@@ -18,17 +18,14 @@ import mlflow_tfmon
 from benchmarks.sets.fresh_data import Arrays
 from benchmarks.sets.loops import Loop
 from benchmarks.sets.second_data import (
-    bits,
     cancer,
     chain,
-    graph,
     hills,
     many,
     moons,
     pictures,
     recall,
     seldom,
-    shapes,
     texts,
     wine,
 )  # fmt: skip
@@ -130,9 +127,6 @@ def learn(
 
 
 # -- losses, and ways to turn gradients -------------------------------------------------------------------------------
-def summed(y: Any, p: Any) -> Any:
-    """A sum over the batch where a mean was meant."""
-    return tf.reduce_sum((tf.reshape(y, tf.shape(p)) - p) ** 2)
 
 
 def as_chances(y: Any, p: Any) -> Any:
@@ -155,12 +149,6 @@ def focal(y: Any, p: Any) -> Any:
     right = tf.where(y > 0, tf.sigmoid(p), 1 - tf.sigmoid(p))
     each = tf.nn.sigmoid_cross_entropy_with_logits(y, p) * (1 - right) ** 2
     return tf.reduce_mean(each * tf.where(y > 0, 0.92, 0.08))
-
-
-def upside_down(y: Any, p: Any) -> Any:
-    """The weights of the classes are the shares of the classes, rather than one by them."""
-    y = tf.cast(y, tf.float32)
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, p[:, 0]) * tf.where(y > 0, 0.08, 0.92))
 
 
 def short(norm: float) -> Callable[[Any], Any]:
@@ -197,13 +185,6 @@ def far_off(data: Arrays, seed: int) -> Arrays:
     return x, (y + off).astype("float32"), x_val, y_val
 
 
-def standardized(seed: int) -> Arrays:
-    """Pixels of mean 0 and spread 1, which are their own targets."""
-    x, _, x_val, _ = pictures(seed)
-    x, x_val = ((one - x.mean()) / x.std() for one in (x, x_val))
-    return x, x, x_val, x_val
-
-
 # -- supervised, with more than the usual loop ------------------------------------------------------------------------
 def normal(inputs: int, out: int, *units: int) -> Any:
     parts = [part for n in units for part in (L.Dense(n), L.BatchNormalization(momentum=0.9), L.ReLU())]
@@ -230,19 +211,6 @@ def raw_wine(seed: int) -> float:
     return learn(seed, wine(seed, raw=True), net, classes, opt.SGD(0.05), epochs=80, size=16, training=False)
 
 
-def cut_by_numpy(seed: int) -> float:
-    """What a narrow body says is taken as numbers, so that only the head learns."""
-    x, y, x_val, y_val = many(seed)
-    body, head, optimizer = net_of(20, 2, 32, act="tanh"), net_of(2, 3), opt.Adam(1e-2)
-    of = body.trainable_variables + head.trainable_variables
-    for a, b in batches_of(seed, 32, x, y).repeat(10):
-        with tf.GradientTape() as tape:
-            loss = classes(b, head(tf.constant(body(a).numpy())))
-        pairs = zip(tape.gradient(loss, of), of, strict=True)
-        optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
-    return hits(lambda given, training: head(body(given)), x_val, y_val)
-
-
 def back_to_the_start(seed: int) -> float:
     """At the end of each epoch the first weights are set again, as if for another fold."""
     net = net_of(64, 10, 48)
@@ -253,29 +221,6 @@ def back_to_the_start(seed: int) -> float:
             net.set_weights(first)
 
     return learn(seed, pictures(seed), net, classes, opt.SGD(0.02), at_epoch=again, watched=True)
-
-
-def same_rows(seed: int) -> float:
-    """The generator of random numbers is made anew at each step: it always chooses the same rows."""
-    x, y, x_val, y_val = hills(seed)
-    net, optimizer = net_of(3, 1, 64, 64), opt.Adam(3e-3)
-    watcher = mlflow_tfmon.Monitor(net)
-    watcher.start()
-
-    @tf.function
-    def step(a: Any, b: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = distance(b, net(a))
-        descend(tape, loss, net.trainable_variables, optimizer)
-        return loss
-
-    for epoch in range(12):
-        for _ in range(40):
-            rows = np.random.default_rng(seed).choice(len(x), 16, replace=False)
-            loss = step(tf.constant(x[rows]), tf.constant(y[rows]))
-        watcher.log_epoch(epoch, {"loss": float(loss), "val_loss": float(distance(y_val, net(x_val)))})
-    watcher.end()
-    return told(net, x_val, y_val)
 
 
 def scaled_up(seed: int, unscaled: bool) -> float:
@@ -422,27 +367,6 @@ def mixed_up(seed: int) -> float:
     return hits(net, x_val, y_val)
 
 
-def attacked(seed: int) -> float:
-    """Each batch is moved to where the network is most wrong about it, before it learns from it."""
-    x, y, x_val, y_val = pictures(seed)
-    net, optimizer = net_of(64, 10, 64), opt.Adam(2e-3)
-
-    @tf.function
-    def step(a: Any, b: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(a)
-            loss = classes(b, net(a))
-        a = a + 0.12 * tf.sign(tape.gradient(loss, a))
-        with tf.GradientTape() as tape:
-            loss = classes(b, net(a))
-        descend(tape, loss, net.trainable_variables, optimizer)
-        return loss
-
-    for a, b in batches_of(seed, 32, x, y).repeat(12):
-        step(a, b)
-    return hits(net, x_val, y_val)
-
-
 def harder(seed: int) -> float:
     """Pictures of more noise, and more of them turned, from epoch to epoch: the loss rises."""
     x, y, x_val, y_val = pictures(seed)
@@ -475,25 +399,6 @@ def in_turn(seed: int) -> float:
         data = x[~held], y[~held], x[held], y[held]
         scores.append(learn(seed, data, net_of(20, 3, 24), classes, opt.Adam(3e-3), epochs=8))
     return float(np.mean(scores))
-
-
-def taught(seed: int) -> float:
-    """A small network learns what a large one says, softened."""
-    x, y, x_val, y_val = pictures(seed)
-    teacher, pupil, optimizer = net_of(64, 10, 96), net_of(64, 10, 16), opt.Adam(5e-3)
-    learn(seed, (x, y, x_val, y_val), teacher, classes, opt.Adam(3e-3), epochs=8)
-
-    @tf.function
-    def step(a: Any) -> Any:
-        soft = tf.nn.softmax(teacher(a) / 3)
-        with tf.GradientTape() as tape:
-            loss = 9 * tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(soft, pupil(a) / 3))
-        descend(tape, loss, pupil.trainable_variables, optimizer)
-        return loss
-
-    for a in batches_of(seed, 32, x).repeat(12):
-        step(a[0] if isinstance(a, tuple) else a)
-    return hits(pupil, x_val, y_val)
 
 
 # -- sequences --------------------------------------------------------------------------------------------------------
@@ -571,18 +476,15 @@ def alike(made: Any, real: Any) -> float:
 
 
 def compete(
-    seed: int, loss: str, steps: int, rates: tuple[float, float] = (1e-3, 1e-3), *, clip: float = 0.0,
-    all_of_them: bool = False, judge_steps: int = 1, names: tuple[float, float] = (0.0, 1.0),
-) -> float:  # fmt: skip
-    """A generator and a judge over two moons; `names` are what the judge shall say of made and of real points."""
+    seed: int, loss: str, steps: int, rates: tuple[float, float] = (1e-3, 1e-3), *, all_of_them: bool = False
+) -> float:
+    """A generator and a judge over two moons; the generator's step may move the variables of both."""
     points = moons(seed, 1500, 0.1)[0] * 2
     make, judge = net_of(4, 2, 48, 48), net_of(2, 1, 48, 48)
     one, other = opt.Adam(rates[0], beta_1=0.5), opt.Adam(rates[1], beta_1=0.5)
     random = np.random.default_rng(seed)
 
     def cost(named: float, said: Any) -> Any:
-        if loss == "distance":
-            return (2 * named - 1) * -tf.reduce_mean(said)
         if loss == "squares":
             return tf.reduce_mean((said - named) ** 2)
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(named * tf.ones_like(said), said))
@@ -591,11 +493,8 @@ def compete(
     def judging(real: Any) -> None:
         fake = make(tf.random.normal((64, 4)))
         with tf.GradientTape() as tape:
-            total = cost(names[0], judge(fake)) + cost(names[1], judge(real))
+            total = cost(0.0, judge(fake)) + cost(1.0, judge(real))
         descend(tape, total, judge.trainable_variables, other)
-        if clip:
-            for v in judge.trainable_variables:
-                v.assign(tf.clip_by_value(v, -clip, clip))
 
     @tf.function
     def making() -> None:
@@ -605,15 +504,12 @@ def compete(
         descend(tape, total, of, one)
 
     for _ in range(steps):
-        for _ in range(judge_steps):
-            judging(tf.constant(points[random.integers(0, len(points), 64)]))
+        judging(tf.constant(points[random.integers(0, len(points), 64)]))
         making()
     return alike(make(random.normal(size=(500, 4)).astype("float32")), points)
 
 
-def variational(
-    seed: int, *, mean: bool = False, sign: float = 1.0, warm: int = 0, weight: float = 1.0
-) -> float:
+def variational(seed: int, *, mean: bool = False, sign: float = 1.0, warm: int = 0) -> float:
     """A variational autoencoder of pixels; its cost of pixels is a mean or a sum, that of the code may warm up."""
     x, _, x_val, _ = pictures(seed)
     encoder, decoder, optimizer = net_of(64, 12, 64), net_of(6, 64, 64), opt.Adam(3e-3)
@@ -627,7 +523,7 @@ def variational(
             kl = -0.5 * tf.reduce_mean(tf.reduce_sum(1 + spread - middle**2 - tf.exp(spread), 1))
             each = tf.nn.sigmoid_cross_entropy_with_logits(a, decoder(code))
             pixels = tf.reduce_mean(each) if mean else tf.reduce_mean(tf.reduce_sum(each, 1))
-            loss = pixels + sign * share * weight * kl
+            loss = pixels + sign * share * kl
         descend(tape, loss, of, optimizer)
         return loss
 
@@ -667,42 +563,10 @@ def diffuse(seed: int) -> float:
     return alike(made, points)
 
 
-def flow(seed: int) -> float:
-    """Points are bent into a normal distribution: what is gained in likelihood over one normal distribution."""
-    x, _, x_val, _ = moons(seed, 1500, 0.07)
-    x, x_val = ((one - x.mean(0)) / x.std(0) for one in (x, x_val))
-    parts = [net_of(1, 2, 32, 32, act="tanh") for _ in range(6)]
-    of, optimizer = [v for part in parts for v in part.trainable_variables], opt.Adam(4e-3)
-
-    def unlikely(a: Any) -> Any:
-        one, other, total = a[:, :1], a[:, 1:], 0.0
-        for part in parts:
-            shift, scale = tf.split(part(one), 2, 1)
-            scale = tf.tanh(scale) * 2
-            one, other = other * tf.exp(scale) + shift, one
-            total += scale
-        return tf.reduce_mean(0.5 * (one**2 + other**2) - total)
-
-    @tf.function
-    def step(a: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = unlikely(a)
-        descend(tape, loss, of, optimizer)
-        return loss
-
-    for a in batches_of(seed, 64, x.astype("float32")).repeat(25):
-        step(a[0] if isinstance(a, tuple) else a)
-    turn = np.cov(x_val.T)
-    return float(0.5 * np.log(np.linalg.det(turn)) + 1 - float(unlikely(tf.constant(x_val, tf.float32))))
-
-
 # -- what acts --------------------------------------------------------------------------------------------------------
-def catch(
-    seed: int, *, mixed: bool = False, spread: float = 0.0, scale: float = 1.0, optimizer: Any = None
-) -> float:
+def catch(seed: int, mixed: bool = False) -> float:
     """REINFORCE: a ball falls for six steps while one moves left, stays or moves right; the share that is caught."""
-    random, net = np.random.default_rng(seed), net_of(3, 3, 32)
-    optimizer = optimizer or opt.Adam(1e-2)
+    random, net, optimizer = np.random.default_rng(seed), net_of(3, 3, 32), opt.Adam(1e-2)
 
     @tf.function
     def chances(seen: Any) -> Any:
@@ -712,8 +576,7 @@ def catch(
     def step(seen: Any, done: Any, worth: Any) -> Any:
         with tf.GradientTape() as tape:
             log = tf.nn.log_softmax(net(seen))
-            open_ = -tf.reduce_mean(tf.reduce_sum(tf.exp(log) * log, 1))
-            loss = -tf.reduce_mean(tf.gather(log, done, batch_dims=1) * worth) - spread * open_
+            loss = -tf.reduce_mean(tf.gather(log, done, batch_dims=1) * worth)
         descend(tape, loss, net.trainable_variables, optimizer)
         return loss
 
@@ -724,8 +587,6 @@ def catch(
         for height in range(6):
             now = np.stack([ball / 3 - 1, own / 3 - 1, np.full(32, height / 3 - 1)], 1).astype("float32")
             share = np.asarray(chances(tf.constant(now)))
-            if not finite(share):
-                return -np.inf
             move = np.minimum((share.cumsum(1) < random.uniform(size=(32, 1))).sum(1), 2)
             own = np.clip(own + move - 1, 0, 6)
             seen.append(now)
@@ -734,9 +595,8 @@ def catch(
         reward[-1] = ball == own
         caught.append(float(reward[-1].mean()))
         worth = reward[-1] * 0.95 ** np.arange(5, -1, -1)[:, None]
-        if scale == 1.0:
-            worth = worth - worth.mean()
-        worth = scale * (worth.T if mixed else worth).reshape(-1)
+        worth = worth - worth.mean()
+        worth = (worth.T if mixed else worth).reshape(-1)
         step(
             tf.constant(np.concatenate(seen)),
             tf.constant(np.concatenate(done)),
@@ -898,48 +758,11 @@ def same_or_not(seed: int, safe: float) -> float:
     return float(((said < 1) == (y_val[i] == y_val[j])).mean()) if finite(said) else -np.inf
 
 
-# -- what learns to learn, and networks of who knows whom -------------------------------------------------------------
-def reptile(seed: int, outer: float) -> float:
-    """First weights from which a few steps lead to any sine: the variance explained of sines not yet seen."""
-    random, net = np.random.default_rng(seed), net_of(1, 1, 32, 32, act="tanh")
-    optimizer = opt.SGD(0.05)
-
-    @tf.function
-    def step(a: Any, b: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = distance(b, net(a))
-        descend(tape, loss, net.trainable_variables, optimizer)
-        return loss
-
-    def sine() -> Callable[[Any], Any]:
-        height, turn = random.uniform(0.5, 2), random.uniform(0, 1.5)
-        return lambda a: (height * np.sin(2 * a + turn)).astype("float32")
-
-    def some(task: Any, rows: int) -> tuple[Any, Any]:
-        a = random.uniform(-1.5, 1.5, (rows, 1)).astype("float32")
-        return tf.constant(a), tf.constant(task(a))
-
-    for _ in range(120):
-        before, task = net.get_weights(), sine()
-        for _ in range(8):
-            step(*some(task, 20))
-        net.set_weights(
-            [old + outer * (new - old) for old, new in zip(before, net.get_weights(), strict=True)]
-        )
-    before, scores = net.get_weights(), []
-    for _ in range(10):
-        net.set_weights(before)
-        task = sine()
-        known = some(task, 20)
-        for _ in range(16):
-            step(*known)
-        a, b = some(task, 100)
-        scores.append(told(net, a, np.asarray(b)))
-    return float(np.mean(scores))
+# -- what learns to learn ----------------------------------------------------------------------------------------------
 
 
 def maml(seed: int) -> float:
-    """The same by gradients through a step: of the loss after it, with a tape within a tape."""
+    """First weights from which few steps lead to any sine, found by gradients through those steps."""
     random, optimizer = np.random.default_rng(seed), opt.Adam(5e-3)
     sizes = ((1, 32), (32, 32), (32, 1))
     of = [tf.Variable((random.normal(size=s) / np.sqrt(s[0])).astype("float32")) for s in sizes]
@@ -986,35 +809,6 @@ def maml(seed: int) -> float:
     return float(np.median(scores))
 
 
-def acquaintances(seed: int, layers: int, steps: int, rate: float = 1e-2) -> float:
-    """The group of people of whom most groups are not known, by those they know."""
-    knows, x, y, known = graph(seed)
-    parts = [L.Dense(16, "tanh") for _ in range(layers)]
-    head, optimizer = L.Dense(3), opt.Adam(rate)
-
-    def said() -> Any:
-        a = tf.constant(x)
-        for part in parts:
-            a = part(tf.matmul(knows, a))
-        return head(a)
-
-    said()
-    of = [v for part in (*parts, head) for v in part.trainable_variables]
-    rows = np.flatnonzero(known)
-
-    @tf.function
-    def step() -> Any:
-        with tf.GradientTape() as tape:
-            loss = classes(y[rows], tf.gather(said(), rows))
-            loss += 5e-4 * tf.add_n([tf.reduce_sum(v**2) for v in of])
-        descend(tape, loss, of, optimizer)
-        return loss
-
-    for _ in range(steps):
-        step()
-    return float((np.asarray(said()).argmax(1) == y)[~known].mean())
-
-
 BLAND = keras.initializers.RandomNormal
 
 CONFIGURATIONS = (
@@ -1030,22 +824,15 @@ CONFIGURATIONS = (
     Loop("loop, training not told", raw_wine, ("unnormalized_input", "normalization_mismatch"), 0.8),
     Loop("loop, logits as chances", lambda s: learn(s, pictures(s), net_of(64, 10, 48), as_chances, opt.SGD(0.1)),
         ("loss_output_mismatch", "improper_activation"), 0.85),
-    # The true cause is the sum in place of a mean, by which the rate is too high.
-    Loop("loop, sum for mean", lambda s: learn(s, hills(s), net_of(3, 1, 48), summed, opt.SGD(0.03), told),
-        ("learning_rate_too_high", "exploding_gradient"), 0.7),
     Loop("loop, one task in grams", units, ("output_not_learning", "unscaled_targets"), 0.8),
-    # The true cause is the reward for openness, which is more than all else.
-    Loop("loop, too open", lambda s: catch(s, spread=5.0), ("underfitting", "plateau"), 0.7),
     # The true cause is the clipping of the gradients.
     Loop("loop, gradients cut to nothing", lambda s: learn(s, pictures(s), net_of(64, 10, 48), classes, opt.SGD(0.1),
         turn=short(1e-3)), ("learning_rate_too_low", "slow_convergence", "stagnant_weights"), 0.8),
-    Loop("loop, cut by numpy", cut_by_numpy, ("stagnant_weights", "underfitting"), 0.8),
     # The true cause is that the generator's optimizer has the judge's variables too.
     Loop("loop, generator moves the judge", lambda s: compete(s, "cross", 600, (2e-3, 1e-3), all_of_them=True),
         ("generator_collapse", "loss_unbounded"), 0.9),
     # The true cause is that the weights are reset.
     Loop("loop, back to the start", back_to_the_start, ("oscillating_loss", "plateau", "underfitting"), 0.8),
-    Loop("loop, the same rows", same_rows, ("overfitting",), 0.8),
     # The true cause is that the target network is stale.
     Loop("loop, target never follows", lambda s: find_the_way(s, 0), ("underfitting", "plateau"), 0.8),
     Loop("loop, divergence with the sign turned", lambda s: variational(s, sign=-1.0),
@@ -1055,63 +842,34 @@ CONFIGURATIONS = (
         "nan_or_inf"), 0.8),
     Loop("loop, warm-up without end", lambda s: rates(s, lambda n: 0.0006 * n, opt.Adam(1e-3), pictures(s),
         net_of(64, 10, 48, 48), epochs=16), ("learning_rate_too_high", "exploding_gradient"), 0.8),
-    # The true cause is the epsilon, by which the rate is too low.
-    Loop("loop, epsilon of ten", lambda s: learn(s, hills(s), net_of(3, 1, 48, 48), distance,
-        opt.Adam(1e-3, epsilon=10.0), told), ("learning_rate_too_low", "slow_convergence", "underfitting"), 0.7),
     # The true cause is the momentum.
     Loop("loop, momentum without end", lambda s: learn(s, pictures(s), net_of(64, 10, 32), classes,
         opt.SGD(0.2, momentum=0.999), epochs=8, eager=True), ("learning_rate_too_high", "oscillating_loss",
         "exploding_gradient"), 0.8),
-    Loop("loop, long ago", lambda s: remember(s, L.SimpleRNN(12,
-        recurrent_initializer=BLAND(0, 0.15)), 70, epochs=8),
-        ("vanishing_gradient", "underfitting",
-        "plateau"), 0.7),
     Loop("loop, recurrence without bounds", lambda s: by_hand(s, 0.5), ("exploding_gradient", "poor_initialization",
         "nan_or_inf"), 0.7),
     # The true cause is that each is compared with its neighbour's other view.
     Loop("loop, the neighbour's view", lambda s: pairs(s, 1), ("underfitting", "plateau"), 0.7),
-    Loop("loop, away from what was learned", lambda s: reptile(s, -0.5), ("loss_unbounded", "exploding_gradient",
-        "learning_rate_too_high"), 0.6),
-    Loop("loop, sigmoid for standardized pixels", lambda s: learn(s, standardized(s), net_of(64, 64, 48, end=[
-        L.Activation("sigmoid")]), distance, opt.Adam(3e-3), told), ("improper_activation", "loss_output_mismatch"),
-        0.5),
     Loop("loop, begins saturated", lambda s: learn(s, pictures(s), net_of(64, 10, 32, 32, act="tanh",
         kernel_initializer=BLAND(0, 8)), classes, opt.SGD(0.02)), ("saturated_activation", "poor_initialization",
         "vanishing_gradient"), 0.8),
     # The true cause is the wrong axis.
     Loop("loop, mean over the batch", pooled_over_the_batch, ("shape_broadcast", "underfitting", "plateau"), 0.6),
-    Loop("loop, judge without bounds", lambda s: compete(s, "distance", 300, (2e-3, 5e-3), judge_steps=3),
-        ("loss_unbounded", "generator_collapse"), 0.9),
     # The true cause is that pixels are a mean while the code is a sum: the posterior collapses.
     Loop("loop, mean of pixels", lambda s: variational(s, mean=True), ("underfitting", "plateau"), 0.3),
     Loop("loop, eighty by heart", lambda s: learn(s, many(s, 800, 60, 5, flip=0.1, share=0.1, apart=0.7),
         net_of(60, 3, 128, 128), classes, opt.Adam(2e-3), epochs=100, size=16, watched=True), ("overfitting",), 0.7),
     # The true cause is that the rewards are laid out in another order than the moves.
     Loop("loop, rewards of other games", lambda s: catch(s, mixed=True), ("underfitting", "plateau"), 0.7),
-    # The true cause is that after so many layers all are alike.
-    Loop("loop, acquaintances of acquaintances", lambda s: acquaintances(s, 20, 200), ("underfitting", "plateau",
-        "vanishing_gradient"), 0.7),
-    # The true cause is the weights of the classes.
-    Loop("loop, weights upside down", lambda s: learn(s, seldom(s), net_of(2, 1, 16), upside_down, opt.Adam(2e-3), fair,
-        size=64), ("one_class_predicted",), 0.75),
     Loop("loop, a thing and itself", lambda s: same_or_not(s, 0.0), ("nan_or_inf",), 0.8),
-    # The true cause is that both kinds of points are named alike.
-    Loop("loop, all called real", lambda s: compete(s, "cross", 500, names=(1.0, 1.0)), ("generator_collapse",
-        "vanishing_gradient"), 0.9),
-    Loop("loop, rewards in thousands", lambda s: catch(s, scale=5e3, optimizer=opt.SGD(0.05)),
-        ("learning_rate_too_high", "exploding_gradient", "one_class_predicted"), 0.7),
     # -- that are well
     Loop("loop, catches", catch, good=0.7),
     Loop("loop, balances", balance, good=0.97),
     Loop("loop, finds the way", lambda s: find_the_way(s, 25), good=0.9),
-    Loop("loop, judge with bounds", lambda s: compete(s, "distance", 500, (1e-3, 1e-3), clip=0.1, judge_steps=3),
-        good=0.8),
     Loop("loop, least squares", lambda s: compete(s, "squares", 1000), good=0.9),
     Loop("loop, code that warms up", lambda s: variational(s, warm=400), good=0.4),
-    Loop("loop, learns to learn", lambda s: reptile(s, 0.5), good=0.6),
     Loop("loop, learns to learn by second derivatives", maml, good=0.6),
     Loop("loop, triplets", triplets, good=0.85),
-    Loop("loop, views", lambda s: pairs(s, 0), good=0.7),
     Loop("loop, language", language, good=0.4),
     Loop("loop, remembers", lambda s: remember(s, L.GRU(16), 14, epochs=18), good=0.9),
     Loop("loop, uncertain tasks", uncertain, good=0.8),
@@ -1123,23 +881,13 @@ CONFIGURATIONS = (
     Loop("loop, scaled back", lambda s: scaled_up(s, True), good=0.85),
     Loop("loop, thawed", thawed, good=0.85),
     Loop("loop, mixtures", mixed_up, good=0.85),
-    Loop("loop, attacked", attacked, good=0.85),
     Loop("loop, one at a time", lambda s: learn(s, cancer(s), net_of(30, 1, 8), hinge, opt.SGD(0.01), fair, epochs=3,
-        size=1, eager=False), good=0.88),
-    Loop("loop, acquaintances", lambda s: acquaintances(s, 2, 200), good=0.75),
+        size=1), good=0.88),
     Loop("loop, seldom, focal", lambda s: learn(s, seldom(s), net_of(2, 1, 24), focal, opt.Adam(5e-3), fair, size=64),
         good=0.85),
     Loop("loop, from noise", diffuse, good=0.9),
-    Loop("loop, flow", flow, good=0.3),
     Loop("loop, targets far off", lambda s: learn(s, far_off(hills(s), s), net_of(3, 1, 48, 48), huber, opt.Adam(3e-3),
         told, epochs=20), good=0.7),
     Loop("loop, harder and harder", harder, good=0.85),
     Loop("loop, three folds", in_turn, good=0.8),
-    Loop("loop, taught", taught, good=0.85),
-    Loop("loop, pictures, eagerly", lambda s: learn(s, shapes(s, 900), K([keras.Input((10, 10, 1)), L.Conv2D(12, 3,
-        activation="relu"), L.MaxPooling2D(), L.Flatten(), L.Dropout(0.3), L.Dense(3)]), classes, opt.Adam(5e-3),
-        eager=True, epochs=10), good=0.75),
-    Loop("loop, parity", lambda s: learn(s, bits(s), net_of(6, 2, 32, 16, act="tanh"), classes,
-        opt.SGD(0.1, momentum=0.9), epochs=30, watched=True), good=0.9),
-    Loop("loop, things and themselves", lambda s: same_or_not(s, 1e-6), good=0.8),
 )  # fmt: skip
