@@ -396,7 +396,7 @@ CONFIGURATIONS = (
     Configuration("fit, series of much noise", lambda s: amount(series(s, noise=0.8), L.Conv1D(8, 4,
         activation="relu"), L.Flatten(), L.Dropout(0.2), L.Dense(1), optimizer=opt.Adam(1e-3)), epochs=12,
         batch_size=32, good=0.2),
-    Configuration("fit, attention with places", attention_with_places, epochs=14, batch_size=32, good=0.8),
+    Configuration("fit, attention with places", attention_with_places, epochs=10, batch_size=32, good=0.8),
     Configuration("fit, texts by fours", lambda s: built(texts(s, 900), L.Embedding(120, 8),
         L.GlobalAveragePooling1D(), L.Dropout(0.3), L.Dense(4), optimizer=opt.Adam(5e-3)), epochs=6, batch_size=4,
         good=0.75),
