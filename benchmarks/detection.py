@@ -6,6 +6,7 @@
     python -m benchmarks.detection loops --seeds 2      # our own, in custom loops
     python -m benchmarks.detection loops-aside          # further ones, those that were set aside
     python -m benchmarks.detection fresh                # fits and loops, written by someone who knew no detector
+    python -m benchmarks.detection second               # further ones, written in the same way
 
 Each training is judged by its real outcome. A training of the zoo went well when its loss stayed finite and both its
 best validation accuracy and the mean of its last five are at least 0.70; of our own, as its configuration says. With
@@ -94,8 +95,8 @@ def _late(history: dict[str, list[float]], name: str) -> float:
 
 
 def own_jobs(what: str, seeds: int) -> Iterator[Job]:
-    """Our own configurations: those "seen", those set "aside", or the "fresh" ones."""
-    from benchmarks.sets import aside, each_kind, fresh_fits, sizes, tasks, ways
+    """Our own configurations: those "seen", those set "aside", or the "fresh" or "second" ones."""
+    from benchmarks.sets import aside, each_kind, fresh_fits, second_fits, sizes, tasks, ways
     from benchmarks.sets.recipes import Configuration
 
     def make(one: Configuration, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -105,7 +106,12 @@ def own_jobs(what: str, seeds: int) -> Iterator[Job]:
             return model, {**given, "x": one.feed(x, y, one.batch_size)}
         return model, {**given, "x": x, "y": y, "batch_size": one.batch_size}
 
-    sets = {"seen": (each_kind, sizes, ways, tasks), "aside": (aside,), "fresh": (fresh_fits,)}[what]
+    sets = {
+        "seen": (each_kind, sizes, ways, tasks),
+        "aside": (aside,),
+        "fresh": (fresh_fits,),
+        "second": (second_fits,),
+    }[what]
     for seed in range(seeds):
         for one in itertools.chain.from_iterable(each.CONFIGURATIONS for each in sets):
             yield Job(
@@ -128,12 +134,12 @@ def _own_score(one: Any, history: dict[str, list[float]], fit: dict[str, Any]) -
 
 
 def loop_jobs(what: str, seeds: int) -> Iterator[Job]:
-    """Our own configurations in custom loops: "loops", "loops-aside" or the "fresh" ones."""
-    from benchmarks.sets import fresh_loops, loops, loops_aside
+    """Our own configurations in custom loops: "loops", "loops-aside", or the "fresh" or "second" ones."""
+    from benchmarks.sets import fresh_loops, loops, loops_aside, second_loops
 
-    chosen = {"loops": loops, "loops-aside": loops_aside, "fresh": fresh_loops}[what]
+    modules = {"loops": loops, "loops-aside": loops_aside, "fresh": fresh_loops, "second": second_loops}
     for seed in range(seeds):
-        for one in chosen.CONFIGURATIONS:
+        for one in modules[what].CONFIGURATIONS:
             make = functools.partial(one.make, seed)
             yield Job(one.name, seed, one.kinds, make, lambda history, _: history["score"][-1], one.good)
 
@@ -208,7 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.detection", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "what", nargs="?", choices=("zoo", "seen", "aside", "loops", "loops-aside", "fresh"), default="zoo"
+        "what",
+        nargs="?",
+        choices=("zoo", "seen", "aside", "loops", "loops-aside", "fresh", "second"),
+        default="zoo",
     )
     parser.add_argument("--zoo", type=Path, default=_ZOO, help="folder of the published configurations")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each")
@@ -233,9 +242,9 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.what == "zoo" and not (chosen.zoo / "cases.json").is_file():
         parser.error(f"no published configurations are in {chosen.zoo}; seen, aside and loops need none")
     jobs = zoo_jobs(chosen.zoo, chosen.seeds) if chosen.what == "zoo" else iter(())
-    if "loops" in chosen.what or chosen.what == "fresh":
+    if "loops" in chosen.what or chosen.what in ("fresh", "second"):
         jobs = loop_jobs(chosen.what, chosen.seeds)
-    if chosen.what in ("seen", "aside", "fresh"):
+    if chosen.what in ("seen", "aside", "fresh", "second"):
         jobs = itertools.chain(jobs, own_jobs(chosen.what, chosen.seeds))
     end = time.monotonic() + 60 * chosen.minutes
     with store(chosen.keep, not (chosen.unwatched or chosen.again)):
