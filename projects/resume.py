@@ -49,7 +49,7 @@ class Killed(keras.callbacks.Callback):
     @staticmethod
     def _has_checkpoint() -> bool:
         run = mlflow.active_run()
-        return run is not None and "tfmon.resume_model" in mlflow.get_run(run.info.run_id).data.tags
+        return run is not None and "mlflow.tfmon.resume_model" in mlflow.get_run(run.info.run_id).data.tags
 
 
 def build(shape: tuple[int, ...]) -> keras.Model:
@@ -117,7 +117,9 @@ def main() -> None:
         weights, rows = {}, []
         for name in ("whole", "killed and resumed"):
             tags = mlflow.get_run(runs[name]).data.tags
-            weights[name] = mlflow.tensorflow.load_model(f"models:/{tags['tfmon.model']}").get_weights()
+            weights[name] = mlflow.tensorflow.load_model(
+                f"models:/{tags['mlflow.tfmon.model']}"
+            ).get_weights()
             recorded = mlflow_tfmon.load_run(runs[name])
             rows.append(
                 {

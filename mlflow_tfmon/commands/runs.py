@@ -64,6 +64,7 @@ class _Listed:
         begun: Unix time, seconds.
         status: how MLflow has it, in lower case, such as "finished"; "" if it has not arrived.
         step: the last step that has arrived, of the stream that has most; 0 if none has.
+        epochs: how many epochs have arrived, of the model that has most; 0 if none has.
         delivery: "complete", or what else is known of its delivery.
         best: the best value and its epoch (from 0; None if unknown) of each monitored metric, by name.
         problems: the kinds, the cause first; None if the training has not been diagnosed yet.
@@ -74,6 +75,7 @@ class _Listed:
     begun: float
     status: str
     step: int
+    epochs: int
     delivery: str | None
     best: dict[str, dict[str, float | None]]
     problems: list[str] | None
@@ -81,10 +83,11 @@ class _Listed:
     def row(self) -> tuple[str, ...]:
         """The run for people."""
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begun))
+        of = f" of {self.epochs}" if self.epochs else ""
         parts = (self.status, "" if self.delivery == "complete" else str(self.delivery))
         best = [
             f"{name} {one['value']:.4g}"
-            + ("" if one["epoch"] is None else f" (epoch {one['epoch'] + 1:.0f})")
+            + ("" if one["epoch"] is None else f" (epoch {one['epoch'] + 1:.0f}{of})")
             for name, one in self.best.items()
         ]
         state = ", ".join(part for part in parts if part)
@@ -101,7 +104,7 @@ def listed(client: MlflowClient, experiment: str | None, limit: int, since: int 
         limit: how many at most.
         since: leaves out those that have not come to this step.
     """
-    there = (run for run in watched(client, experiment) if _step(run) >= since)
+    there = (run for run in watched(client, experiment) if _come(run)[0] >= since)
     found = list(itertools.islice(there, limit))
     runs = [_listed(run) for run in found]
     if experiment is None and not since:
@@ -111,8 +114,10 @@ def listed(client: MlflowClient, experiment: str | None, limit: int, since: int 
     return runs
 
 
-def _step(run: Run) -> int:
-    return max((one.steps for one in Past.from_text(run.data.tags.get(REACHED_TAG)).streams), default=0)
+def _come(run: Run) -> tuple[int, int]:
+    """The last step and the number of epochs that have arrived."""
+    past = Past.from_text(run.data.tags.get(REACHED_TAG))
+    return max((one.steps for one in past.streams), default=0), max(past.epochs.values(), default=0)
 
 
 def _listed(run: Run) -> _Listed:
@@ -121,12 +126,12 @@ def _listed(run: Run) -> _Listed:
     problems = None if said is None else [kind for kind in said.split(",") if kind not in ("", "none")]
     return _Listed(
         run.info.run_id, run.info.run_name or "", run.info.start_time / 1e3, run.info.status.lower(),
-        _step(run), tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
+        *_come(run), tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
     )  # fmt: skip
 
 
 def _only_here(one: here.Here) -> _Listed:
     """A recording of which not even the run's tags have arrived."""
     return _Listed(
-        one.run_id or "", one.run_name or "", one.begun, "", 0, "undelivered, on this machine", {}, []
+        one.run_id or "", one.run_name or "", one.begun, "", 0, 0, "undelivered, on this machine", {}, []
     )

@@ -16,7 +16,7 @@ def training(run: RecordedRun) -> list[Section]:
     """Returns the sections on the training as a whole and on its speed."""
     panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run)]
     speed = [
-        _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"),
+        _step_time(run),
         _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
         replace(
             _stepwise(
@@ -57,6 +57,13 @@ def _stepwise(run: RecordedRun, key: str, title: str, columns: dict[str, str], u
                 marks |= set(run.steps.index[bad].tolist())
     kept = tuple(curve for curve in curves if curve.points)
     return Panel(key, title, kept, unit, needs_log(kept), marks=tuple(sorted(marks)[:200]))
+
+
+def _step_time(run: RecordedRun) -> Panel:
+    """The time of each step: that of the first, which is traced, says nothing of the others."""
+    panel = _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms")
+    note = "What takes far longer than most steps, such as the first one, sticks out of a linear scale."
+    return replace(panel, log=needs_log(panel.curves, outliers=True), outliers=True, note=note)
 
 
 def epoch_curve(run: RecordedRun, metric: str, name: str | None = None) -> Curve | None:

@@ -313,7 +313,10 @@ class Pipeline:
         """Logs the summary of the run, unless that was done."""
         with contained("summing up", "it stays in MLflow"):
             found = self._delivery.status(self.folder)
-            best = [keeper.best.text(prefix) for prefix, keeper in self._keepers.items()]
+            best = [
+                keeper.best.text(prefix, self.recording.epochs_done(prefix))
+                for prefix, keeper in self._keepers.items()
+            ]
             summary = Summary(
                 self.run.run_id or found.run_id,
                 self.run.experiment_id,

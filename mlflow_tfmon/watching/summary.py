@@ -28,7 +28,7 @@ class Summary:
         tracking_uri: the store.
         steps: how many optimizer steps were recorded.
         epochs: how many epochs.
-        best: the best epochs, such as "val_loss 0.1234 at epoch 7".
+        best: the best epochs, such as "val_loss 0.1234 at epoch 7 of 12".
         problems: the current ones.
         waiting: how many records wait for delivery.
         why: they wait, or None.

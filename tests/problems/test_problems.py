@@ -450,6 +450,19 @@ def test_a_chat_gets_a_message_in_its_format(url: str, where: list[Any]) -> None
     assert found == text and len(str(alerts.message(url, "y" * 9000))) > 1900
 
 
+def test_a_chat_calls_nobody_and_links_to_the_run() -> None:
+    link = "https://mlflow.example.org/#/experiments/0/runs/1?workflowType=machine_learning"
+    text = f"<!channel> & @everyone: finished\nstep 50\n{link}"
+    slack = alerts.message("https://hooks.slack.com/services/T0/B0/x", text)
+    assert slack == {"text": f"&lt;!channel&gt; &amp; @everyone: finished\nstep 50\n{link}"}
+    discord = alerts.message("https://discord.com/api/webhooks/1/x", "y" * 9000 + f"\n{link}")
+    assert discord is not None and discord["allowed_mentions"] == {"parse": []}
+    assert len(discord["content"]) == 2000 and discord["content"].endswith(f"y…\n{link}")
+    teams: Any = alerts.message("https://me.webhook.office.com/webhookb2/x", text)
+    lines = [one["text"] for one in teams["attachments"][0]["content"]["body"]]
+    assert lines == [*text.split("\n")[:2], f"[{link}]({link})"]
+
+
 @pytest.mark.parametrize(
     "url", ["https://example.org/hooks.slack.com", "https://hooks.slack.com.evil.org/services/x"]
 )

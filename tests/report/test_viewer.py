@@ -17,6 +17,8 @@ import pytest
 from mlflow_tfmon.facts.examples import picture
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare
+from mlflow_tfmon.report.page import Page, render
+from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 from mlflow_tfmon.stream.records import Facts, Text
 from mlflow_tfmon.tracking.links import charts
 from tests.report import recordings
@@ -33,6 +35,8 @@ _OPTION = """(key) => {
         type: option.yAxis[0].type, shown: option.legend?.[0]?.selected, colours: option.visualMap?.[0]?.text,
     };
 }"""
+_AXIS = """(key) => echarts.getInstanceByDom(document.querySelector(`figure[data-panel="${key}"] .chart`))
+    .getModel().getComponent("yAxis", 0).axis.scale.getExtent()"""
 _EXTENTS = """() => [...document.querySelectorAll("figure[data-panel]")]
     .map((one) => echarts.getInstanceByDom(one.querySelector(".chart")).getModel().getComponent("xAxis", 0).axis)
     .filter((axis) => axis.type === "value").map((axis) => axis.scale.getExtent())"""
@@ -301,12 +305,38 @@ def test_a_name_shows_its_line_alone_and_a_button_says_what_it_does(opened: tupl
 
 
 @pytest.mark.thorough
-def test_an_axis_of_shares_begins_at_0_and_ends_at_1_at_most(opened: tuple[Any, str]) -> None:
-    page, _ = opened
-    for key in ("zeros", "dead"):
-        chart = f"echarts.getInstanceByDom(document.querySelector('figure[data-panel={key}] .chart'))"
-        least, most = page.evaluate(f"{chart}.getModel().getComponent('yAxis', 0).axis.scale.getExtent()")
-        assert least == 0 and 0 < most <= 1
+def test_an_axis_is_that_of_its_values(browser: Any, tmp_path: Path) -> None:
+    steps = np.arange(1, 401)
+    random = np.random.default_rng(0).uniform(0.9, 1, 400)
+    begun, spike = np.where(steps == 1, 1800.0, random), np.where(steps == 200, 1800.0, random)
+    panels = (
+        Panel("small", "A small share", (Curve.of("one", steps, 0.003 * random),), share=True),
+        Panel("large", "A large share", (Curve.of("one", steps, 0.7 * random),), share=True),
+        Panel("above", "No share after all", (Curve.of("one", steps, 1.3 * random),), share=True),
+        Panel("time", "Step time", (Curve.of("one", steps, begun),), outliers=True),
+        Panel("short", "Step time of three steps", (Curve.of("one", steps[:3], begun[:3]),), outliers=True),
+        Panel("even", "Step time without a first step", (Curve.of("one", steps, random),), outliers=True),
+        Panel(
+            "loss", "Loss", (Curve.of("one", steps, spike),), log=needs_log([Curve.of("one", steps, spike)])
+        ),
+    )
+    clock = {"step": [1, 400], "epoch": [0, 1], "minutes": [0, 1]}
+    path = tmp_path / "page.html"
+    path.write_text(
+        render(Page("axes", (), "", None, (), (Section("All", panels),), (clock,), ((),))), "utf-8"
+    )
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(path.as_uri())
+    ends = {key: page.evaluate(_AXIS, key) for key in ("small", "large", "above", "time", "short", "even")}
+    assert ends["small"][0] == 0 and 0.003 <= ends["small"][1] < 0.01
+    assert ends["large"] == [0, 1] and ends["above"][0] == 0 and 1.3 <= ends["above"][1] < 3
+    assert all(1 <= ends[key][1] <= 2 for key in ("time", "short", "even"))
+    types = {key: page.evaluate(_OPTION, key)["type"] for key in ("time", "even", "loss")}
+    assert types == {"time": "value", "even": "value", "loss": "log"}
+    page.click("figure[data-panel=time] button")  # on a log scale nothing sticks out
+    least, most = page.evaluate(_AXIS, "time")  # powers of ten
+    assert least <= 0 and most >= 3 and min(page.evaluate(_DRAWN)) > 4
+    page.close()
 
 
 @pytest.mark.thorough

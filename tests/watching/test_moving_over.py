@@ -89,7 +89,7 @@ def test_load_checkpoint_finds_the_best(weights_only: bool) -> None:
     net = fit(callbacks=[rates, weights])
     run = last_run()
     best = int(run.data.metrics["best/epoch"])
-    assert best == 1 and run.data.tags["tfmon.best_model"] != run.data.tags["tfmon.last_model"]
+    assert best == 1 and run.data.tags["tfmon.best_model"] != run.data.tags["mlflow.tfmon.last_model"]
     given = {"model": compiled()} if weights_only else {}
     loaded = mlflow.tensorflow.load_checkpoint(run_id=run.info.run_id, **given)
     for one, expected in zip(loaded.get_weights(), weights.seen[best], strict=True):

@@ -93,7 +93,7 @@ def test_a_bar_while_it_trains_and_a_summary_at_its_end(tmp_path, store):
     assert re.search(r"0:00:\d\d 0:00:\d\d", seen)  # the time that has gone and the time that is left
     (found,) = MlflowClient(store).search_runs(["0"])
     summary = seen[seen.index(f"mlflow_tfmon: run {found.info.run_id}") :]
-    assert "40 steps, 2 epochs" in summary and "loss 0.5 at epoch 2" in summary and "problem" in summary
+    assert "40 steps, 2 epochs" in summary and "loss 0.5 at epoch 2 of 2" in summary and "problem" in summary
     assert f"mlflow ui --backend-store-uri {store}" in summary
     assert f"/#/experiments/0/runs/{found.info.run_id}" in summary
 
