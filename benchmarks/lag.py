@@ -3,9 +3,9 @@
 While a process trains, 500 steps a second, another asks MLflow again and again for the run's newest row, as
 `mlflow_tfmon.load_run` gives it. Printed is the age of that row when it was there: the median, and the most.
 
-With `--first`, printed is how long after the end of a fit's first step its loss is where a page shows it, for each of the
-ways to watch that are named; a step takes 50 ms, an epoch 50 s. W&B is not among them: an offline run is on a page only
-once it was sent to a server. With `--busy 20`, twenty processes that only compute keep the machine busy meanwhile.
+With `--first`, printed is how long after the end of a fit's first step its loss is where a page can show it, by each of
+the ways to watch that are named; a step takes 50 ms, an epoch 50 s. W&B is not among them: an offline run is on a page
+only once it was sent to a server. With `--busy 20`, twenty processes that only compute keep the machine busy meanwhile.
 """
 
 from __future__ import annotations
