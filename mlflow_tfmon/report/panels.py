@@ -60,14 +60,16 @@ def needs_log(curves: Sequence[Curve], outliers: bool = False) -> bool:
 
     Args:
         curves: of a panel.
-        outliers: whether a few values far above the others may stick out of a linear scale.
+        outliers: whether a few values may be far from the others: above, they stick out of a linear scale.
     """
     found = np.array([value for curve in curves for _, value in curve.points])
     values = found[found > 0]
     if _below_zero(curves) or len(values) <= len(found) / 2:  # what is not above 0 is left out
         return False
     low, middle, high = np.quantile(values, [0.02, 0.5, 0.98])
-    return bool(high > _WIDE * low or (values.max() > _TOWERS * middle and not outliers))
+    if outliers:  # what is below is seen on a linear scale, unless it is half of a curve
+        return bool(high > _WIDE * min(np.median([y for _, y in one.points]) for one in curves if one.points))
+    return bool(high > _WIDE * low or values.max() > _TOWERS * middle)
 
 
 def _below_zero(curves: Sequence[Curve]) -> bool:

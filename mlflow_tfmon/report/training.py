@@ -9,6 +9,7 @@ import numpy as np
 from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 
+_FIRST = "What takes far longer than most steps, such as the first one, sticks out of a linear scale."
 _MAX_CURVES = 12  # curves of one kind that can be told apart
 
 
@@ -16,8 +17,8 @@ def training(run: RecordedRun) -> list[Section]:
     """Returns the sections on the training as a whole and on its speed."""
     panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run)]
     speed = [
-        _step_time(run),
-        _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
+        _paced(_stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"), _FIRST),
+        _paced(_stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s")),
         replace(
             _stepwise(
                 run,
@@ -59,10 +60,8 @@ def _stepwise(run: RecordedRun, key: str, title: str, columns: dict[str, str], u
     return Panel(key, title, kept, unit, needs_log(kept), marks=tuple(sorted(marks)[:200]))
 
 
-def _step_time(run: RecordedRun) -> Panel:
-    """The time of each step: that of the first, which is traced, says nothing of the others."""
-    panel = _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms")
-    note = "What takes far longer than most steps, such as the first one, sticks out of a linear scale."
+def _paced(panel: Panel, note: str = "") -> Panel:
+    """A panel of how fast steps are: the first one, which is traced, tells nothing of the others, nor do pauses."""
     return replace(panel, log=needs_log(panel.curves, outliers=True), outliers=True, note=note)
 
 

@@ -331,7 +331,7 @@ class Pipeline:
                 self.run.name,
                 self._curves(),
             )
-            if summary != self._said and (summary.steps or summary.epochs or summary.waiting):
+            if summary.is_news(self._said) and (summary.steps or summary.epochs or summary.waiting):
                 self._said = summary
                 summary.say()
 

@@ -278,7 +278,12 @@ def test_a_log_scale_is_for_what_needs_it() -> None:
     )
     spike = Curve.of("spike", steps, np.where(steps == 100, 500.0, 1.0))
     assert not needs_log([flat]) and needs_log([steep]) and needs_log([spike])
-    assert not needs_log([spike], outliers=True) and needs_log([steep], outliers=True)
+    pauses = Curve.of("pauses", steps, np.where(steps % 40 < 2, 1e-3, 1.0))
+    assert not needs_log([spike], outliers=True) and not needs_log([pauses], outliers=True)
+    far = Curve.of("far below", steps, np.full(200, 1e-3))
+    assert needs_log([flat, far], outliers=True) and needs_log(
+        [Curve.of("steep", steps, 10.0 ** -(steps / 40))], True
+    )
     begun_badly = Curve.of(
         "begun badly", steps, np.r_[90.0, 50.0, np.full(198, 2.4)]
     )  # a loss at a rate too high

@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,9 @@ def test_the_summary():
         "  problems  none",
     ]
     many = Summary(None, "", "sqlite:////a/b.db", 1, 0, (), (problem,) * 30, 12, "refused")
+    fewer, done = replace(many, waiting=1), replace(many, waiting=0)
+    assert many.is_news(None) and not fewer.is_news(many) and not done.is_news(many) and many.is_news(done)
+    assert replace(many, steps=2).is_news(many) and replace(many, why="full").is_news(many)
     assert not many.calm and len(many.text().splitlines()) < 24
     assert "warning: overfitting since step 900: It rose. Stop early." in many.text()
     assert "  recorded  1 step\n" in many.text() and "24 more" in many.text()
