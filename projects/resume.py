@@ -102,15 +102,17 @@ def main() -> None:
 
     with parent_run("resume") as parent:
         ids = parent.info.run_id, parent.info.experiment_id, args.dataset
+        print("training undisturbed", flush=True)
         exit_code = in_a_process("whole", *ids, args.epochs, None, None)
         if exit_code:
             raise SystemExit("error: the training failed; see above")
+        print(f"training again, to be killed in epoch {half + 1} once a checkpoint has arrived", flush=True)
         exit_code = in_a_process("killed and resumed", *ids, args.epochs, half, None)
         if exit_code != -signal.SIGKILL:
             raise SystemExit("error: the training that was to be killed failed; see above")
         found = mlflow.search_runs([ids[1]], f"tags.mlflow.parentRunId = '{ids[0]}'", output_format="list")
         runs = {run.info.run_name: run.info.run_id for run in found}
-        print(f"killed in epoch {half + 1} (exit code {exit_code}); resuming")
+        print(f"killed in epoch {half + 1} (exit code {exit_code}); resuming", flush=True)
         if in_a_process("", *ids, args.epochs, None, runs["killed and resumed"]):
             raise SystemExit("error: the resumed training failed; see above")
 
