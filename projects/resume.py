@@ -144,7 +144,7 @@ def main() -> None:
             axes.semilogy(steps.index, steps.loss, style, label=row["variant"], linewidth=0.9)
         axes.axvline(half * len(steps) / args.epochs, color="0.7", linestyle="--", label="resumed from here")
         axes.set(title="loss", xlabel="step")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8)
         log(figure, "resume")
 
 
