@@ -20,6 +20,7 @@ from mlflow_tfmon.report.comparison import compare
 from mlflow_tfmon.report.page import Page, render
 from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 from mlflow_tfmon.stream.records import Facts, Text
+from mlflow_tfmon.tags import pointer
 from mlflow_tfmon.tracking.links import charts
 from tests.report import recordings
 from tests.servers import Server
@@ -426,7 +427,9 @@ def test_the_slider_shows_what_was_predicted_after_each_epoch(
 def test_the_chart_view_opens_with_what_people_look_at_first(
     browser: Any, server: str, store: str, home: Path
 ) -> None:
-    run_id = recordings.delivered(store, home, *recordings.training(400), name="digits")
+    kinds = ("best_model", "last_model", "resume_model", "model")
+    ids = Facts(tags={pointer(kind): f"m-{kind}" for kind in kinds}, time=1.0)
+    run_id = recordings.delivered(store, home, *recordings.training(400), ids, name="digits")
     note = mlflow.MlflowClient(store).get_run(run_id).data.tags["mlflow.note.content"]
     (link,) = re.findall(r"\((#/experiments/0/runs\?.*?)\)", note)
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
@@ -442,6 +445,9 @@ def test_the_chart_view_opens_with_what_people_look_at_first(
     page.goto(f"{server}/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
     links = page.locator("a", has_text="Charts of this experiment's runs")
     links.first.wait_for(timeout=_SECONDS * 1000)
+    seen = page.inner_text("body")
+    assert "m-best_model" in seen and "opt_name" in seen  # and of what programs alone read nothing
+    assert not [one for one in ("m-last_model", "m-resume_model", "m-model", "reached") if one in seen]
     with page.expect_popup(timeout=_SECONDS * 1000) as opened:  # MLflow opens links of a description so
         links.first.click()
     opened.value.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
