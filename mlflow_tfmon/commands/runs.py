@@ -83,16 +83,18 @@ class _Listed:
     def row(self) -> tuple[str, ...]:
         """The run for people."""
         begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.begun))
-        of = f" of {self.epochs}" if self.epochs else ""
         parts = (self.status, "" if self.delivery == "complete" else str(self.delivery))
         best = [
             f"{name} {one['value']:.4g}"
-            + ("" if one["epoch"] is None else f" (epoch {one['epoch'] + 1:.0f}{of})")
+            + ("" if one["epoch"] is None else f" (epoch {self._of(int(one['epoch']) + 1)})")
             for name, one in self.best.items()
         ]
         state = ", ".join(part for part in parts if part)
         problems = "" if self.problems is None else ", ".join(self.problems) or "none"
         return self.run_id[:_ID], self.name, begun, state, ", ".join(best), problems
+
+    def _of(self, epoch: int) -> str:
+        return f"{epoch} of {max(epoch, self.epochs)}" if self.epochs else str(epoch)
 
 
 def listed(client: MlflowClient, experiment: str | None, limit: int, since: int = 0) -> list[_Listed]:

@@ -20,7 +20,7 @@ from mlflow_tfmon.tags import (
     STOPPED_TAG,
     pointer,
 )
-from mlflow_tfmon.tracking.chart_view import CHARTS
+from mlflow_tfmon.tracking.chart_view import CHARTS, TRAININGS
 from mlflow_tfmon.tracking.names import MODEL_ID, REPORT, TELEMETRY, clean
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def best_epochs(run: Run) -> Iterator[tuple[str, str, float, str]]:
         prefix, is_best, name = key.rpartition("best/")
         if is_best and name != "epoch":
             epoch, of = metrics.get(f"{prefix}best/epoch"), done.get(prefix)
-            at = "" if epoch is None else f" at epoch {epoch + 1:.0f}" + (f" of {of}" if of else "")
+            at = "" if epoch is None else f" at epoch {epoch + 1:.0f}"
+            at += f" of {max(of, int(epoch) + 1)}" if epoch is not None and of else ""  # the tag comes later
             yield prefix, name, value, at
 
 
@@ -184,7 +185,7 @@ def about(run: Run, report: bool) -> str:
         if MODEL_ID.fullmatch(model_id):
             code.append(f'- `mlflow.tensorflow.load_model("models:/{model_id}")`')
     if report:
-        found.append(f"[The report]({here}/{info.run_id}/artifacts/{REPORT})")
+        found.append(f"[The report]({here}/{info.run_id}/artifacts/{REPORT}?{TRAININGS})")
     found.append(f"[Charts of this experiment's runs]({here}?{CHARTS})")
     return "\n".join([" · ".join(found), "", *code]).strip()
 
