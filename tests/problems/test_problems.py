@@ -409,7 +409,7 @@ def test_the_end_of_a_training_is_told(store: str, home: Path, monkeypatch: pyte
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         for run_id, end in zip(run_ids, ended, strict=True):
-            begun = [started(store, run_id, run_name="digits"), layout(), *blocks(values(50))]
+            begun = [started(store, run_id, run_name="digits"), layout(400), *blocks(values(50))]
             folder = write(home, *begun, *([end] if end else []))
             url = f"http://127.0.0.1:{server.server_port}/x"
             for _ in range(2):  # the second finds nothing to do
@@ -426,7 +426,10 @@ def test_the_end_of_a_training_is_told(store: str, home: Path, monkeypatch: pyte
         first["link"].endswith(f"/runs/{run_ids[0]}?workflowType=machine_learning")
         and first["seconds"] == 3600
     )
-    assert first["progress"].startswith("step 50, ") and failed["reason"] == "ValueError: no"
+    assert first["progress"].startswith("step 50 of 400, ")
+    progress = [mlflow.MlflowClient(store).get_run(one).data.tags["tfmon.progress"] for one in run_ids]
+    assert not [one for one in [*progress, first["progress"]] if " left" in one]  # of what is over
+    assert failed["reason"] == "ValueError: no"
     assert "killed or crashed" in died["reason"]
 
 
