@@ -338,8 +338,8 @@ def test_an_axis_is_that_of_its_values(browser: Any, tmp_path: Path) -> None:
     types = {key: page.evaluate(_OPTION, key)["type"] for key in ("time", "even", "loss")}
     assert types == {"time": "value", "even": "value", "loss": "log"}
     page.click("figure[data-panel=time] button")  # on a log scale nothing sticks out
-    least, most = page.evaluate(_AXIS, "time")  # powers of ten
-    assert least <= 0 and most >= 3 and min(page.evaluate(_DRAWN)) > 4
+    least, most = page.evaluate(_AXIS, "time")
+    assert least <= 1 and most >= 1800 and min(page.evaluate(_DRAWN)) > 4
     page.close()
 
 
@@ -469,6 +469,6 @@ def test_the_chart_view_shows_the_curves_of_runs_below_others(
         recordings.delivered(store, home, *recordings.training(400, seed=seed), name=name, parent=parent)
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
     page.goto(charts(server, "0"))
-    page.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
-    assert all(name in page.inner_text("body") for name in ("one (loss)", "other (loss)"))
+    for text in ("loss vs val_loss", "one (loss)", "other (loss)"):
+        page.wait_for_selector(f"text={text}", timeout=_SECONDS * 1000)
     page.close()

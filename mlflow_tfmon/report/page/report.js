@@ -14,7 +14,7 @@
   const FEWEST = 100; // points of a curve that is smoothed: one of epochs would only lag behind
   const LINES = ["solid", "dashed", "dotted"];
   const USUAL = 0.98; // of the values of a panel whose outliers stick out of its axis
-  const FAINT = 0.45, FAINTER = 0.15; // opacity
+  const FAINT = 0.6, FAINTER = 0.15; // opacity
   const LABEL = 6.8; // pixels that a letter of a label is wide, about
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
