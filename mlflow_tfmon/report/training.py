@@ -10,6 +10,7 @@ from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 
 _FIRST = "What takes far longer than most steps, such as the first one, sticks out of a linear scale."
+_WAIT = "Share of the step spent waiting for input"
 _MAX_CURVES = 12  # curves of one kind that can be told apart
 
 
@@ -19,15 +20,7 @@ def training(run: RecordedRun) -> list[Section]:
     speed = [
         _paced(_stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"), _FIRST),
         _paced(_stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s")),
-        replace(
-            _stepwise(
-                run,
-                "input_wait",
-                "Share of the step spent waiting for input",
-                {"input_wait_share": "input wait"},
-            ),
-            share=True,
-        ),
+        replace(_paced(_stepwise(run, "input_wait", _WAIT, {"input_wait_share": "input wait"})), share=True),
     ]
     speed += _system(run)
     own = [_others(run)]

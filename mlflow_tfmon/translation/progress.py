@@ -89,7 +89,7 @@ class Progress:
         if isfinite(row.get("step_time_ms", nan)):
             found.append(f"{row['step_time_ms']:.4g} ms a step")
         steps, seconds = step - row.get(_FIRST_STEP, nan), row.get("time", nan) - row.get(_FIRST_TIME, nan)
-        if total > step and steps > 0 and seconds > 0 and not self.over:  # with validation
+        if total > step and steps > 0 and seconds > 0 and not self.over:  # validation is in that time
             found.append(f"{_span((total - step) * seconds / steps)} left")
         return (f"{prefix.rstrip('.')}: " if prefix else "") + ", ".join(found)
 
