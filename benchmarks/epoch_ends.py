@@ -115,7 +115,7 @@ class Arrivals:
         client, over = mlflow.MlflowClient(), self._run_id is None
         while not over:
             over = self._over.wait(0.1)  # and a last look after that
-            model_id = client.get_run(self._run_id).data.tags.get("tfmon.last_model")
+            model_id = client.get_run(self._run_id).data.tags.get("mlflow.tfmon.last_model")
             if model_id is not None and model_id not in self._found:
                 at = time.time()
                 self._found[model_id] = int(client.get_logged_model(model_id).tags["tfmon.epoch"]), at

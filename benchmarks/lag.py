@@ -3,8 +3,9 @@
 While a process trains, 500 steps a second, another asks MLflow again and again for the run's newest row, as
 `mlflow_tfmon.load_run` gives it. Printed is the age of that row when it was there: the median, and the most.
 
-With `--busy 20`, twenty processes that only compute keep the machine busy, and printed is how long after the end of a
-fit's first step its loss is in the store.
+With `--first`, printed is how long after the end of a fit's first step its loss is where a page can show it, by each of
+the ways to watch that are named; a step takes 50 ms, an epoch 50 s. W&B is not among them: an offline run is on a page
+only once it was sent to a server. With `--busy 20`, twenty processes that only compute keep the machine busy meanwhile.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ _WAIT = 120.0  # s, at most, for the first row
 _BUSY_WAIT = (
     600.0  # s, at most, for the first figure on a busy machine: TensorFlow alone takes a minute to import
 )
+_FIRST = ("ours", "ours, no models", "mlflow per epoch", "mlflow per step", "tensorboard")
 _FIT = """
-import time
+import sys, time
 import keras, numpy as np
-import mlflow_tfmon
+from benchmarks.watchers import WATCHERS
 
 class First(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
@@ -40,10 +42,10 @@ class First(keras.callbacks.Callback):
             self.params["told"] = True
         time.sleep(0.05)
 
-mlflow_tfmon.autolog(log_models=False, report=False)
+callbacks = [First(), *WATCHERS[sys.argv[1]]()]
 model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(1)])
 model.compile("adam", "mse")
-model.fit(np.ones((32_000, 64)), np.ones((32_000, 1)), batch_size=32, epochs=100, verbose=0, callbacks=[First()])
+model.fit(np.ones((32_000, 64)), np.ones((32_000, 1)), batch_size=32, epochs=100, verbose=0, callbacks=callbacks)
 """
 
 
@@ -80,10 +82,11 @@ def _newest(client: Any, uri: str) -> float | None:
     return None if steps is None or not len(steps) else float(steps["time"].iloc[-1])
 
 
-def first_figure(busy: int) -> float:
-    """How long after the end of a fit's first step its loss is in the store, in seconds.
+def first_figure(watcher: str, busy: int = 0) -> float:
+    """How long after the end of a fit's first step its loss is in the store, or in the event files, in seconds.
 
     Args:
+        watcher: key of `benchmarks.watchers.WATCHERS`.
         busy: how many processes keep the machine busy meanwhile.
 
     Raises:
@@ -92,21 +95,32 @@ def first_figure(busy: int) -> float:
     with empty_store() as (folder, environment), contextlib.ExitStack() as stack:
         for _ in range(busy):
             stack.callback(subprocess.Popen([sys.executable, "-c", "while True: pass"]).kill)
-        command = [sys.executable, "-c", _FIT]
+        command = [sys.executable, "-c", _FIT, watcher]
         fit = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
         stack.callback(fit.wait)
         stack.callback(fit.kill)
         assert fit.stdout is not None
         stepped = float(fit.stdout.readline())
+        there = _in_event_files if watcher == "tensorboard" else _in_store
         while time.time() < stepped + _BUSY_WAIT:
-            with (
-                contextlib.suppress(sqlite3.OperationalError),  # it is locked for a moment
-                contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store,
-            ):
-                if store.execute("SELECT 1 FROM metrics WHERE key = 'batch/loss' LIMIT 1").fetchone():
-                    return time.time() - stepped
+            if there(folder):
+                return time.time() - stepped
             time.sleep(0.05)
-    raise RuntimeError("the loss was never in the store")
+    raise RuntimeError(f"{watcher}: the loss was never there")
+
+
+def _in_store(folder: Path) -> bool:
+    with (
+        contextlib.suppress(sqlite3.OperationalError),  # it is locked for a moment
+        contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store,
+    ):
+        found = store.execute("SELECT 1 FROM metrics WHERE key IN ('batch/loss', 'loss') LIMIT 1").fetchone()
+        return found is not None
+    return False
+
+
+def _in_event_files(folder: Path) -> bool:
+    return any(b"batch_loss" in one.read_bytes() for one in folder.glob("tensorboard/**/*tfevents*"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,16 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stores", nargs="+", choices=("sqlite", "http"), default=["sqlite", "http"])
     parser.add_argument("--seconds", type=float, default=30, help="of each training (default 30)")
     parser.add_argument(
+        "--first", nargs="+", choices=_FIRST, help="the first figure instead, of each of these"
+    )
+    parser.add_argument(
         "--busy", type=int, metavar="N", help="on a machine that N processes keep busy: the first figure"
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where to write")
     options = parser.parse_args(arguments)
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     print(" · ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
-    if options.busy is not None:
-        print(
-            f"{first_figure(options.busy):.1f} s after the first step, beside {options.busy} busy processes"
-        )
+    if options.first or options.busy is not None:
+        for watcher in options.first or ["ours, no models"]:
+            seconds = first_figure(watcher, options.busy or 0)
+            print(
+                f"{watcher:16} {seconds:5.1f} s after the first step, beside {options.busy or 0} busy processes"
+            )
         return 0
     results = {}
     for store in options.stores:

@@ -44,7 +44,8 @@ def _migrated() -> bytes:
 @contextmanager
 def empty_store() -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder with an empty store, and the environment of a process whose store and recordings are there."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+    # The delivery process of a training that was killed may write a last time.
+    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as folder:
         store = Path(folder, "mlflow.db")
         store.write_bytes(_migrated())
         with closing(sqlite3.connect(store)) as database, database:

@@ -187,7 +187,8 @@ def autolog(
         max_variables: largest number of variables with their own series in MLflow: the largest ones.
         variables: patterns of the names of the variables that have their own series in MLflow, such as
             "encoder.*, *.bias". Default: the kernels. The files and the report have all.
-        mlflow_names: whether each validation metric is recorded under MLflow's name as well (`validation_loss` beside
+        mlflow_names: whether the model at the end of a fit is called `model`, as MLflow's autologging calls it, rather
+            than `final`, and each validation metric is recorded under MLflow's name as well (`validation_loss` beside
             `val_loss`), as `mlflow.tensorflow.autolog` does.
         journal_gb: largest size of undelivered records on the local disk, in gigabytes.
         delivery_wait: seconds for which the end of a training may wait until MLflow has everything.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 PREFIX = "tfmon."
+_HIDDEN = "mlflow."  # prefix of tags that MLflow's page (3.17) does not show people
 # -- of a run: its delivery -------------------------------------------------------------------------------------------
 DELIVERY_TAG = "tfmon.delivery"  # "streaming", "complete" or "incomplete"
 RECORDING_TAG = "tfmon.recording"  # the recording for which delivery made the run
-# How far the recordings have come, for the one that goes on (`stream.continuation.Past`). MLflow's page does not show
-# people the tags of this prefix.
-REACHED_TAG = "mlflow.tfmon.reached"
+# How far the recordings have come, for the one that goes on (`stream.continuation.Past`).
+REACHED_TAG = f"{_HIDDEN}tfmon.reached"
 PROGRESS_TAG = "tfmon.progress"  # the same in words
 REFUSED_TAG = "tfmon.refused"  # what could not be delivered, and why
 LOST_TAGS = "tfmon.lost_"  # what was overwritten before it was read: "steps", "deep_steps", "histograms"
@@ -36,8 +38,11 @@ RUN = "tfmon.run"  # whose best it is
 ALIAS_TAGS = "tfmon.alias."  # of a version: since when it has an alias
 
 
+_POINTERS_SHOWN = ("best_model", "checkpoint_error")  # the others are ids that programs read
+
+
 def pointer(kind: str, prefix: str = "") -> str:
-    """The run's tag that holds the id of one of its models.
+    """The run's tag that holds the id of one of its models, or what became of one.
 
     Args:
         kind: such as "best_model".
@@ -46,5 +51,23 @@ def pointer(kind: str, prefix: str = "") -> str:
     Example:
         >>> pointer("best_model", "generator.")
         'tfmon.generator.best_model'
+        >>> pointer("last_model")
+        'mlflow.tfmon.last_model'
     """
-    return f"{PREFIX}{prefix}{kind}"
+    return f"{'' if kind in _POINTERS_SHOWN else _HIDDEN}{PREFIX}{prefix}{kind}"
+
+
+def pointed(tags: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """What the tags of a run hold, by the kind and the prefix of which `pointer` makes their names.
+
+    Example:
+        >>> pointed({"tfmon.generator.best_model": "m-1"})
+        {('best_model', 'generator.'): 'm-1'}
+    """
+    found = {}
+    for tag in sorted(tags, reverse=True):  # up to version 0.1 all were shown; what there is now counts
+        name = tag.removeprefix(_HIDDEN)
+        if name.startswith(PREFIX):
+            prefix, dot, kind = name.removeprefix(PREFIX).rpartition(".")
+            found[kind, prefix + dot] = tags[tag]
+    return found

@@ -95,9 +95,11 @@ def main() -> None:
             "one device": tf.distribute.get_strategy(),
             "two devices": tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]),
         }.items():
+            print(f"training on {name}", flush=True)
             with mlflow.start_run(run_name=name, nested=True):
                 train(strategy, args.dataset, args.epochs)
 
+        print("training by two workers", flush=True)
         ports, spawn = free_ports(2), multiprocessing.get_context("spawn")
         given = ports, run.info.run_id, run.info.experiment_id, args.dataset, args.epochs
         workers = [spawn.Process(target=worker, args=(index, *given)) for index in range(2)]

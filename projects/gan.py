@@ -96,6 +96,9 @@ def main() -> None:
                 for real in batches:
                     train_step(real)
                 metrics = monitor.log_epoch(epoch)
+                print(
+                    f"epoch {epoch + 1} of {args.epochs}: told apart {metrics['told_apart']:.3f}", flush=True
+                )
         recorded = mlflow_tfmon.load_run(run.info.run_id)
         figure, (losses, norms, outside, pictures) = panels(4)
         for name in ("generator", "discriminator"):

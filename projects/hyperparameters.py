@@ -101,7 +101,7 @@ def main() -> None:
         epochs.semilogx(done.learning_rate, done.epochs, "o", label="trained to the end")
         epochs.semilogx(ended.learning_rate, ended.epochs, "rx", label="ended by a problem found")
         epochs.set(title="epochs of each trial", xlabel="learning rate", ylim=(0, None))
-        epochs.legend(fontsize=7)
+        epochs.legend(fontsize=8)
         accuracies.sharex(epochs)
         log(figure, "hyperparameters")
 

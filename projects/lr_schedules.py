@@ -139,7 +139,7 @@ def main() -> None:
         print(f"range test: the loss is lowest at {10 * rate:.2g}; train with a tenth of it, {rate:.2g}")
 
         rates.set(title="learning rate: recorded; dotted: by formula", xlabel="step")
-        rates.legend(fontsize=7)
+        rates.legend(fontsize=8)
         draw_epochs(accuracies, results, "val_accuracy")
         tested.loglog(found.learning_rate, found.loss, alpha=0.3)
         exploded = smooth.idxmax()  # what follows is its echo

@@ -94,7 +94,7 @@ def main() -> None:
         for name, run_id in zip(OPTIMIZERS, quadratic.run_id, strict=True):
             heights.semilogy(load_run(run_id).steps.loss, label=name, linewidth=1.2)
         heights.set(title="loss on the quadratic", xlabel="step", ylim=(1e-12, 1e3))
-        heights.legend(fontsize=7)
+        heights.legend(fontsize=8)
         draw_epochs(losses, on_data, "loss", log=True)
         draw_epochs(accuracies, on_data, "val_accuracy")
         log(figure, "optimizers")

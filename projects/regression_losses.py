@@ -62,7 +62,7 @@ def main() -> None:
             fits.plot(data.y_val, predicted, ".", markersize=4, label=name)
         fits.plot([0, 3.5], [0, 3.5], "k-", linewidth=0.8)
         fits.set(title="prediction over truth", xlabel="truth")
-        fits.legend(fontsize=7)
+        fits.legend(fontsize=8)
         draw_epochs(curves, results, "val_mae", log=True)
         draw_finals(finals, results, "val_mae")
         log(figure, "regression_losses")

@@ -49,7 +49,7 @@ class Killed(keras.callbacks.Callback):
     @staticmethod
     def _has_checkpoint() -> bool:
         run = mlflow.active_run()
-        return run is not None and "tfmon.resume_model" in mlflow.get_run(run.info.run_id).data.tags
+        return run is not None and "mlflow.tfmon.resume_model" in mlflow.get_run(run.info.run_id).data.tags
 
 
 def build(shape: tuple[int, ...]) -> keras.Model:
@@ -102,22 +102,26 @@ def main() -> None:
 
     with parent_run("resume") as parent:
         ids = parent.info.run_id, parent.info.experiment_id, args.dataset
+        print("training undisturbed", flush=True)
         exit_code = in_a_process("whole", *ids, args.epochs, None, None)
         if exit_code:
             raise SystemExit("error: the training failed; see above")
+        print(f"training again, to be killed in epoch {half + 1} once a checkpoint has arrived", flush=True)
         exit_code = in_a_process("killed and resumed", *ids, args.epochs, half, None)
         if exit_code != -signal.SIGKILL:
             raise SystemExit("error: the training that was to be killed failed; see above")
         found = mlflow.search_runs([ids[1]], f"tags.mlflow.parentRunId = '{ids[0]}'", output_format="list")
         runs = {run.info.run_name: run.info.run_id for run in found}
-        print(f"killed in epoch {half + 1} (exit code {exit_code}); resuming")
+        print(f"killed in epoch {half + 1} (exit code {exit_code}); resuming", flush=True)
         if in_a_process("", *ids, args.epochs, None, runs["killed and resumed"]):
             raise SystemExit("error: the resumed training failed; see above")
 
         weights, rows = {}, []
         for name in ("whole", "killed and resumed"):
             tags = mlflow.get_run(runs[name]).data.tags
-            weights[name] = mlflow.tensorflow.load_model(f"models:/{tags['tfmon.model']}").get_weights()
+            weights[name] = mlflow.tensorflow.load_model(
+                f"models:/{tags['mlflow.tfmon.model']}"
+            ).get_weights()
             recorded = mlflow_tfmon.load_run(runs[name])
             rows.append(
                 {
@@ -140,7 +144,7 @@ def main() -> None:
             axes.semilogy(steps.index, steps.loss, style, label=row["variant"], linewidth=0.9)
         axes.axvline(half * len(steps) / args.epochs, color="0.7", linestyle="--", label="resumed from here")
         axes.set(title="loss", xlabel="step")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8)
         log(figure, "resume")
 
 

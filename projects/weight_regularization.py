@@ -75,7 +75,7 @@ def main() -> None:
             histograms.hist(weights, bins=np.linspace(-0.4, 0.4, 81), histtype="step", label=name)
         histograms.set_yscale("log")
         histograms.set(title="weights of the first layer")
-        histograms.legend(fontsize=7)
+        histograms.legend(fontsize=8)
         draw_finals(l1_norms, results, "l1_norm")
         draw_finals(l2_norms, results, "l2_norm")
         log(figure, "weight_regularization")

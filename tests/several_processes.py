@@ -146,7 +146,7 @@ def kept(run_id: str) -> dict[str, list[list[float]]]:
     """The weights of the models that a run has in MLflow, by the tag that names each."""
     found = {}
     for tag, model_id in mlflow.get_run(run_id).data.tags.items():
-        if tag.startswith("tfmon.") and tag.endswith("model"):
+        if "tfmon." in tag and tag.endswith("model"):
             folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
             if (folder / "data" / "model.keras").exists():
                 loaded = mlflow.tensorflow.load_model(str(folder))

@@ -68,11 +68,11 @@ class Best:
         self.value, self.epoch = value, epoch
         return True
 
-    def text(self, prefix: str = "") -> str:
-        """Description such as "val_loss 0.1234 at epoch 7"; "" if there is none. Keras too counts epochs from 1."""
-        return (
-            "" if self.value is None else f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch + 1}"
-        )
+    def text(self, prefix: str, epochs: int) -> str:
+        """Description such as "val_loss 0.1234 at epoch 7 of 12"; "" if there is none. Keras too counts from 1."""
+        if self.value is None:
+            return ""
+        return f"{prefix}{self.metric} {self.value:.5g} at epoch {self.epoch + 1} of {max(epochs, self.epoch + 1)}"
 
     def state(self) -> dict[str, Any]:
         """Returns its state as JSON-compatible data."""

@@ -21,7 +21,7 @@ from mlflow_tfmon.checkpoints.registry import (
     why_not,
 )
 from mlflow_tfmon.internals import internal
-from mlflow_tfmon.tags import PREFIX, pointer
+from mlflow_tfmon.tags import pointed
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.names import MODEL_ID
 from mlflow_tfmon.tracking.store import AwayError, RefusedError
@@ -152,17 +152,16 @@ def _check(alias: str) -> None:
 
 def _best_of(run: Run) -> str:
     """Returns the id of a run's best model, or of its only one."""
+    named = pointed(run.data.tags)
     for kind in (BEST, FINAL):
-        found = [
-            value for tag, value in run.data.tags.items() if tag.startswith(PREFIX) and tag.endswith(kind)
-        ]
-        exact = run.data.tags.get(pointer(kind))
-        if exact or len(set(found)) == 1:
-            return str(exact or found[0])
+        found = sorted({model_id for (of, _), model_id in named.items() if of == kind})
+        exact = named.get((kind, ""))
+        if exact or len(found) == 1:
+            return exact or found[0]
         if found:
             raise PromotionError(
                 f"run {run.info.run_id} has several models; register one yourself: mlflow.register_model("
-                f"'models:/<id>', name), where <id> is one of {', '.join(sorted(set(found)))}."
+                f"'models:/<id>', name), where <id> is one of {', '.join(found)}."
             )
     raise PromotionError(
         f"run {run.info.run_id} has no model: train with mlflow_tfmon.autolog(), and with log_models and checkpoint on."

@@ -64,6 +64,7 @@ class _Listed:
         begun: Unix time, seconds.
         status: how MLflow has it, in lower case, such as "finished"; "" if it has not arrived.
         step: the last step that has arrived, of the stream that has most; 0 if none has.
+        epochs: how many epochs have arrived, of the model that has most; 0 if none has.
         delivery: "complete", or what else is known of its delivery.
         best: the best value and its epoch (from 0; None if unknown) of each monitored metric, by name.
         problems: the kinds, the cause first; None if the training has not been diagnosed yet.
@@ -74,6 +75,7 @@ class _Listed:
     begun: float
     status: str
     step: int
+    epochs: int
     delivery: str | None
     best: dict[str, dict[str, float | None]]
     problems: list[str] | None
@@ -84,12 +86,15 @@ class _Listed:
         parts = (self.status, "" if self.delivery == "complete" else str(self.delivery))
         best = [
             f"{name} {one['value']:.4g}"
-            + ("" if one["epoch"] is None else f" (epoch {one['epoch'] + 1:.0f})")
+            + ("" if one["epoch"] is None else f" (epoch {self._of(int(one['epoch']) + 1)})")
             for name, one in self.best.items()
         ]
         state = ", ".join(part for part in parts if part)
         problems = "" if self.problems is None else ", ".join(self.problems) or "none"
         return self.run_id[:_ID], self.name, begun, state, ", ".join(best), problems
+
+    def _of(self, epoch: int) -> str:
+        return f"{epoch} of {max(epoch, self.epochs)}" if self.epochs else str(epoch)
 
 
 def listed(client: MlflowClient, experiment: str | None, limit: int, since: int = 0) -> list[_Listed]:
@@ -101,38 +106,42 @@ def listed(client: MlflowClient, experiment: str | None, limit: int, since: int 
         limit: how many at most.
         since: leaves out those that have not come to this step.
     """
-    steps = ((run, _step(client, run)) for run in watched(client, experiment))
-    found = list(itertools.islice(((run, step) for run, step in steps if step >= since), limit))
-    runs = [_listed(run, step) for run, step in found]
+    steps = ((run, *_come(client, run)) for run in watched(client, experiment))
+    found = list(itertools.islice((one for one in steps if one[1] >= since), limit))
+    runs = [_listed(*one) for one in found]
     if experiment is None and not since:
-        known = {run.info.run_id for run, _ in found}
+        known = {run.info.run_id for run, *_ in found}
         left = here.recordings(here.of_store(client.tracking_uri))
         runs += [_only_here(one) for one in left if one.due and one.run_id not in known]
     return runs
 
 
-def _step(client: MlflowClient, run: Run) -> int:
-    """The last step of a run; one without the tag of it has that of its curves: of each stream one is asked for."""
+def _come(client: MlflowClient, run: Run) -> tuple[int, int]:
+    """The last step and the number of epochs that have arrived.
+
+    The last step of a run without the tag of it is that of its curves: of each stream one is asked for.
+    """
     past = Past.from_text(run.data.tags.get(REACHED_TAG))
+    epochs = max(past.epochs.values(), default=0)
     if past.streams:
-        return max(one.steps for one in past.streams)
+        return max(one.steps for one in past.streams), epochs
     curves = {name.partition("batch/")[0]: name for name in run.data.metrics if "batch/" in name}
     points = (client.get_metric_history(run.info.run_id, name) for name in curves.values())
-    return max((point.step for some in points for point in some), default=0)
+    return max((point.step for some in points for point in some), default=0), epochs
 
 
-def _listed(run: Run, step: int) -> _Listed:
+def _listed(run: Run, step: int, epochs: int) -> _Listed:
     tags = run.data.tags
     said = tags.get(PROBLEMS)
     problems = None if said is None else [kind for kind in said.split(",") if kind not in ("", "none")]
     return _Listed(
         run.info.run_id, run.info.run_name or "", run.info.start_time / 1e3, run.info.status.lower(),
-        step, tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
+        step, epochs, tags.get(DELIVERY_TAG), best(run.data.metrics), problems,
     )  # fmt: skip
 
 
 def _only_here(one: here.Here) -> _Listed:
     """A recording of which not even the run's tags have arrived."""
     return _Listed(
-        one.run_id or "", one.run_name or "", one.begun, "", 0, "undelivered, on this machine", {}, []
+        one.run_id or "", one.run_name or "", one.begun, "", 0, 0, "undelivered, on this machine", {}, []
     )

@@ -11,6 +11,7 @@ import click
 
 from mlflow_tfmon.reading.reference import RUN_IS, find_run, store_option
 from mlflow_tfmon.tags import DELIVERY_TAG, PROBLEMS_TAG, PROGRESS_TAG
+from mlflow_tfmon.tracking.findings import best_epochs
 from mlflow_tfmon.uris import visible, without_secrets
 
 if TYPE_CHECKING:
@@ -113,11 +114,8 @@ def view(run: Run, curves: dict[str, list[Metric]], width: int) -> RenderableTyp
                 Text(f"{min(values):.3g} to {max(values):.3g}", "dim"),
             )  # fmt: skip
     lines.append(table)
-    for key, value in sorted(run.data.metrics.items()):
-        prefix, is_best, name = key.rpartition("best/")
-        if is_best and name != "epoch":
-            epoch = run.data.metrics.get(f"{prefix}best/epoch", math.nan)
-            lines.append(Text(_plain(f"best {prefix}{name} {value:.5g} at epoch {epoch + 1:.0f}")))
+    for prefix, name, value, at in best_epochs(run):
+        lines.append(Text(_plain(f"best {prefix}{name} {value:.5g}{at}")))
     found = tags.get(PROBLEMS_TAG)
     if found is None:
         lines.append(Text("problems: none so far", "dim"))

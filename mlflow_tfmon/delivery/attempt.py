@@ -318,6 +318,7 @@ class Attempt:
         translation = self._translation
         assert translation is not None
         self._status = ended.status if ended is not None else ""
+        translation.progress.over = ended is not None
         if ended is not None and translation.last_step and not self.outbox.muted:
             self.ending = Ending(ended, translation.progress.text(), died)
         self.outbox.points(points + translation.flush(final=ended is not None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import base64
 import dataclasses
+import html
 import json
 import math
 import threading
@@ -115,7 +116,12 @@ def _tell(url: str, text: str, about: dict[str, Any]) -> None:
 def message(url: str, text: str) -> dict[str, Any] | None:
     """A text as the chat expects it whose incoming webhook an address is; None of any other address.
 
-    The formats are those of Slack's and Discord's webhooks, and of Microsoft Teams' (an adaptive card).
+    The formats are those of Slack's and Discord's webhooks, and of Microsoft Teams' (an adaptive card). A name such as
+    `<!channel>` or `@everyone` is text there, and calls nobody.
+
+    Args:
+        url: the address.
+        text: of which the last line is where to look.
 
     Example:
         >>> message("https://hooks.slack.com/services/T/B/x", "hello")
@@ -124,11 +130,14 @@ def message(url: str, text: str) -> dict[str, Any] | None:
     parts = urlsplit(apart(url)[0])
     host = (parts.hostname or "").lower()
     if host in ("hooks.slack.com", "hooks.slack-gov.com"):
-        return {"text": text}
+        return {"text": html.escape(text, quote=False)}
     if host in ("discord.com", "discordapp.com") and parts.path.startswith("/api/webhooks/"):
-        return {"content": text[:_DISCORD]}
+        said, _, link = text.rpartition("\n")
+        cut = text if len(text) <= _DISCORD else f"{said[: _DISCORD - len(link) - 2]}…\n{link}"
+        return {"content": cut[:_DISCORD], "allowed_mentions": {"parse": []}}
     if host.endswith(_TEAMS):
-        body = [{"type": "TextBlock", "text": text, "wrap": True}]
+        lines = [f"[{one}]({one})" if one.startswith("http") else one for one in text.split("\n")]
+        body = [{"type": "TextBlock", "text": one, "wrap": True} for one in lines]
         card = {"type": "AdaptiveCard", "version": "1.4", "body": body}
         kind = "application/vnd.microsoft.card.adaptive"
         return {"type": "message", "attachments": [{"contentType": kind, "content": card}]}

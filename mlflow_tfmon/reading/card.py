@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_tfmon.detectors.problem import Problem
 
 _POINTS, _WIDTH, _HEIGHT = 200, 240, 48  # of a curve, pixels
+_LOG = 30.0  # times the median of a curve
 _CARD = "border:1px solid #8886;border-radius:8px;padding:10px 16px;max-width:820px;font:14px/1.5 system-ui,sans-serif"
 
 
@@ -63,13 +64,16 @@ def verdict_of(problems: Sequence[Problem], complete: bool) -> str:
 
 
 def _row(cell: str, row: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{cell}>{escape(one)}</{cell}>' for one in row)}</tr>"
+    head = f'<{cell} style="text-align:left;padding:2px 20px 2px 0">'
+    return f"<tr>{''.join(f'{head}{escape(one)}</{cell}>' for one in row)}</tr>"
 
 
 def _drawn(values: np.ndarray) -> str:
-    """A curve as SVG: the mean of each stretch."""
+    """A curve as SVG: the mean of each stretch, by its logarithm where one would see nothing of most of them."""
     parts = np.array_split(values, min(_POINTS, len(values)))
     means = np.array([part.mean() for part in parts])
+    if means.min() > 0 and means.max() > _LOG * np.median(means):
+        means = np.log(means)
     low, span = means.min(), np.ptp(means) or 1.0
     across = np.linspace(1, _WIDTH - 1, len(means))
     down = _HEIGHT - 2 - (means - low) / span * (_HEIGHT - 4)

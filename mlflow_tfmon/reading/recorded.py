@@ -173,7 +173,7 @@ class RecordedRun:
         """A row per sample, index "step": what the training took of the machine, each ten seconds.
 
         Columns: time (Unix seconds), process_cpu_percent (of one core), process_memory_mb, memory_free_mb, and with
-            a GPU and `nvidia-ml-py` gpu_percent and gpu_memory_mb.
+            an NVIDIA GPU gpu_percent and gpu_memory_mb.
         """
         parts = [files.table(path).to_pandas() for path, _ in self.parts("system-*")]
         if not parts:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 LATEST = "latest"
-RUN_IS = f"RUN is a run's id, a unique part of it, the run's name, or '{LATEST}': the monitored run that started last."
+RUN_IS = (
+    "RUN is a run's id, a unique part of it, the run's name or its beginning, or "
+    f"'{LATEST}': the monitored run that started last."
+)
 _SHOWN = 5
 store_option = click.option(
     "--tracking-uri", help="Where the runs are. Default: MLflow's own setting (MLFLOW_TRACKING_URI)."
@@ -45,7 +48,7 @@ class Named:
 
 
 def choose(reference: str, among: Sequence[Named], where: str) -> Named:
-    """The run that is meant: by its id, else its name, else a part of its id.
+    """The run that is meant: by its id, else its name, else a part of its id, else the beginning of its name.
 
     Args:
         reference: what RUN may be.
@@ -65,6 +68,7 @@ def choose(reference: str, among: Sequence[Named], where: str) -> Named:
         [one for one in among if one.run_id == reference],
         [one for one in among if one.name == reference],
         [one for one in among if reference in one.run_id],
+        [one for one in among if reference and (one.name or "").startswith(reference)],
     ):
         if len(found) == 1:
             return found[0]
@@ -90,10 +94,13 @@ def find_run(reference: str, tracking_uri: str | None = None) -> str:
     if reference == LATEST:
         found = [run for run, _ in zip(watched(client), range(1), strict=False)]
     else:
-        quoted = reference.replace("'", "")
-        found = list(_search(client, f"attributes.run_name = '{quoted}'", _SHOWN + 1))
+        mark = '"' if "'" in reference else "'"
+        name = reference.replace(mark, "")
+        found = list(_search(client, f"attributes.run_name = {mark}{name}{mark}", _SHOWN + 1))
         if re.fullmatch("[0-9a-f]{1,32}", reference):
             found += _search(client, f"attributes.run_id LIKE '%{reference}%'", _SHOWN + 1)
+        if name and not found:
+            found += _search(client, f"attributes.run_name LIKE {mark}{name}%{mark}", _SHOWN + 1)
     named = {
         run.info.run_id: Named(run.info.run_id, run.info.run_name, run.info.start_time / 1e3) for run in found
     }

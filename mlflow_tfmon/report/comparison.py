@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +196,7 @@ def compare(run_ids: Sequence[str], tracking_uri: str | None = None, since: int 
         [(name, [*training(one), *layers(one)]) for name, one in zip(names, recorded, strict=True)]
     )
     facts = [f"{name}: run {run.info.run_id}" for name, run in zip(names, runs, strict=True)]
-    settings = _differing([run.data.params for run in runs])
+    settings = _differing([_params(run) for run in runs])
     lead = (
         Table("Settings that differ", settings, ["setting", *names]),
         Table("Metrics, best", _metrics(runs, best=True), ["metric", *names]),
@@ -245,7 +246,7 @@ def differences(run_ids: Sequence[str], tracking_uri: str | None = None, since: 
         [{'step': 12, 'variable': 'net.head.kernel', 'difference': 0.031, 'compared': 500}]
     """
     runs, recorded = _loaded(run_ids, tracking_uri)
-    params = [run.data.params for run in runs]
+    params = [_params(run) for run in runs]
     settings = {key: [one.get(key) for one in params] for key in sorted(set().union(*params))}
     found = [parting(recorded[0], one, since=since) for one in recorded[1:]]
     metrics = [run.data.metrics for run in runs]
@@ -257,6 +258,14 @@ def differences(run_ids: Sequence[str], tracking_uri: str | None = None, since: 
         "partings": [None if one is None else dataclasses.asdict(one) for one in found],
         "bits": [dataclasses.asdict(bits(recorded[0], one, since)) for one in recorded[1:]],
     }
+
+
+def _params(run: Any) -> dict[str, str]:
+    """The params of a run; the number that Keras puts behind an optimizer's name in a process is no difference."""
+    found = dict(run.data.params)
+    if name := found.get("opt_name"):
+        found["opt_name"] = re.sub(r"_\d+$", "", name)
+    return found
 
 
 def _loaded(run_ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Any], list[RecordedRun]]:

@@ -146,7 +146,8 @@ def _all(buckets: Buckets, names: Sequence[str], quantity: str, name: str) -> li
         "", steps, [one.removeprefix(shared) for one in rows], cells, text, layers=tuple(map(layer_of, rows))
     )
     title = f"{name.capitalize()} of every variable"
-    note = "The largest value in each stretch of steps."
+    empty = "; empty where it is 0 or not defined" if len(cells) < values.size else ""
+    note = f"The largest value in each stretch of steps{empty}."
     return [Picture(f"{quantity} of all", title, (picture,), name, note, log=True)]
 
 

@@ -29,6 +29,7 @@ from mlflow_tfmon.tags import (
     REFUSED_TAG,
     RESCUES_TAG,
     STOPPED_TAG,
+    pointed,
 )
 
 _ACTIONS = {STOPPED_TAG: "stopped", RESCUES_TAG: "rescued"}
@@ -284,12 +285,12 @@ def as_people_count(metric: str, value: float) -> tuple[str, str]:
 
 def _code(run: Any) -> list[tuple[str, str]]:
     load = "import mlflow\nmodel = mlflow.tensorflow.load_model({!r})"
-    found, shown = [], set[str]()
+    found, shown, named = [], set[str](), pointed(run.data.tags)
     for kind, what in ((BEST, "best"), (LAST, "last")):
-        for tag, model_id in sorted(run.data.tags.items()):
-            if tag.startswith(PREFIX) and tag.endswith(kind) and model_id not in shown:
+        for (one, prefix), model_id in sorted(named.items()):
+            if one == kind and model_id not in shown:
                 shown.add(model_id)  # the last may be the best
-                of = tag.removeprefix(PREFIX).removesuffix(kind).rstrip(".")
+                of = prefix.rstrip(".")
                 found.append(
                     (f"The {what} model{f' of {of}' if of else ''}", load.format(f"models:/{model_id}"))
                 )

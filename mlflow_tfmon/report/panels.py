@@ -55,13 +55,20 @@ class Curve:
         )
 
 
-def needs_log(curves: Sequence[Curve]) -> bool:
-    """Whether a linear scale would show some of the curves as lines at its bottom, and nothing of them."""
+def needs_log(curves: Sequence[Curve], outliers: bool = False) -> bool:
+    """Whether a linear scale would show some of the curves as lines at its bottom, and nothing of them.
+
+    Args:
+        curves: of a panel.
+        outliers: whether a few values may be far from the others: above, they stick out of a linear scale.
+    """
     found = np.array([value for curve in curves for _, value in curve.points])
     values = found[found > 0]
     if _below_zero(curves) or len(values) <= len(found) / 2:  # what is not above 0 is left out
         return False
     low, middle, high = np.quantile(values, [0.02, 0.5, 0.98])
+    if outliers:  # what is below is seen on a linear scale, unless it is half of a curve
+        return bool(high > _WIDE * min(np.median([y for _, y in one.points]) for one in curves if one.points))
     return bool(high > _WIDE * low or values.max() > _TOWERS * middle)
 
 
@@ -80,6 +87,7 @@ class Panel:
         unit: of the values.
         log: whether the axis of the values is logarithmic at first.
         share: whether the values are shares of a whole, so that a linear axis ends at 1.
+        outliers: whether a linear axis ends at what is usual, so that a few values far above that stick out of it.
         band: from where to where values are healthy, or None.
         marks: steps at which a value was not finite.
         note: what to know when looking at it.
@@ -91,6 +99,7 @@ class Panel:
     unit: str = ""
     log: bool = False
     share: bool = False
+    outliers: bool = False
     band: tuple[float, float] | None = None
     marks: tuple[int, ...] = ()
     note: str = ""
@@ -183,5 +192,6 @@ def laid_over(runs: Sequence[tuple[str, Sequence[Section]]]) -> list[Section]:
                 first = panels.get(panel.key)
                 together = (first.curves if first else ()) + curves
                 log = (panel.log or (first is not None and first.log)) and not _below_zero(together)
-                panels[panel.key] = replace(panel, curves=together, log=log or needs_log(together), marks=())
+                log = log or needs_log(together, panel.outliers)
+                panels[panel.key] = replace(panel, curves=together, log=log, marks=())
     return [Section(title, tuple(panels.values())) for title, panels in titles.items() if panels]

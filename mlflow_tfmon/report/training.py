@@ -9,6 +9,8 @@ import numpy as np
 from mlflow_tfmon.reading.recorded import RecordedRun
 from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 
+_FIRST = "What takes far longer than most steps, such as the first one, sticks out of a linear scale."
+_WAIT = "Share of the step spent waiting for input"
 _MAX_CURVES = 12  # curves of one kind that can be told apart
 
 
@@ -16,17 +18,9 @@ def training(run: RecordedRun) -> list[Section]:
     """Returns the sections on the training as a whole and on its speed."""
     panels = [_loss(run), _metric(run), _learning_rate(run), _gradient(run), _gap(run)]
     speed = [
-        _stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"),
-        _stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s"),
-        replace(
-            _stepwise(
-                run,
-                "input_wait",
-                "Share of the step spent waiting for input",
-                {"input_wait_share": "input wait"},
-            ),
-            share=True,
-        ),
+        _paced(_stepwise(run, "step_time", "Step time", {"step_time_ms": "step time"}, "ms"), _FIRST),
+        _paced(_stepwise(run, "throughput", "Throughput", {"examples_per_second": "examples"}, "examples/s")),
+        replace(_paced(_stepwise(run, "input_wait", _WAIT, {"input_wait_share": "input wait"})), share=True),
     ]
     speed += _system(run)
     own = [_others(run)]
@@ -57,6 +51,11 @@ def _stepwise(run: RecordedRun, key: str, title: str, columns: dict[str, str], u
                 marks |= set(run.steps.index[bad].tolist())
     kept = tuple(curve for curve in curves if curve.points)
     return Panel(key, title, kept, unit, needs_log(kept), marks=tuple(sorted(marks)[:200]))
+
+
+def _paced(panel: Panel, note: str = "") -> Panel:
+    """A panel of how fast steps are: the first one, which is traced, tells nothing of the others, nor do pauses."""
+    return replace(panel, log=needs_log(panel.curves, outliers=True), outliers=True, note=note)
 
 
 def epoch_curve(run: RecordedRun, metric: str, name: str | None = None) -> Curve | None:

@@ -13,8 +13,11 @@ from typing import Any
 
 _KEY = "tfmon"
 TAG = f"mlflow.sharedViewState.{_KEY}"
-# Query of the experiment's page that opens the view; without the last part MLflow shows its view of GenAI apps.
-CHARTS = f"viewStateShareKey={_KEY}&compareRunsMode=CHART&workflowType=machine_learning"
+TRAININGS = (
+    "workflowType=machine_learning"  # of a page's query: else MLflow (3.17) shows its view of GenAI apps
+)
+# Query of the experiment's page that opens the view.
+CHARTS = f"viewStateShareKey={_KEY}&compareRunsMode=CHART&{TRAININGS}"
 _QUALITY = (
     "accuracy", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "auc", "mae",
     "mean_absolute_error", "root_mean_squared_error",
@@ -58,7 +61,7 @@ def value(unfolded: bool = False) -> str:
          "isGenerated": not found, "columns": 2}
         for name, found in _SECTIONS.items()
     ]  # fmt: skip
-    columns = ["attributes.`Description`", "tags.`tfmon.progress`", "metrics.`val_loss`", "metrics.`loss`"]
+    columns = ["tags.`tfmon.problems`", "tags.`tfmon.progress`", "metrics.`val_loss`", "metrics.`loss`"]
     state = {
         "compareRunCharts": charts, "compareRunSections": sections, "isAccordionReordered": True,
         "hideEmptyCharts": True, "selectedColumns": columns,

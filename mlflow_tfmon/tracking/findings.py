@@ -20,7 +20,7 @@ from mlflow_tfmon.tags import (
     STOPPED_TAG,
     pointer,
 )
-from mlflow_tfmon.tracking.chart_view import CHARTS
+from mlflow_tfmon.tracking.chart_view import CHARTS, TRAININGS
 from mlflow_tfmon.tracking.names import MODEL_ID, REPORT, TELEMETRY, clean
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _trained(run: Run) -> Iterator[tuple[str, str]]:
         ("Settings", ", ".join(settings)),
         ("Came to", tags.get(PROGRESS_TAG, "")),
         ("Last finite metrics", ", ".join(last)),
-        ("Best", ", ".join(_best(run.data.metrics))),
+        ("Best", ", ".join(f"{of}{name} {value:.4g}{at}" for of, name, value, at in best_epochs(run))),
         ("Stopped", tags.get(STOPPED_TAG, "")),
         ("Rescued", tags.get(RESCUES_TAG, "")),
         ("Stalled", tags.get(STALLED_TAG, "")),
@@ -136,10 +136,17 @@ def best(metrics: Mapping[str, float]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def _best(metrics: Mapping[str, float]) -> Iterator[str]:
-    for name, one in best(metrics).items():
-        epoch = "" if one["epoch"] is None else f" at epoch {one['epoch'] + 1:.0f}"
-        yield f"{name} {one['value']:.4g}{epoch}"
+def best_epochs(run: Run) -> Iterator[tuple[str, str, float, str]]:
+    """The best values of a run: prefix of its series, name, value, and " at epoch 5 of 12" if that is known."""
+    metrics = run.data.metrics
+    done = Past.from_text(run.data.tags.get(REACHED_TAG)).epochs
+    for key, value in sorted(metrics.items()):
+        prefix, is_best, name = key.rpartition("best/")
+        if is_best and name != "epoch":
+            epoch, of = metrics.get(f"{prefix}best/epoch"), done.get(prefix)
+            at = "" if epoch is None else f" at epoch {epoch + 1:.0f}"
+            at += f" of {max(of, int(epoch) + 1)}" if epoch is not None and of else ""  # the tag comes later
+            yield prefix, name, value, at
 
 
 def _said(one: Problem) -> str:
@@ -169,24 +176,18 @@ def about(run: Run, report: bool) -> str:
         run: MLflow's run.
         report: whether it has a report, or will have one soon.
     """
-    metrics, tags, info = run.data.metrics, run.data.tags, run.info
+    info, found, code = run.info, list[str](), list[str]()
     # Addresses within MLflow's page (seen with 3.17), whatever the server is called outside.
     here = f"#/experiments/{info.experiment_id}/runs"
-    links = [f"[The report]({here}/{info.run_id}/artifacts/{REPORT})"] if report else []
-    lines = [" · ".join([*links, f"[Charts of this experiment's runs]({here}?{CHARTS})"]), ""]
-    done = Past.from_text(tags.get(REACHED_TAG)).epochs
-    for key, value in sorted(metrics.items()):
-        prefix, is_best, name = key.rpartition("best/")
-        if not is_best or name == "epoch":
-            continue
-        epoch, of = metrics.get(f"{prefix}best/epoch"), done.get(prefix)
-        when = "" if epoch is None else f", at epoch {epoch + 1:.0f}" + (f" of {of}" if of else "")
-        model_id = tags.get(pointer("best_model", prefix), "")
-        model = (
-            f': `mlflow.tensorflow.load_model("models:/{model_id}")`' if MODEL_ID.fullmatch(model_id) else ""
-        )
-        lines.append(f"- Best {plain(prefix + name)}: **{value:.5g}**{when}{model}")
-    return "\n".join(lines).strip()
+    for prefix, name, value, at in best_epochs(run):
+        found.append(f"Best {plain(prefix + name)}: **{value:.5g}**{at}")
+        model_id = run.data.tags.get(pointer("best_model", prefix), "")
+        if MODEL_ID.fullmatch(model_id):
+            code.append(f'- `mlflow.tensorflow.load_model("models:/{model_id}")`')
+    if report:
+        found.append(f"[The report]({here}/{info.run_id}/artifacts/{REPORT}?{TRAININGS})")
+    found.append(f"[Charts of this experiment's runs]({here}?{CHARTS})")
+    return "\n".join([" · ".join(found), "", *code]).strip()
 
 
 def premises_file(record: Premises) -> tuple[str, str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mlflow_tfmon.tracking.chart_view import CHARTS
+from mlflow_tfmon.tracking.chart_view import CHARTS, TRAININGS
 from mlflow_tfmon.uris import address
 
-_TRAINING_VIEW = "?workflowType=machine_learning"  # else MLflow (seen with 3.17) shows its view of GenAI apps
 _LOCAL = "http://127.0.0.1:5000"
 
 
@@ -17,7 +16,7 @@ def where(tracking_uri: str, experiment_id: str, run_id: str | None) -> str:
         'http://localhost:5000/#/experiments/0/runs/8f3a?workflowType=machine_learning'
     """
     store = address(tracking_uri)
-    page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "") + _TRAINING_VIEW
+    page = f"/#/experiments/{experiment_id or '0'}" + (f"/runs/{run_id}" if run_id else "") + f"?{TRAININGS}"
     server = _server(store)
     return server + page if server else f"`mlflow ui --backend-store-uri {store}`, then {_LOCAL}{page}"
 

@@ -33,6 +33,7 @@ class Progress:
         self._rows: dict[int, tuple[str, dict[str, float]]] = {}  # the stream that moved last comes last
         self.epochs: dict[str, int] = {}  # how many are done, by prefix
         self.stalled = ""  # since when it has, if it has
+        self.over = False  # then no time is left
 
     def state(self) -> dict[str, Any]:
         """All that it goes on from."""
@@ -88,7 +89,7 @@ class Progress:
         if isfinite(row.get("step_time_ms", nan)):
             found.append(f"{row['step_time_ms']:.4g} ms a step")
         steps, seconds = step - row.get(_FIRST_STEP, nan), row.get("time", nan) - row.get(_FIRST_TIME, nan)
-        if total > step and steps > 0 and seconds > 0:  # validation between the epochs is in that time
+        if total > step and steps > 0 and seconds > 0 and not self.over:  # validation is in that time
             found.append(f"{_span((total - step) * seconds / steps)} left")
         return (f"{prefix.rstrip('.')}: " if prefix else "") + ", ".join(found)
 

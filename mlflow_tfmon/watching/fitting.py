@@ -188,7 +188,7 @@ class _Fit:
         """What tells of the model as this fit has left it."""
         return records.ModelSaved(
             path=f"models/{uuid.uuid4().hex}",
-            name="model",
+            name="model" if self._settings.mlflow_names else f"{self._prefix}final".replace(".", "-"),
             step=self.monitor.last_epoch,
             metrics=self.monitor.last_metrics,
             pointers=(pointer(FINAL, self._prefix),),

@@ -91,7 +91,7 @@ def free_memory(cgroup: Path = _CGROUP) -> float:
 
 
 def _gpus() -> list[Any]:
-    """NVML's handles of the GPUs that this process may use; none without `nvidia-ml-py`."""
+    """NVML's handles of the GPUs that this process may use; none without its driver."""
     with contextlib.suppress(Exception):
         import pynvml
 

@@ -318,7 +318,10 @@ class Pipeline:
         """Logs the summary of the run, unless that was done."""
         with contained("summing up", "it stays in MLflow"):
             found = self._delivery.status(self.folder)
-            best = [keeper.best.text(prefix) for prefix, keeper in self._keepers.items()]
+            best = [
+                keeper.best.text(prefix, self.recording.epochs_done(prefix))
+                for prefix, keeper in self._keepers.items()
+            ]
             summary = Summary(
                 self.run.run_id or found.run_id,
                 self.run.experiment_id,
@@ -333,7 +336,7 @@ class Pipeline:
                 self.run.name,
                 self._curves(),
             )
-            if summary != self._said and (summary.steps or summary.epochs or summary.waiting):
+            if summary.is_news(self._said) and (summary.steps or summary.epochs or summary.waiting):
                 self._said = summary
                 summary.say()
 

@@ -30,7 +30,7 @@ from mlflow_tfmon.problems.watch import Watch
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.stream import records
 from mlflow_tfmon.stream.continuation import Past, mark
-from mlflow_tfmon.tags import DELIVERY_TAG, EPOCH, METRIC, MODE, PREFIX, STEP, VALUE, WEIGHTS_ONLY, pointer
+from mlflow_tfmon.tags import DELIVERY_TAG, EPOCH, METRIC, MODE, STEP, VALUE, WEIGHTS_ONLY, pointed
 from mlflow_tfmon.tracking.credentials import check_artifacts
 from mlflow_tfmon.tracking.models import registered_as
 from mlflow_tfmon.tracking.names import MODEL_ID
@@ -192,7 +192,7 @@ def _find(run_id: str) -> Checkpoint:
         )
     _wait_for_delivery(run_id)
     tags = client.get_run(run_id).data.tags
-    of = {tags[name]: kind for name, kind in _pointers(tags) if kind == RESUME}
+    of = {model_id for (kind, _), model_id in pointed(tags).items() if kind == RESUME}
     if len(of) != 1 or not MODEL_ID.fullmatch(next(iter(of))):
         why = {0: "no checkpoint to resume from", 1: "a tag that does not name a checkpoint"}.get(
             len(of), f"checkpoints of {len(of)} models"
@@ -226,24 +226,14 @@ def _read(
     return checkpoint
 
 
-def _pointers(tags: dict[str, str]) -> list[tuple[str, str]]:
-    """The tags that name checkpoints, and of which kind each is; those of several models have prefixes."""
-    ends = {pointer(kind).removeprefix(PREFIX): kind for kind in (BEST, LAST, RESUME)}
-    found = []
-    for name in tags:
-        last = name.removeprefix(PREFIX).rpartition(".")[2]
-        if name.startswith(PREFIX) and last in ends:
-            found.append((name, ends[last]))
-    return found
-
-
 def _kept(
     client: mlflow.MlflowClient, experiment: str, run_id: str, tags: Mapping[str, str], prefix: str
 ) -> tuple[Before, ...]:
     """The checkpoints of one model of a run: those that its tags name, and others of the n best, oldest first."""
     kinds: dict[str, tuple[str, ...]] = {}
+    named = pointed(tags)
     for kind in (BEST, LAST, RESUME):
-        if (model_id := tags.get(pointer(kind, prefix))) is not None:
+        if (model_id := named.get((kind, prefix))) is not None:
             kinds[model_id] = (*kinds.get(model_id, ()), kind)
     found = []
     for model in _logged_models(client, experiment, run_id) if kinds else ():
@@ -311,7 +301,7 @@ def _latest() -> str | None:
         return None
     run_id = str(found[0].info.run_id)
     _wait_for_delivery(run_id)
-    if any(kind == RESUME for _, kind in _pointers(client.get_run(run_id).data.tags)):
+    if any(kind == RESUME for kind, _ in pointed(client.get_run(run_id).data.tags)):
         return run_id
     logger.warning(
         "mlflow_tfmon: resume='latest': run %s is unfinished, but has no checkpoint to resume from (%s); a new "

@@ -28,7 +28,7 @@ class Summary:
         tracking_uri: the store.
         steps: how many optimizer steps were recorded.
         epochs: how many epochs.
-        best: the best epochs, such as "val_loss 0.1234 at epoch 7".
+        best: the best epochs, such as "val_loss 0.1234 at epoch 7 of 12".
         problems: the current ones.
         waiting: how many records wait for delivery.
         why: they wait, or None.
@@ -44,7 +44,7 @@ class Summary:
     epochs: int
     best: tuple[str, ...] = ()
     problems: Sequence[Problem] = ()
-    waiting: int = 0
+    waiting: int = field(default=0, compare=False)
     why: str | None = None
     not_kept: str = ""
     name: str | None = None
@@ -61,6 +61,10 @@ class Summary:
             display({kind: visible(without_secrets(text)) for kind, text in texts.items()}, raw=True)
         else:
             logger.log(level, self.text())
+
+    def is_news(self, before: Summary | None) -> bool:
+        """Whether it says anything that an earlier one has not said: the run's end, after that of its last fit."""
+        return before is None or self != before or bool(self.waiting and not before.waiting)
 
     @property
     def calm(self) -> bool:

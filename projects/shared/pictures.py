@@ -9,13 +9,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from mlflow_tfmon import load_run
 
 
 def panels(count: int) -> tuple[Figure, list[Any]]:
     """A figure with `count` axes in a row."""
-    figure = Figure(figsize=(4.2 * count, 3.4), dpi=72, layout="constrained")
+    figure = Figure(figsize=(4.2 * count, 3.4), dpi=100, layout="constrained")
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
@@ -37,7 +38,7 @@ def draw_epochs(axes: Any, results: pd.DataFrame, metric: str, log: bool = False
     if log:
         axes.set_yscale("log")
     axes.set(title=metric, xlabel="epoch")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8)
 
 
 @cache
@@ -52,11 +53,14 @@ def draw_finals(axes: Any, results: pd.DataFrame, number: str) -> None:
         axes.plot([place] * len(values), values, ".", color=f"C{place}")
         axes.hlines(values.mean(), place - 0.3, place + 0.3, color=f"C{place}")
         axes.annotate(f"{values.mean():.3g}", (place + 0.05, values.mean()), fontsize=8, va="bottom")
-    axes.set_xticks(range(len(groups)), groups.groups, fontsize=7)
+    axes.set_xticks(range(len(groups)), groups.groups, fontsize=8)
     axes.set_title(number)
     axes.margins(x=0.1, y=0.12)
 
 
 def log(figure: Figure, name: str) -> None:
-    """Logs a figure to the active run, as `<name>.png`."""
+    """Logs a figure to the active run, as `<name>.png`; ticks are at whole epochs."""
+    for axes in figure.axes:
+        if axes.get_xlabel() == "epoch" and isinstance(axes.xaxis.get_major_locator(), AutoLocator):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     mlflow.log_figure(figure, f"{name}.png")

@@ -25,6 +25,7 @@ from mlflow_tfmon.checkpoints.folder import WEIGHTS, Writer
 from mlflow_tfmon.checkpoints.snapshot import Camera, ChangedError, variables_of
 from mlflow_tfmon.checkpoints.writer import Queue
 from mlflow_tfmon.errors import logger
+from mlflow_tfmon.tags import pointer
 from tests import trainings
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -88,7 +89,7 @@ def check_best_and_last(tmp_path: Path, every_epoch: Any) -> None:
     run_id = mlflow.last_active_run().info.run_id
     best = int(np.argmin(history))
     assert 0 < best < 4, history  # or the test would show less
-    pointers = [tags(run_id)[f"tfmon.{kind}_model"] for kind in ("best", "last")]
+    pointers = [tags(run_id)[pointer(f"{kind}_model")] for kind in ("best", "last")]
     for model_id, epoch in zip(pointers, (best, 4), strict=True):
         reference = keras.models.load_model(tmp_path / f"{epoch + 1}.keras")
         loaded = mlflow.tensorflow.load_model(f"models:/{model_id}")
@@ -252,7 +253,7 @@ def test_a_model_that_keras_cannot_load_again_is_kept_as_its_weights(caplog: Any
             loaded.load_weights(file)
         np.testing.assert_array_equal(ours(X), theirs(X))
     (version,) = mlflow.MlflowClient().search_model_versions("name='own'")  # what can be served
-    assert version.source == f"models:/{tags(run_id)['tfmon.model']}"
+    assert version.source == f"models:/{tags(run_id)['mlflow.tfmon.model']}"
 
 
 @pytest.mark.slow
@@ -403,7 +404,7 @@ def test_the_best_stays_when_a_better_one_cannot_be_saved_and_a_worse_one_is(
             monitor._pipeline.finish_checkpoints()
     kept = {one.tags["tfmon.epoch"]: one.model_id for one in checkpoints(run_id)}
     said = tags(run_id)
-    assert (said["tfmon.best_model"], said["tfmon.last_model"]) == (kept["0"], kept["2"])
+    assert (said["tfmon.best_model"], said["mlflow.tfmon.last_model"]) == (kept["0"], kept["2"])
     loaded = mlflow.tensorflow.load_model(f"models:/{said['tfmon.best_model']}")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), best)
 
@@ -429,7 +430,7 @@ def test_one_that_cannot_be_saved_is_not_to_be_beaten(monkeypatch: pytest.Monkey
             monitor._pipeline.finish_checkpoints()
     kept = {one.tags["tfmon.epoch"]: one.model_id for one in checkpoints(run_id)}
     said = tags(run_id)
-    assert kept == {"5": said["tfmon.best_model"], "7": said["tfmon.last_model"]}
+    assert kept == {"5": said["tfmon.best_model"], "7": said["mlflow.tfmon.last_model"]}
     loaded = mlflow.tensorflow.load_model(f"models:/{said['tfmon.best_model']}")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), seen[5])
     assert mlflow.get_run(run_id).data.metrics["best/epoch"] == 1  # what was best, kept or not

@@ -18,6 +18,7 @@ import mlflow_tfmon
 from mlflow_tfmon.errors import SettingError
 from mlflow_tfmon.facts import model_order
 from mlflow_tfmon.reading.recorded import Seam
+from mlflow_tfmon.tags import pointer
 
 EPOCHS, STEPS = 6, 6  # a training that is not interrupted
 RNG = np.random.default_rng(0)
@@ -137,9 +138,9 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_it_had_not_been() -> None:
     assert run.data.metrics["best/epoch"] == int(np.argmin(expected["loss"]))
     assert run.data.tags["tfmon.resumed"] == f"after step {3 * STEPS}, with epoch 3"
     assert "tfmon.seams" not in run.data.tags
-    kept = {run.data.tags[f"tfmon.{name}_model"] for name in ("best", "last", "resume")}
+    kept = {run.data.tags[pointer(f"{name}_model")] for name in ("best", "last", "resume")}
     left = {one.model_id for one in mlflow.MlflowClient().search_logged_models(["0"])}
-    assert left == kept | {run.data.tags["tfmon.model"]}
+    assert left == kept | {run.data.tags["mlflow.tfmon.model"]}
     fit(net)  # a further one begins anew
     assert mlflow.MlflowClient().search_runs(["0"])[0].info.run_id != run.info.run_id
 
@@ -210,7 +211,7 @@ def test_a_loop_that_was_interrupted_goes_on_and_so_does_a_further_recording(
         loop(monitor, net, optimizer)
     run = client.get_run(run.info.run_id)
     check_as_one(run, 2 * EPOCHS * STEPS, 2 * EPOCHS)
-    assert run.data.tags["tfmon.last_model"] == tags["tfmon.last_model"]
+    assert run.data.tags["mlflow.tfmon.last_model"] == tags["mlflow.tfmon.last_model"]
     after = Path(client.download_artifacts(run.info.run_id, "tfmon/problems.json")).read_text("utf-8")
     assert {one["kind"] for one in json.loads(before)} <= {one["kind"] for one in json.loads(after)}
 

@@ -69,6 +69,7 @@ def test_what_it_shows_of_a_training_that_goes_on_and_of_its_end(
     assert cli.main(["watch", run_id, "--every", "0.1"]) == 0
     out = capsys.readouterr().out
     assert "finished" in out and "step 200 of 400" in out
+    assert "best val_loss 0.25 at epoch 1 of 1" in out  # how many there were is known at the end
 
 
 @pytest.mark.slow

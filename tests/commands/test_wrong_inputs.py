@@ -56,6 +56,22 @@ def test_each_wrong_input_ends_with_2_and_one_line(
         ("run", "--sinks", "opentelemetry:collector", "train.py"): '"opentelemetry:http://HOST:4318"',
         ("run", "--sinks", "promethues:9464", "train.py"): "a sink that is not installed",
         ("run", "tarin.py"): "tarin.py: No such file or directory",
+        ("run", "--deep-evry", "5", "train.py"): "Did you mean '--deep-every'?",
+        ("run", "--alert-url", "example.org", "train.py"): "an address that begins with http",
+        ("diagnos", "good"): "Did you mean 'diagnose'?",
+        ("watch", "godo"): "there is no run 'godo'",
+        ("watch", "--every", "0", "good"): "0.0 is not in the range",
+        ("replay", "good", "0"): "0 is not in the range",
+        ("find-batch", "good", "3", "absent.npy"): "'absent.npy' does not exist",
+        ("export-tensorboard", "good"): "Missing argument 'DIR'",
+        ("export-tensorboard", "good", "train.py"): "'train.py' is a file",
+        ("import-tensorboard", "absent"): "'absent' does not exist",
+        ("promote", "godo"): "there is no run 'godo'",
+        ("sync", "godo"): "there is no run 'godo' waiting here",
+        ("pack",): "Missing argument 'FILE'",
+        ("unpack", "absent.zip"): "'absent.zip' does not exist",
+        ("check", "good", "--metric", "val_accuracy"): "write a metric, one of >= <= > < ==",
+        ("check", "good", "--format", "xml"): "is not one of 'text'",
     }.items():
         assert cli.main(arguments) == 2, arguments
         out, err = capsys.readouterr()

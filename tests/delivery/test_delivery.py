@@ -497,9 +497,12 @@ def test_the_description_says_what_came_of_a_run_and_links_to_it(
     note = client.get_run(run_id).data.tags["mlflow.note.content"]
     mine, verdict, about = (part.split("<!-- /")[0] for part in note.split("\n\n<!-- "))
     assert mine == "my *notes*" and "No problem was found" in verdict
-    assert "- Best val\\_loss: **0.25**, at epoch 4 of 5" in about
-    assert 'mlflow.tensorflow.load_model("models:/m-abc")' in about
-    assert f"(#/experiments/0/runs/{run_id}/artifacts/tfmon/report.html)" in about
+    first, code = about.partition("-->\n")[2].strip().split("\n\n")
+    assert first.startswith("Best val\\_loss: **0.25** at epoch 4 of 5 · [The report](")
+    assert code == '- `mlflow.tensorflow.load_model("models:/m-abc")`'
+    assert (
+        f"(#/experiments/0/runs/{run_id}/artifacts/tfmon/report.html?workflowType=machine_learning)" in about
+    )
     (link,) = re.findall(r"\(#/experiments/0/runs\?(.*?)\)", about)
     key = dict(part.split("=") for part in link.split("&"))["viewStateShareKey"]
     assert f"mlflow.sharedViewState.{key}" in client.get_experiment("0").tags

@@ -4,6 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric, _validate_param, _validate_tag
 
+from mlflow_tfmon.tags import pointed, pointer
 from mlflow_tfmon.tracking.names import MAX_LENGTH, Names, clean
 
 NAMES = st.one_of(st.text(max_size=300), st.text("a/.: @\n_-", max_size=12))
@@ -41,3 +42,11 @@ def test_two_names_never_share_a_form(raw: list[str]) -> None:
 def test_names_of_the_contract_are_untouched() -> None:
     for name in ("batch/loss", "generator.batch/grad_norm", "grad_norm/dense.kernel", "val_accuracy"):
         assert clean(name) == name
+
+
+def test_ids_are_out_of_sight_and_those_of_the_first_version_are_read() -> None:
+    assert pointer("best_model", "generator.") == "tfmon.generator.best_model"
+    assert pointer("last_model", "generator.") == "mlflow.tfmon.generator.last_model"
+    old = {"tfmon.last_model": "m-1", "tfmon.generator.resume_model": "m-2", "mlflow.user": "me"}
+    assert pointed(old) == {("last_model", ""): "m-1", ("resume_model", "generator."): "m-2"}
+    assert pointed({**old, pointer("last_model"): "m-3"})["last_model", ""] == "m-3"

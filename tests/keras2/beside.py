@@ -158,7 +158,7 @@ def test_what_cannot_go_on_from_a_checkpoint_says_so_and_loses_none() -> None:
     with pytest.raises(SettingError, match="not one of the Keras"):
         nets.fit(nets.compiled())
     tags = mlflow.get_run(run.info.run_id).data.tags
-    assert tags["tfmon.resume_model"] == run.data.tags["tfmon.resume_model"]
+    assert tags["mlflow.tfmon.resume_model"] == run.data.tags["mlflow.tfmon.resume_model"]
     mlflow_tfmon.autolog(resume=run.info.run_id)  # still there
 
     mlflow_tfmon.autolog()

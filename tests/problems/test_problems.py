@@ -409,7 +409,7 @@ def test_the_end_of_a_training_is_told(store: str, home: Path, monkeypatch: pyte
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         for run_id, end in zip(run_ids, ended, strict=True):
-            begun = [started(store, run_id, run_name="digits"), layout(), *blocks(values(50))]
+            begun = [started(store, run_id, run_name="digits"), layout(400), *blocks(values(50))]
             folder = write(home, *begun, *([end] if end else []))
             url = f"http://127.0.0.1:{server.server_port}/x"
             for _ in range(2):  # the second finds nothing to do
@@ -426,7 +426,10 @@ def test_the_end_of_a_training_is_told(store: str, home: Path, monkeypatch: pyte
         first["link"].endswith(f"/runs/{run_ids[0]}?workflowType=machine_learning")
         and first["seconds"] == 3600
     )
-    assert first["progress"].startswith("step 50, ") and failed["reason"] == "ValueError: no"
+    assert first["progress"].startswith("step 50 of 400, ")
+    progress = [mlflow.MlflowClient(store).get_run(one).data.tags["tfmon.progress"] for one in run_ids]
+    assert not [one for one in [*progress, first["progress"]] if " left" in one]  # of what is over
+    assert failed["reason"] == "ValueError: no"
     assert "killed or crashed" in died["reason"]
 
 
@@ -448,6 +451,19 @@ def test_a_chat_gets_a_message_in_its_format(url: str, where: list[Any]) -> None
     for key in where:
         found = found[key]
     assert found == text and len(str(alerts.message(url, "y" * 9000))) > 1900
+
+
+def test_a_chat_calls_nobody_and_links_to_the_run() -> None:
+    link = "https://mlflow.example.org/#/experiments/0/runs/1?workflowType=machine_learning"
+    text = f"<!channel> & @everyone: finished\nstep 50\n{link}"
+    slack = alerts.message("https://hooks.slack.com/services/T0/B0/x", text)
+    assert slack == {"text": f"&lt;!channel&gt; &amp; @everyone: finished\nstep 50\n{link}"}
+    discord = alerts.message("https://discord.com/api/webhooks/1/x", "y" * 9000 + f"\n{link}")
+    assert discord is not None and discord["allowed_mentions"] == {"parse": []}
+    assert len(discord["content"]) == 2000 and discord["content"].endswith(f"y…\n{link}")
+    teams: Any = alerts.message("https://me.webhook.office.com/webhookb2/x", text)
+    lines = [one["text"] for one in teams["attachments"][0]["content"]["body"]]
+    assert lines == [*text.split("\n")[:2], f"[{link}]({link})"]
 
 
 @pytest.mark.parametrize(

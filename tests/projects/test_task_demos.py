@@ -195,7 +195,7 @@ def test_translation(run_demo: RunDemo, at_store: Callable[..., None]) -> None:
     numbers = np.random.default_rng(1).permutation(np.arange(1, 10_000))
     source = translation.Words([translation.in_english(number) for number in numbers])
     target = translation.Words([translation.in_german(number) for number in numbers])
-    model = mlflow.tensorflow.load_model(f"models:/{demo.parent.data.tags['tfmon.last_model']}")
+    model = mlflow.tensorflow.load_model(f"models:/{demo.parent.data.tags['mlflow.tfmon.last_model']}")
     shown = []
     for number in numbers[-300:][:5]:  # word by word, and one after the other
         sentence, said = source.encode([translation.in_english(number)]), [translation.START]
@@ -338,7 +338,7 @@ def test_resume(run_demo: RunDemo, at_store: Callable[..., None]) -> None:
     np.testing.assert_array_equal(recorded[0].steps.loss, recorded[1].steps.loss)
     at_store(demo.client)
     x, y = unseen_digits()
-    found = mlflow.pyfunc.load_model(f"models:/{resumed.data.tags['tfmon.model']}").predict(x)
+    found = mlflow.pyfunc.load_model(f"models:/{resumed.data.tags['mlflow.tfmon.model']}").predict(x)
     assert np.mean(found.argmax(axis=1) == y) == pytest.approx(
         demo.history(whole, "val_accuracy")[-1], abs=1e-6
     )

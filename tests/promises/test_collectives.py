@@ -90,7 +90,7 @@ def test_nothing_is_reduced_or_sent_for_us(monkeypatch: pytest.MonkeyPatch) -> N
     for one, expected in zip(after.get_weights(), before.get_weights(), strict=True):
         np.testing.assert_array_equal(one, expected)
     run = mlflow.last_active_run()
-    assert run is not None and {"tfmon.best_model", "tfmon.model"} <= set(run.data.tags)
+    assert run is not None and {"tfmon.best_model", "mlflow.tfmon.model"} <= set(run.data.tags)
 
 
 @pytest.mark.thorough
@@ -98,7 +98,11 @@ def test_nothing_is_reduced_or_sent_for_us(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_chief_saves_without_the_other_workers(store: str, home: Path, tmp_path: Path) -> None:
     processes = told(tmp_path, "workers", store, "2", ("fit",))
     same_losses(processes)
-    assert set(processes[0]["fit"]["kept"]) == {"tfmon.best_model", "tfmon.last_model", "tfmon.model"}
+    assert set(processes[0]["fit"]["kept"]) == {
+        "tfmon.best_model",
+        "mlflow.tfmon.last_model",
+        "mlflow.tfmon.model",
+    }
 
 
 @pytest.mark.thorough
@@ -121,9 +125,9 @@ def test_matrix(
     same_losses(processes)
     for name, found in processes[0].items():
         models = found["kept"]
-        assert {"tfmon.best_model", "tfmon.last_model"} <= set(models), name
-        assert name in LOOPS or "tfmon.model" in models
-        for kept in (models["tfmon.last_model"], models.get("tfmon.model", [])):
+        assert {"tfmon.best_model", "mlflow.tfmon.last_model"} <= set(models), name
+        assert name in LOOPS or "mlflow.tfmon.model" in models
+        for kept in (models["mlflow.tfmon.last_model"], models.get("mlflow.tfmon.model", [])):
             for one, expected in zip(kept, found["weights"], strict=bool(kept)):
                 # Keras 2 has the averages of batch normalization by replica: a worker has its own.
                 if kind == "mirrored" or keras == "3" or np.shape(one) != (8,):

@@ -17,6 +17,7 @@ import pytest
 
 import mlflow_tfmon
 from mlflow_tfmon.delivery.sync import find_waiting
+from mlflow_tfmon.tags import pointer
 from mlflow_tfmon.watching import pipeline
 from tests import trainings
 from tests.servers import Between, Server
@@ -235,7 +236,7 @@ def test_the_models_of_a_fit_arrive_once(
     assert (run.info.status, run.data.tags["tfmon.delivery"]) == ("FINISHED", "complete")
     models = [one for one in client.search_logged_models(["0"]) if one.source_run_id == told["run"]]
     assert {one.status.value for one in models} == {"READY"}
-    kept = {run.data.tags[f"tfmon.{kind}"] for kind in ("best_model", "last_model", "resume_model", "model")}
+    kept = {run.data.tags[pointer(kind)] for kind in ("best_model", "last_model", "resume_model", "model")}
     assert sorted(one.model_id for one in models) == sorted(kept)
 
 

@@ -90,4 +90,4 @@ def test_every_step_is_in_one_run(case: str, event: str, store: str, home: Path,
     lost = event in ("another worker is killed", "the chief is killed")
     assert 0 <= again <= 2 * OF_EPOCH if lost else again == 0  # since a checkpoint, not since the start
     (found,) = mlflow.search_runs(output_format="list")
-    assert case == "loop" or {"tfmon.best_model", "tfmon.model"} <= found.data.tags.keys()
+    assert case == "loop" or {"tfmon.best_model", "mlflow.tfmon.model"} <= found.data.tags.keys()

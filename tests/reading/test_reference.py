@@ -64,15 +64,30 @@ def run_ids(client):
     return [first, second, third, fourth]
 
 
+def test_a_name_may_be_cut_off_where_it_is_clear_which_run_is_meant():
+    among = [
+        *AMONG,
+        Named("c1", "train 2026-12-01 09:00:00", 4.0),
+        Named("c2", "on trains", 5.0),
+        Named("c3", None, 6.0),
+    ]
+    assert choose("train", among, "here").run_id == "c1" and choose("tw", among[2:], "here").run_id == "two"
+    with pytest.raises(ClickException, match=r"'train' matches several runs"):
+        choose("train", [*among, Named("c4", "train 2026-12-02 09:00:00", 7.0)], "here")
+
+
 def test_runs_of_a_store(run_ids, store):
     first, second, third, _ = run_ids
+    assert find_run("it's me") == find_run("it's") == find_run("it") == first and find_run("seco") == second
+    with pytest.raises(ClickException, match=r"'tw' matches several runs"):
+        find_run("tw")
     assert find_run("latest", store) == second
     assert find_run(third, store) == third
     assert find_run("second", store) == second
     assert find_run(first[3:20]) == first
     with pytest.raises(ClickException, match=r"'twice' matches several runs"):
         find_run("twice")
-    for nobody in ("no'body", "0" * 32, ""):
+    for nobody in ("no'body", "no\"body's", "0" * 32, "", "'", "%"):
         with pytest.raises(ClickException, match=r"there is no run|matches several runs"):
             find_run(nobody)
 
@@ -136,7 +151,7 @@ def test_the_list_of_runs_as_json(run_ids, client, capsys):
 def test_the_list_of_runs_that_have_come_to_a_step(run_ids, client, capsys):
     for run_id, steps in zip(run_ids, (120, 4000), strict=False):
         streams = tuple(PastStream(at, "", "", "", steps // (at + 1), "") for at in range(2))
-        client.set_tag(run_id, REACHED_TAG, json.dumps(Past(streams).as_dict()))
+        client.set_tag(run_id, REACHED_TAG, json.dumps(Past(streams, {"": 12}).as_dict()))
 
     def listed(since):
         assert cli.main(["runs", "--json", "--since", since]) == 0
@@ -145,6 +160,8 @@ def test_the_list_of_runs_that_have_come_to_a_step(run_ids, client, capsys):
     first, second, *_ = run_ids
     assert listed("0") == listed("120") == {second: 4000, first: 120}
     assert listed("121") == {second: 4000} and listed("4001") == {}
+    assert cli.main(["runs"]) == 0
+    assert "val_loss 0.1235 (epoch 8 of 12)" in capsys.readouterr().out
     assert cli.main(["runs", "--since", "4001", "--limit", "1"]) == 0
     assert capsys.readouterr().out == "No monitored run has come to step 4,001.\n"
     assert cli.main(["runs", "--since", "100", "--limit", "1"]) == 0

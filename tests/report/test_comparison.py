@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_tfmon import cli
 from mlflow_tfmon.reading.recorded import load_run
-from mlflow_tfmon.report.comparison import compare, parting
+from mlflow_tfmon.report.comparison import _differing, _params, compare, parting
 from mlflow_tfmon.stream.records import Facts, Record, Steps
 from tests.report import recordings
 from tests.report.test_report import data_of
@@ -126,3 +126,15 @@ def test_one_run_is_no_comparison(original: str) -> None:
     with pytest.raises(ValueError, match="two different"):
         compare([original, original])
     assert cli.main(["compare", original]) == 2
+
+
+def test_the_number_behind_an_optimizers_name_is_no_difference(original: str, store: str, home: Path) -> None:
+    client = mlflow.MlflowClient(store)
+    numbered = client.create_run("0", run_name="numbered").info.run_id
+    client.log_param(numbered, "opt_name", "adam_1")
+    known = client.get_run(original), client.get_run(numbered)
+    assert _differing([_params(run) for run in known]) == []
+    client.log_param(numbered, "opt_rate", "0.1")
+    assert _differing([_params(run) for run in (known[0], client.get_run(numbered))]) == [
+        ["opt_rate", "-", "0.1"]
+    ]

@@ -209,8 +209,8 @@ def test_seams_and_resumed_steps_are_marked(store: str, home: Path) -> None:
 
 
 def test_it_tells_how_to_load_the_best_model_and_the_last(store: str, home: Path) -> None:
-    tags = {"tfmon.best_model": "m-best", "tfmon.last_model": "m-last"}
-    tags |= {"tfmon.other.best_model": "m-other", "tfmon.other.last_model": "m-other"}
+    tags = {"tfmon.best_model": "m-best", "mlflow.tfmon.last_model": "m-last"}
+    tags |= {"tfmon.other.best_model": "m-other", "mlflow.tfmon.other.last_model": "m-other"}
     told = Facts(tags=tags, metrics=(("best/val_loss", 0.25, 3), ("best/epoch", 3.0, 3)), time=1.0)
     page = html.unescape(making.make(recordings.delivered(store, home, *recordings.training(300), told)))
     found = re.findall(
@@ -278,6 +278,12 @@ def test_a_log_scale_is_for_what_needs_it() -> None:
     )
     spike = Curve.of("spike", steps, np.where(steps == 100, 500.0, 1.0))
     assert not needs_log([flat]) and needs_log([steep]) and needs_log([spike])
+    pauses = Curve.of("pauses", steps, np.where(steps % 40 < 2, 1e-3, 1.0))
+    assert not needs_log([spike], outliers=True) and not needs_log([pauses], outliers=True)
+    far = Curve.of("far below", steps, np.full(200, 1e-3))
+    assert needs_log([flat, far], outliers=True) and needs_log(
+        [Curve.of("steep", steps, 10.0 ** -(steps / 40))], True
+    )
     begun_badly = Curve.of(
         "begun badly", steps, np.r_[90.0, 50.0, np.full(198, 2.4)]
     )  # a loss at a rate too high

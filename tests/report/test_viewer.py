@@ -17,7 +17,10 @@ import pytest
 from mlflow_tfmon.facts.examples import picture
 from mlflow_tfmon.reading.recorded import load_run
 from mlflow_tfmon.report.comparison import compare
+from mlflow_tfmon.report.page import Page, render
+from mlflow_tfmon.report.panels import Curve, Panel, Section, needs_log
 from mlflow_tfmon.stream.records import Facts, Text
+from mlflow_tfmon.tags import pointer
 from mlflow_tfmon.tracking.links import charts
 from tests.report import recordings
 from tests.servers import Server
@@ -33,6 +36,8 @@ _OPTION = """(key) => {
         type: option.yAxis[0].type, shown: option.legend?.[0]?.selected, colours: option.visualMap?.[0]?.text,
     };
 }"""
+_AXIS = """(key) => echarts.getInstanceByDom(document.querySelector(`figure[data-panel="${key}"] .chart`))
+    .getModel().getComponent("yAxis", 0).axis.scale.getExtent()"""
 _EXTENTS = """() => [...document.querySelectorAll("figure[data-panel]")]
     .map((one) => echarts.getInstanceByDom(one.querySelector(".chart")).getModel().getComponent("xAxis", 0).axis)
     .filter((axis) => axis.type === "value").map((axis) => axis.scale.getExtent())"""
@@ -63,7 +68,9 @@ def test_the_report_in_the_artifact_viewer(browser: Any, server: str, store: str
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{server}/#/experiments/0/runs/{run_id}/artifacts/tfmon/report.html")
+    note = mlflow.MlflowClient(store).get_run(run_id).data.tags["mlflow.note.content"]
+    (link,) = re.findall(r"\[The report\]\((#/.*?)\)", note)
+    page.goto(f"{server}/{link}")
     frame, until = None, time.monotonic() + _SECONDS
     while frame is None:  # a frame without an origin, in which scripts may run
         page.wait_for_timeout(300)
@@ -74,6 +81,7 @@ def test_the_report_in_the_artifact_viewer(browser: Any, server: str, store: str
     page.on("pageerror", lambda error: said.append(str(error)))
     paths = frame.evaluate(_DRAWN)
     assert len(paths) > 15 and min(paths) > 4
+    assert "Evaluation runs" not in page.inner_text("body")  # MLflow's view of GenAI apps
     before = len(asked)
     frame.evaluate("document.querySelector('input[value=epoch]').click()")
     page.wait_for_timeout(500)
@@ -301,12 +309,38 @@ def test_a_name_shows_its_line_alone_and_a_button_says_what_it_does(opened: tupl
 
 
 @pytest.mark.thorough
-def test_an_axis_of_shares_begins_at_0_and_ends_at_1_at_most(opened: tuple[Any, str]) -> None:
-    page, _ = opened
-    for key in ("zeros", "dead"):
-        chart = f"echarts.getInstanceByDom(document.querySelector('figure[data-panel={key}] .chart'))"
-        least, most = page.evaluate(f"{chart}.getModel().getComponent('yAxis', 0).axis.scale.getExtent()")
-        assert least == 0 and 0 < most <= 1
+def test_an_axis_is_that_of_its_values(browser: Any, tmp_path: Path) -> None:
+    steps = np.arange(1, 401)
+    random = np.random.default_rng(0).uniform(0.9, 1, 400)
+    begun, spike = np.where(steps == 1, 1800.0, random), np.where(steps == 200, 1800.0, random)
+    panels = (
+        Panel("small", "A small share", (Curve.of("one", steps, 0.003 * random),), share=True),
+        Panel("large", "A large share", (Curve.of("one", steps, 0.7 * random),), share=True),
+        Panel("above", "No share after all", (Curve.of("one", steps, 1.3 * random),), share=True),
+        Panel("time", "Step time", (Curve.of("one", steps, begun),), outliers=True),
+        Panel("short", "Step time of three steps", (Curve.of("one", steps[:3], begun[:3]),), outliers=True),
+        Panel("even", "Step time without a first step", (Curve.of("one", steps, random),), outliers=True),
+        Panel(
+            "loss", "Loss", (Curve.of("one", steps, spike),), log=needs_log([Curve.of("one", steps, spike)])
+        ),
+    )
+    clock = {"step": [1, 400], "epoch": [0, 1], "minutes": [0, 1]}
+    path = tmp_path / "page.html"
+    path.write_text(
+        render(Page("axes", (), "", None, (), (Section("All", panels),), (clock,), ((),))), "utf-8"
+    )
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(path.as_uri())
+    ends = {key: page.evaluate(_AXIS, key) for key in ("small", "large", "above", "time", "short", "even")}
+    assert ends["small"][0] == 0 and 0.003 <= ends["small"][1] < 0.01
+    assert ends["large"] == [0, 1] and ends["above"][0] == 0 and 1.3 <= ends["above"][1] < 3
+    assert all(1 <= ends[key][1] <= 2 for key in ("time", "short", "even"))
+    types = {key: page.evaluate(_OPTION, key)["type"] for key in ("time", "even", "loss")}
+    assert types == {"time": "value", "even": "value", "loss": "log"}
+    page.click("figure[data-panel=time] button")  # on a log scale nothing sticks out
+    least, most = page.evaluate(_AXIS, "time")
+    assert least <= 1 and most >= 1800 and min(page.evaluate(_DRAWN)) > 4
+    page.close()
 
 
 @pytest.mark.thorough
@@ -396,7 +430,9 @@ def test_the_slider_shows_what_was_predicted_after_each_epoch(
 def test_the_chart_view_opens_with_what_people_look_at_first(
     browser: Any, server: str, store: str, home: Path
 ) -> None:
-    run_id = recordings.delivered(store, home, *recordings.training(400), name="digits")
+    kinds = ("best_model", "last_model", "resume_model", "model")
+    ids = Facts(tags={pointer(kind): f"m-{kind}" for kind in kinds}, time=1.0)
+    run_id = recordings.delivered(store, home, *recordings.training(400), ids, name="digits")
     note = mlflow.MlflowClient(store).get_run(run_id).data.tags["mlflow.note.content"]
     (link,) = re.findall(r"\((#/experiments/0/runs\?.*?)\)", note)
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
@@ -412,6 +448,9 @@ def test_the_chart_view_opens_with_what_people_look_at_first(
     page.goto(f"{server}/#/experiments/0/runs/{run_id}?workflowType=machine_learning")
     links = page.locator("a", has_text="Charts of this experiment's runs")
     links.first.wait_for(timeout=_SECONDS * 1000)
+    seen = page.inner_text("body")
+    assert "m-best_model" in seen and "opt_name" in seen  # and of what programs alone read nothing
+    assert not [one for one in ("m-last_model", "m-resume_model", "m-model", "reached") if one in seen]
     with page.expect_popup(timeout=_SECONDS * 1000) as opened:  # MLflow opens links of a description so
         links.first.click()
     opened.value.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
@@ -430,6 +469,6 @@ def test_the_chart_view_shows_the_curves_of_runs_below_others(
         recordings.delivered(store, home, *recordings.training(400, seed=seed), name=name, parent=parent)
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
     page.goto(charts(server, "0"))
-    page.wait_for_selector("text=loss vs val_loss", timeout=_SECONDS * 1000)
-    assert all(name in page.inner_text("body") for name in ("one (loss)", "other (loss)"))
+    for text in ("loss vs val_loss", "one (loss)", "other (loss)"):
+        page.wait_for_selector(f"text={text}", timeout=_SECONDS * 1000)
     page.close()

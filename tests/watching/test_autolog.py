@@ -64,6 +64,7 @@ def test_a_fit_makes_a_run_and_ends_it() -> None:
         np.testing.assert_allclose([v for _, v in points(run, name)], values, rtol=1e-6)
         assert [step for step, _ in points(run, name)] == [0, 1]
     assert [step for step, _ in points(run, "validation_loss")] == [0, 1]  # MLflow has them all at step 0
+    assert {one.name for one in mlflow.search_logged_models(output_format="list")} >= {"best", "model"}
     best = int(np.argmin(history.history["val_loss"]))
     assert run.data.metrics["best/epoch"] == best
     np.testing.assert_allclose(run.data.metrics["best/val_loss"], min(history.history["val_loss"]), rtol=1e-6)
@@ -77,7 +78,7 @@ def test_the_model_is_logged_with_signature_and_loads(tmp_path: Path) -> None:
     net = compiled()
     fit(net)
     (run,) = all_runs()
-    (model,) = [one for one in mlflow.search_logged_models(output_format="list") if one.name == "model"]
+    (model,) = [one for one in mlflow.search_logged_models(output_format="list") if one.name == "final"]
     assert model.source_run_id == run.info.run_id
     assert model.status == "READY"
     x, _ = trainings.data()

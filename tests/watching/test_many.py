@@ -116,7 +116,7 @@ def test_fits_of_one_step_over_and_over(
     assert len(threads) == 1 and len(list(home.rglob("*.db"))) <= 1
     assert 4 <= sum("recorded " in line for line in caplog.messages) <= 6  # one a minute, on a busy machine
     assert not any("retracing" in line for line in caplog.messages)
-    last = mlflow.get_logged_model(mlflow.get_run(run.info.run_id).data.tags["tfmon.model"])
+    last = mlflow.get_logged_model(mlflow.get_run(run.info.run_id).data.tags["mlflow.tfmon.model"])
     assert [metric.step for metric in last.metrics] == [count - 1]
 
 

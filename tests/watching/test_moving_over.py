@@ -40,7 +40,7 @@ def test_the_last_logged_model_is_that_of_the_fit(delivery_wait: float) -> None:
     with mlflow.start_run() as run:
         net = fit(fit(epochs=1), epochs=1)  # for a while the run's tag has the first fit's
         model = mlflow.last_logged_model()
-        assert model is not None and (model.name, model.source_run_id) == ("model", run.info.run_id)
+        assert model is not None and (model.name, model.source_run_id) == ("final", run.info.run_id)
     loaded = mlflow.tensorflow.load_model(f"models:/{model.model_id}")
     np.testing.assert_array_equal(loaded.get_weights()[0], net.get_weights()[0])
     by_hand = mlflow.initialize_logged_model("by hand")
@@ -89,7 +89,7 @@ def test_load_checkpoint_finds_the_best(weights_only: bool) -> None:
     net = fit(callbacks=[rates, weights])
     run = last_run()
     best = int(run.data.metrics["best/epoch"])
-    assert best == 1 and run.data.tags["tfmon.best_model"] != run.data.tags["tfmon.last_model"]
+    assert best == 1 and run.data.tags["tfmon.best_model"] != run.data.tags["mlflow.tfmon.last_model"]
     given = {"model": compiled()} if weights_only else {}
     loaded = mlflow.tensorflow.load_checkpoint(run_id=run.info.run_id, **given)
     for one, expected in zip(loaded.get_weights(), weights.seen[best], strict=True):

@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_a_bar_while_it_trains_and_a_summary_at_its_end(tmp_path, store):
     assert re.search(r"0:00:\d\d 0:00:\d\d", seen)  # the time that has gone and the time that is left
     (found,) = MlflowClient(store).search_runs(["0"])
     summary = seen[seen.index(f"mlflow_tfmon: run {found.info.run_id}") :]
-    assert "40 steps, 2 epochs" in summary and "loss 0.5 at epoch 2" in summary and "problem" in summary
+    assert "40 steps, 2 epochs" in summary and "loss 0.5 at epoch 2 of 2" in summary and "problem" in summary
     assert f"mlflow ui --backend-store-uri {store}" in summary
     assert f"/#/experiments/0/runs/{found.info.run_id}" in summary
 
@@ -147,6 +148,9 @@ def test_the_summary():
         "  problems  none",
     ]
     many = Summary(None, "", "sqlite:////a/b.db", 1, 0, (), (problem,) * 30, 12, "refused")
+    fewer, done = replace(many, waiting=1), replace(many, waiting=0)
+    assert many.is_news(None) and not fewer.is_news(many) and not done.is_news(many) and many.is_news(done)
+    assert replace(many, steps=2).is_news(many) and replace(many, why="full").is_news(many)
     assert not many.calm and len(many.text().splitlines()) < 24
     assert "warning: overfitting since step 900: It rose. Stop early." in many.text()
     assert "  recorded  1 step\n" in many.text() and "24 more" in many.text()

@@ -13,7 +13,8 @@
   const MOST_LABELS = 60; // of a heat map, each of which has room
   const FEWEST = 100; // points of a curve that is smoothed: one of epochs would only lag behind
   const LINES = ["solid", "dashed", "dotted"];
-  const FAINT = 0.45, FAINTER = 0.15; // opacity
+  const USUAL = 0.98; // of the values of a panel whose outliers stick out of its axis
+  const FAINT = 0.6, FAINTER = 0.15; // opacity
   const LABEL = 6.8; // pixels that a letter of a label is wide, about
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -102,6 +103,15 @@
     });
   }
 
+  /** The values at which a linear axis ends, where ECharts is not to choose them by the largest one. */
+  function ends(panel, series) {
+    const values = series.flatMap((one) => one.data.map((point) => point[1])).sort((a, b) => a - b);
+    const most = values[values.length - 1];
+    if (panel.share) return { min: 0, ...(most > 0.5 && most <= 1 ? { max: 1 } : {}) };
+    const usual = 2 * values[Math.floor(USUAL * (values.length - 1))]; // what is above sticks out of the axis
+    return panel.outliers && usual > 0 && most > usual ? { max: Number(usual.toPrecision(2)) } : {};
+  }
+
   function curves(panel, figure) {
     const look = frame();
     const log = figure.log;
@@ -180,7 +190,7 @@
       },
       yAxis: {
         ...look.axis, type: log ? "log" : "value", scale: true,
-        ...(panel.share && !log ? { min: 0, max: (found) => found.max > 0.5 ? 1 : null } : {}),
+        ...(log ? {} : ends(panel, series)),
         axisLabel: { ...look.axis.axisLabel, formatter: number },
       },
       tooltip: { ...look.tooltip, trigger: "axis", formatter: (points) => told(panel, figure, points[0].value) },
