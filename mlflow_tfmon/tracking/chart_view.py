@@ -22,14 +22,15 @@ _QUALITY = (
     "accuracy", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy", "auc", "mae",
     "mean_absolute_error", "root_mean_squared_error",
 )  # fmt: skip
-# On a linear axis MLflow's page (3.17) draws a constant 0.001 at 0, between -0.5 and 0.5.
-_RATE = ("batch/learning_rate",)
+# Never below zero, and of several orders of magnitude where runs are compared: one that diverges would press the others
+# flat. On a linear axis MLflow's page (3.17) draws a constant 0.001 at 0, between -0.5 and 0.5.
+_LOGARITHMIC = frozenset({"batch/learning_rate", "batch/grad_norm"})
 # By section: the metrics of each chart. One of which no run has the first is hidden.
 _SECTIONS: dict[str, list[tuple[str, ...]]] = {
     "Training": [
         ("loss", "val_loss"),
         *((name, f"val_{name}") for name in _QUALITY),
-        _RATE,
+        ("batch/learning_rate",),
         ("batch/grad_norm",),
         ("batch/loss",),
     ],
@@ -74,7 +75,8 @@ def _chart(uuid: str, section: str, metrics: tuple[str, ...]) -> dict[str, Any]:
     return {
         "uuid": uuid, "type": "LINE", "metricSectionId": section, "deleted": False, "isGenerated": False,
         "runsCountToCompare": 10, "metricKey": metrics[0],
-        "selectedMetricKeys": list(metrics), "lineSmoothness": 0, "scaleType": "log" if metrics == _RATE else "linear",
+        "selectedMetricKeys": list(metrics), "lineSmoothness": 0,
+        "scaleType": "log" if metrics[0] in _LOGARITHMIC else "linear",
         "xAxisScaleType": "linear", "xAxisKey": "step", "selectedXAxisMetricKey": "", "yAxisKey": "metric",
         "yAxisExpressions": [], "range": {}, "ignoreOutliers": False, "useGlobalXaxisKey": True,
         "useGlobalLineSmoothing": True,

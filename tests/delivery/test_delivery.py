@@ -537,7 +537,11 @@ def test_the_chart_view_of_an_experiment_is_made_once(
     # Of three in a row, a laptop beside MLflow's assistant shows three letters of each title.
     assert {section["columns"] for section in state["compareRunSections"]} == {2}
     scales = {chart["metricKey"]: chart["scaleType"] for chart in state["compareRunCharts"]}
-    assert (scales["batch/learning_rate"], scales["loss"]) == ("log", "linear")
+    assert (scales["batch/learning_rate"], scales["batch/grad_norm"], scales["loss"]) == (
+        "log",
+        "log",
+        "linear",
+    )
     assert charts.index(["batch/learning_rate"]) < charts.index(["batch/grad_norm"])
     sections = {section["uuid"] for section in state["compareRunSections"]}
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} <= sections
