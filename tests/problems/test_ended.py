@@ -27,7 +27,7 @@ def _kinds(of: History, **changes: Any) -> list[str]:
 
 @pytest.mark.parametrize("planned", [None, 5000], ids=["length not known", "stopped early"])
 def test_one_that_ended_without_having_learned_is_told_of(planned: int | None) -> None:
-    stuck = history(_CHANCE)
+    stuck = history(_CHANCE, steps=200)
     assert _kinds(stuck, total_steps=planned) == []
     assert _kinds(stuck, total_steps=planned, ended=True) == ["underfitting"]
 
