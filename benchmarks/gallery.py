@@ -235,33 +235,6 @@ def loop_that_broadcasts(mended: bool) -> None:
             step(some, targets)
 
 
-def loop_of_two_views(mended: bool) -> None:
-    """Embeddings of two noisy views of digits that should agree, with or without what keeps others apart."""
-    x, _, _, _ = digits(1)
-    x = x.reshape(len(x), -1)
-    dense = keras.layers.Dense
-    model = keras.Sequential([keras.Input(x.shape[1:]), dense(64, "relu"), dense(16)])
-    optimizer = keras.optimizers.Adam(5e-3)
-
-    @tf.function
-    def step(x: tf.Tensor) -> None:
-        with tf.GradientTape() as tape:
-            one, two = (model(x + 0.15 * tf.random.normal(tf.shape(x)), training=True) for _ in range(2))
-            if mended:
-                one, two = tf.math.l2_normalize(one, 1), tf.math.l2_normalize(two, 1)
-                near = tf.nn.log_softmax(tf.matmul(one, two, transpose_b=True) / 0.2)
-                loss = -tf.reduce_mean(tf.linalg.diag_part(near))
-            else:
-                loss = tf.reduce_mean(tf.reduce_sum((one - two) ** 2, 1))
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
-
-    batches = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=1).batch(64, drop_remainder=True)
-    with mlflow_tfmon.Monitor(model):
-        for some in batches.repeat(30):
-            step(some)
-
-
 def loop_of_optimizers(mended: bool) -> None:
     """A regression by an optimizer that is made anew for each step, or once."""
     x, y, _, _ = friedman(1)
@@ -522,9 +495,6 @@ CASES: dict[str, Case] = {
     "accumulation_not_zeroed": Case(gradients, "gradient norm", train=loop_that_accumulates, scale="log"),
     "validation_mismatch": Case(
         by_epoch("loss", "val_loss"), "loss and validation loss", train=fit_of_sorted_digits
-    ),
-    "output_collapse": Case(
-        column("output_spread"), "spread of the outputs over a batch", scale="log", train=loop_of_two_views
     ),
     "optimizer_renewed": Case(column("loss"), "loss", train=loop_of_optimizers),
     "unshuffled_data": Case(column("loss"), "loss", train=fit_of_digits_in_order),

@@ -29,7 +29,6 @@ from mlflow_tfmon.detectors import (
     one_class_predicted,
     optimizer_renewed,
     oscillating_loss,
-    output_collapse,
     output_not_learning,
     overfitting,
     plateau,
@@ -62,7 +61,7 @@ CAUSES: tuple[Detect, ...] = (
     unshuffled_data.detect, optimizer_renewed.detect, loss_scale_collapse.detect, loss_unbounded.detect,
     exploding_gradient.detect, vanishing_gradient.detect, dead_relu.detect, saturated_activation.detect,
     learning_rate_too_high.detect, learning_rate_too_low.detect, stagnant_weights.detect,
-    oscillating_loss.detect, output_not_learning.detect, output_collapse.detect, generator_collapse.detect,
+    oscillating_loss.detect, output_not_learning.detect, generator_collapse.detect,
     validation_mismatch.detect, normalization_mismatch.detect, overfitting.detect, input_bound.detect,
     retracing.detect, memory_growth.detect, desync.detect, straggler.detect, worker_stopped.detect,
 )  # fmt: skip

@@ -35,7 +35,6 @@ _BRINGS_ABOUT: dict[str, frozenset[str]] = {
     "vanishing_gradient": _OF_LOSS | {"stagnant_weights"},
     "learning_rate_too_low": _OF_LOSS | {"stagnant_weights"},
     "stagnant_weights": _OF_LOSS | {"output_not_learning"},
-    "output_collapse": _OF_GRADIENTS,
     "one_class_predicted": _OF_LOSS,
     "input_bound": frozenset({"straggler"}),
 }

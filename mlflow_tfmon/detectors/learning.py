@@ -25,7 +25,7 @@ _RISEN = 1.1
 _ABOVE, _FALLEN = 1.5, 3.0  # times the other
 FEWEST_STEPS = 30
 _BEHIND = 0.1  # of the accuracy, or of a constant prediction's loss
-_UNKNOWN_STEPS = 1200  # least length assumed of a training whose length is unknown
+_UNKNOWN_STEPS = 2000  # least length assumed of a training whose length is unknown
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from mlflow_tfmon.detectors.updates import USUAL, higher, rate, suited_rate, upd
 from mlflow_tfmon.detectors.vanishing_gradient import instead_of_sigmoid
 
 _DEEP = 3  # layers
-_LEAST_STEPS = 2000  # that a loop is taken to make whose length is not known: a slow one is a long one
 _FEWEST_ROWS = 16  # of the curve, before the rate fell
 
 
@@ -50,12 +49,9 @@ def detect(
         return
     usual, most = update_ratio(history)
     norms = history.steps.column("grad_norm")
-    share = state.share
-    if not history.total_steps and not history.ended:
-        share = min(share, (history.step - history.start) / _LEAST_STEPS)
-    if not state.little(0.25) or share < 0.25 or not len(norms) or not np.isfinite(usual):
+    if not state.little(0.25) or not len(norms) or not np.isfinite(usual):
         return
-    path = way(history, share)
+    path = way(history, state.share)
     begun = float(np.median(norms.mean[: max(1, len(norms) // 20), 0]))
     now = float(np.median(norms.mean[-max(1, len(norms) // 10) :, 0]))
     if 0 < path < max_path and most < max_path and now >= min_gradient_left * begun > 0:

@@ -22,9 +22,9 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
     """Finds accuracies that equal the share of one class at each of the last epochs, while little is learned.
 
     A model whose predictions vary at all changes its accuracy from epoch to epoch. Needs the epochs' accuracy and the
-    labels (arrays in memory), of the validation data if there are any; in a loop, a sample of the labels that it takes.
-    Applied once a third of the training is over, and only if no cause was found. Models that rank rare examples well
-    and never name their class are found as well: for them a lower threshold than 0.5 is enough.
+    labels (arrays in memory), of the validation data if there are any. Applied once a third of the training is over,
+    and only if no cause was found. Models that rank rare examples well and never name their class are found as well:
+    for them a lower threshold than 0.5 is enough.
 
     Args:
         history: the training up to some step.
@@ -34,21 +34,16 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
     known, state = history.premises, learning(history)
     if known is None or not state.little(0.33):
         return
-    # Of a loop's validation data no labels are known: they are taken to be as those that it is trained with.
-    alike = known.val_targets is None and known.more
-    held_out = known.targets if alike else known.val_targets
-    for prefix, name, labels in (("val_", "validation ", held_out), ("", "", known.targets)):
+    for prefix, name, labels in (("val_", "validation ", known.val_targets), ("", "", known.targets)):
         curve = accuracy(history, prefix)
         if not len(curve) or labels is None:
             continue
         late = curve.rows(slice(-max(min_epochs, len(curve) // 4), None))
         value = float(late.mean[-1, 0])
-        sampled = alike and bool(prefix)
-        varies = late.most.max() - late.least.min() > _SAME
-        named = _class_of(labels, value, max_distance, sampled=sampled)
-        if sampled and not varies and named is None:  # of other classes, then
-            continue
-        if len(late) < min_epochs or varies or not value < _ALL or named is None:
+        if len(late) < min_epochs or late.most.max() - late.least.min() > _SAME or not value < _ALL:
+            return
+        named = _class_of(labels, value, max_distance)
+        if named is None:
             return
         rare = class_weights(history)
         yield Problem(
@@ -60,12 +55,12 @@ def detect(history: History, *, min_epochs: int = 3, max_distance: float = 0.02)
         return
 
 
-def _class_of(labels: Sample, value: float, max_distance: float, *, sampled: bool = False) -> str | None:
+def _class_of(labels: Sample, value: float, max_distance: float) -> str | None:
     """The class whose share is an accuracy, in words ("" if several have it); None if there is none."""
     counts = np.array(labels.class_counts, float)
     if len(counts) < 2 or counts.sum() < _FEWEST or (labels.columns > 1 and not labels.one_hot):
         return None
-    near = max_distance if sampled or counts.sum() >= _WHOLE else _SAME
+    near = _SAME if counts.sum() < _WHOLE else max_distance
     found = np.flatnonzero(np.abs(counts / counts.sum() - value) <= near)
     if not len(found):
         return None

@@ -15,7 +15,8 @@ def detect(history: History, *, min_optimizers: int = 10, max_steps_each: float 
     """Finds variables trained by ten optimizers or more, each of which made two steps at most, until 70% is learned.
 
     An optimizer that begins anew has no averages of gradients: each first step of Adam changes each weight by the
-    learning rate, whatever the gradient. Not of SGD, which is as good without memory.
+    learning rate, whatever the gradient. Not of SGD, which is as good without memory, nor of loops in which other
+    optimizers take turns with these: an inner loop of meta-learning makes one for each task.
 
     Args:
         history: the training up to some step.
@@ -23,16 +24,18 @@ def detect(history: History, *, min_optimizers: int = 10, max_steps_each: float 
         max_steps_each: largest number of steps that an optimizer made, in the mean.
     """
     known, steps = history.premises, history.step - history.start
-    if known is None or known.optimizers < min_optimizers or known.optimizer == _WITHOUT_MEMORY:
+    if known is None or known.optimizers < min_optimizers or known.optimizer in ("", _WITHOUT_MEMORY):
         return
-    state = learning(
-        history
-    )  # what the loss of the first steps stands for may be far above a constant prediction's
-    if steps > max_steps_each * known.optimizers or (state.known and state.learned >= MUCH):
+    state = learning(history)
+    if (
+        not history.alone
+        or steps > max_steps_each * known.optimizers
+        or (state.known and state.learned >= MUCH)
+    ):
         return
     yield Problem(
-        "optimizer_renewed", "critical", 1, (),
+        "optimizer_renewed", "warning", 1, (),
         f"{known.optimizers} optimizers ({known.optimizer}) have made {steps} steps of the same weights: each begins "
         "without what those before it knew of the gradients.",
-        "Make the optimizer once, before the loop.", history.step, 0.9,
+        "Make the optimizer once, before the loop, unless the weights are set back for each.", history.step, 0.9,
     )  # fmt: skip

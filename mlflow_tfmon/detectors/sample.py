@@ -152,7 +152,8 @@ def mixed(batches: Sequence[np.ndarray]) -> float:
             parts.append([])
         parts[-1].append(one)
     if len(parts) > 1 and sum(map(len, parts[-1])) < _FEW_LABELS:
-        parts[-2] += parts.pop()
+        last = parts.pop()
+        parts[-1] += last
     whole = [np.concatenate(part) for part in parts if part]
     if not whole:
         return float("nan")

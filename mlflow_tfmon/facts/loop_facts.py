@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ _PILED = 5  # steps whose gradient was that of the step before and more, until i
 _DRIFT = 1.4  # ratio of standard deviations from which on targets are others, as a model's own become
 _SHIFT = 0.5  # of a standard deviation, by which their mean has moved then
 _REPEATED = 20  # batches in a row that were the same, until that is taken for a habit
-_MARKED = 8  # examples of a batch, by which it is known again
+_MARKED = 2**16  # numbers of a batch, at most, that is to be known again
 _COMPARED = 256  # numbers from which on two samples of targets are compared
 
 
@@ -268,12 +269,17 @@ def _arrays(tensors: Sequence[Any], room: int) -> list[np.ndarray]:
 
 
 def _mark_of(element: Any) -> bytes:
-    """The first examples of a batch, as bytes by which it is known again; none if it has no tensors of examples."""
-    leaves = [
-        one for one in tf.nest.flatten(element)
-        if isinstance(one, tf.Tensor) and one.shape.rank and one.dtype not in (tf.string, tf.variant, tf.resource)
-    ]  # fmt: skip
-    return b"".join(repr(tuple(one.shape)).encode() + one[:_MARKED].numpy().tobytes() for one in leaves[:4])
+    """By which a batch is known again; none if a part of it is neither numbers nor texts, or it is large."""
+    leaves = tf.nest.flatten(element)
+    told = all(isinstance(one, tf.Tensor) and one.dtype not in (tf.variant, tf.resource) for one in leaves)
+    if not told or sum(int(tf.size(one)) for one in leaves) > _MARKED:
+        return b""
+    mark = hashlib.blake2b()
+    for one in leaves:
+        values = one.numpy()
+        texts = one.dtype == tf.string
+        mark.update(repr((one.shape, np.ravel(values).tolist())).encode() if texts else values.tobytes())
+    return mark.digest()
 
 
 def _sample(arrays: Sequence[np.ndarray], targets: bool) -> Sample | None:

@@ -17,7 +17,6 @@ from mlflow_tfmon.facts import pipelines
 from mlflow_tfmon.facts.arguments import FitArguments
 from mlflow_tfmon.facts.layers import is_graph, layers_of, norm_momentum, normalizes
 from mlflow_tfmon.probes.alone import alone
-from mlflow_tfmon.probes.by_hand import ByHand
 from mlflow_tfmon.probes.goal import KERAS, goal_of
 from mlflow_tfmon.stream import coding, records
 
@@ -90,7 +89,7 @@ def class_of(optimizer: Any) -> str:
     names = [one.__name__ for one in type(optimizer).__mro__ if one.__module__.split(".")[0] in KERAS]
     if not names or names[0].endswith("Optimizer"):
         names = [type(optimizer).__name__]
-    return "" if optimizer is None or isinstance(optimizer, ByHand) else names[0]
+    return "" if optimizer is None else names[0]
 
 
 def number_of(value: Any) -> float:

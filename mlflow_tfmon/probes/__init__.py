@@ -34,7 +34,7 @@ def install(user: object, on_ring: Callable[[Ring, Any], None]) -> None:
     from mlflow_tfmon.probes.hooks import keras2, keras3, tensorflow
 
     hooks.put_in(keras3.hooks(on_ring))
-    hooks.put_in(tensorflow.hooks(on_ring))
+    hooks.put_in(tensorflow.HOOKS)
 
     def into_keras_2(_: Any) -> None:
         if _users:

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from mlflow_tfmon.errors import contained
 from mlflow_tfmon.internals import internal
-from mlflow_tfmon.probes import graph
 from mlflow_tfmon.probes.origin import Call, values
 
 Calls = frozenset[int]
@@ -86,13 +85,6 @@ class Lineage(threading.local):
         since = max((self._stepped.get(key, 0) for key in keys), default=0)
         recent = {number for number in found if number > since} or found
         return [self._calls[number].call for number in sorted(recent) if number in self._calls] or None
-
-    def changed(self, call: Call) -> bool:
-        """Whether at least half of the variables that a call gave gradients of hold what was made of them."""
-        of = frozenset(number for number, kept in self._calls.items() if kept.call is call)
-        handles = [getattr(graph.raw(variable), "handle", None) for variable in call.variables]
-        changed = [handle for handle in handles if handle is not None and self._sources(handle) & of]
-        return 2 * len(changed) >= len(handles) > 0
 
     def stepped(self, keys: Iterable[str], waiting: Sequence[Call]) -> None:
         """An optimizer has been given gradients of some variables; what it does is not followed.

@@ -49,9 +49,8 @@ _SQUARES = frozenset({"Square", "Mul", "Pow"})
 _NAMES_CLASS = frozenset({"ArgMax", "TopKV2", "InTopKV2"})
 _MOST_OPS = 2000  # of a step are looked at
 _MOST_CORES = 4  # distances from targets that are measured
-# Of outputs that no targets are compared with; of a loss the distance from targets alone.
-SPREAD, SIZE, DATA = "output_spread", "output_size", "data_loss"
-_FEW = 128  # examples, and units, of which outputs are measured
+# Of what a generator makes; of a loss the distance from targets alone.
+SPREAD, DATA = "output_spread", "data_loss"
 _SQUARED, _ABSOLUTE = "mean_squared_error", "mean_absolute_error"
 _SPARSE, _ONE_HOT = "sparse_categorical_crossentropy", "categorical_crossentropy"
 _BINARY = "binary_crossentropy"
@@ -200,8 +199,7 @@ def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> dict[str, l
 
     Returns:
         What is to be measured at each step, by name: how far apart the examples are that the variables make for
-        another network to judge, or the outputs of the last kernel where there are no targets, and how large these are;
-        what the loss has terms of, where it has other terms as well.
+        another network to judge; the distances from targets that the loss has terms of, where it has other terms too.
     """
     function = graph.tracing()
     call = _taken(losses)
@@ -226,37 +224,7 @@ def note(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> dict[str, l
     for variable in given:
         gone = functools.partial(_known.pop, id(variable))  # called with the reference, the default
         _known[id(variable)] = weakref.ref(variable, gone), one, loss
-    if made is not None:
-        return {**parts, SPREAD: [spread(made)]}
-    if (
-        function is not None
-        and not any(isinstance(core, _Core) for _, core in terms)
-        and replicas.count() == 1
-    ):
-        output = _last_output(losses, asked)
-        if output is not None:
-            few = tf.cast(output[:_FEW, :_FEW], tf.float32)
-            return {**parts, SPREAD: [spread(few)], SIZE: [tf.sqrt(tf.reduce_mean(few**2))]}
-    return parts
-
-
-def _last_output(losses: Sequence[Any], asked: Sequence[tuple[Any, Any]]) -> Any:
-    """What comes out of the last kernel that is trained, for a batch, before any activation; None if it is not seen."""
-    trained = [graph.raw(v) for v, g in asked if g is not None and len(v.shape) == 2]
-    pending, seen = [outward(one) for one in losses], set[int]()
-    while trained and pending and len(seen) < _MOST_OPS:
-        at = pending.pop()
-        op = op_of(at)
-        if op is None or id(op) in seen:
-            continue
-        seen.add(id(op))
-        if op.type == "MatMul" and any(_is_read(one, trained[-1]) for one in op.inputs):
-            if at.shape.rank != 2 or not at.dtype.is_floating:
-                return None
-            biased = [one.outputs[0] for one in at.consumers() if one.type in ("BiasAdd", "AddV2", "Add")]
-            return next((one for one in biased if one.shape.rank == 2), at)
-        pending += [outward(one) for one in op.inputs if one.dtype not in (tf.resource, tf.variant)]
-    return None
+    return parts if made is None else {**parts, SPREAD: [spread(made)]}
 
 
 def _measured(

@@ -28,13 +28,9 @@ _slots: dict[frozenset[str], dict[tuple[int, tuple[str, ...]], Slot]] = {}  # th
 _UNSCALED, _PARTS = "_mlflow_tfmon_unscaled", "_mlflow_tfmon_parts"
 _seen: dict[str, str] = {}  # names of the variables for which tapes gave gradients of a loss, by their keys
 _applied: set[str] = set()  # keys of those whose gradients an optimizer was given
-_by_hand: set[str] = set()  # of those that a watched function changes by them, without an optimizer
 _passed: set[str] = set()  # of those whose gradients go from eager code into a function that applies them
 _sites: dict[Any, int] = {}
 _numbers = itertools.count(1)
-# Whether a function (None for eager code) makes a step of what a tape gave, without an optimizer.
-Takes = Callable[[Any, origin.Call], bool]
-_HABIT = 30  # changes by hand in eager code, from which on they are steps
 _FRAMES = 6  # of the stack that tell one place of a program from another
 
 
@@ -59,22 +55,20 @@ class _Eager(threading.local):
         given: the tensors that are still alive, by their ids: what gave them, and the key of the variable.
         waiting: the last calls, of which it is not known yet whose step they are; no two of the same variables.
         written: keys of variables of which something was written down since a step was known without.
-        changed: by the keys of variables, how often the code itself has changed them by what a tape gave.
     """
 
     def __init__(self) -> None:
         self.given: dict[int, tuple[weakref.ref[Any], origin.Call, str]] = {}
         self.waiting: list[origin.Call] = []
         self.written: set[str] = set()
-        self.changed: dict[frozenset[str], int] = {}
 
 
 _eager = _Eager()
 _lineage = Lineage()
 
 
-def watch_gradient(original: Callable[..., Any], takes: Takes = lambda *_: False) -> Callable[..., Any]:
-    """Wraps `tf.GradientTape.gradient`; `takes` as in `watch_end`, of eager code."""
+def watch_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `tf.GradientTape.gradient`."""
 
     def gradient(
         self: Any, target: Any, sources: Any, output_gradients: Any = None, *args: Any, **how: Any
@@ -89,7 +83,7 @@ def watch_gradient(original: Callable[..., Any], takes: Takes = lambda *_: False
             )
             nested = not self._recording and looks_on()
             # With output_gradients the target may be anything, such as the activations between two parts of a model.
-            _note(self, target if output_gradients is None else None, sources, result, nested, takes)
+            _note(self, target if output_gradients is None else None, sources, result, nested)
         return result
 
     return gradient
@@ -125,7 +119,7 @@ def name_parts(loss: Any, parts: dict[str, list[Any]]) -> None:
     setattr(loss, _PARTS, parts)
 
 
-def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool, takes: Takes) -> None:
+def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool) -> None:
     if not graph.can_record() or graph.in_pfor():
         return
     # Gradients with respect to anything but variables (a gradient penalty, a saliency map) are no training.
@@ -169,7 +163,7 @@ def _note(tape: Any, target: Any, sources: Any, result: Any, nested: bool, takes
         _of(function).append(call)
     else:
         call.site = _site(tape)
-        _remember(call, takes)
+        _remember(call)
 
 
 def _site(tape: Any) -> int:
@@ -183,20 +177,8 @@ def _site(tape: Any) -> int:
     return _sites.setdefault((asked, *place), len(_sites) + ledger.EAGER)
 
 
-def _remember(call: origin.Call, takes: Takes) -> None:
-    """Keeps what a tape gave in eager code until it is known whose step it is.
-
-    What was given before of the same variables is no optimizer's any more.
-    """
-    for earlier in [one for one in _eager.waiting if one.gradients.keys() == call.gradients.keys()]:
-        keys = frozenset(earlier.gradients)
-        if not earlier.told and _lineage.changed(earlier) and not _applied & keys:
-            # It may be a part of a step that an optimizer makes in the end (SAM, tasks of MAML).
-            _eager.changed[keys] = _eager.changed.get(keys, 0) + 1
-            if _eager.changed[keys] >= _HABIT:
-                _lineage.stepped(keys, _eager.waiting)
-                earlier.told = takes(None, earlier)
-                _lineage.resume()
+def _remember(call: origin.Call) -> None:
+    """Keeps what a tape gave in eager code until it is known whose step it is."""
     for key, gradient in call.gradients.items():
         tensor = origin.values(gradient)
         number = id(tensor)
@@ -233,20 +215,15 @@ def _drop(calls: list[origin.Call]) -> None:
         _eager.waiting.remove(call)
 
 
-def watch_end(original: Callable[..., Any], takes: Takes = lambda *_: False) -> Callable[..., Any]:
-    """Wraps the end of the tracing of a function: what is not known to be a step's is written down.
-
-    Args:
-        original: the method.
-        takes: whether a step is made of what a tape gave, without an optimizer, in a function; then it is watched.
-    """
+def watch_end(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps the end of the tracing of a function: what is not known to be a step's is written down."""
 
     def __exit__(self: Any, kind: Any, *how: Any) -> Any:
         function = graph.tracing()
         if kind is None and function is not None and "calls" in graph.notes(function):
             with contained("the tape probe", "the loss of each step may not be recorded"):
                 if graph.can_record():
-                    _write([one for one in _merged(_of(function)) if not takes(function, one)])
+                    _write(_merged(_of(function)))
         return original(self, kind, *how)
 
     return __exit__
@@ -311,12 +288,7 @@ def _given() -> dict[int, tuple[origin.Call, str]]:
 
 def not_applied() -> list[str]:
     """Names of the variables for which tapes gave gradients of a loss that no watched optimizer was given."""
-    return [name for key, name in _seen.items() if key not in _applied | _by_hand]
-
-
-def changed_by_hand(keys: frozenset[str]) -> None:
-    """Notes that a function changes variables by their gradients, and is watched."""
-    _by_hand.update(keys)
+    return [name for key, name in _seen.items() if key not in _applied]
 
 
 def applied(variables: Sequence[Any] | None = None) -> bool:

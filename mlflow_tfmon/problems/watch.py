@@ -15,7 +15,7 @@ from mlflow_tfmon.problems.plugins import others
 from mlflow_tfmon.problems.replay import Replay
 from mlflow_tfmon.stream import records
 
-_PAUSE_S = 0.25  # s between two judgements, at least
+_PAUSE_S = 1.0  # s between two judgements, at least
 _FREE_S = 0.2  # s of processor time that judgements may take before `_MAX_SHARE` counts: for short trainings
 _MAX_SHARE = 0.01  # of one core's time, for all judgements
 _MAX_URGENT_SHARE = 0.05  # the same at epochs' ends, where a training is to be stopped

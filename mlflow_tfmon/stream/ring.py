@@ -33,7 +33,7 @@ HOST = ("input_start", "input_time", "examples", "time", "ready")
 DEVICE = ("loss", "losses", "learning_rate")
 APPLIED = "applied"
 # Of these, NaN tells that the trace does not measure them, nor what is made of them.
-TELLING = ("time", "input_start", "losses", "learning_rate")
+TELLING = ("time", "input_start", "losses")
 _ROW_BYTES = 16 * 2**20  # a ring takes at most about this much memory of the device,
 _MOST_ROWS, _FEWEST_ROWS = 8192, 64  # and holds this many rows: 8 s of steps of 1 ms
 _FEW_RINGS, _LEAST_ROWS = 8, 2048  # that are so large; of more, each is smaller, down to so many rows

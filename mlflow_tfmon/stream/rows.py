@@ -26,10 +26,9 @@ def steps(reading: Reading) -> np.ndarray:
     return reading.first + reading.lost + np.arange(len(reading.rows))
 
 
-def learning_rate(reading: Reading) -> float | None:
-    """That of a reading's last step; None if it is not known."""
-    last = float(column(reading, "learning_rate")[-1])
-    return None if np.isnan(last) else last
+def learning_rate(reading: Reading) -> float:
+    """That of a reading's last step."""
+    return float(column(reading, "learning_rate")[-1])
 
 
 def columns_of(reading: Reading, part: slice, offset: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

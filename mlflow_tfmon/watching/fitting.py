@@ -166,8 +166,8 @@ class _Fit:
             log = functools.partial(self._log_model, pipeline, self._saved_as())
             what = f"saving the model {self._prefix}"
             if self.monitor.may_spend:
-                pipeline.hasten()
                 pipeline.thrift.forget(what, of=self.arguments.model)
+                pipeline.hasten()
                 with pipeline.thrift.spending(), contained("saving the model", "it is not logged"):
                     log()
             else:

@@ -86,7 +86,7 @@ def _not_applied() -> str:
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
         f"gradients of {some} were computed, but not applied by a Keras optimizer: updates by other means "
-        "(tf.compat.v1.train, SciPy) are not seen; apply them with a Keras optimizer, such as "
+        "(assign_sub, tf.compat.v1.train, SciPy) are not seen; apply them with a Keras optimizer, such as "
         "keras.optimizers.SGD(rate).apply_gradients."
     )
 

@@ -495,7 +495,7 @@ ELSEWHERE = {
     *(f"tracking.credentials.{name}" for name in ("addresses", "same", "_configured", "_plain")),
     "locks.is_held", "stream.bins.due", "stream.continuation.Past.from_text", "tracking.names.run_name",
     "tracking.names._script", "tracking.names.predictions_file", "uris.absolute", "uris.address",
-    "uris.without_secrets_in", "delivery.tally.read_manifest",
+    "uris.without_secrets_in", "delivery.tally.read_manifest", "tracking.findings.best",
     # What the process's loop asks of a `Deliverer`: plain values; what a trainer could not write is told by it, too.
     *(f"delivery.deliverer.Deliverer.{name}" for name in ("claimed", "progressed", "where", "rest")),
     # Of a fault itself, which comes before it; of a store with a user's name, or that is a server.

@@ -97,10 +97,6 @@ def _of_a_loop(**known: Any) -> Any:
     return premises(**{"loss": "", "targets": None, "inputs": None, "layers": (), "graph": False, **known})
 
 
-def _outputs(spread: np.ndarray, mean: float) -> dict[str, np.ndarray]:
-    return {"output_spread": spread, "output_size": np.sqrt(spread**2 + mean**2)}
-
-
 def _narrow_with_softmax() -> Any:
     first, second, last = premises().layers
     narrow = dataclasses.replace(second, units=1)
@@ -147,10 +143,6 @@ BAD = {
         history(np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_with_layer(1, units=1)),
     ],
     "optimizer_renewed": [history(0.6 * CHANCE, known=_of_a_loop(optimizers=STEPS, loss="huber"))],
-    "output_collapse": [
-        history(known=_of_a_loop(), columns=_outputs(0.5 * np.exp(-_T / 40), 0.0)),
-        history(known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.5)),
-    ],
     "underfitting": [
         history(CHANCE),
         # in a loop whose formula nobody knows, after a large first loss
@@ -283,10 +275,6 @@ BAD = {
         history(0.2, known=_RARE_CLASS, accuracy=(0.95, 0.95)),
         history(0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None), accuracy=(0.95, 0.3)),
         history(CHANCE, accuracy=(0.25, 0.25)),
-        # in a loop, whose validation data nobody knows
-        history(
-            0.2, known=dataclasses.replace(_RARE_CLASS, val_targets=None, more=True), accuracy=(0.7, 0.945)
-        ),
     ],
     "accumulation_not_zeroed": [
         history(CHANCE, known=premises(piles=True), done=20),
@@ -355,15 +343,13 @@ def test_what_a_straggler_does_is_told(wait: float, between: float, advice: str)
 
 HEALTHY = {
     "goes well": history(),
-    # outputs under a loss without targets
-    "outputs that stay apart": history(known=_of_a_loop(), columns=_outputs(0.5 - 0.3 * _T / STEPS, 0.5)),
-    "smaller numbers, in proportion": history(
-        known=_of_a_loop(), columns=_outputs(0.5 * np.maximum(0.03, np.exp(-_T / 40)), 0.0)
-    ),
     "an attention of one unit, with all there is to learn": history(
         np.where(_T < 50, CHANCE, 0.6 * CHANCE), known=_narrow_with_softmax()
     ),
     "two optimizers, one after the other": history(known=_of_a_loop(optimizers=2)),
+    "an optimizer for each inner loop, beside that of all": dataclasses.replace(
+        history(0.6 * CHANCE, known=_of_a_loop(optimizers=STEPS, loss="huber")), alone=False
+    ),
     "an optimizer of its own for each step, that learns all the same": history(
         known=premises(optimizers=STEPS)
     ),
@@ -627,6 +613,15 @@ def test_the_constant_prediction_is_scikit_learns() -> None:
     t = random.normal(3, 2, 400)
     expected = mean_squared_error(t, DummyRegressor().fit(x, t).predict(x))
     assert _regression(targets=Sample.of(t)).constant_loss() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sizes", [(32, 8), (32, 32, 8), (4, 4, 4)])
+def test_a_last_batch_of_few_is_taken_together_with_the_one_before(sizes: tuple[int, ...]) -> None:
+    labels = np.arange(sum(sizes)) % 4
+    parts = np.split(labels, np.cumsum(sizes)[:-1])
+    assert mixed(parts) == pytest.approx(1.0, abs=0.05)
+    assert np.isclose(labels, np.concatenate(parts)).all()
+    assert mixed([np.full(size, at) for at, size in enumerate((32, 32, 8))]) < 0.3
 
 
 def test_the_constant_prediction_of_several_outputs_is_scikit_learns() -> None:

@@ -121,7 +121,6 @@ def test_most_advice_can_be_followed() -> None:
         "generator_collapse",
         "loss_unbounded",
         "optimizer_renewed",
-        "output_collapse",
         "overfitting",
     }
     for kind, some in BAD.items():
