@@ -620,8 +620,7 @@ def test_a_last_batch_of_few_is_taken_together_with_the_one_before(sizes: tuple[
     labels = np.arange(sum(sizes)) % 4
     parts = np.split(labels, np.cumsum(sizes)[:-1])
     assert mixed(parts) == pytest.approx(1.0, abs=0.05)
-    assert np.isclose(labels, np.concatenate(parts)).all()
-    assert mixed([np.full(size, at) for at, size in enumerate((32, 32, 8))]) < 0.3
+    assert mixed([np.full(size, at) for at, size in enumerate((32, 32, 8))]) < 0.4
 
 
 def test_the_constant_prediction_of_several_outputs_is_scikit_learns() -> None:
