@@ -116,12 +116,13 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     """A client of a store that is there.
 
     Raises:
-        WrongInputError: there is no such database.
+        WrongInputError: there is no such database, or that is no address of a store.
         click.ClickException: the server does not answer.
     """
     import os
 
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     from mlflow_tfmon.tracking import runs
     from mlflow_tfmon.tracking.patience import be_quick
@@ -134,12 +135,19 @@ def open_client(tracking_uri: str | None) -> MlflowClient:
     remedy = "Check --tracking-uri (or MLFLOW_TRACKING_URI)."
     if path is not None and not os.path.exists(path):  # MLflow would make one
         raise WrongInputError(f"there is no database {path}. {remedy}")
+    if re.fullmatch(r"[\w.-]+:\d+/?", uri):  # MLflow would take it for a folder
+        raise WrongInputError(f"{uri!r} is no address of a store. Did you mean 'http://{uri}'?")
     if not runs.reachable(uri):
         raise click.ClickException(
             f"the server {without_secrets(uri)} does not answer. Is it running? {remedy}"
         )
     _wait_for_what_is_here(uri)
-    return mlflow.MlflowClient(uri)
+    try:
+        return mlflow.MlflowClient(uri)
+    except MlflowException as error:
+        if "unsupported URI" not in str(error):  # (MLflow 3.1 to 3.17)
+            raise
+        raise WrongInputError(f"MLflow knows no store like {without_secrets(uri)!r}. {remedy}") from error
 
 
 def _wait_for_what_is_here(tracking_uri: str) -> None:

@@ -51,6 +51,13 @@ def test_each_wrong_input_ends_with_2_and_one_line(
         ("runs", "--limit", "0"): "0 is not in the range",
         ("runs", "--since", "half"): "'half' is not a valid integer",
         ("runs", "--tracking-uri", "sqlite:///absent.db"): "there is no database",
+        ("runs", "--tracking-uri", "127.0.0.1:5000"): "Did you mean 'http://127.0.0.1:5000'?",
+        (
+            "diagnose",
+            "good",
+            "--tracking-uri",
+            "htp://example.org",
+        ): "MLflow knows no store like 'htp://example.org'",
         ("mcp", "--port", "80"): "No such option",
         ("run", "--sinks", "prometheus:port", "train.py"): '"prometheus:9464"',
         ("run", "--sinks", "opentelemetry:collector", "train.py"): '"opentelemetry:http://HOST:4318"',
