@@ -47,11 +47,11 @@ def detect(
     reasons = []
     if usual >= min_update_ratio or (gone and most >= min_update_ratio):
         reasons.append(
-            f"steps change the weights by {max(usual, most):.2g} of their norm (threshold: {min_update_ratio:g})"
+            f"steps change the weights by {_times(max(usual, most))} their norm (threshold: {min_update_ratio:g})"
         )
     elif most >= min_single_update_ratio:  # and the weights have not moved since
         reasons.append(
-            f"one step changed the weights by {most:.2g} times their norm (threshold: {min_single_update_ratio:g})"
+            f"one step changed the weights by {_times(most)} their norm (threshold: {min_single_update_ratio:g})"
         )
     if gone and rose >= min_rise and (supervised(history) or broken(history)):
         peak = int(curve.most[:, 0].argmax())
@@ -70,3 +70,8 @@ def detect(
         f"The loss {became}, and {', and '.join(reasons)}.",
         f"{lower(history)}.", history.step, 0.9 if len(reasons) > 1 or gone else 0.8,
     )  # fmt: skip
+
+
+def _times(ratio: float) -> str:
+    """A ratio in words, to two digits: "0.25 of", "250 times"."""
+    return f"{ratio:.2g} of" if ratio < 1 else f"{float(f'{ratio:.2g}'):,g} times"
