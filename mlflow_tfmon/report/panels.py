@@ -68,7 +68,8 @@ def needs_log(curves: Sequence[Curve], outliers: bool = False) -> bool:
         return False
     low, middle, high = np.quantile(values, [0.02, 0.5, 0.98])
     if outliers:  # what is below is seen on a linear scale, unless it is half of a curve
-        return bool(high > _WIDE * min(np.median([y for _, y in one.points]) for one in curves if one.points))
+        each = ([y for _, y in one.points] for one in curves if one.points)
+        return bool(high > _WIDE * min(np.quantile(some, 0.5, method="lower") for some in each))
     return bool(high > _WIDE * low or values.max() > _TOWERS * middle)
 
 

@@ -280,6 +280,7 @@ def test_a_log_scale_is_for_what_needs_it() -> None:
     assert not needs_log([flat]) and needs_log([steep]) and needs_log([spike])
     pauses = Curve.of("pauses", steps, np.where(steps % 40 < 2, 1e-3, 1.0))
     assert not needs_log([spike], outliers=True) and not needs_log([pauses], outliers=True)
+    assert needs_log([Curve.of("ended by a NaN", [1, 2], [0.7, 1e16])], outliers=True)
     far = Curve.of("far below", steps, np.full(200, 1e-3))
     assert needs_log([flat, far], outliers=True) and needs_log(
         [Curve.of("steep", steps, 10.0 ** -(steps / 40))], True
